@@ -1,0 +1,46 @@
+# `make demo` and `make test` need Python 3.11 to 3.13 and nothing else: each makes the
+# environment .venv first, with the versions of requirements.txt.
+PYTHON ?= python3
+EXTRAS ?=
+BIN := .venv/bin
+EMPTY :=
+COMMA := ,
+# One stamp for each set of extras, so that asking for more installs more.
+STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(COMMA),-,$(EXTRAS)))
+DEMO := runs/demo
+
+.PHONY: help demo test test-all lint sample clean
+
+help:
+	@echo "make demo      train on the sample, print BLEU and translations, export, ask the export"
+	@echo "make test      the fast tests; EXTRAS=parity adds those against PyTorch"
+	@echo "make test-all  and what is slow: kills, several devices, JAX, the wheel"
+	@echo "make lint      ruff and pyright"
+	@echo "make sample    write data/samples again from its grammar"
+
+$(STAMP): pyproject.toml requirements.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"polyhead needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.txt -e ".[test$(if $(EXTRAS),$(COMMA)$(EXTRAS))]"
+	@touch $@
+
+demo: $(STAMP)
+	@POLYHEAD="$(BIN)/polyhead" PYTHON="$(BIN)/python" bash recipes/demo.sh $(DEMO)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest
+	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/layers tests/zoo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+sample: $(STAMP)
+	$(BIN)/python -m polyhead.data.grammar data/samples/translation
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,14 @@
+"""Data as `tf.data`, and tokenizers that run in the graph."""
+
+from .batches import translation_batches
+from .parallel import ParallelText, read_parallel, read_split, read_tsv
+from .subwords import Subwords
+
+__all__ = [
+    "ParallelText",
+    "Subwords",
+    "read_parallel",
+    "read_split",
+    "read_tsv",
+    "translation_batches",
+]

@@ -1,0 +1,130 @@
+"""Batches of sentence pairs: a budget of tokens each, a few static shapes."""
+
+import warnings
+
+import numpy as np
+import tensorflow as tf
+
+
+def translation_batches(
+    pairs,
+    tokenizer,
+    tokens=8192,
+    max_length=128,
+    buckets=4,
+    shuffle=True,
+    seed=0,
+    start=None,
+):
+    """Batches of ``({"source", "target"}, labels, sample_weight)`` for `Transformer.fit`.
+
+    ``source`` and ``target`` (B, L) are tokens, ``labels`` (B, L) what follows each target token
+    and ``sample_weight`` (B, L) is 0 on padding, else 1. Pairs of like length share a batch:
+    there are ``buckets`` lengths L, those that make the least padding, and for each of them one
+    B, the multiple of 8 with B * L <= ``tokens`` (8 at least). So there are as many shapes to
+    compile as buckets. Rows left over join the next longer bucket, and the last batch is filled
+    up with rows of padding.
+
+    Args:
+        pairs: a `ParallelText`.
+        tokenizer: `Subwords`.
+        tokens: padded tokens of a batch, on either side.
+        max_length: pairs with more pieces, end included, on either side are left out, and so
+            are those with an empty side; a warning counts them.
+        shuffle: a new order and new batches each epoch, the same for the same ``seed``.
+        start: with a number of updates, the dataset has no end and begins there, as an
+            interrupted run would have gone on. Without, it is one epoch, of known length, in a
+            new order each time it is iterated.
+
+    Raises:
+        ValueError: no pair is left, or an argument is out of its range.
+    """
+    if tokens < 1 or buckets < 1 or max_length < 2:
+        raise ValueError(
+            "tokens and buckets must be positive and max_length at least 2: "
+            f"{tokens}, {buckets}, {max_length}"
+        )
+    source, target = tokenizer.ragged(pairs.sources), tokenizer.ragged(pairs.targets)
+    lengths = np.stack([source.row_lengths().numpy(), target.row_lengths().numpy()])
+    keep = np.flatnonzero((lengths.min(0) > 1) & (lengths.max(0) <= max_length))
+    if not len(keep):
+        raise ValueError(f"no pair has between 1 and {max_length - 1} pieces on both sides")
+    if len(keep) < len(pairs):
+        warnings.warn(
+            f"{len(pairs) - len(keep)} of {len(pairs)} pairs are empty or longer than "
+            f"{max_length} pieces and are left out",
+            stacklevel=2,
+        )
+    source, target = tf.gather(source, keep), tf.gather(target, keep)
+    longest = lengths.max(0)[keep]
+    ends = bucket_lengths(longest, buckets)
+    bucket = tf.constant(np.searchsorted(ends, longest))
+    first, size, length = (tf.constant(column) for column in plan(longest, ends, tokens))
+    count = int(first.shape[0])
+
+    def batch(order, i):
+        rows = order[first[i] : first[i] + size[i]]
+        shape = [size[i], length[i]]
+        pad = tokenizer.pad_id
+        labels = tf.gather(target, rows).to_tensor(pad, shape=shape)
+        starts = tf.fill([size[i], 1], tokenizer.start_id)
+        # The end piece of a label is the decoder's input nowhere but where it is padding.
+        shifted = tf.concat([starts, labels[:, :-1]], axis=1)
+        weight = tf.cast(labels != pad, tf.float32)
+        inputs = {
+            "source": tf.gather(source, rows).to_tensor(pad, shape=shape),
+            "target": shifted * tf.cast(labels != pad, tf.int32)
+            + pad * tf.cast(labels == pad, tf.int32),
+        }
+        return inputs, labels, weight
+
+    def epoch(number):
+        order, batches = tf.range(len(keep)), tf.range(count)
+        if shuffle:
+            key = tf.stack([tf.cast(seed, tf.int64), tf.cast(number, tf.int64)])
+            order = tf.random.experimental.stateless_shuffle(order, key)
+            batches = tf.random.experimental.stateless_shuffle(batches, key + 1)
+        order = tf.gather(order, tf.argsort(tf.gather(bucket, order), stable=True))
+        return tf.data.Dataset.from_tensor_slices(batches).map(
+            lambda i: batch(order, i), num_parallel_calls=2
+        )
+
+    if start is not None:
+        epochs = tf.data.Dataset.range(start // count, np.iinfo(np.int64).max)
+        return epochs.flat_map(epoch).skip(start % count).prefetch(4)
+    number = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
+    return number.flat_map(epoch).apply(tf.data.experimental.assert_cardinality(count)).prefetch(4)
+
+
+def bucket_lengths(lengths, buckets):
+    """At most ``buckets`` lengths, multiples of 4, to which padding all ``lengths`` costs least."""
+    rounded = -(-np.asarray(lengths) // 4) * 4
+    ends, counts = np.unique(rounded, return_counts=True)
+    below = np.concatenate([[0], np.cumsum(counts)])
+    # cost[j]: the fewest padded tokens of the j shortest groups; cut[k][j]: where the last
+    # of k buckets begins.
+    cost, cuts = np.where(below > 0, np.inf, 0.0), []
+    for _ in range(min(buckets, len(ends))):
+        options = cost[:-1, None] + (below[None, 1:] - below[:-1, None]) * ends[None, :]
+        options = np.where(np.tri(len(ends), dtype=bool).T, options, np.inf)
+        cuts.append(options.argmin(0))
+        cost = np.concatenate([[0.0], options.min(0)])
+    chosen, j = [], len(ends)
+    for cut in reversed(cuts):
+        if j == 0:
+            break
+        chosen.append(ends[j - 1])
+        j = cut[j - 1]
+    return np.array(chosen[::-1])
+
+
+def plan(lengths, ends, tokens):
+    """First row, rows and length of every batch, over rows sorted by bucket."""
+    last = np.cumsum(np.bincount(np.searchsorted(ends, lengths), minlength=len(ends)))
+    sizes = np.maximum(tokens // ends // 8 * 8, 8)
+    row, batches = 0, []
+    for length, size, stop in zip(ends, sizes, last, strict=True):
+        while row + size <= stop or (stop == last[-1] and row < stop):
+            batches.append((row, size, length))
+            row += size
+    return np.array(batches, "int32").T

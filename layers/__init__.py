@@ -1,0 +1,18 @@
+"""Transformer layers, written in `keras.ops`."""
+
+from .attention import MultiHeadAttention, causal_mask, padding_mask
+from .block import TransformerBlock
+from .cache import KeyValueCache
+from .embedding import PositionalEmbedding, TokenEmbedding
+from .feed_forward import FeedForward
+
+__all__ = [
+    "FeedForward",
+    "KeyValueCache",
+    "MultiHeadAttention",
+    "PositionalEmbedding",
+    "TokenEmbedding",
+    "TransformerBlock",
+    "causal_mask",
+    "padding_mask",
+]

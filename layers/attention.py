@@ -1,0 +1,132 @@
+"""Multi-head attention, section 3.2 of Vaswani et al. 2017, and its masks."""
+
+import keras
+from keras import ops
+
+from .projection import projection
+
+# Masks are boolean, True = may attend, broadcastable to (B, H, T, S): here and everywhere.
+MASKED = -1e9  # the softmax is in float32, so this neither overflows nor makes a NaN of a full row
+
+
+def padding_mask(tokens, pad_id):
+    """``tokens`` (B, S) -> mask (B, 1, 1, S): every position may attend to all but padding."""
+    return ops.not_equal(tokens, pad_id)[:, None, None, :]
+
+
+def causal_mask(length, source_length=None, start=0):
+    """Mask (1, 1, T, S): the query at position ``start + t`` attends to keys up to there."""
+    query = ops.arange(length)[:, None] + start
+    key = ops.arange(length if source_length is None else source_length)[None, :]
+    return (key <= query)[None, None]
+
+
+class MultiHeadAttention(keras.layers.Layer):
+    """MultiHead(Q, K, V) = Concat(head_1, ..., head_H) W^O (Vaswani et al. 2017, section 3.2.2).
+
+    head_i = softmax(Q W_i^Q (K W_i^K)^T / sqrt(K)) V W_i^V
+
+    Args:
+        num_heads: H.
+        head_dim: K, the size of a head; D / H by default.
+        causal: a position attends to itself and to those before it.
+
+    Call with ``x`` (B, T, D) for self-attention, and with ``memory`` (B, S, D) for
+    cross-attention; the result is (B, T, D). ``memory`` may also be the pair that
+    `project(memory)` gave, so that a decoder computes it once per sequence. ``mask`` is boolean,
+    True = may attend, and ``bias`` is added to the scores before the softmax; both are
+    broadcastable to (B, H, T, S). With a ``cache`` (see `KeyValueCache`) x holds the T positions
+    after those in it, and the result is (output, cache). A query that may attend to nothing
+    gets the mean of all values.
+
+    The softmax is computed in float32 whatever the precision.
+
+    Raises:
+        ValueError: D does not divide into heads.
+    """
+
+    def __init__(self, num_heads, head_dim=None, causal=False, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.causal = causal
+
+    def build(self, x_shape, memory_shape=None):
+        width = x_shape[-1]
+        memory_width = width if memory_shape is None else memory_shape[-1]
+        if self.head_dim is None:
+            if width % self.num_heads:
+                raise ValueError(f"width must divide into heads: {width} / {self.num_heads}")
+            self.head_dim = width // self.num_heads
+        inner = self.num_heads * self.head_dim
+
+        def heads(name, fan_in):
+            layer = projection(
+                "btd,dhk->bthk",
+                output_shape=(None, self.num_heads, self.head_dim),
+                bias_axes="hk",
+                fan_in=fan_in,
+                fan_out=inner,
+                dtype=self.dtype_policy,
+                name=name,
+            )
+            layer.build((None, None, fan_in))
+            return layer
+
+        self.query = heads("query", width)
+        self.key = heads("key", memory_width)
+        self.value = heads("value", memory_width)
+        self.output_projection = projection(
+            "bthk,hkd->btd",
+            output_shape=(None, width),
+            bias_axes="d",
+            fan_in=inner,
+            fan_out=width,
+            dtype=self.dtype_policy,
+            name="output",
+        )
+        self.output_projection.build((None, None, self.num_heads, self.head_dim))
+
+    def call(self, x, memory=None, mask=None, bias=None, cache=None):
+        key, value, mask, extended = self._attended(x, memory, mask, cache)
+        weights = self._softmax(self.query(x), key, mask, bias)
+        heads = ops.einsum("bhts,bshk->bthk", ops.cast(weights, value.dtype), value)
+        output = self.output_projection(heads)
+        return output if cache is None else (output, extended)
+
+    def compute_mask(self, *args, **kwargs):
+        return None  # masks are arguments here: Keras must not attach them to tensors
+
+    def project(self, memory):
+        """``memory`` (B, S, D) -> its keys and values, each (B, S, H, K)."""
+        return self.key(memory), self.value(memory)
+
+    def attention_weights(self, x, memory=None, mask=None, bias=None):
+        """The softmax of the scores (B, H, T, S), in float32: for pictures."""
+        key, _, mask, _ = self._attended(x, memory, mask, None)
+        return self._softmax(self.query(x), key, mask, bias)
+
+    def _attended(self, x, memory, mask, cache):
+        """Keys and values to attend to, the mask over them, and the cache that holds them."""
+        if isinstance(memory, tuple):
+            key, value = memory
+        else:
+            key, value = self.project(x if memory is None else memory)
+        start = 0
+        if cache is not None:
+            start = cache.index
+            cache = cache.append(key, value)
+            key, value = cache.key, cache.value
+        if self.causal:
+            past = causal_mask(ops.shape(x)[1], ops.shape(key)[1], start)
+            mask = past if mask is None else ops.logical_and(mask, past)
+        return key, value, mask, cache
+
+    def _softmax(self, query, key, mask, bias):
+        query = query * (self.head_dim**-0.5)
+        scores = ops.cast(ops.einsum("bthk,bshk->bhts", query, key), "float32")
+        if bias is not None:
+            scores = scores + ops.cast(bias, "float32")
+        if mask is not None:
+            scores = ops.where(mask, scores, MASKED)
+        return ops.softmax(scores, axis=-1)

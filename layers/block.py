@@ -1,0 +1,114 @@
+"""One block of a Transformer: figure 1 of Vaswani et al. 2017, either half."""
+
+import keras
+
+from .attention import MultiHeadAttention
+from .feed_forward import FeedForward
+
+
+class TransformerBlock(keras.layers.Layer):
+    """Attention and a feed-forward network, each with a residual and a layer normalisation.
+
+    Args:
+        num_heads: H.
+        hidden_dim: width inside the feed-forward network.
+        causal: its self-attention sees only the past, as in a decoder.
+        cross: it also attends to a memory, as the decoder of an encoder-decoder does.
+        norm: "post", x = norm(x + dropout(f(x))), as in the paper; or "pre",
+            x = x + dropout(f(norm(x))), as in GPT-2 (the stack then ends in a norm of its own).
+        activation: of the feed-forward network.
+        dropout: rate, on what each sublayer adds to the residual (section 5.4).
+        epsilon: of the layer normalisation.
+
+    Call with ``x`` (B, T, D), and where ``cross`` with ``memory`` (B, S, D), or with what
+    `project(memory)` made of it once. ``mask`` and ``memory_mask`` are boolean,
+    True = may attend, broadcastable to (B, H, T, T) and (B, H, T, S). With a ``cache`` of the
+    positions before (see `KeyValueCache`) the result is (output, cache), else output (B, T, D).
+
+    Raises:
+        ValueError: an unknown norm; a memory where there is no cross-attention, or none where
+            there is.
+    """
+
+    def __init__(
+        self,
+        num_heads,
+        hidden_dim,
+        causal=False,
+        cross=False,
+        norm="post",
+        activation="relu",
+        dropout=0.0,
+        epsilon=1e-5,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if norm not in ("pre", "post"):
+            raise ValueError(f"norm must be 'pre' or 'post': {norm!r}")
+        self.num_heads = num_heads
+        self.hidden_dim = hidden_dim
+        self.causal = causal
+        self.cross = cross
+        self.norm = norm
+        self.activation = activation
+        self.dropout = dropout
+        self.epsilon = epsilon
+
+    def build(self, x_shape, memory_shape=None):
+        dtype = self.dtype_policy
+
+        def norm(name):
+            layer = keras.layers.LayerNormalization(epsilon=self.epsilon, dtype=dtype, name=name)
+            layer.build(x_shape)
+            return layer
+
+        self.attention = MultiHeadAttention(
+            self.num_heads, causal=self.causal, dtype=dtype, name="attention"
+        )
+        self.attention.build(x_shape)
+        self.attention_norm = norm("attention_norm")
+        if self.cross:
+            self.cross_attention = MultiHeadAttention(
+                self.num_heads, dtype=dtype, name="cross_attention"
+            )
+            self.cross_attention.build(x_shape, memory_shape or x_shape)
+            self.cross_attention_norm = norm("cross_attention_norm")
+        self.feed_forward = FeedForward(
+            self.hidden_dim, self.activation, dtype=dtype, name="feed_forward"
+        )
+        self.feed_forward.build(x_shape)
+        self.feed_forward_norm = norm("feed_forward_norm")
+        self.drop = keras.layers.Dropout(self.dropout, dtype=dtype, name="dropout")
+
+    def call(self, x, memory=None, mask=None, memory_mask=None, cache=None):
+        if self.cross == (memory is None):
+            raise ValueError(f"cross={self.cross}, but memory is {type(memory).__name__}")
+
+        def attend(x):
+            nonlocal cache
+            if cache is None:
+                return self.attention(x, mask=mask)
+            x, cache = self.attention(x, mask=mask, cache=cache)
+            return x
+
+        x = self.residual(x, self.attention_norm, attend)
+        if self.cross:
+            x = self.residual(
+                x,
+                self.cross_attention_norm,
+                lambda x: self.cross_attention(x, memory, mask=memory_mask),
+            )
+        x = self.residual(x, self.feed_forward_norm, self.feed_forward)
+        return x if cache is None else (x, cache)
+
+    def compute_mask(self, *args, **kwargs):
+        return None  # masks are arguments here: Keras must not attach them to tensors
+
+    def residual(self, x, norm, f):
+        if self.norm == "pre":
+            return x + self.drop(f(norm(x)))
+        return norm(x + self.drop(f(x)))
+
+    def project(self, memory):
+        """``memory`` (B, S, D) -> the keys and values of the cross-attention, computed once."""
+        return self.cross_attention.project(memory)

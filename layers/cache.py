@@ -1,0 +1,35 @@
+"""Keys and values of the positions decoded so far."""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+
+class KeyValueCache(NamedTuple):
+    """What a self-attention has seen: ``key`` and ``value`` (B, S, H, K), of static length S.
+
+    ``index`` is the number of positions written. The decoding engine makes a cache and hands it
+    in, and attention gives it back longer, so that one compiled step serves every position.
+    How it writes is its own business: layers only call `append`. This one is fastest where it
+    is compiled; `zoo.generation` has the one for what is exported.
+    """
+
+    key: Any
+    value: Any
+    index: Any
+
+    @classmethod
+    def empty(cls, batch, length, num_heads, head_dim, dtype):
+        zeros = ops.zeros((batch, length, num_heads, head_dim), dtype)
+        return cls(zeros, zeros, ops.zeros((), "int32"))
+
+    def append(self, key, value):
+        """The cache after the T positions ``key``, ``value`` (B, T, H, K)."""
+        return type(self)(
+            self._write(self.key, key),
+            self._write(self.value, value),
+            self.index + ops.shape(key)[1],
+        )
+
+    def _write(self, old, new):
+        return ops.slice_update(old, (0, self.index, 0, 0), ops.cast(new, old.dtype))

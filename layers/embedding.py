@@ -1,0 +1,100 @@
+"""Embeddings of tokens and of positions, sections 3.4 and 3.5 of Vaswani et al. 2017."""
+
+import math
+
+import keras
+from keras import ops
+
+
+class TokenEmbedding(keras.layers.Layer):
+    """Embeds tokens, and with the same matrix gives the logits of the next ones (section 3.4).
+
+    Args:
+        vocab_size: V.
+        dim: D.
+        scale: multiply embeddings by sqrt(D), as the paper does.
+
+    Call with ``tokens`` (B, T); the result is (B, T, D). `logits` takes ``x`` (B, T, D) to
+    float32 logits (B, T, V).
+    """
+
+    def __init__(self, vocab_size, dim, scale=True, **kwargs):
+        super().__init__(**kwargs)
+        self.vocab_size = vocab_size
+        self.dim = dim
+        self.scale = scale
+
+    def build(self, tokens_shape=None):
+        self.embeddings = self.add_weight(
+            name="embeddings",
+            shape=(self.vocab_size, self.dim),
+            # Scaled by sqrt(D) an embedding has unit variance, and so have the logits of a
+            # normalised x.
+            initializer=keras.initializers.RandomNormal(stddev=self.dim**-0.5),
+        )
+
+    def call(self, tokens):
+        x = ops.cast(ops.take(self.embeddings, tokens, axis=0), self.compute_dtype)
+        return x * math.sqrt(self.dim) if self.scale else x
+
+    def logits(self, x):
+        """``x`` (B, T, D) -> logits (B, T, V), in float32."""
+        matrix = ops.cast(self.embeddings, self.compute_dtype)
+        logits = ops.matmul(ops.cast(x, self.compute_dtype), ops.transpose(matrix))
+        return ops.cast(logits, "float32")
+
+
+class PositionalEmbedding(keras.layers.Layer):
+    """Adds to each position what tells it from the others (section 3.5).
+
+    Args:
+        kind: "sinusoidal", PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos(same),
+            for any length; or "learned", a vector for each of ``max_length`` positions.
+        max_length: the number of learned positions.
+
+    Call with ``x`` (B, T, D), whose first position is ``start``; the result is (B, T, D).
+
+    Raises:
+        ValueError: an unknown kind, an odd D with sinusoids, learned positions without
+            ``max_length`` or, where T is known and start is 0, more than there are.
+    """
+
+    def __init__(self, kind="sinusoidal", max_length=None, **kwargs):
+        super().__init__(**kwargs)
+        if kind not in ("sinusoidal", "learned"):
+            raise ValueError(f"kind must be 'sinusoidal' or 'learned': {kind!r}")
+        if kind == "learned" and not max_length:
+            raise ValueError(f"learned positions need a max_length: {max_length}")
+        self.kind = kind
+        self.max_length = max_length
+
+    def build(self, x_shape):
+        width = x_shape[-1]
+        if self.kind == "learned":
+            self.embeddings = self.add_weight(
+                name="embeddings",
+                shape=(self.max_length, width),
+                initializer=keras.initializers.RandomNormal(stddev=0.02),
+            )
+        elif width % 2:
+            raise ValueError(f"sinusoids come in pairs, so the width must be even: {width}")
+
+    def call(self, x, start=0):
+        length = x.shape[1]
+        if self.kind == "learned" and length and isinstance(start, int):
+            if start + length > self.max_length:
+                raise ValueError(f"at most {self.max_length} positions: {start + length}")
+        positions = ops.arange(ops.shape(x)[1]) + start
+        if self.kind == "learned":
+            table = ops.take(self.embeddings, positions, axis=0)
+        else:
+            table = sinusoids(positions, x.shape[-1])
+        return x + ops.cast(table, x.dtype)
+
+
+def sinusoids(positions, dim):
+    """``positions`` (T,) -> (T, D): sines at even, cosines at odd channels, in float32."""
+    channel = ops.arange(0, dim, 2, dtype="float32")
+    rate = ops.exp(channel * (-math.log(10000.0) / dim))
+    angle = ops.cast(positions, "float32")[:, None] * rate[None, :]
+    return ops.reshape(ops.stack([ops.sin(angle), ops.cos(angle)], axis=-1), (-1, dim))

@@ -1,0 +1,164 @@
+"""The `polyhead` command. Nothing heavy is imported before it is needed: --help is instant."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(
+    help="Train, evaluate, use and export the transformers of polyhead.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+train_app = typer.Typer(
+    help="Train a model in a folder that the same command continues.", no_args_is_help=True
+)
+app.add_typer(train_app, name="train")
+DEBUG = False
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a saved model's.")]
+
+
+@app.callback()
+def settings(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+):
+    global DEBUG
+    DEBUG = debug
+
+
+@train_app.command("translation")
+def train_translation(
+    out: Annotated[Path, typer.Option(help="The run's folder. What is there goes on.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR|sample",
+            help="A folder with train, val and test as in Multi30k (train.en, train.de, plain or "
+            ".gz) or as TSV (train.tsv); or 'sample', a small corpus that comes with polyhead.",
+        ),
+    ] = "sample",
+    source: Annotated[
+        str, typer.Option(help="Language to translate from, as files name it.")
+    ] = "en",
+    target: Annotated[str, typer.Option(help="Language to translate into.")] = "de",
+    variant: Annotated[
+        str | None, typer.Option(help="Files' variant, as in train.lc.norm.tok.en.gz.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Size of the model: tiny, base or big.")] = "tiny",
+    vocab_size: Annotated[int, typer.Option(help="Pieces of the shared vocabulary.")] = 8000,
+    norm: Annotated[
+        str | None, typer.Option(help="Layer normalisation, 'post' (as the paper) or 'pre'.")
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="Rate; the preset's by default.")] = None,
+    max_length: Annotated[
+        int, typer.Option(help="Pieces in a sentence; longer are left out.")
+    ] = 128,
+    tokens: Annotated[int, typer.Option(help="Tokens in a batch, padding included.")] = 4096,
+    buckets: Annotated[int, typer.Option(help="Lengths of batches, each compiled once.")] = 4,
+    peak: Annotated[
+        float | None, typer.Option(help="Highest learning rate; by the paper's formula if absent.")
+    ] = None,
+    warmup: Annotated[int, typer.Option(help="Updates until the learning rate's peak.")] = 1000,
+    label_smoothing: Annotated[float, typer.Option(help="As in the paper's section 5.4.")] = 0.1,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    precision: Annotated[
+        Literal["float32", "mixed_float16", "mixed_bfloat16"], typer.Option(help="Keras's policy.")
+    ] = "float32",
+    bleu: Annotated[
+        Literal["13a", "none"],
+        typer.Option(help="sacrebleu's tokenizer: 13a for raw text, none for tokenized."),
+    ] = "13a",
+    seed: Annotated[int, typer.Option(help="Of weights, dropout and the order of the data.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Stop after so many passes over the data.")] = 100,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many updates.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so much training.")] = None,
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many epochs of no better BLEU.")
+    ] = 10,
+    devices: Annotated[
+        int | None, typer.Option(help="GPUs, or where there is none logical CPU devices.")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Delete what is there first.")] = False,
+):
+    """Train a translation model, English to German unless said otherwise.
+
+    Stop it with Ctrl-C whenever you like: the same command goes on after its last epoch.
+    The best model by validation BLEU is RUN/best; curves are in RUN/curve.png, RUN/history.csv
+    and, for TensorBoard, RUN/logs.
+
+    Example: polyhead train translation --data sample --out runs/sample
+    """
+    from .translation import Settings, train
+
+    options = {**locals(), "updates": steps}
+    chosen = {k: options[k] for k in Settings.__dataclass_fields__}
+    train(Settings(**chosen), out, restart)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Another folder of data.")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    show: Annotated[int, typer.Option(help="How many translations to show.")] = 3,
+):
+    """Score a run's best model on a split of its data, by sacrebleu."""
+    from .translation import evaluate
+
+    score, pairs, translations = evaluate(run, data, split)
+    for i in range(min(show, len(pairs))):
+        print(f"source       {pairs.sources[i]}")
+        print(f"reference    {pairs.targets[i]}")
+        print(f"translation  {translations[i]}\n")
+    print(f"BLEU {score.score:.2f} on {len(pairs)} sentences of {split}  ({score.signature})")
+
+
+@app.command()
+def predict(
+    run: Run,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT ...", help="Sentences to translate.")
+    ] = None,
+):
+    """Translate sentences, or the lines of standard input."""
+    from .translation import load
+
+    if not texts:
+        if sys.stdin.isatty():
+            print("one sentence a line; end with Ctrl-D", file=sys.stderr)
+        texts = sys.stdin.read().splitlines()
+    for translation in load(run).translate(texts):
+        print(translation)
+
+
+@app.command()
+def export(
+    run: Run,
+    folder: Annotated[Path, typer.Argument(metavar="EXPORT", help="The model's base folder.")],
+):
+    """Write a SavedModel for TensorFlow Serving that takes sentences and gives sentences.
+
+    It becomes EXPORT/1, or the next free number, with the server's configuration beside it.
+    """
+    from .translation import load
+
+    print(load(run).export(folder))
+
+
+def main():
+    """Runs the command; an error is one line, and the exit status says what it was."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on after the last epoch", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if DEBUG:
+            raise
+        print(f"error: {error or type(error).__name__}", file=sys.stderr)
+        sys.exit(1)

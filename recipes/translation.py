@@ -1,0 +1,239 @@
+"""Translation: parallel text in, a trained Transformer, its BLEU, its translations, its export.
+
+Multi30k, English to German, 2 CPU cores (README has the hardware, the date and the curves):
+
+    polyhead train translation --data MULTI30K --variant lc.norm.tok --bleu none \\
+        --minutes 90 --out RUN
+    polyhead evaluate RUN --split test
+"""
+
+import dataclasses
+import importlib.resources
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLE = "sample"
+LIMITS = ("epochs", "updates", "minutes", "patience", "devices")  # what a continued run may change
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a training of `Transformer` depends on, as the command's options say it."""
+
+    data: str = SAMPLE
+    source: str = "en"
+    target: str = "de"
+    variant: str | None = None
+    preset: str = "tiny"
+    vocab_size: int = 8000
+    norm: str | None = None
+    dropout: float | None = None
+    max_length: int = 128
+    tokens: int = 4096
+    buckets: int = 4
+    peak: float | None = None
+    warmup: int = 1000
+    label_smoothing: float = 0.1
+    clip: float = 1.0
+    precision: str = "float32"
+    bleu: str = "13a"
+    seed: int = 0
+    epochs: int = 100
+    updates: int | None = None
+    minutes: float | None = None
+    patience: int = 10
+    devices: int | None = None
+
+
+def train(settings, out, restart=False, say=print):
+    """Trains in the folder ``out``, from where an interrupted run of the same settings stopped."""
+    import keras
+
+    from ..data import read_split, translation_batches
+    from ..training import (
+        Checkpoints,
+        InverseSquareRoot,
+        SmoothedCrossEntropy,
+        ValidationBleu,
+        strategy,
+    )
+    from ..zoo import Transformer
+
+    out = Path(out)
+    train_pairs, val_pairs = (
+        read_split(
+            folder_of(settings.data), split, settings.source, settings.target, settings.variant
+        )
+        for split in ("train", "val")
+    )
+    settings = open_run(settings, out, restart)
+    devices = strategy(settings.devices)
+    say(f"{devices.num_replicas_in_sync} device(s); {len(train_pairs)} pairs of sentences")
+    keras.utils.set_random_seed(settings.seed)
+    keras.config.set_dtype_policy(settings.precision)
+    tokenizer = vocabulary(out, train_pairs, settings.vocab_size)
+
+    overrides = {"max_length": settings.max_length}
+    overrides |= {k: v for k in ("norm", "dropout") if (v := getattr(settings, k)) is not None}
+    with devices.scope():
+        model = Transformer.preset(settings.preset, tokenizer, **overrides)
+        rate = InverseSquareRoot.of_width(model.config.dim, settings.warmup)
+        if settings.peak is not None:
+            rate = InverseSquareRoot(settings.peak, settings.warmup)
+        model.compile(
+            keras.optimizers.Adam(
+                rate, beta_1=0.9, beta_2=0.98, epsilon=1e-9, global_clipnorm=settings.clip
+            ),
+            SmoothedCrossEntropy(settings.label_smoothing),
+        )
+        checkpoints = Checkpoints(
+            out,
+            patience=settings.patience,
+            updates=settings.updates,
+            minutes=settings.minutes,
+        )
+        epoch = checkpoints.resume(model)
+
+    def batches(pairs, **options):
+        return translation_batches(
+            pairs,
+            tokenizer,
+            settings.tokens,
+            settings.max_length,
+            settings.buckets,
+            seed=settings.seed,
+            **options,
+        )
+
+    interval = len(batches(train_pairs))
+    say(
+        f"{type(model).__name__} {settings.preset}, {model.count_params():,} parameters; "
+        f"{interval} updates an epoch"
+    )
+    if epoch:
+        say(f"going on after epoch {epoch}, update {checkpoints.updates}")
+    if checkpoints.finished or epoch >= settings.epochs:
+        say(f"nothing to do: {checkpoints.finished or f'{epoch} epochs done'}")
+        return checkpoints.history
+    validation = ValidationBleu(val_pairs.sources, val_pairs.targets, settings.bleu)
+    try:
+        model.fit(
+            batches(train_pairs, start=checkpoints.updates),
+            steps_per_epoch=interval,
+            initial_epoch=epoch,
+            epochs=settings.epochs,
+            validation_data=batches(val_pairs, shuffle=False),
+            callbacks=[validation, keras.callbacks.TensorBoard(out / "logs"), checkpoints],
+            shuffle=False,  # the dataset does that
+            verbose=1 if os.isatty(1) else 2,
+        )
+    finally:
+        if checkpoints.history:
+            draw_curve(checkpoints.history, out / "curve.png")
+    best = checkpoints.history[checkpoints.best_epoch()]
+    say(
+        f"{checkpoints.finished or f'{settings.epochs} epochs done'}; best: epoch {best['epoch']}, "
+        f"validation BLEU {best['val_bleu']:.2f}; the model is in {out / 'best'}"
+    )
+    return checkpoints.history
+
+
+def evaluate(run, data=None, split="test", variant=None, batch_size=64):
+    """The BLEU of a run's best model on a split, and its translations."""
+    from ..data import read_split
+    from ..training import bleu
+
+    settings = read_settings(run)
+    pairs = read_split(
+        folder_of(data or settings.data),
+        split,
+        settings.source,
+        settings.target,
+        variant or settings.variant,
+    )
+    translations = load(run).translate(pairs.sources, batch_size=batch_size)
+    return bleu(translations, pairs.targets, settings.bleu), pairs, translations
+
+
+def load(run):
+    """The best model of a run, or the model of a folder that `save_pretrained` wrote."""
+    from ..zoo import Transformer
+
+    run = Path(run)
+    if not run.is_dir():
+        raise FileNotFoundError(f"no folder {run}")
+    if not (run / "config.json").is_file() and not (run / "best").is_dir():
+        raise FileNotFoundError(
+            f"{run} holds neither a model nor a run that got to its first epoch"
+        )
+    return Transformer.from_pretrained(run if (run / "config.json").is_file() else run / "best")
+
+
+def folder_of(data):
+    if data == SAMPLE:
+        return importlib.resources.files("polyhead.data") / "samples" / "translation"
+    return Path(data)
+
+
+def open_run(settings, out, restart):
+    """The run's folder with its settings; a run that is there goes on if they are the same."""
+    if settings.data != SAMPLE:
+        settings = dataclasses.replace(settings, data=str(Path(settings.data).resolve()))
+    path = out / "settings.json"
+    if out.exists() and not path.is_file() and any(out.iterdir()):
+        raise FileExistsError(f"{out} holds something else than a run: choose another folder")
+    if restart and path.is_file():
+        shutil.rmtree(out)
+    if path.is_file():
+        before = read_settings(out)
+        new = dataclasses.asdict(settings)
+        old = dataclasses.asdict(before)
+        if changed := [
+            f"{k} {old[k]} -> {new[k]}" for k in new if old[k] != new[k] and k not in LIMITS
+        ]:
+            raise ValueError(
+                f"{out} was begun with other settings ({', '.join(changed)}): "
+                "repeat them, or start over with --restart"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    beside = out / f".settings.{os.getpid()}"
+    beside.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+    os.replace(beside, path)
+    return settings
+
+
+def read_settings(run):
+    path = Path(run) / "settings.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} holds no run: there is no settings.json in it")
+    return Settings(**json.loads(path.read_text("utf-8")))
+
+
+def vocabulary(out, pairs, size):
+    """The run's vocabulary, learned from both languages when it begins."""
+    from ..data import Subwords
+
+    if not Subwords.saved_in(out):
+        Subwords.train(pairs.sources + pairs.targets, size).save(out)
+    return Subwords.load(out)
+
+
+def draw_curve(history, path):
+    """Validation BLEU and training loss against wall time, as a picture."""
+    from matplotlib.figure import Figure
+
+    minutes = [epoch["seconds"] / 60 for epoch in history]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    score = figure.subplots()
+    score.plot(minutes, [epoch["val_bleu"] for epoch in history], color="tab:blue", marker=".")
+    score.set_xlabel("minutes of training")
+    score.set_ylabel("validation BLEU", color="tab:blue")
+    score.grid(alpha=0.3)
+    loss = score.twinx()
+    loss.plot(minutes, [epoch["loss"] for epoch in history], color="tab:orange", label="training")
+    loss.plot(minutes, [epoch["val_loss"] for epoch in history], color="tab:orange", ls="--")
+    loss.set_ylabel("loss: training (solid), validation (dashed)", color="tab:orange")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,195 @@
+"""From functions to a folder that TensorFlow Serving loads: complete or not at all."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+
+from .contract import ContractError, check_operations
+
+README = """\
+# {name}, for TensorFlow Serving
+
+Signatures:
+
+{signatures}
+
+## Start the server
+
+In this folder:
+
+    docker run --rm -p 8500:8500 -p 8501:8501 \\
+        --mount type=bind,source="$PWD",target=/models/{name},readonly \\
+        tensorflow/serving \\
+        --model_config_file=/models/{name}/models.config \\
+        --enable_batching --batching_parameters_file=/models/{name}/batching.config
+
+A binary on the path does as well, with `base_path` in `models.config` changed to this folder:
+
+    tensorflow_model_server --port=8500 --rest_api_port=8501 \\
+        --model_config_file=models.config \\
+        --enable_batching --batching_parameters_file=batching.config
+
+## Ask it
+
+    curl -d '{request}' \\
+        http://localhost:8501/v1/models/{name}:predict
+
+Without a server, through the same C++ loader:
+
+    python -m polyhead.serving.loader {version} '{texts}'
+"""
+
+MODELS = """\
+model_config_list {{
+  config {{
+    name: "{name}"
+    base_path: "/models/{name}"
+    model_platform: "tensorflow"
+    # The newest version is served. To serve two, as a canary and a stable one:
+    # model_version_policy {{ specific {{ versions: 1 versions: 2 }} }}
+    # version_labels {{ key: "stable" value: 1 }}
+  }}
+}}
+"""
+
+BATCHING = """\
+# Requests that arrive together are run as one batch; sizes are padded up to one of these.
+max_batch_size { value: 32 }
+batch_timeout_micros { value: 2000 }
+max_enqueued_batches { value: 100 }
+num_batch_threads { value: 2 }
+allowed_batch_sizes: 1
+allowed_batch_sizes: 4
+allowed_batch_sizes: 8
+allowed_batch_sizes: 16
+allowed_batch_sizes: 32
+"""
+
+
+def export(folder, name, signatures, variables, tracked=(), examples=()):
+    """Writes a SavedModel as the next version of ``folder``, with what the server needs.
+
+    Args:
+        folder: the model's base folder: versions are the folders 1, 2, ... in it.
+        name: of the model, in the server's configuration and addresses.
+        signatures: ``{name: (function, {input: tf.TensorSpec})}``; a function takes those
+            inputs by keyword and gives a dict of tensors, all with the batch as first axis.
+        variables: the Keras variables that the functions read.
+        tracked: `tf.Module`s that the functions use: tokenizers, for instance.
+        examples: lists of values for the inputs of ``serving_default``, a dict each. The saved
+            model is asked them before it counts as written, and they are its warm-up requests.
+
+    Returns:
+        the version's folder.
+
+    Raises:
+        ContractError: TensorFlow Serving would refuse it, or it answers otherwise than before.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; an export needs a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    module = tf.Module()
+    module.variables_ = [v.value for v in variables]
+    module.tracked = list(tracked)
+    functions = {
+        key: tf.function(function, autograph=False).get_concrete_function(**inputs)
+        for key, (function, inputs) in signatures.items()
+    }
+    beside = Path(tempfile.mkdtemp(prefix=".export.", dir=folder))
+    try:
+        tf.saved_model.save(module, str(beside), signatures=functions)
+        check_operations(beside)
+        check_answers(beside, functions["serving_default"], examples)
+        write_warmup(beside, name, examples)
+        beside.chmod(0o755)  # mkdtemp's folders are their owner's alone: the server is another user
+        version = rename_to_next_version(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    write_server_files(folder, name, version, signatures, examples)
+    return version
+
+
+def check_answers(saved, function, examples):
+    """Asks the saved model through the C++ loader, as the server would, and compares."""
+    requests = "".join(json.dumps(example) + "\n" for example in examples)
+    loader = [sys.executable, "-m", "polyhead.serving.loader", str(saved)]
+    asked = subprocess.run(loader, input=requests, capture_output=True, text=True)
+    if asked.returncode:
+        raise ContractError(f"the saved model does not answer: {asked.stderr.strip()[-2000:]}")
+    answers = [json.loads(line) for line in asked.stdout.splitlines()]
+    for example, answer in zip(examples, answers, strict=True):
+        expected = function(**{k: tf.constant(v) for k, v in example.items()})
+        for key, value in expected.items():
+            if value.dtype == tf.string:
+                value = [text.decode("utf-8", "backslashreplace") for text in value.numpy()]
+                same = value == answer[key]
+            else:
+                same = np.allclose(value, answer[key], rtol=1e-3, atol=1e-3)
+            if not same:
+                raise ContractError(f"{key} of the saved model is {answer[key]}, not {value}")
+
+
+def write_warmup(saved, name, examples):
+    """Requests that the server runs when it loads the model: the first user need not wait."""
+    extra = saved / "assets.extra"
+    extra.mkdir()
+    with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as writer:
+        for example in examples:
+            request = predict_pb2.PredictRequest(
+                model_spec=model_pb2.ModelSpec(name=name, signature_name="serving_default"),
+                inputs={k: tf.make_tensor_proto(v) for k, v in example.items()},
+            )
+            log = prediction_log_pb2.PredictionLog(
+                predict_log=prediction_log_pb2.PredictLog(request=request)
+            )
+            writer.write(log.SerializeToString())
+
+
+def rename_to_next_version(beside, folder):
+    """Gives ``beside`` the next free number; another export may take one at the same time."""
+    while True:
+        taken = [int(p.name) for p in folder.iterdir() if re.fullmatch(r"[0-9]+", p.name)]
+        version = folder / str(max(taken, default=0) + 1)
+        try:
+            os.rename(beside, version)
+            return version
+        except OSError:
+            if not version.exists():
+                raise
+
+
+def write_server_files(folder, name, version, signatures, examples):
+    """``models.config``, ``batching.config`` and a README with the container's commands."""
+    example = {k: [str(v) for v in values] for k, values in examples[-1].items()}
+    instances = [
+        dict(zip(example, row, strict=True)) for row in zip(*example.values(), strict=True)
+    ]
+    listed = "\n".join(
+        f"- `{key}`: " + ", ".join(f"`{k}` {spec.dtype.name} (batch)" for k, spec in inputs.items())
+        for key, (_, inputs) in signatures.items()
+    )
+    texts = {
+        "models.config": MODELS.format(name=name),
+        "batching.config": BATCHING,
+        "README.md": README.format(
+            name=name,
+            version=version.name,
+            signatures=listed,
+            request=json.dumps({"instances": instances[:1]}),
+            texts=next(iter(example.values()))[0],
+        ),
+    }
+    for file, text in texts.items():
+        beside = folder / f".{file}.{os.getpid()}"
+        beside.write_text(text)
+        os.replace(beside, folder / file)

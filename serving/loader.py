@@ -1,0 +1,214 @@
+"""Runs a SavedModel as TensorFlow Serving does, through the C++ loader.
+
+    python -m polyhead.serving.loader EXPORT/1 "A dog runs."
+
+TensorFlow Serving loads with this loader and runs sessions, with XLA off and with no operation
+but core TensorFlow's and TensorFlow Text's. So does this module, through the C API, in a process
+that must not have imported Python's tensorflow: what works here does not lean on Python.
+"""
+
+import ctypes
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+FLOAT, STRING = 1, 7  # tensorflow/core/framework/types.proto
+POINTER = ctypes.c_void_p
+
+
+class Endpoint(ctypes.Structure):
+    """TF_Output: the ``index``-th output of an operation."""
+
+    _fields_ = [("operation", POINTER), ("index", ctypes.c_int)]
+
+
+class Bytes(ctypes.Structure):
+    """TF_Buffer."""
+
+    _fields_ = [("data", POINTER), ("length", ctypes.c_size_t), ("free", POINTER)]
+
+
+class SavedModel:
+    """A signature of a SavedModel that takes strings (B,) and gives strings or floats.
+
+    Raises:
+        RuntimeError: TensorFlow refuses to load or to run it; the message is its own.
+    """
+
+    def __init__(self, folder, signature="serving_default"):
+        if "tensorflow" in sys.modules:
+            raise RuntimeError("tensorflow is imported already: load in a process of its own")
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        root = package("tensorflow")
+        framework = ctypes.CDLL(root / "libtensorflow_framework.so.2", mode=ctypes.RTLD_GLOBAL)
+        self._libraries = (ctypes.CDLL(root / "libtensorflow_cc.so.2"), framework)
+        # model_servers/main.cc does so too, unless a flag says otherwise.
+        self._c("_ZN10tensorflow21DisableXlaCompilationEv", None)
+        for library in sorted(package("tensorflow_text").glob("python/ops/_*.so")):
+            self._checked("TF_LoadLibrary", POINTER, str(library).encode())
+        self._graph = self._c("TF_NewGraph", POINTER)
+        meta_graph = Bytes()
+        tags = (ctypes.c_char_p * 1)(b"serve")
+        self._session = self._checked(
+            "TF_LoadSessionFromSavedModel",
+            POINTER,
+            POINTER(self._c("TF_NewSessionOptions", POINTER)),
+            None,
+            os.fsencode(folder),
+            tags,
+            1,
+            POINTER(self._graph),
+            ctypes.byref(meta_graph),
+        )
+        signatures = read_signatures(ctypes.string_at(meta_graph.data, meta_graph.length))
+        if signature not in signatures:
+            raise RuntimeError(f"no signature {signature!r}; there are {sorted(signatures)}")
+        self.inputs, self.outputs = signatures[signature]
+
+    def __call__(self, **feeds):
+        """``{input: list of strings}`` -> ``{output: list}``."""
+        if set(feeds) != set(self.inputs):
+            raise RuntimeError(f"the signature takes {sorted(self.inputs)}, not {sorted(feeds)}")
+        given = [self._strings(feeds[name]) for name in self.inputs]
+        answers = (POINTER * len(self.outputs))()
+        self._checked(
+            "TF_SessionRun",
+            None,
+            POINTER(self._session),
+            None,
+            (Endpoint * len(given))(*map(self._endpoint, self.inputs.values())),
+            (POINTER * len(given))(*given),
+            len(given),
+            (Endpoint * len(answers))(*map(self._endpoint, self.outputs.values())),
+            answers,
+            len(answers),
+            None,
+            0,
+            None,
+        )
+        return {name: self._list(POINTER(t)) for name, t in zip(self.outputs, answers, strict=True)}
+
+    def _c(self, name, result, *arguments):
+        function = next(f for lib in self._libraries if (f := getattr(lib, name, None)))
+        function.restype = result
+        return function(*arguments)
+
+    def _checked(self, name, result, *arguments):
+        status = POINTER(self._c("TF_NewStatus", POINTER))
+        value = self._c(name, result, *arguments, status)
+        if code := self._c("TF_GetCode", ctypes.c_int, status):
+            message = self._c("TF_Message", ctypes.c_char_p, status).decode()
+            raise RuntimeError(f"TensorFlow refuses with code {code}: {message[:2000]}")
+        return value
+
+    def _endpoint(self, tensor):
+        name, index = tensor.split(":")
+        operation = self._c("TF_GraphOperationByName", POINTER, POINTER(self._graph), name.encode())
+        return Endpoint(operation, int(index))
+
+    def _strings(self, texts):
+        shape = (ctypes.c_int64 * 1)(len(texts))
+        tensor = POINTER(
+            self._c(
+                "TF_AllocateTensor", POINTER, STRING, shape, 1, ctypes.c_size_t(24 * len(texts))
+            )
+        )
+        start = self._c("TF_TensorData", POINTER, tensor)
+        for i, text in enumerate(texts):
+            content, slot = text.encode(), POINTER((start or 0) + 24 * i)
+            self._c("TF_StringInit", None, slot)
+            self._c("TF_StringCopy", None, slot, content, ctypes.c_size_t(len(content)))
+        return tensor.value
+
+    def _list(self, tensor):
+        count = self._c("TF_TensorElementCount", ctypes.c_int64, tensor)
+        start = self._c("TF_TensorData", POINTER, tensor)
+        kind = self._c("TF_TensorType", ctypes.c_int, tensor)
+        if kind == FLOAT:
+            return list((ctypes.c_float * count).from_address(start)) if count else []
+        if kind != STRING:
+            raise RuntimeError(f"outputs are strings or floats here, not of type {kind}")
+        slots = [POINTER(start + 24 * i) for i in range(count)]
+        return [
+            ctypes.string_at(
+                self._c("TF_StringGetDataPointer", POINTER, slot),
+                self._c("TF_StringGetSize", ctypes.c_size_t, slot),
+            ).decode("utf-8", "backslashreplace")
+            for slot in slots
+        ]
+
+
+def package(name):
+    """The folder of an installed package, without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise RuntimeError(f"{name} is not installed")
+    return Path(spec.origin).parent
+
+
+def read_signatures(meta_graph):
+    """``{signature: ({input: tensor}, {output: tensor})}`` of a serialized MetaGraphDef.
+
+    Field numbers are those of tensorflow/core/protobuf/meta_graph.proto; its Python module
+    would import tensorflow.
+    """
+
+    def mapping(message, number):
+        pairs = (dict(fields(value)) for key, value in fields(message) if key == number)
+        return {pair[1].decode(): pair.get(2, b"") for pair in pairs}
+
+    def tensors(signature, number):
+        infos = {name: dict(fields(info)) for name, info in mapping(signature, number).items()}
+        return {name: info[1].decode() for name, info in infos.items() if 1 in info}
+
+    return {
+        name: (tensors(signature, 1), tensors(signature, 2))
+        for name, signature in mapping(meta_graph, 5).items()
+    }
+
+
+def fields(message):
+    """(number, value) of each field of a serialized protocol buffer."""
+    at = 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            yield number, varint()
+        else:
+            size = {1: 8, 5: 4}.get(kind) or varint()
+            yield number, message[at : at + size]
+            at += size
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit(
+            "usage: python -m polyhead.serving.loader EXPORT/1 [TEXT ...]\n"
+            "without TEXT it reads requests from standard input, a JSON object a line"
+        )
+    try:
+        model = SavedModel(sys.argv[1])
+        texts = sys.argv[2:]
+        requests = [{"text": texts}] if texts else map(json.loads, sys.stdin)
+        for request in requests:
+            print(json.dumps(model(**request), ensure_ascii=False), flush=True)
+    except (RuntimeError, json.JSONDecodeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

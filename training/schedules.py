@@ -1,0 +1,30 @@
+"""Learning rates as functions of the update."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
+    """Rises linearly to ``peak`` at update ``warmup``, then falls as 1 / sqrt(update).
+
+    Vaswani et al. 2017, equation 3, is ``InverseSquareRoot.of_width(hidden_dim, warmup)``.
+    """
+
+    def __init__(self, peak, warmup=4000):
+        if peak <= 0 or warmup < 1:
+            raise ValueError(f"peak and warmup must be positive: {peak}, {warmup}")
+        self.peak = peak
+        self.warmup = warmup
+
+    @classmethod
+    def of_width(cls, dim, warmup=4000):
+        """dim^-0.5 min(update^-0.5, update warmup^-1.5)."""
+        return cls(dim**-0.5 * warmup**-0.5, warmup)
+
+    def __call__(self, step):
+        update = ops.cast(step, "float32") + 1.0
+        return self.peak * ops.minimum(update / self.warmup, ops.sqrt(self.warmup / update))
+
+    def get_config(self):
+        return {"peak": self.peak, "warmup": self.warmup}

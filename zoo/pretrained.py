@@ -1,0 +1,107 @@
+"""What the models of the zoo have in common: configuration, tokenizer, files."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+from ..training import CheckpointError, Model, read_tensors, write_tensors
+from ..training.states import assign, by_path
+
+
+class Pretrained(Model):
+    """A model made from a configuration, which saves and loads itself as a folder of data.
+
+    ``config.json``, ``model.safetensors`` (the variables' paths are the tensors' names) and,
+    where there is a tokenizer, its file. Nothing in them is code.
+    """
+
+    Config: ClassVar[type]
+    PRESETS: ClassVar[dict]
+
+    @classmethod
+    def preset(cls, name, tokenizer=None, **overrides):
+        """A published size with fresh weights; the tokenizer says how large the vocabulary is."""
+        if name not in cls.PRESETS:
+            raise ValueError(f"{cls.__name__} has presets {', '.join(cls.PRESETS)}: {name!r}")
+        if tokenizer is not None:
+            overrides.setdefault("vocab_size", tokenizer.vocab_size)
+        return cls(dataclasses.replace(cls.PRESETS[name], **overrides), tokenizer)
+
+    def get_config(self):
+        return dataclasses.asdict(self.config)
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(cls.Config(**config))
+
+    def save_pretrained(self, folder):
+        """Writes the model to ``folder``, complete or not at all; an older one is replaced."""
+        folder = Path(folder)
+        if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+            raise FileExistsError(f"{folder} holds something else than a model")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            config = {"model": type(self).__name__, **self.get_config()}
+            (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
+            write_tensors(beside / "model.safetensors", weights)
+            if self.tokenizer is not None:
+                self.tokenizer.save(beside)
+            beside.chmod(0o755)  # mkdtemp's folders are their owner's alone
+            replace_folder(beside, folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        """The model that `save_pretrained` wrote to ``folder``.
+
+        Raises:
+            FileNotFoundError: there is no model.
+            CheckpointError: it is another model's, or broken; the message names what.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no model: there is no config.json in it")
+        try:
+            config = json.loads((folder / "config.json").read_text("utf-8"))
+            kind = config.pop("model", None)
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{folder / 'config.json'} is no configuration: {error}"
+            ) from None
+        if kind != cls.__name__:
+            raise CheckpointError(f"{folder} holds a {kind}, not a {cls.__name__}")
+        known = {field.name for field in dataclasses.fields(cls.Config)}
+        if unknown := sorted(set(config) - known):
+            raise CheckpointError(f"{folder / 'config.json'} has unknown settings {unknown}")
+        tensors, _ = read_tensors(folder / "model.safetensors")
+        model = cls(cls.Config(**config), cls.load_tokenizer(folder))
+        assign(by_path(model.weights), tensors, folder / "model.safetensors")
+        return model
+
+    @classmethod
+    def load_tokenizer(cls, folder):
+        """The tokenizer saved in ``folder``, or None."""
+        return None
+
+
+def replace_folder(new, folder):
+    """Renames ``new`` to ``folder``; a folder of that name goes only when the new one is there."""
+    old = None
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+        os.rename(folder, old)
+    try:
+        os.rename(new, folder)
+    except OSError:
+        if old is not None:
+            os.rename(old, folder)
+        raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)

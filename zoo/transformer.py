@@ -1,0 +1,304 @@
+"""The Transformer of Vaswani et al. 2017, for translation."""
+
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from ..layers import (
+    KeyValueCache,
+    PositionalEmbedding,
+    TokenEmbedding,
+    TransformerBlock,
+    padding_mask,
+)
+from ..training import InverseSquareRoot, SmoothedCrossEntropy, compiled
+from .generation import ScatterCache, greedy
+from .pretrained import Pretrained
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of an encoder-decoder Transformer; the defaults are the paper's base model."""
+
+    vocab_size: int = 37000
+    num_layers: int = 6  # in the encoder, and as many in the decoder
+    dim: int = 512
+    hidden_dim: int = 2048
+    num_heads: int = 8
+    dropout: float = 0.1
+    norm: str = "post"
+    activation: str = "relu"
+    max_length: int = 256  # longest source, in pieces with the end token
+    pad_id: int = 0
+    start_id: int = 1
+    end_id: int = 2
+
+    def __post_init__(self):
+        for name in ("vocab_size", "num_layers", "dim", "hidden_dim", "num_heads", "max_length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer: {value!r}")
+        if self.dim % self.num_heads or self.dim % 2:
+            raise ValueError(
+                f"dim must be even and divide into num_heads: {self.dim} / {self.num_heads}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1): {self.dropout}")
+
+
+PRESETS = {
+    # Vaswani et al. 2017, table 3.
+    "base": TransformerConfig(),
+    "big": TransformerConfig(dim=1024, hidden_dim=4096, num_heads=16, dropout=0.3),
+    # Transformer-Tiny for Multi30k: Wu et al. 2021 (arXiv 2105.14462), section 3.
+    "tiny": TransformerConfig(
+        vocab_size=10000, num_layers=4, dim=128, hidden_dim=256, num_heads=4, dropout=0.3
+    ),
+}
+
+
+class Translation(NamedTuple):
+    """What a source became; ``score`` is the log-probability of the whole translation."""
+
+    text: str
+    score: float
+
+
+class Transformer(Pretrained):
+    """Encoder-decoder Transformer (Vaswani et al. 2017, figure 1).
+
+    Called on ``{"source": (B, S), "target": (B, T)}``, tokens, it gives the logits (B, T, V) of
+    what follows each target token. One matrix embeds both languages and gives the logits
+    (section 3.4). `translate` is for strings.
+
+    Args:
+        config: a `TransformerConfig`.
+        tokenizer: `polyhead.data.Subwords`; needed by `translate` and `export` only.
+
+    Raises:
+        ValueError: the tokenizer's vocabulary is not the configuration's.
+    """
+
+    Config = TransformerConfig
+    PRESETS = PRESETS
+
+    def __init__(self, config, tokenizer=None, **kwargs):
+        super().__init__(**kwargs)
+        if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
+            raise ValueError(
+                f"tokenizer and model must have one vocabulary: "
+                f"{tokenizer.vocab_size} and {config.vocab_size} pieces"
+            )
+        self.config = config
+        self.tokenizer = tokenizer
+        self.tokens = TokenEmbedding(config.vocab_size, config.dim, name="tokens")
+        self.positions = PositionalEmbedding("sinusoidal", name="positions")
+        self.dropout = keras.layers.Dropout(config.dropout, name="dropout")
+        block = dict(
+            num_heads=config.num_heads,
+            hidden_dim=config.hidden_dim,
+            norm=config.norm,
+            activation=config.activation,
+            dropout=config.dropout,
+        )
+        layers = range(config.num_layers)
+        self.encoder = [TransformerBlock(name=f"encoder_{i}", **block) for i in layers]
+        self.decoder = [
+            TransformerBlock(name=f"decoder_{i}", causal=True, cross=True, **block) for i in layers
+        ]
+        width = (None, None, config.dim)
+        self.tokens.build()
+        self.positions.build(width)
+        for layer in self.encoder + self.decoder:
+            layer.build(width)
+        if config.norm == "pre":
+            self.encoder_norm = keras.layers.LayerNormalization(epsilon=1e-5, name="encoder_norm")
+            self.decoder_norm = keras.layers.LayerNormalization(epsilon=1e-5, name="decoder_norm")
+            self.encoder_norm.build(width)
+            self.decoder_norm.build(width)
+        self.built = True
+        self._search = None
+
+    def call(self, inputs):
+        mask = self.source_mask(inputs["source"])
+        logits, _ = self.decode(inputs["target"], self.encode(inputs["source"], mask), mask)
+        return logits
+
+    def source_mask(self, source):
+        return padding_mask(source, self.config.pad_id)
+
+    def embed(self, tokens, start=0):
+        return self.dropout(self.positions(self.tokens(tokens), start=start))
+
+    def encode(self, source, mask):
+        """``source`` (B, S) -> memory (B, S, D)."""
+        x = self.embed(source)
+        for block in self.encoder:
+            x = block(x, mask=mask)
+        return self.encoder_norm(x) if self.config.norm == "pre" else x
+
+    def decode(self, target, memory, memory_mask, caches=None):
+        """``target`` (B, T) -> logits (B, T, V), and the caches after it where there are any.
+
+        ``memory`` is what `encode` gave, or what `project` made of that for every block.
+        """
+        blocks = len(self.decoder)
+        memories = memory if isinstance(memory, list) else [memory] * blocks
+        x = self.embed(target, start=0 if caches is None else caches[0].index)
+        extended = []
+        for i, block in enumerate(self.decoder):
+            if caches is None:
+                x = block(x, memory=memories[i], memory_mask=memory_mask)
+            else:
+                x, cache = block(x, memory=memories[i], memory_mask=memory_mask, cache=caches[i])
+                extended.append(cache)
+        if self.config.norm == "pre":
+            x = self.decoder_norm(x)
+        return self.tokens.logits(x), extended
+
+    def project(self, memory):
+        """The keys and values of every decoder block's cross-attention, computed once."""
+        return [block.project(memory) for block in self.decoder]
+
+    def search(self, source, cache=KeyValueCache):
+        """Greedy decoding: ``source`` (B, S) -> tokens (B, L), score (B,).
+
+        A translation gets at most twice the tokens of its source and ten more; an empty source
+        (its end token alone) gets none. ``cache`` is how keys and values are kept.
+        """
+        c = self.config
+        mask = self.source_mask(source)
+        count = ops.sum(ops.cast(source != c.pad_id, "int32"), axis=1)
+        limit = ops.where(count > 1, 2 * count + 10, 0)
+        length = 2 * ops.shape(source)[1] + 10
+        memories = self.project(self.encode(source, mask))
+        caches = [
+            cache.empty(
+                ops.shape(source)[0], length, c.num_heads, c.dim // c.num_heads, self.compute_dtype
+            )
+            for _ in self.decoder
+        ]
+        return greedy(
+            lambda tokens, caches: self.decode(tokens, memories, mask, caches),
+            caches,
+            limit,
+            length,
+            c.start_id,
+            c.end_id,
+            c.pad_id,
+        )
+
+    def translate(self, texts, batch_size=32, scores=False):
+        """Translates a list of strings.
+
+        Sources are sorted by length, batched and padded to a few lengths, for each of which the
+        search is compiled once. Those with more than ``config.max_length`` pieces are truncated,
+        with a warning.
+
+        Returns:
+            a list of strings in the order of ``texts``; with ``scores`` of `Translation`.
+        """
+        tokenizer = self._need_tokenizer("translate")
+        if isinstance(texts, str):
+            raise TypeError("translate takes a list of strings: [text], not text")
+        texts = list(texts)
+        if not texts:
+            return []
+        if self._search is None:
+            self._search = compiled(self, self.search)
+        source = self._sources(texts)
+        lengths = np.count_nonzero(source != self.config.pad_id, axis=1)
+        order = np.argsort(lengths, kind="stable")
+        tokens, score = [None] * len(texts), np.zeros(len(texts), "float32")
+        for start in range(0, len(texts), batch_size):
+            rows = order[start : start + batch_size]
+            length = bucket(lengths[rows].max(), self.config.max_length)
+            # A short batch costs what a full one does, but needs no compilation of its own;
+            # one sentence alone is common enough to have one.
+            size = 1 if len(rows) == 1 else batch_size
+            batch = np.full((size, length), self.config.pad_id, "int32")
+            width = min(length, source.shape[1])
+            batch[: len(rows), :width] = source[rows, :width]
+            found, scored = self._search(batch)
+            found = np.asarray(found)
+            for i, row in enumerate(rows):
+                tokens[row] = found[i]
+            score[rows] = np.asarray(scored)[: len(rows)]
+        longest = max(len(t) for t in tokens)
+        padded = np.full((len(texts), longest), self.config.pad_id, "int32")
+        for i, t in enumerate(tokens):
+            padded[i, : len(t)] = t
+        translated = [text.decode() for text in np.asarray(tokenizer.decode(padded))]
+        if scores:
+            return [Translation(t, float(s)) for t, s in zip(translated, score, strict=True)]
+        return translated
+
+    def export(self, filepath):
+        """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
+
+        Its signature ``serving_default`` takes ``text`` (B,) and gives ``text`` and ``score``
+        (B,), as `translate` does. Returns the version's folder; see `polyhead.serving.export`.
+        """
+        from ..serving.export import export
+
+        tokenizer = self._need_tokenizer("export")
+
+        def translate(text):
+            tokens, score = self.search(
+                tokenizer.encode(text, self.config.max_length), cache=ScatterCache
+            )
+            return {"text": tokenizer.decode(tokens), "score": score}
+
+        return export(
+            filepath,
+            "translation",
+            {"serving_default": (translate, {"text": tokenizer.spec("text")})},
+            variables=self.weights,
+            tracked=[tokenizer],
+            examples=[{"text": ["A dog runs."] * size} for size in (1, 4, 8)],
+        )
+
+    def _need_tokenizer(self, verb):
+        if self.tokenizer is None:
+            raise ValueError(f"{verb} needs a tokenizer: Transformer(config, tokenizer)")
+        return self.tokenizer
+
+    def _sources(self, texts):
+        """``texts`` as tokens (B, S), truncated with a warning to what the model can take."""
+        source = np.array(self.tokenizer.encode(texts))
+        limit = self.config.max_length
+        if source.shape[1] > limit:
+            long = source[:, limit] != self.config.pad_id
+            warnings.warn(
+                f"{long.sum()} of {len(texts)} sources have more than {limit} pieces and were "
+                "truncated",
+                stacklevel=3,
+            )
+            source = source[:, :limit]
+            source[long, -1] = self.config.end_id
+        return source
+
+    def compile(self, optimizer=None, loss=None, **kwargs):
+        """Keras's `compile`, with the optimizer and the loss of the paper's sections 5.3, 5.4."""
+        if optimizer is None:
+            rate = InverseSquareRoot.of_width(self.config.dim, warmup=4000)
+            optimizer = keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.98, epsilon=1e-9)
+        super().compile(optimizer, SmoothedCrossEntropy(0.1) if loss is None else loss, **kwargs)
+
+    @classmethod
+    def load_tokenizer(cls, folder):
+        from ..data import Subwords
+
+        return Subwords.load(folder) if Subwords.saved_in(folder) else None
+
+
+def bucket(length, longest):
+    """The least of 8, 16, 32, ... that holds ``length`` tokens, ``longest`` at most."""
+    size = 8
+    while size < length:
+        size *= 2
+    return min(size, longest)
