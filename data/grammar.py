@@ -14,8 +14,8 @@ from pathlib import Path
 # English, German in the nominative, its gender, and its form in other cases where that differs.
 PEOPLE = """man Mann m|woman Frau f|child Kind n|boy Junge m Jungen|girl Mädchen n
 teacher Lehrerin f|farmer Bauer m Bauern|doctor Arzt m|friend Freundin f
-neighbour Nachbar m Nachbarn|dog Hund m|cat Katze f|horse Pferd n|bird Vogel m|mouse Maus f|bear Bär m Bären
-cow Kuh f|sheep Schaf n"""
+neighbour Nachbar m Nachbarn|dog Hund m|cat Katze f|horse Pferd n|bird Vogel m|mouse Maus f
+bear Bär m Bären|cow Kuh f|sheep Schaf n"""
 THINGS = """book Buch n|letter Brief m|apple Apfel m|flower Blume f|picture Bild n|ball Ball m
 lamp Lampe f|key Schlüssel m|bag Tasche f|bread Brot n|hat Hut m|cup Tasse f"""
 PLACES = """table Tisch m|door Tür f|house Haus n|tree Baum m|bridge Brücke f|window Fenster n

@@ -21,7 +21,7 @@ class TransformerBlock(keras.layers.Layer):
         epsilon: of the layer normalisation.
 
     Call with ``x`` (B, T, D), and where ``cross`` with ``memory`` (B, S, D), or with what
-    `project(memory)` made of it once. ``mask`` and ``memory_mask`` are boolean,
+    `project(memory)` made of it once. ``mask`` and ``cross_mask`` are boolean,
     True = may attend, broadcastable to (B, H, T, T) and (B, H, T, S). With a ``cache`` of the
     positions before (see `KeyValueCache`) the result is (output, cache), else output (B, T, D).
 
@@ -80,7 +80,7 @@ class TransformerBlock(keras.layers.Layer):
         self.feed_forward_norm = norm("feed_forward_norm")
         self.drop = keras.layers.Dropout(self.dropout, dtype=dtype, name="dropout")
 
-    def call(self, x, memory=None, mask=None, memory_mask=None, cache=None):
+    def call(self, x, memory=None, mask=None, cross_mask=None, cache=None):
         if self.cross == (memory is None):
             raise ValueError(f"cross={self.cross}, but memory is {type(memory).__name__}")
 
@@ -96,7 +96,7 @@ class TransformerBlock(keras.layers.Layer):
             x = self.residual(
                 x,
                 self.cross_attention_norm,
-                lambda x: self.cross_attention(x, memory, mask=memory_mask),
+                lambda x: self.cross_attention(x, memory, mask=cross_mask),
             )
         x = self.residual(x, self.feed_forward_norm, self.feed_forward)
         return x if cache is None else (x, cache)

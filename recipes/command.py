@@ -149,6 +149,17 @@ def export(
     print(load(run).export(folder))
 
 
+@app.command()
+def download(
+    name: Annotated[Literal["multi30k"], typer.Argument(help="English-German image captions.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put the files.")],
+):
+    """Fetch a data set, checked by its checksums, for `train --data DIR`."""
+    from ..data.download import download_multi30k
+
+    download_multi30k(folder)
+
+
 def main():
     """Runs the command; an error is one line, and the exit status says what it was."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -41,6 +41,8 @@ class Pretrained(Model):
     def save_pretrained(self, folder):
         """Writes the model to ``folder``, complete or not at all; an older one is replaced."""
         folder = Path(folder)
+        if folder.is_file():
+            raise FileExistsError(f"{folder} is a file; a model is saved as a folder")
         if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
             raise FileExistsError(f"{folder} holds something else than a model")
         folder.parent.mkdir(parents=True, exist_ok=True)

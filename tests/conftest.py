@@ -1,0 +1,63 @@
+"""One process, two logical CPU devices, seeded."""
+
+import importlib.util
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import pytest
+
+TENSORFLOW = keras.config.backend() == "tensorflow"
+
+if TENSORFLOW:
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(7)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """The sample corpus's validation split: 200 pairs."""
+    from polyhead.data import read_split
+    from polyhead.recipes.translation import SAMPLE, folder_of
+
+    return read_split(folder_of(SAMPLE), "val", "en", "de")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(sample):
+    from polyhead.data import Subwords
+
+    return Subwords.train(sample.sources + sample.targets, 300)
+
+
+def small(tokenizer=None, **overrides):
+    """A Transformer small enough to compile in seconds."""
+    from polyhead.zoo import Transformer
+
+    sizes = dict(num_layers=2, dim=32, hidden_dim=48, num_heads=4, dropout=0.0, max_length=64)
+    if tokenizer is None:
+        sizes["vocab_size"] = 40
+    return Transformer.preset("tiny", tokenizer, **{**sizes, **overrides})
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer):
+    """An untrained small model with a tokenizer; tests do not change it."""
+    keras.utils.set_random_seed(3)
+    return small(tokenizer)
+
+
+def pytest_report_header(config):
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed: tests against PyTorch are left out (EXTRAS=parity)"
+    return "torch is installed: tests against PyTorch run"

@@ -1,0 +1,109 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyhead.data import ParallelText, translation_batches
+from polyhead.data.batches import bucket_lengths, plan
+
+
+def arrays(batches):
+    return [(x["source"].numpy(), x["target"].numpy(), y.numpy(), w.numpy()) for x, y, w in batches]
+
+
+def test_a_batch_is_what_the_model_reads(sample, tokenizer):
+    for source, target, labels, weight in arrays(translation_batches(sample, tokenizer, 512)):
+        assert source.shape == target.shape == labels.shape == weight.shape
+        assert source.size <= 512 and len(source) % 8 == 0
+        np.testing.assert_array_equal(weight, labels != 0)
+        filled = weight.any(1)
+        assert (target[filled, 0] == tokenizer.start_id).all()
+        np.testing.assert_array_equal(target[:, 1:], labels[:, :-1] * (weight[:, 1:] > 0))
+        assert (labels.max(1) > 2)[filled].all() and (source[~filled] == 0).all()
+
+
+def test_every_pair_comes_once_an_epoch(sample, tokenizer):
+    seen = []
+    for source, _, labels, weight in arrays(translation_batches(sample, tokenizer, 512)):
+        for row in np.flatnonzero(weight.any(1)):
+            texts = tokenizer.decode([source[row]]), tokenizer.decode([labels[row]])
+            seen.append(tuple(t.numpy()[0].decode() for t in texts))
+    assert sorted(seen) == sorted(zip(sample.sources, sample.targets, strict=True))
+
+
+def test_there_are_no_more_shapes_than_buckets(sample, tokenizer):
+    for buckets in (1, 3):
+        batches = arrays(translation_batches(sample, tokenizer, 512, buckets=buckets))
+        assert len({b[0].shape for b in batches}) <= buckets
+
+
+def test_the_order_is_new_each_epoch_and_the_same_for_a_seed(sample, tokenizer):
+    def epochs(seed):
+        batches = translation_batches(sample, tokenizer, 512, seed=seed)
+        return [[b[2].tobytes() for b in arrays(batches)] for _ in range(2)]
+
+    first, second = epochs(1)
+    assert first != second and len(first) == len(second)
+    assert epochs(1) == [first, second]
+    assert epochs(2)[0] != first
+
+
+def test_an_endless_stream_goes_on_where_it_is_told_to(sample, tokenizer):
+    def stream(start, count):
+        batches = translation_batches(sample, tokenizer, 512, start=start)
+        return [b[2].tobytes() for b in arrays(itertools.islice(batches, count))]
+
+    epoch = len(translation_batches(sample, tokenizer, 512))
+    whole = stream(0, 2 * epoch + 5)
+    assert len(set(whole)) > epoch  # the second epoch's batches are others
+    for start in (1, epoch, epoch + 3):
+        assert stream(start, len(whole) - start) == whole[start:]
+
+
+def test_without_shuffling_it_is_the_same_each_time(sample, tokenizer):
+    batches = translation_batches(sample, tokenizer, 512, shuffle=False)
+    assert [b[2].tobytes() for b in arrays(batches)] == [b[2].tobytes() for b in arrays(batches)]
+
+
+def test_pairs_that_are_empty_or_too_long_are_left_out_with_a_warning(tokenizer):
+    pairs = ParallelText(["The dog", "", "The cat"], ["Der Hund", "Die Katze", "Katze " * 99])
+    with pytest.warns(UserWarning, match="2 of 3 pairs are empty or longer than 64 pieces"):
+        [(_, _, _, weight)] = arrays(translation_batches(pairs, tokenizer, max_length=64))
+    assert weight.any(1).sum() == 1
+
+
+def test_what_cannot_be_is_refused(tokenizer, sample):
+    with pytest.raises(ValueError, match="no pair has between 1 and 127 pieces"):
+        translation_batches(ParallelText([""], [""]), tokenizer)
+    with pytest.raises(ValueError, match="must be positive"):
+        translation_batches(sample, tokenizer, tokens=0)
+
+
+lengths = st.lists(st.integers(2, 90), min_size=1, max_size=80).map(np.array)
+
+
+@settings(deadline=None)
+@given(lengths, st.integers(1, 6), st.integers(1, 4000))
+def test_a_plan_covers_all_rows_once_within_the_budget(lengths, buckets, tokens):
+    ends = bucket_lengths(lengths, buckets)
+    assert len(ends) <= buckets and lengths.max() <= ends[-1] and (ends % 4 == 0).all()
+    ordered = np.sort(ends[np.searchsorted(ends, lengths)])
+    at = 0
+    for first, size, length in plan(lengths, ends, tokens).T:
+        assert first == at and size % 8 == 0 and (size * length <= tokens or size == 8)
+        assert (ordered[first : first + size] <= length).all()
+        at += size
+    assert at >= len(lengths) > at - size
+
+
+@settings(deadline=None)
+@given(lengths)
+def test_bucket_lengths_make_the_least_padding(lengths):
+    def padded(ends):
+        return sum(min(e for e in ends if e >= length) for length in lengths)
+
+    rounded = sorted({-(-int(n) // 4) * 4 for n in lengths})
+    best = min(padded([*other, rounded[-1]]) for other in itertools.combinations(rounded, 1))
+    assert padded(bucket_lengths(lengths, 2)) == best

@@ -1,0 +1,181 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from polyhead.layers import KeyValueCache, MultiHeadAttention, causal_mask, padding_mask
+
+B, T, S, D, H = 2, 5, 7, 16, 4
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def attention(**options):
+    layer = MultiHeadAttention(H, **options)
+    layer.build((B, T, D), (B, S, D))
+    for i, v in enumerate(layer.weights):  # biases too, or a wrong one would not show
+        v.assign(draw(*v.shape, seed=i) / 4)
+    return layer
+
+
+def array(x):
+    return ops.convert_to_numpy(x)
+
+
+def kerass(layer):
+    """Keras's attention with the same weights."""
+    peer = keras.layers.MultiHeadAttention(H, D // H)
+    peer.build((B, T, D), (B, S, D))
+    peer.set_weights(layer.get_weights())
+    return peer
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_self_attention_is_that_of_keras(causal):
+    layer, x = attention(causal=causal), draw(B, T, D)
+    expected = kerass(layer)(x, x, use_causal_mask=causal)
+    np.testing.assert_allclose(array(layer(x)), array(expected), atol=1e-5)
+
+
+def test_cross_attention_with_padding_is_that_of_keras():
+    layer, x, memory = attention(), draw(B, T, D), draw(B, S, D, seed=1)
+    mask = np.arange(S)[None] < np.array([[4], [7]])
+    ours = layer(x, memory, mask=mask[:, None, None])
+    expected = kerass(layer)(x, memory, attention_mask=np.repeat(mask[:, None], T, 1))
+    np.testing.assert_allclose(array(ours), array(expected), atol=1e-5)
+
+
+def test_attention_is_that_of_pytorch():
+    torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
+    layer, x, memory = attention(), draw(B, T, D), draw(B, S, D, seed=1)
+    peer = torch.nn.MultiheadAttention(D, H, batch_first=True)
+    wq, bq, wk, bk, wv, bv, wo, bo = (torch.tensor(w) for w in layer.get_weights())
+    with torch.no_grad():
+        peer.in_proj_weight.copy_(torch.cat([w.reshape(D, D).T for w in (wq, wk, wv)]))
+        peer.in_proj_bias.copy_(torch.cat([b.reshape(D) for b in (bq, bk, bv)]))
+        peer.out_proj.weight.copy_(wo.reshape(D, D).T)
+        peer.out_proj.bias.copy_(bo)
+        padding = torch.arange(S)[None] >= torch.tensor([[4], [7]])
+        m = torch.tensor(memory)
+        expected, weights = peer(
+            torch.tensor(x), m, m, key_padding_mask=padding, average_attn_weights=False
+        )
+    mask = ~padding.numpy()[:, None, None]
+    np.testing.assert_allclose(array(layer(x, memory, mask=mask)), expected.numpy(), atol=1e-5)
+    ours = layer.attention_weights(x, memory, mask=mask)
+    np.testing.assert_allclose(array(ours), weights.numpy(), atol=1e-5)
+
+
+def test_attention_weights_are_a_distribution_over_what_may_be_attended_to():
+    layer, x, memory = attention(), draw(B, T, D), draw(B, S, D, seed=1)
+    mask = (np.arange(S) < 4)[None, None, None]
+    weights = array(layer.attention_weights(x, memory, mask=mask))
+    assert weights.shape == (B, H, T, S)
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    assert weights[..., 4:].max() == 0
+
+
+def test_the_output_is_the_weights_applied_to_the_values():
+    layer, x = attention(), draw(B, T, D)
+    heads = np.einsum("bhts,bshk->bthk", array(layer.attention_weights(x)), array(layer.value(x)))
+    kernel, bias = (array(w) for w in layer.output_projection.weights)
+    expected = np.einsum("bthk,hkd->btd", heads, kernel) + bias
+    np.testing.assert_allclose(array(layer(x)), expected, atol=1e-5)
+
+
+def test_a_bias_is_added_to_the_scores():
+    layer, x = attention(), draw(B, T, D)
+    bias = draw(1, H, T, T, seed=2)
+    plain, biased = (array(layer.attention_weights(x, bias=b)) for b in (None, bias))
+    expected = plain * np.exp(bias)
+    np.testing.assert_allclose(biased, expected / expected.sum(-1, keepdims=True), atol=1e-5)
+
+
+def test_future_positions_cannot_change_the_past():
+    layer, x = attention(causal=True), draw(B, T, D)
+    changed = x.copy()
+    changed[:, 3:] += 1
+    before, after = array(layer(x)), array(layer(changed))
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert np.abs(before[:, 3:] - after[:, 3:]).max() > 1e-3
+
+
+def test_padding_changes_nothing():
+    layer, x, memory = attention(), draw(B, T, D), draw(B, S, D, seed=1)
+    mask = (np.arange(S) < 4)[None, None, None]
+    np.testing.assert_allclose(
+        array(layer(x, memory, mask=mask)), array(layer(x, memory[:, :4])), atol=1e-6
+    )
+
+
+def test_a_query_that_may_attend_to_nothing_gives_no_nan():
+    layer, x = attention(), draw(B, T, D)
+    assert np.isfinite(array(layer(x, mask=np.zeros((1, 1, 1, T), bool)))).all()
+
+
+def test_cached_attention_is_the_full_one_position_by_position():
+    layer, x = attention(causal=True), draw(B, T, D)
+    cache = KeyValueCache.empty(B, T + 2, H, D // H, "float32")
+    outputs = []
+    for t in range(T):
+        output, cache = layer(x[:, t : t + 1], cache=cache)
+        outputs.append(array(output))
+    assert int(cache.index) == T
+    np.testing.assert_allclose(np.concatenate(outputs, 1), array(layer(x)), atol=1e-5)
+
+
+def test_several_positions_can_enter_a_cache_at_once():
+    layer, x = attention(causal=True), draw(B, T, D)
+    cache = KeyValueCache.empty(B, T, H, D // H, "float32")
+    first, cache = layer(x[:, :3], cache=cache)
+    second, _ = layer(x[:, 3:], cache=cache)
+    both = np.concatenate([array(first), array(second)], 1)
+    np.testing.assert_allclose(both, array(layer(x)), atol=1e-5)
+
+
+def test_a_memory_can_be_projected_once():
+    layer, x, memory = attention(), draw(B, T, D), draw(B, S, D, seed=1)
+    np.testing.assert_array_equal(array(layer(x, layer.project(memory))), array(layer(x, memory)))
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision_is_near_float32_and_finite_under_masks(policy):
+    full, x = attention(causal=True), draw(B, T, D)
+    half = attention(causal=True, dtype=policy)
+    output = half(x, mask=np.zeros((1, 1, 1, T), bool))
+    assert np.isfinite(array(ops.cast(output, "float32"))).all()
+    assert keras.backend.standardize_dtype(half(x).dtype) == policy.removeprefix("mixed_")
+    atol = 0.01 if policy == "mixed_float16" else 0.06
+    np.testing.assert_allclose(array(ops.cast(half(x), "float32")), array(full(x)), atol=atol)
+
+
+def test_masks_by_hand():
+    assert array(padding_mask(np.array([[5, 3, 0]]), 0)).tolist() == [[[[True, True, False]]]]
+    assert array(causal_mask(2, 4, start=1)).tolist() == [
+        [[[True, True, False, False], [True, True, True, False]]]
+    ]
+
+
+def test_a_width_that_does_not_divide_into_heads_is_refused():
+    with pytest.raises(ValueError, match="width must divide into heads: 16 / 3"):
+        MultiHeadAttention(3).build((B, T, D))
+
+
+def test_initial_projections_keep_the_variance():
+    layer = MultiHeadAttention(4)
+    layer.build((None, None, 256))
+    limit = np.sqrt(6 / 512)
+    for part in (layer.query, layer.output_projection):
+        kernel = array(part.kernel)
+        assert abs(kernel).max() <= limit and abs(kernel.std() - limit / 3**0.5) < 0.02 * limit
+
+
+def test_a_layer_goes_through_its_configuration():
+    layer = attention(causal=True)
+    again = MultiHeadAttention.from_config(layer.get_config())
+    again.build((B, T, D), (B, S, D))
+    again.set_weights(layer.get_weights())
+    x = draw(B, T, D)
+    np.testing.assert_array_equal(array(again(x)), array(layer(x)))

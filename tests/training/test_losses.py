@@ -1,0 +1,61 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from polyhead.training import InverseSquareRoot, SmoothedCrossEntropy, bleu
+
+LABELS = np.array([[1, 3, 0]])
+LOGITS = np.random.default_rng(0).normal(size=(1, 3, 5)).astype("float32")
+WEIGHT = np.array([[1.0, 1.0, 0.0]], "float32")
+
+
+def number(x):
+    return float(ops.convert_to_numpy(x))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_that_of_keras_on_smoothed_targets(smoothing):
+    targets = keras.utils.to_categorical(LABELS, 5) * (1 - smoothing) + smoothing / 5
+    peer = keras.losses.CategoricalCrossentropy(from_logits=True, reduction="none")
+    expected = ops.convert_to_numpy(peer(targets, LOGITS))[0, :2].mean()
+    ours = SmoothedCrossEntropy(smoothing)(LABELS, LOGITS, sample_weight=WEIGHT)
+    assert number(ours) == pytest.approx(expected, rel=1e-5)
+
+
+def test_padding_weighs_nothing():
+    loss = SmoothedCrossEntropy()
+    changed = LOGITS.copy()
+    changed[:, 2] = 100
+    assert number(loss(LABELS, LOGITS, WEIGHT)) == number(loss(LABELS, changed, WEIGHT))
+    assert number(loss(LABELS, LOGITS, WEIGHT * 0)) == 0
+
+
+def test_a_smoothing_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"smoothing must be in \[0, 1\): 1"):
+        SmoothedCrossEntropy(1)
+
+
+def test_the_schedule_is_equation_3():
+    schedule = InverseSquareRoot.of_width(512, warmup=4000)
+    for update in (1, 100, 4000, 16000):
+        expected = 512**-0.5 * min(update**-0.5, update * 4000**-1.5)
+        assert number(schedule(update - 1)) == pytest.approx(expected, rel=1e-5)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
+    assert number(again(50)) == number(schedule(50))
+    with pytest.raises(ValueError, match="peak and warmup must be positive: 0, 10"):
+        InverseSquareRoot(0, 10)
+
+
+def test_bleu_is_sacrebleus():
+    assert bleu(["the cat sat on the mat"], ["the cat sat on the mat"]).score == pytest.approx(100)
+    score = bleu(["the cat sat on a mat now"], ["the cat sat on the mat now"])
+    # 6/7 unigrams, 4/6, 2/5 and 1/4 of the longer ones, no brevity penalty
+    expected = 100 * math.exp(np.mean(np.log([6 / 7, 4 / 6, 2 / 5, 1 / 4])))
+    assert score.score == pytest.approx(expected)
+    assert "tok:13a" in score.signature and "version:" in score.signature
+    assert "tok:none" in bleu(["a b c d"], ["a b c d"], "none").signature
+    with pytest.raises(ValueError, match="one reference for each hypothesis: 2 for 1"):
+        bleu(["a"], ["a", "b"])

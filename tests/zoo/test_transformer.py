@@ -1,0 +1,226 @@
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from tests.conftest import TENSORFLOW, small
+
+from polyhead.layers import KeyValueCache
+from polyhead.zoo import Transformer, TransformerConfig
+from polyhead.zoo.generation import ScatterCache
+from polyhead.zoo.transformer import bucket
+
+text = pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
+
+
+def array(x):
+    return ops.convert_to_numpy(x)
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).integers(3, 40, shape).astype("int32")
+
+
+# Vaswani et al. 2017, table 3, says 65 and 213 million for a vocabulary of "about 37000". Of the
+# base model 44.1 million are in the blocks, which leaves room for 40,700 pieces; of the big one
+# 176.4 million, for 35,800. With 37,000 both counts are within 3% of the table's.
+COUNTS = {"base": 63_082_496, "big": 214_245_376, "tiny": 2_605_568}
+
+
+def count(c):
+    """By formula, so that the big one need not be built."""
+    attention = 4 * (c.dim**2 + c.dim)
+    feed_forward = 2 * c.dim * c.hidden_dim + c.hidden_dim + c.dim
+    norms = {"encoder": 2, "decoder": 3}
+    encoder = attention + feed_forward + norms["encoder"] * 2 * c.dim
+    decoder = 2 * attention + feed_forward + norms["decoder"] * 2 * c.dim
+    last = 2 * 2 * c.dim if c.norm == "pre" else 0
+    return c.vocab_size * c.dim + c.num_layers * (encoder + decoder) + last
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_presets_have_the_papers_parameters(name):
+    assert set(COUNTS) == set(Transformer.PRESETS)
+    assert count(Transformer.PRESETS[name]) == COUNTS[name]
+    if name in ("base", "big"):
+        assert COUNTS[name] == pytest.approx({"base": 65e6, "big": 213e6}[name], rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["base", "tiny"])
+def test_a_built_preset_has_as_many(name):
+    assert Transformer.preset(name).count_params() == COUNTS[name]
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_cached_decoding_equals_the_full_forward(norm):
+    model = small(norm=norm)
+    source, target = draw(2, 6), draw(2, 5, seed=1)
+    source[0, 4:] = 0
+    full = array(model({"source": source, "target": target}))
+    mask = model.source_mask(source)
+    memories = model.project(model.encode(source, mask))
+    caches = [KeyValueCache.empty(2, 5, 4, 8, "float32") for _ in model.decoder]
+    for t in range(5):
+        logits, caches = model.decode(target[:, t : t + 1], memories, mask, caches)
+        np.testing.assert_allclose(array(logits)[:, 0], full[:, t], atol=1e-5)
+
+
+def test_both_caches_write_the_same():
+    new = np.random.default_rng(0).normal(size=(2, 1, 4, 8)).astype("float32")
+    for _ in range(2):
+        caches = [kind.empty(2, 3, 4, 8, "float32") for kind in (KeyValueCache, ScatterCache)]
+        caches = [c.append(new, 2 * new).append(3 * new, new) for c in caches]
+    for a, b in zip(*caches, strict=True):
+        np.testing.assert_array_equal(array(a), array(b))
+    np.testing.assert_array_equal(array(caches[1].value)[:, 1], new[:, 0])
+
+
+def test_padding_a_source_changes_nothing():
+    model, source, target = small(), draw(2, 6), draw(2, 5, seed=1)
+    padded = np.concatenate([source, np.zeros((2, 3), "int32")], 1)
+    np.testing.assert_allclose(
+        array(model({"source": padded, "target": target})),
+        array(model({"source": source, "target": target})),
+        atol=1e-5,
+    )
+
+
+def test_future_tokens_cannot_change_the_past():
+    model, source, target = small(), draw(2, 6), draw(2, 5, seed=1)
+    changed = target.copy()
+    changed[:, 3:] = 7
+    before, after = (array(model({"source": source, "target": t})) for t in (target, changed))
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert np.abs(before[:, 3:] - after[:, 3:]).max() > 1e-3
+
+
+def test_search_takes_the_likeliest_token_and_scores_it():
+    model, source = small(), draw(3, 5)
+    source[:, -1] = 2
+    tokens, score = (array(x) for x in model.search(source))
+    assert tokens.shape == (3, 20)
+    for row in range(3):
+        total, target = 0.0, [1]
+        for token in tokens[row]:
+            inputs = {"source": source[row : row + 1], "target": np.array([target], "int32")}
+            logits = array(model(inputs))[0, -1]
+            assert logits.argmax() == token
+            total += logits.max() - np.log(np.exp(logits).sum())
+            target.append(int(token))
+            if token == 2:
+                break
+        assert score[row] == pytest.approx(total, abs=1e-3)
+
+
+def test_search_gives_a_batch_what_each_gets_alone():
+    model = small()
+    sources = [draw(1, n, seed=n) for n in (3, 5, 8)]
+    batch = np.zeros((3, 8), "int32")
+    for row, source in enumerate(sources):
+        batch[row, : source.shape[1]] = source
+    tokens, score = (array(x) for x in model.search(batch))
+    for row, source in enumerate(sources):
+        alone, alone_score = (array(x) for x in model.search(source))
+        np.testing.assert_array_equal(tokens[row, : alone.shape[1]], alone[0])
+        assert tokens[row, alone.shape[1] :].max(initial=0) == 0
+        assert score[row] == pytest.approx(alone_score[0], abs=1e-3)
+
+
+def test_an_empty_source_gets_no_tokens():
+    tokens, score = small().search(np.array([[2, 0, 0]], "int32"))
+    assert array(tokens).max() == 0 and array(score)[0] == 0
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision_is_near_float32(policy):
+    source, target = draw(2, 6), draw(2, 5, seed=1)
+    full = small()
+    keras.config.set_dtype_policy(policy)
+    half = small()
+    half.set_weights(full.get_weights())
+    logits = half({"source": source, "target": target})
+    assert "float32" in str(logits.dtype)
+    np.testing.assert_allclose(
+        array(logits), array(full({"source": source, "target": target})), atol=0.15
+    )
+    assert np.isfinite(array(half.search(source)[1])).all()
+
+
+def test_it_goes_through_its_configuration():
+    model = small(norm="pre")
+    again = Transformer.from_config(model.get_config())
+    again.set_weights(model.get_weights())
+    inputs = {"source": draw(2, 6), "target": draw(2, 5)}
+    np.testing.assert_array_equal(array(again(inputs)), array(model(inputs)))
+
+
+def test_a_keras_file_keeps_it(tmp_path):
+    model = small()
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(
+        tmp_path / "model.keras", custom_objects={"Transformer": Transformer}
+    )
+    inputs = {"source": draw(2, 6), "target": draw(2, 5)}
+    np.testing.assert_array_equal(array(again(inputs)), array(model(inputs)))
+
+
+def test_sizes_that_cannot_be_are_refused():
+    for options, message in (
+        (dict(dim=10, num_heads=4), "divide into num_heads: 10 / 4"),
+        (dict(num_layers=0), "num_layers must be a positive integer: 0"),
+        (dict(dropout=1.5), "dropout must be in"),
+        (dict(norm="both"), "norm must be 'pre' or 'post': 'both'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TransformerConfig(**options)
+    with pytest.raises(ValueError, match="has presets base, big, tiny: 'huge'"):
+        Transformer.preset("huge")
+
+
+def test_lengths_fall_into_few_buckets():
+    assert [bucket(n, 100) for n in (1, 8, 9, 33, 90)] == [8, 8, 16, 64, 100]
+
+
+@text
+def test_translate_keeps_the_order_whatever_the_batches(model, sample):
+    texts = ["", *sample.sources[:9], "🐻 日本語 кот"]
+    together = model.translate(texts, batch_size=4, scores=True)
+    assert together[0] == ("", 0.0) and len(together) == len(texts)
+    for text, (translated, score) in zip(texts, together, strict=True):
+        alone = model.translate([text], scores=True)[0]
+        assert alone.text == translated
+        assert alone.score == pytest.approx(score, abs=1e-3)
+    assert model.translate([]) == []
+
+
+@text
+def test_the_search_is_traced_once_for_each_length(tokenizer, sample):
+    model = small(tokenizer)
+    model.translate(sample.sources[:40], batch_size=8)
+    lengths = [len(row) for row in tokenizer.ragged(sample.sources[:40]).to_list()]
+    buckets = {bucket(n, 64) for n in lengths}
+    assert model._search.experimental_get_tracing_count() <= len(buckets)
+    traced = model._search.experimental_get_tracing_count()
+    model.translate(sample.sources[40:80], batch_size=8)
+    model.translate(sample.sources[5:8], batch_size=8)
+    assert model._search.experimental_get_tracing_count() == traced
+
+
+@text
+def test_long_sources_are_truncated_with_a_warning(model):
+    with pytest.warns(UserWarning, match="1 of 2 sources have more than 64 pieces"):
+        long, short = model.translate(["The dog sees the cat. " * 40, "The dog"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.translate(["The dog"]) == [short]
+
+
+@text
+def test_translate_says_what_it_needs(model):
+    with pytest.raises(TypeError, match="takes a list of strings"):
+        model.translate("A dog.")
+    with pytest.raises(ValueError, match="translate needs a tokenizer"):
+        small().translate(["A dog."])
+    with pytest.raises(ValueError, match="one vocabulary: 300 and 40 pieces"):
+        small(model.tokenizer, vocab_size=40)
