@@ -38,9 +38,7 @@ def download_multi30k(folder, address=ADDRESS, files=MULTI30K, say=print):
     for name, checksum in files.items():
         say(f"{address}{name}")
         try:
-            pooch.retrieve(
-                address + name, f"sha256:{checksum}", fname=Path(name).name, path=folder
-            )
+            pooch.retrieve(address + name, f"sha256:{checksum}", fname=Path(name).name, path=folder)
         except requests.RequestException as error:
             raise ConnectionError(f"cannot fetch {address}{name}: {error}") from None
         except ValueError as error:

@@ -129,4 +129,6 @@ class MultiHeadAttention(keras.layers.Layer):
             scores = scores + ops.cast(bias, "float32")
         if mask is not None:
             scores = ops.where(mask, scores, MASKED)
+        if scores.shape[-1] == 1:
+            return ops.ones_like(scores)  # as the softmax is, which Keras warns of
         return ops.softmax(scores, axis=-1)

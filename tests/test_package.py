@@ -68,7 +68,9 @@ def test_exact_versions_meet_the_ranges():
         r for extra in ("test", "parity") for r in project["optional-dependencies"][extra]
     ]
     for requirement in map(Requirement, wanted):
-        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), (
+            requirement
+        )
 
 
 def run(code, **environment):

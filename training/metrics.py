@@ -16,7 +16,7 @@ def bleu(hypotheses, references, tokenize="13a"):
     ``tokenize`` is "13a", sacrebleu's default for raw text, or "none" for text that is
     tokenized already.
     """
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     if len(hypotheses) != len(references):
         raise ValueError(

@@ -15,7 +15,7 @@ class CheckpointError(ValueError):
 
 def write_tensors(path, tensors, about=None):
     """Writes ``{name: array}`` and, as JSON in the header, ``about``: complete or not at all."""
-    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    arrays = {name: np.array(value, order="C") for name, value in tensors.items()}
     content = save(arrays, metadata={"polyhead": json.dumps(about)})
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")

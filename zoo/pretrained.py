@@ -73,7 +73,7 @@ class Pretrained(Model):
         try:
             config = json.loads((folder / "config.json").read_text("utf-8"))
             kind = config.pop("model", None)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, TypeError) as error:
             raise CheckpointError(
                 f"{folder / 'config.json'} is no configuration: {error}"
             ) from None

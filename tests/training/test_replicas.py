@@ -2,9 +2,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.conftest import small
 
 from polyhead.training import SmoothedCrossEntropy, strategy
+from tests.conftest import small
 
 B, T, V = 8, 6, 40
 

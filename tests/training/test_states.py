@@ -14,7 +14,7 @@ def test_tensors_come_back(tmp_path):
     assert about == {"updates": 7} and set(tensors) == set(TENSORS)
     for name, value in TENSORS.items():
         np.testing.assert_array_equal(tensors[name], value)
-        assert tensors[name].dtype == value.dtype
+        assert tensors[name].dtype == value.dtype and tensors[name].shape == value.shape
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 from keras import ops
-from tests.conftest import TENSORFLOW, small
 
 from polyhead.training import CheckpointError, read_tensors, write_tensors
 from polyhead.zoo import Transformer
+from tests.conftest import TENSORFLOW, small
 
 INPUTS = {"source": np.array([[5, 6, 2]]), "target": np.array([[1, 7, 8, 9]])}
 

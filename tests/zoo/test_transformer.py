@@ -4,12 +4,12 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tests.conftest import TENSORFLOW, small
 
 from polyhead.layers import KeyValueCache
 from polyhead.zoo import Transformer, TransformerConfig
 from polyhead.zoo.generation import ScatterCache
 from polyhead.zoo.transformer import bucket
+from tests.conftest import TENSORFLOW, small
 
 text = pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
 

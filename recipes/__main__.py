@@ -1,0 +1,5 @@
+"""`python -m polyhead.recipes` is the `polyhead` command."""
+
+from .command import main
+
+main()

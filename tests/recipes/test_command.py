@@ -1,0 +1,171 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyhead.recipes.command import main
+from polyhead.training import read_tensors
+
+SMALL = (
+    "--vocab-size 300 --tokens 1024 --buckets 1 --warmup 20 --max-length 64 --dropout 0.1 --seed 3"
+).split()
+
+
+@pytest.fixture(scope="session")
+def data(sample, tmp_path_factory):
+    """A folder of data that trains in seconds."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, rows in (
+        ("train", slice(0, 120)),
+        ("val", slice(120, 136)),
+        ("test", slice(136, 152)),
+    ):
+        for language, texts in (("en", sample.sources), ("de", sample.targets)):
+            (folder / f"{split}.{language}").write_text("\n".join(texts[rows]) + "\n", "utf-8")
+    return folder
+
+
+def polyhead(monkeypatch, capfd, *arguments, stdin=None):
+    """The command in this process: its exit status and what it wrote."""
+    monkeypatch.setattr(sys, "argv", ["polyhead", *map(str, arguments)])
+    if stdin is not None:
+        path = Path(arguments[1]) / "stdin.txt"
+        path.write_text(stdin, "utf-8")
+        monkeypatch.setattr(sys, "stdin", path.open(encoding="utf-8"))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, err = capfd.readouterr()
+    return stop.value.code or 0, out, err
+
+
+@pytest.fixture(scope="session")
+def trained(data, tmp_path_factory):
+    """A run of three epochs; tests may not change it."""
+    from polyhead.recipes.translation import Settings, train
+
+    run = tmp_path_factory.mktemp("runs") / "run"
+    options = dict(vocab_size=300, tokens=1024, buckets=1, warmup=20, max_length=64)
+    train(Settings(data=str(data), dropout=0.1, seed=3, epochs=3, **options), run)
+    return run
+
+
+def test_a_run_holds_all_that_it_should(trained):
+    names = {p.name for p in trained.iterdir()}
+    assert {"settings.json", "tokenizer.model", "best", "history.csv", "curve.png", "logs"} <= names
+    rows = list(csv.DictReader((trained / "history.csv").open()))
+    assert [r["epoch"] for r in rows] == ["1", "2", "3"]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert all(0 <= float(r["val_bleu"]) <= 100 for r in rows)
+    assert len([n for n in names if n.startswith("checkpoint-")]) == 2
+    assert list((trained / "logs").rglob("events.*"))
+    assert not [n for n in names if n.startswith(".")]
+
+
+def test_evaluate_prints_bleu_and_signature(trained, monkeypatch, capfd):
+    code, out, _ = polyhead(monkeypatch, capfd, "evaluate", trained, "--show", 1)
+    assert code == 0
+    assert "on 16 sentences of test" in out and "tok:13a" in out
+    assert out.count("translation ") == 1
+
+
+def test_predict_reads_arguments_or_lines(trained, monkeypatch, capfd):
+    code, out, _ = polyhead(monkeypatch, capfd, "predict", trained, "The dog.", "", "A cat.")
+    assert code == 0 and len(out.splitlines()) == 3
+    assert out.splitlines()[1] == ""
+    piped = polyhead(monkeypatch, capfd, "predict", trained, stdin="The dog.\n\nA cat.\n")
+    assert piped[1] == out
+
+
+def test_export_writes_a_version_and_says_which(trained, monkeypatch, capfd, tmp_path):
+    code, out, _ = polyhead(monkeypatch, capfd, "export", trained, tmp_path / "export")
+    assert code == 0 and out.strip() == str(tmp_path / "export" / "1")
+    assert (tmp_path / "export" / "1" / "saved_model.pb").is_file()
+
+
+def test_errors_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("")
+    train = ["train", "translation", "--data"]
+    for arguments, message in (
+        (["predict", tmp_path / "nowhere", "A dog."], "no folder"),
+        (["predict", tmp_path, "A dog."], "neither a model nor a run"),
+        (["evaluate", tmp_path], "no settings.json"),
+        (["evaluate", trained, "--split", "dev"], "has no split 'dev'"),
+        (["export", trained, tmp_path / "file"], "is a file"),
+        ([*train, tmp_path / "nowhere", "--out", tmp_path / "run"], "no folder"),
+        ([*train, data, "--out", tmp_path / "mine"], "holds something else than a run"),
+        ([*train, data, "--out", tmp_path / "mine", "--restart"], "holds something else"),
+        ([*train, data, "--out", trained, "--seed", "4"], "begun with other settings"),
+        ([*train, data, "--out", tmp_path / "a", "--preset", "huge", *SMALL], "has presets"),
+        ([*train, data, "--out", tmp_path / "b", "--vocab-size", "99999"], "no vocabulary of"),
+        ([*train, data, "--out", tmp_path / "c", "--devices", "0", *SMALL], "devices must be"),
+    ):
+        code, out, err = polyhead(monkeypatch, capfd, *arguments)
+        lines = [line for line in err.splitlines() if not line.startswith(("WARNING:", "I0", "E0"))]
+        assert code == 1, (arguments, out, err)
+        assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_done_says_so(trained, data, monkeypatch, capfd):
+    options = ["--data", data, "--out", trained, *SMALL, "--epochs", 3]
+    code, out, err = polyhead(monkeypatch, capfd, "train", "translation", *options)
+    assert code == 0, err
+    assert "nothing to do: 3 epochs done" in out
+
+
+def start(data, run, *options):
+    command = [sys.executable, "-m", "polyhead.recipes", "train", "translation", "--data", data]
+    return subprocess.Popen(
+        [*map(str, command), "--out", str(run), *SMALL, *map(str, options)],
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_epoch(run, epochs, process):
+    while process.poll() is None:
+        table = run / "history.csv"
+        if table.exists() and len(table.read_text().splitlines()) > epochs:
+            return
+        time.sleep(0.05)
+    raise AssertionError(process.stdout.read())
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_as_the_uninterrupted_run(data, tmp_path):
+    whole = start(data, tmp_path / "whole", "--epochs", 6)
+    assert whole.wait() == 0, whole.stdout.read()
+    for sig, epochs in ((signal.SIGKILL, 2), (signal.SIGINT, 4)):
+        process = start(data, tmp_path / "parts", "--epochs", 6)
+        wait_for_epoch(tmp_path / "parts", epochs, process)
+        process.send_signal(sig)
+        output = process.communicate()[0]
+        assert process.returncode == (-9 if sig == signal.SIGKILL else 130), output
+    assert "going on after epoch 2" in output and "the same command goes on" in output
+    last = start(data, tmp_path / "parts", "--epochs", 6)
+    assert last.wait() == 0, last.stdout.read()
+    ends = [max((tmp_path / r).glob("checkpoint-*")) for r in ("whole", "parts")]
+    assert ends[0].name == ends[1].name
+    (a, _), (b, _) = map(read_tensors, ends)
+    assert set(a) == set(b)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_devices_train_too(data, tmp_path):
+    process = start(data, tmp_path / "run", "--devices", 2, "--epochs", 1)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert "2 device(s)" in output
