@@ -9,7 +9,7 @@ COMMA := ,
 STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(COMMA),-,$(EXTRAS)))
 DEMO := runs/demo
 
-.PHONY: help demo test test-all lint sample clean
+.PHONY: help demo test test-all everything lint sample clean
 
 help:
 	@echo "make demo      train on the sample, print BLEU and translations, export, ask the export"
@@ -30,7 +30,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(STAMP)
+test-all:
+	$(MAKE) everything EXTRAS=parity
+
+everything: $(STAMP)
 	$(BIN)/python -m pytest
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/layers tests/zoo
 

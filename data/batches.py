@@ -68,14 +68,13 @@ def translation_batches(
         pad = tokenizer.pad_id
         labels = tf.gather(target, rows).to_tensor(pad, shape=shape)
         starts = tf.fill([size[i], 1], tokenizer.start_id)
-        # The end piece of a label is the decoder's input nowhere but where it is padding.
         shifted = tf.concat([starts, labels[:, :-1]], axis=1)
-        weight = tf.cast(labels != pad, tf.float32)
         inputs = {
             "source": tf.gather(source, rows).to_tensor(pad, shape=shape),
-            "target": shifted * tf.cast(labels != pad, tf.int32)
-            + pad * tf.cast(labels == pad, tf.int32),
+            # The last label is the end piece, which is no input.
+            "target": tf.where(labels != pad, shifted, pad),
         }
+        weight = tf.cast(labels != pad, tf.float32)
         return inputs, labels, weight
 
     def epoch(number):

@@ -7,6 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from .translation import Settings
+
+DEFAULT = Settings()
+
 app = typer.Typer(
     help="Train, evaluate, use and export the transformers of polyhead.",
     no_args_is_help=True,
@@ -17,17 +21,15 @@ train_app = typer.Typer(
     help="Train a model in a folder that the same command continues.", no_args_is_help=True
 )
 app.add_typer(train_app, name="train")
-DEBUG = False
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a saved model's.")]
 
 
 @app.callback()
-def settings(
+def everywhere(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ):
-    global DEBUG
-    DEBUG = debug
+    pass  # `main` takes --debug wherever it stands
 
 
 @train_app.command("translation")
@@ -40,48 +42,68 @@ def train_translation(
             help="A folder with train, val and test as in Multi30k (train.en, train.de, plain or "
             ".gz) or as TSV (train.tsv); or 'sample', a small corpus that comes with polyhead.",
         ),
-    ] = "sample",
+    ] = DEFAULT.data,
     source: Annotated[
         str, typer.Option(help="Language to translate from, as files name it.")
-    ] = "en",
-    target: Annotated[str, typer.Option(help="Language to translate into.")] = "de",
+    ] = DEFAULT.source,
+    target: Annotated[str, typer.Option(help="Language to translate into.")] = DEFAULT.target,
     variant: Annotated[
         str | None, typer.Option(help="Files' variant, as in train.lc.norm.tok.en.gz.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="Size of the model: tiny, base or big.")] = "tiny",
-    vocab_size: Annotated[int, typer.Option(help="Pieces of the shared vocabulary.")] = 8000,
+    ] = DEFAULT.variant,
+    preset: Annotated[
+        str, typer.Option(help="Size of the model: tiny, base or big.")
+    ] = DEFAULT.preset,
+    vocab_size: Annotated[
+        int, typer.Option(help="Pieces of the shared vocabulary.")
+    ] = DEFAULT.vocab_size,
     norm: Annotated[
         str | None, typer.Option(help="Layer normalisation, 'post' (as the paper) or 'pre'.")
-    ] = None,
-    dropout: Annotated[float | None, typer.Option(help="Rate; the preset's by default.")] = None,
+    ] = DEFAULT.norm,
+    dropout: Annotated[
+        float | None, typer.Option(help="Rate; the preset's by default.")
+    ] = DEFAULT.dropout,
     max_length: Annotated[
         int, typer.Option(help="Pieces in a sentence; longer are left out.")
-    ] = 128,
-    tokens: Annotated[int, typer.Option(help="Tokens in a batch, padding included.")] = 4096,
-    buckets: Annotated[int, typer.Option(help="Lengths of batches, each compiled once.")] = 4,
+    ] = DEFAULT.max_length,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens in a batch, padding included.")
+    ] = DEFAULT.tokens,
+    buckets: Annotated[
+        int, typer.Option(help="Lengths of batches, each compiled once.")
+    ] = DEFAULT.buckets,
     peak: Annotated[
         float | None, typer.Option(help="Highest learning rate; by the paper's formula if absent.")
-    ] = None,
-    warmup: Annotated[int, typer.Option(help="Updates until the learning rate's peak.")] = 1000,
-    label_smoothing: Annotated[float, typer.Option(help="As in the paper's section 5.4.")] = 0.1,
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    ] = DEFAULT.peak,
+    warmup: Annotated[
+        int, typer.Option(help="Updates until the learning rate's peak.")
+    ] = DEFAULT.warmup,
+    label_smoothing: Annotated[
+        float, typer.Option(help="As in the paper's section 5.4.")
+    ] = DEFAULT.label_smoothing,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = DEFAULT.clip,
     precision: Annotated[
         Literal["float32", "mixed_float16", "mixed_bfloat16"], typer.Option(help="Keras's policy.")
-    ] = "float32",
+    ] = DEFAULT.precision,
     bleu: Annotated[
         Literal["13a", "none"],
         typer.Option(help="sacrebleu's tokenizer: 13a for raw text, none for tokenized."),
-    ] = "13a",
-    seed: Annotated[int, typer.Option(help="Of weights, dropout and the order of the data.")] = 0,
-    epochs: Annotated[int, typer.Option(help="Stop after so many passes over the data.")] = 100,
+    ] = DEFAULT.bleu,
+    seed: Annotated[
+        int, typer.Option(help="Of weights, dropout and the order of the data.")
+    ] = DEFAULT.seed,
+    epochs: Annotated[
+        int, typer.Option(help="Stop after so many passes over the data.")
+    ] = DEFAULT.epochs,
     steps: Annotated[int | None, typer.Option(help="Stop after so many updates.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Stop after so much training.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after so much training.")
+    ] = DEFAULT.minutes,
     patience: Annotated[
         int, typer.Option(help="Stop after so many epochs of no better BLEU.")
-    ] = 10,
+    ] = DEFAULT.patience,
     devices: Annotated[
         int | None, typer.Option(help="GPUs, or where there is none logical CPU devices.")
-    ] = None,
+    ] = DEFAULT.devices,
     restart: Annotated[bool, typer.Option("--restart", help="Delete what is there first.")] = False,
 ):
     """Train a translation model, English to German unless said otherwise.
@@ -96,20 +118,25 @@ def train_translation(
 
     options = {**locals(), "updates": steps}
     chosen = {k: options[k] for k in Settings.__dataclass_fields__}
-    train(Settings(**chosen), out, restart)
+    try:
+        train(Settings(**chosen), out, restart)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on after the last epoch", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command()
 def evaluate(
-    run: Run,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Another folder of data.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Another variant of its files.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     show: Annotated[int, typer.Option(help="How many translations to show.")] = 3,
 ):
     """Score a run's best model on a split of its data, by sacrebleu."""
     from .translation import evaluate
 
-    score, pairs, translations = evaluate(run, data, split)
+    score, pairs, translations = evaluate(run, data, split, variant)
     for i in range(min(show, len(pairs))):
         print(f"source       {pairs.sources[i]}")
         print(f"reference    {pairs.targets[i]}")
@@ -125,13 +152,13 @@ def predict(
     ] = None,
 ):
     """Translate sentences, or the lines of standard input."""
-    from .translation import load
+    from .translation import load, shown
 
     if not texts:
         if sys.stdin.isatty():
             print("one sentence a line; end with Ctrl-D", file=sys.stderr)
-        texts = sys.stdin.read().splitlines()
-    for translation in load(run).translate(texts):
+        texts = [line.rstrip("\n") for line in sys.stdin]
+    for translation in load(run).translate(texts, progress=shown):
         print(translation)
 
 
@@ -163,13 +190,12 @@ def download(
 def main():
     """Runs the command; an error is one line, and the exit status says what it was."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if debug := "--debug" in sys.argv:
+        sys.argv.remove("--debug")
     try:
         app()
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on after the last epoch", file=sys.stderr)
-        sys.exit(130)
     except Exception as error:
-        if DEBUG:
+        if debug:
             raise
-        print(f"error: {error or type(error).__name__}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         sys.exit(1)

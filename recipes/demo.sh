@@ -19,12 +19,12 @@ sentences=("The old farmer gives the small child a red apple."
            "Today the cat must sleep under the table because the dog has found a ball.")
 version=$("$polyhead" export "$run" "$run/export")
 echo "$version"
-"$polyhead" predict "$run" "${sentences[@]}"
-"$python" -m polyhead.serving.loader "$version" "${sentences[@]}"
-"$polyhead" predict "$run" "${sentences[@]}" > "$run/predicted.txt"
-"$python" -m polyhead.serving.loader "$version" "${sentences[@]}" | "$python" -c '
+"$polyhead" predict "$run" "${sentences[@]}" | tee "$run/predicted.txt"
+"$python" -m polyhead.serving.loader "$version" "${sentences[@]}" | tee "$run/served.json"
+"$python" - "$run" <<'END'
 import json, sys
-served, predicted = json.load(sys.stdin)["text"], open(sys.argv[1]).read().splitlines()
-sys.exit(None if served == predicted else f"the export says {served}, the model {predicted}")
-' "$run/predicted.txt"
+predicted = open(f"{sys.argv[1]}/predicted.txt", encoding="utf-8").read().splitlines()
+served = json.load(open(f"{sys.argv[1]}/served.json", encoding="utf-8"))["text"]
+sys.exit(None if served == predicted else "the export's translations are not the model's")
+END
 echo "== done in $((SECONDS - start)) s: curve in $run/curve.png, server files in $run/export"

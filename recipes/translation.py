@@ -52,7 +52,7 @@ def train(settings, out, restart=False, say=print):
     """Trains in the folder ``out``, from where an interrupted run of the same settings stopped."""
     import keras
 
-    from ..data import read_split, translation_batches
+    from ..data import Subwords, read_split, translation_batches
     from ..training import (
         Checkpoints,
         InverseSquareRoot,
@@ -63,18 +63,24 @@ def train(settings, out, restart=False, say=print):
     from ..zoo import Transformer
 
     out = Path(out)
+    if settings.data != SAMPLE:
+        settings = dataclasses.replace(settings, data=str(Path(settings.data).resolve()))
+    goes_on = check_run(settings, out, restart)
     train_pairs, val_pairs = (
         read_split(
             folder_of(settings.data), split, settings.source, settings.target, settings.variant
         )
         for split in ("train", "val")
     )
-    settings = open_run(settings, out, restart)
     devices = strategy(settings.devices)
     say(f"{devices.num_replicas_in_sync} device(s); {len(train_pairs)} pairs of sentences")
     keras.utils.set_random_seed(settings.seed)
     keras.config.set_dtype_policy(settings.precision)
-    tokenizer = vocabulary(out, train_pairs, settings.vocab_size)
+    if goes_on:
+        tokenizer = Subwords.load(out)
+    else:
+        texts = train_pairs.sources + train_pairs.targets
+        tokenizer = Subwords.train(texts, settings.vocab_size)
 
     overrides = {"max_length": settings.max_length}
     overrides |= {k: v for k in ("norm", "dropout") if (v := getattr(settings, k)) is not None}
@@ -95,7 +101,8 @@ def train(settings, out, restart=False, say=print):
             updates=settings.updates,
             minutes=settings.minutes,
         )
-        epoch = checkpoints.resume(model)
+        epoch = checkpoints.resume(model) if goes_on else 0
+    write_run(settings, out, tokenizer, restart)
 
     def batches(pairs, **options):
         return translation_batches(
@@ -142,7 +149,7 @@ def train(settings, out, restart=False, say=print):
 
 
 def evaluate(run, data=None, split="test", variant=None, batch_size=64):
-    """The BLEU of a run's best model on a split, and its translations."""
+    """The BLEU of a run's best model on a split, the split, and the translations."""
     from ..data import read_split
     from ..training import bleu
 
@@ -154,7 +161,7 @@ def evaluate(run, data=None, split="test", variant=None, batch_size=64):
         settings.target,
         variant or settings.variant,
     )
-    translations = load(run).translate(pairs.sources, batch_size=batch_size)
+    translations = load(run).translate(pairs.sources, batch_size=batch_size, progress=shown)
     return bleu(translations, pairs.targets, settings.bleu), pairs, translations
 
 
@@ -172,53 +179,66 @@ def load(run):
     return Transformer.from_pretrained(run if (run / "config.json").is_file() else run / "best")
 
 
+def shown(batches):
+    """Goes through ``batches`` with a bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(batches, "translating", console=console, disable=not console.is_terminal)
+
+
 def folder_of(data):
     if data == SAMPLE:
         return importlib.resources.files("polyhead.data") / "samples" / "translation"
     return Path(data)
 
 
-def open_run(settings, out, restart):
-    """The run's folder with its settings; a run that is there goes on if they are the same."""
-    if settings.data != SAMPLE:
-        settings = dataclasses.replace(settings, data=str(Path(settings.data).resolve()))
-    path = out / "settings.json"
-    if out.exists() and not path.is_file() and any(out.iterdir()):
-        raise FileExistsError(f"{out} holds something else than a run: choose another folder")
-    if restart and path.is_file():
+def check_run(settings, out, restart):
+    """Whether there is a run in ``out`` that goes on; raises if it may not, and changes nothing."""
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file; a run is a folder")
+    if not (out / "settings.json").is_file():
+        if out.exists() and {path.name for path in out.iterdir()} - {"tokenizer.model"}:
+            raise FileExistsError(f"{out} holds something else than a run: choose another folder")
+        return False
+    old, new = dataclasses.asdict(read_settings(out)), dataclasses.asdict(settings)
+    if restart:
+        return False
+    changed = [f"{k} {old[k]} -> {new[k]}" for k in new if old[k] != new[k] and k not in LIMITS]
+    if changed:
+        raise ValueError(
+            f"{out} was begun with other settings ({', '.join(changed)}): "
+            "repeat them, or start over with --restart"
+        )
+    return True
+
+
+def write_run(settings, out, tokenizer, restart):
+    """The folder of a run: its settings come last, and make it one."""
+    if restart and out.exists():
         shutil.rmtree(out)
-    if path.is_file():
-        before = read_settings(out)
-        new = dataclasses.asdict(settings)
-        old = dataclasses.asdict(before)
-        if changed := [
-            f"{k} {old[k]} -> {new[k]}" for k in new if old[k] != new[k] and k not in LIMITS
-        ]:
-            raise ValueError(
-                f"{out} was begun with other settings ({', '.join(changed)}): "
-                "repeat them, or start over with --restart"
-            )
     out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(out)
     beside = out / f".settings.{os.getpid()}"
     beside.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
-    os.replace(beside, path)
-    return settings
+    os.replace(beside, out / "settings.json")
 
 
 def read_settings(run):
+    """The settings of a run.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there is another ``settings.json`` than a run's.
+    """
     path = Path(run) / "settings.json"
     if not path.is_file():
         raise FileNotFoundError(f"{run} holds no run: there is no settings.json in it")
-    return Settings(**json.loads(path.read_text("utf-8")))
-
-
-def vocabulary(out, pairs, size):
-    """The run's vocabulary, learned from both languages when it begins."""
-    from ..data import Subwords
-
-    if not Subwords.saved_in(out):
-        Subwords.train(pairs.sources + pairs.targets, size).save(out)
-    return Subwords.load(out)
+    try:
+        return Settings(**json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a run's: {error}") from None
 
 
 def draw_curve(history, path):

@@ -15,6 +15,8 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from .contract import ContractError, check_operations
 
+SERVED = (tf.string, tf.float32, tf.int32, tf.int64, tf.bool)
+
 README = """\
 # {name}, for TensorFlow Serving
 
@@ -123,13 +125,21 @@ def check_answers(saved, function, examples):
     """Asks the saved model through the C++ loader, as the server would, and compares."""
     requests = "".join(json.dumps(example) + "\n" for example in examples)
     loader = [sys.executable, "-m", "polyhead.serving.loader", str(saved)]
-    asked = subprocess.run(loader, input=requests, capture_output=True, text=True)
+    # On the CPU: this process may hold all of a GPU's memory.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    asked = subprocess.run(loader, input=requests, env=environment, capture_output=True, text=True)
     if asked.returncode:
         raise ContractError(f"the saved model does not answer: {asked.stderr.strip()[-2000:]}")
     answers = [json.loads(line) for line in asked.stdout.splitlines()]
     for example, answer in zip(examples, answers, strict=True):
         expected = function(**{k: tf.constant(v) for k, v in example.items()})
+        batch = len(next(iter(example.values())))
         for key, value in expected.items():
+            if value.shape.rank == 0 or value.shape[0] != batch or value.dtype not in SERVED:
+                raise ContractError(
+                    f"an output must be of {batch} rows for as many inputs, and of a type that "
+                    f"REST can tell: {key} is {value.dtype.name} {value.shape}"
+                )
             if value.dtype == tf.string:
                 value = [text.decode("utf-8", "backslashreplace") for text in value.numpy()]
                 same = value == answer[key]

@@ -88,7 +88,10 @@ class SavedModel:
             0,
             None,
         )
-        return {name: self._list(POINTER(t)) for name, t in zip(self.outputs, answers, strict=True)}
+        listed = {n: self._list(POINTER(t)) for n, t in zip(self.outputs, answers, strict=True)}
+        for tensor in [*given, *answers]:
+            self._c("TF_DeleteTensor", None, POINTER(tensor))
+        return listed
 
     def _c(self, name, result, *arguments):
         function = next(f for lib in self._libraries if (f := getattr(lib, name, None)))
@@ -97,11 +100,14 @@ class SavedModel:
 
     def _checked(self, name, result, *arguments):
         status = POINTER(self._c("TF_NewStatus", POINTER))
-        value = self._c(name, result, *arguments, status)
-        if code := self._c("TF_GetCode", ctypes.c_int, status):
-            message = self._c("TF_Message", ctypes.c_char_p, status).decode()
-            raise RuntimeError(f"TensorFlow refuses with code {code}: {message[:2000]}")
-        return value
+        try:
+            value = self._c(name, result, *arguments, status)
+            if code := self._c("TF_GetCode", ctypes.c_int, status):
+                message = self._c("TF_Message", ctypes.c_char_p, status).decode()
+                raise RuntimeError(f"TensorFlow refuses with code {code}: {message[:2000]}")
+            return value
+        finally:
+            self._c("TF_DeleteStatus", None, status)
 
     def _endpoint(self, tensor):
         name, index = tensor.split(":")
@@ -206,7 +212,7 @@ def main():
         requests = [{"text": texts}] if texts else map(json.loads, sys.stdin)
         for request in requests:
             print(json.dumps(model(**request), ensure_ascii=False), flush=True)
-    except (RuntimeError, json.JSONDecodeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

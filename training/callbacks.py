@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -66,6 +67,7 @@ class Checkpoints(keras.callbacks.Callback):
             CheckpointError: the newest is broken or another model's; the message names it, and
                 the one before it.
         """
+        self.sweep()
         saved = self.saved()
         if not saved:
             return 0
@@ -79,6 +81,16 @@ class Checkpoints(keras.callbacks.Callback):
         self.updates = about["updates"]
         self.seconds = self.history[-1]["seconds"]
         return len(self.history)
+
+    def sweep(self):
+        """Removes what a killed process left half written."""
+        for old in self.folder.glob(".best.old.*"):
+            if not (self.folder / "best").exists():
+                old.rename(self.folder / "best")
+        for left in self.folder.glob(".best.*"):
+            shutil.rmtree(left)
+        for left in self.folder.glob(".checkpoint-*"):
+            left.unlink()
 
     def saved(self):
         """The checkpoints there are, oldest first."""
@@ -130,7 +142,8 @@ class Checkpoints(keras.callbacks.Callback):
 
 def training_state(model):
     """``{name: variable}`` of all that a training changes."""
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:  # to build Keras's loss scaling twice would begin it anew
+        model.optimizer.build(model.trainable_variables)
     weights = {id(v) for v in model.weights + model.metrics_variables}
     # Seed generators are numbered by the process that made them, so their paths are no names.
     random = [v for v in model.variables if id(v) not in weights]

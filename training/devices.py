@@ -17,7 +17,8 @@ def strategy(devices=None):
     gpus = tf.config.list_physical_devices("GPU")
     devices = max(len(gpus), 1) if devices is None else devices
     if devices < 1 or (gpus and devices > len(gpus)):
-        raise ValueError(f"devices must be from 1 to {len(gpus) or 'any number'}: {devices}")
+        most = f"at most the {len(gpus)} GPUs" if gpus else "logical CPU devices"
+        raise ValueError(f"devices must be 1 or more, {most}: {devices}")
     if devices == 1:
         return tf.distribute.OneDeviceStrategy("GPU:0") if gpus else tf.distribute.get_strategy()
     if not gpus:

@@ -42,6 +42,8 @@ class Model(keras.Model):
         total = context.all_reduce(SUM, weight)
         # Keras's loss is this replica's mean, divided by the number of replicas.
         share = tf.math.divide_no_nan(weight * context.num_replicas_in_sync, total)
+        # Scaled here, not in the compiled function, which would keep the scale it began with.
+        share = self.optimizer.scale_loss(share)
         loss, gradients, y_pred = self._forward_backward(self, x, y, sample_weight, share)
         self._loss_tracker.update_state(loss * context.num_replicas_in_sync, sample_weight=weight)
         gradients = context.all_reduce(SUM, gradients)
@@ -73,13 +75,13 @@ class Model(keras.Model):
 
 
 def forward_backward(model, x, y, sample_weight, share):
-    """This replica's mean loss, the gradients of its share of the global mean, and the outputs."""
+    """This replica's mean loss, the gradients of ``share`` times that, and the outputs."""
     with tf.GradientTape() as tape:
         y_pred = model(x, training=True)
         loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
-        scaled = model.optimizer.scale_loss(loss * share)
+        shared = loss * share
     gradients = tape.gradient(
-        scaled, model.trainable_weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        shared, model.trainable_weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
     # The outputs are large: hand them on only where a metric reads them.
     y_pred = y_pred if model._compile_metrics is not None else None

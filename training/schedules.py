@@ -8,7 +8,7 @@ from keras import ops
 class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
     """Rises linearly to ``peak`` at update ``warmup``, then falls as 1 / sqrt(update).
 
-    Vaswani et al. 2017, equation 3, is ``InverseSquareRoot.of_width(hidden_dim, warmup)``.
+    Vaswani et al. 2017, equation 3, is ``InverseSquareRoot.of_width(dim, warmup)``.
     """
 
     def __init__(self, peak, warmup=4000):

@@ -8,8 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import ClassVar
 
+import keras
+
 from ..training import CheckpointError, Model, read_tensors, write_tensors
 from ..training.states import assign, by_path
+
+# What a configuration and its tokenizer must agree on.
+VOCABULARY = ("vocab_size", "pad_id", "start_id", "end_id")
 
 
 class Pretrained(Model):
@@ -28,7 +33,8 @@ class Pretrained(Model):
         if name not in cls.PRESETS:
             raise ValueError(f"{cls.__name__} has presets {', '.join(cls.PRESETS)}: {name!r}")
         if tokenizer is not None:
-            overrides.setdefault("vocab_size", tokenizer.vocab_size)
+            for name in VOCABULARY:
+                overrides.setdefault(name, getattr(tokenizer, name))
         return cls(dataclasses.replace(cls.PRESETS[name], **overrides), tokenizer)
 
     def get_config(self):
@@ -43,8 +49,8 @@ class Pretrained(Model):
         folder = Path(folder)
         if folder.is_file():
             raise FileExistsError(f"{folder} is a file; a model is saved as a folder")
-        if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
-            raise FileExistsError(f"{folder} holds something else than a model")
+        if folder.exists() and not self.replaceable(folder):
+            raise FileExistsError(f"{folder} holds something else than a {type(self).__name__}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
@@ -92,16 +98,33 @@ class Pretrained(Model):
         """The tokenizer saved in ``folder``, or None."""
         return None
 
+    @classmethod
+    def replaceable(cls, folder):
+        """Whether a folder is empty, or holds nothing but what `save_pretrained` wrote."""
+        names = {path.name for path in folder.iterdir()}
+        if not names:
+            return True
+        if not {"config.json"} <= names <= {"config.json", "model.safetensors", "tokenizer.model"}:
+            return False
+        try:
+            return json.loads((folder / "config.json").read_text("utf-8"))["model"] == cls.__name__
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    def compile_from_config(self, config):
+        # Keras leaves models uncompiled whose `compile` has defaults of its own.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
 
 def replace_folder(new, folder):
-    """Renames ``new`` to ``folder``; a folder of that name goes only when the new one is there."""
+    """Renames ``new`` to ``folder``; one that was there is set aside, and goes at the end."""
     old = None
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
         os.rename(folder, old)
     try:
         os.rename(new, folder)
-    except OSError:
+    except BaseException:
         if old is not None:
             os.rename(old, folder)
         raise

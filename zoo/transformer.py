@@ -17,7 +17,7 @@ from ..layers import (
 )
 from ..training import InverseSquareRoot, SmoothedCrossEntropy, compiled
 from .generation import ScatterCache, greedy
-from .pretrained import Pretrained
+from .pretrained import VOCABULARY, Pretrained
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,19 @@ PRESETS = {
 }
 
 
+# What an export is asked before it counts as written; several lengths, for warming up.
+EXAMPLES = [
+    "A dog runs.",
+    "Two men.",
+    "An old woman in a red coat waits for the bus in front of a shop.",
+    "",
+    "Children play.",
+    "The cat sleeps under the table because it is tired.",
+    "A man on a bicycle rides past a large house.",
+    "Three girls are looking at a picture.",
+]
+
+
 class Translation(NamedTuple):
     """What a source became; ``score`` is the log-probability of the whole translation."""
 
@@ -97,22 +110,25 @@ class Transformer(Pretrained):
 
     def __init__(self, config, tokenizer=None, **kwargs):
         super().__init__(**kwargs)
-        if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
-            raise ValueError(
-                f"tokenizer and model must have one vocabulary: "
-                f"{tokenizer.vocab_size} and {config.vocab_size} pieces"
-            )
+        for name in VOCABULARY if tokenizer is not None else ():
+            theirs, ours = getattr(tokenizer, name), getattr(config, name)
+            if theirs != ours:
+                raise ValueError(
+                    f"tokenizer and model must have one vocabulary: {name} {theirs} and {ours}"
+                )
         self.config = config
         self.tokenizer = tokenizer
-        self.tokens = TokenEmbedding(config.vocab_size, config.dim, name="tokens")
-        self.positions = PositionalEmbedding("sinusoidal", name="positions")
-        self.dropout = keras.layers.Dropout(config.dropout, name="dropout")
+        dtype = self.dtype_policy
+        self.tokens = TokenEmbedding(config.vocab_size, config.dim, dtype=dtype, name="tokens")
+        self.positions = PositionalEmbedding("sinusoidal", dtype=dtype, name="positions")
+        self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype, name="dropout")
         block = dict(
             num_heads=config.num_heads,
             hidden_dim=config.hidden_dim,
             norm=config.norm,
             activation=config.activation,
             dropout=config.dropout,
+            dtype=dtype,
         )
         layers = range(config.num_layers)
         self.encoder = [TransformerBlock(name=f"encoder_{i}", **block) for i in layers]
@@ -125,8 +141,9 @@ class Transformer(Pretrained):
         for layer in self.encoder + self.decoder:
             layer.build(width)
         if config.norm == "pre":
-            self.encoder_norm = keras.layers.LayerNormalization(epsilon=1e-5, name="encoder_norm")
-            self.decoder_norm = keras.layers.LayerNormalization(epsilon=1e-5, name="decoder_norm")
+            norm = dict(epsilon=1e-5, dtype=dtype)
+            self.encoder_norm = keras.layers.LayerNormalization(name="encoder_norm", **norm)
+            self.decoder_norm = keras.layers.LayerNormalization(name="decoder_norm", **norm)
             self.encoder_norm.build(width)
             self.decoder_norm.build(width)
         self.built = True
@@ -201,12 +218,13 @@ class Transformer(Pretrained):
             c.pad_id,
         )
 
-    def translate(self, texts, batch_size=32, scores=False):
+    def translate(self, texts, batch_size=32, scores=False, progress=iter):
         """Translates a list of strings.
 
         Sources are sorted by length, batched and padded to a few lengths, for each of which the
-        search is compiled once. Those with more than ``config.max_length`` pieces are truncated,
-        with a warning.
+        search is compiled once (for a batch size; one text alone is a batch of 1). Those with
+        more than ``config.max_length`` pieces are truncated, with a warning. ``progress`` wraps
+        the iteration over batches, as `rich.progress.track` does.
 
         Returns:
             a list of strings in the order of ``texts``; with ``scores`` of `Translation`.
@@ -223,12 +241,12 @@ class Transformer(Pretrained):
         lengths = np.count_nonzero(source != self.config.pad_id, axis=1)
         order = np.argsort(lengths, kind="stable")
         tokens, score = [None] * len(texts), np.zeros(len(texts), "float32")
-        for start in range(0, len(texts), batch_size):
+        for start in progress(range(0, len(texts), batch_size)):
             rows = order[start : start + batch_size]
             length = bucket(lengths[rows].max(), self.config.max_length)
             # A short batch costs what a full one does, but needs no compilation of its own;
-            # one sentence alone is common enough to have one.
-            size = 1 if len(rows) == 1 else batch_size
+            # one text alone is common enough to have one.
+            size = 1 if len(texts) == 1 else batch_size
             batch = np.full((size, length), self.config.pad_id, "int32")
             width = min(length, source.shape[1])
             batch[: len(rows), :width] = source[rows, :width]
@@ -268,7 +286,7 @@ class Transformer(Pretrained):
             {"serving_default": (translate, {"text": tokenizer.spec("text")})},
             variables=self.weights,
             tracked=[tokenizer],
-            examples=[{"text": ["A dog runs."] * size} for size in (1, 4, 8)],
+            examples=[{"text": EXAMPLES[:size]} for size in (1, 4, 8)],
         )
 
     def _need_tokenizer(self, verb):

@@ -91,6 +91,8 @@ def test_export_writes_a_version_and_says_which(trained, monkeypatch, capfd, tmp
 def test_errors_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "editor").mkdir()
+    (tmp_path / "editor" / "settings.json").write_text('{"theme": "dark"}')
     (tmp_path / "file").write_text("")
     train = ["train", "translation", "--data"]
     for arguments, message in (
@@ -102,6 +104,8 @@ def test_errors_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
         ([*train, tmp_path / "nowhere", "--out", tmp_path / "run"], "no folder"),
         ([*train, data, "--out", tmp_path / "mine"], "holds something else than a run"),
         ([*train, data, "--out", tmp_path / "mine", "--restart"], "holds something else"),
+        ([*train, data, "--out", tmp_path / "editor", "--restart"], "is not a run's"),
+        ([*train, data, "--out", trained, "--preset", "huge", *SMALL, "--restart"], "has presets"),
         ([*train, data, "--out", trained, "--seed", "4"], "begun with other settings"),
         ([*train, data, "--out", tmp_path / "a", "--preset", "huge", *SMALL], "has presets"),
         ([*train, data, "--out", tmp_path / "b", "--vocab-size", "99999"], "no vocabulary of"),
@@ -112,7 +116,8 @@ def test_errors_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
         assert code == 1, (arguments, out, err)
         assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
     assert (tmp_path / "mine" / "thesis.txt").exists()
-    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "editor" / "settings.json").exists() and (trained / "best").exists()
+    assert not [name for name in ("run", "a", "b", "c") if (tmp_path / name).exists()]
 
 
 def test_a_run_that_is_done_says_so(trained, data, monkeypatch, capfd):

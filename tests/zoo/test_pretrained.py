@@ -46,8 +46,11 @@ def test_an_older_model_is_replaced_and_other_files_are_not(saved, tmp_path):
     assert Transformer.from_pretrained(saved).config.num_layers == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="holds something else than a model"):
+    with pytest.raises(FileExistsError, match="holds something else than a Transformer"):
         model.save_pretrained(tmp_path / "mine")
+    (saved / "thesis.txt").write_text("beside the model")
+    with pytest.raises(FileExistsError, match="holds something else than a Transformer"):
+        model.save_pretrained(saved)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="is a file"):
         model.save_pretrained(tmp_path / "file")
