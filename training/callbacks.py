@@ -3,7 +3,6 @@
 import csv
 import io
 import os
-import re
 import shutil
 import time
 from pathlib import Path
@@ -147,14 +146,13 @@ def training_state(model):
     weights = {id(v) for v in model.weights + model.metrics_variables}
     # Seed generators are numbered by the process that made them, so their paths are no names.
     random = [v for v in model.variables if id(v) not in weights]
-    # So is the optimizer, where it is not the first of its kind.
-    optimizer = {
-        re.sub(r"^(\w+?)(_\d+)?/", r"\1/", path): v
-        for path, v in by_path(model.optimizer.variables).items()
-    }
+    # Nor are those of an optimizer, which begin with its own numbered name.
     return {
         **{f"model/{path}": v for path, v in by_path(model.weights).items()},
-        **{f"optimizer/{path}": v for path, v in optimizer.items()},
+        **{
+            f"optimizer/{i}/{v.path.split('/')[-1]}": v
+            for i, v in enumerate(model.optimizer.variables)
+        },
         **{f"random/{i}": v for i, v in enumerate(random)},
     }
 

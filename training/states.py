@@ -49,6 +49,12 @@ def by_path(variables):
     return named
 
 
+def some(names):
+    """The first of ``names``, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{names[:5]}{more}" if names else "nothing else"
+
+
 def assign(variables, tensors, source):
     """Gives ``{name: variable}`` the values ``{name: array}``, all of them or none.
 
@@ -59,8 +65,8 @@ def assign(variables, tensors, source):
     unread = sorted(set(tensors) - set(variables))
     if missing or unread:
         raise CheckpointError(
-            f"{source} does not fit the model: it lacks {missing or 'nothing'}, "
-            f"and the model has no {unread or 'others'}"
+            f"{source} does not fit the model: it lacks {some(missing)}, "
+            f"and the model has no {some(unread)}"
         )
     for name, variable in variables.items():
         if tuple(variable.shape) != tensors[name].shape:

@@ -33,8 +33,8 @@ class Pretrained(Model):
         if name not in cls.PRESETS:
             raise ValueError(f"{cls.__name__} has presets {', '.join(cls.PRESETS)}: {name!r}")
         if tokenizer is not None:
-            for name in VOCABULARY:
-                overrides.setdefault(name, getattr(tokenizer, name))
+            for agreed in VOCABULARY:
+                overrides.setdefault(agreed, getattr(tokenizer, agreed))
         return cls(dataclasses.replace(cls.PRESETS[name], **overrides), tokenizer)
 
     def get_config(self):

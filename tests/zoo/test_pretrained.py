@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -106,6 +107,7 @@ def test_what_does_not_fit_is_named(saved, tmp_path):
         (saved / "config.json").write_text(content)
         with refused("config.json is no configuration"):
             Transformer.from_pretrained(saved)
+    shutil.rmtree(saved)
     small().save_pretrained(saved)
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
