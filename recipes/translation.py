@@ -3,8 +3,8 @@
 Multi30k, English to German, lowercased and tokenized, on 2 cores of an AMD EPYC (2026-11-23):
 36.55 BLEU on validation and 37.55 on test2016, greedy, after 62 minutes of training.
 
-    polyhead train translation --data multi30k --variant lc.norm.tok --bleu none --vocab-size 6000 \\
-        --tokens 2048 --dropout 0.2 --minutes 60 --out RUN
+    polyhead train translation --data multi30k --variant lc.norm.tok --bleu none \\
+        --vocab-size 6000 --tokens 2048 --dropout 0.2 --minutes 60 --out RUN
     polyhead evaluate RUN --split test
 """
 

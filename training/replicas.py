@@ -69,9 +69,13 @@ class Model(keras.Model):
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Under a strategy Keras builds a model from the mean of the replicas' batches, which
-        # need not have one shape. A model that is built, and has no metrics to build, needs none.
+        # need not have one shape. Of a model that is built, and has no metrics to build, only the
+        # optimizer is left: under a strategy its variables cannot be made while tracing.
         if not (self.built and self._compile_metrics is None):
             super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+        elif self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
 
 
 def forward_backward(model, x, y, sample_weight, share):

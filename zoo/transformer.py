@@ -318,9 +318,11 @@ class Transformer(Pretrained):
 
     @classmethod
     def load_tokenizer(cls, folder):
+        if not (folder / "tokenizer.model").is_file():
+            return None
         from ..data import Subwords
 
-        return Subwords.load(folder) if Subwords.saved_in(folder) else None
+        return Subwords.load(folder)
 
 
 def bucket(length, longest):
