@@ -3,7 +3,6 @@
 PYTHON ?= python3
 EXTRAS ?=
 BIN := .venv/bin
-EMPTY :=
 COMMA := ,
 # One stamp for each set of extras, so that asking for more installs more.
 STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(COMMA),-,$(EXTRAS)))

@@ -217,13 +217,14 @@ def check_run(settings, out, restart):
 
 def write_run(settings, out, tokenizer, restart):
     """The folder of a run: its settings come last, and make it one."""
+    from ..training import write_file
+
     if restart and out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out)
-    beside = out / f".settings.{os.getpid()}"
-    beside.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
-    os.replace(beside, out / "settings.json")
+    content = json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
+    write_file(out / "settings.json", content.encode())
 
 
 def read_settings(run):

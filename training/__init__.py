@@ -6,7 +6,7 @@ from .losses import SmoothedCrossEntropy
 from .metrics import bleu
 from .model import Model, compiled
 from .schedules import InverseSquareRoot
-from .states import CheckpointError, read_tensors, write_tensors
+from .states import CheckpointError, read_tensors, write_file, write_tensors
 
 __all__ = [
     "CheckpointError",
@@ -19,5 +19,6 @@ __all__ = [
     "compiled",
     "read_tensors",
     "strategy",
+    "write_file",
     "write_tensors",
 ]

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import shutil
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import keras
 
 from .metrics import bleu
-from .states import CheckpointError, assign, by_path, read_tensors, write_tensors
+from .states import CheckpointError, assign, by_path, read_tensors, write_file, write_tensors
 
 
 class ValidationBleu(keras.callbacks.Callback):
@@ -164,6 +163,4 @@ def write_table(path, rows):
     writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(table.getvalue())
-    os.replace(beside, path)
+    write_file(path, table.getvalue().encode())

@@ -16,7 +16,11 @@ class CheckpointError(ValueError):
 def write_tensors(path, tensors, about=None):
     """Writes ``{name: array}`` and, as JSON in the header, ``about``: complete or not at all."""
     arrays = {name: np.array(value, order="C") for name, value in tensors.items()}
-    content = save(arrays, metadata={"polyhead": json.dumps(about)})
+    write_file(path, save(arrays, metadata={"polyhead": json.dumps(about)}))
+
+
+def write_file(path, content):
+    """Writes bytes: the file appears complete or not at all."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -15,6 +15,7 @@ from ..training.states import assign, by_path
 
 # What a configuration and its tokenizer must agree on.
 VOCABULARY = ("vocab_size", "pad_id", "start_id", "end_id")
+TOKENIZER = "tokenizer.model"  # the name of its file, which can be seen without TensorFlow
 
 
 class Pretrained(Model):
@@ -104,7 +105,7 @@ class Pretrained(Model):
         names = {path.name for path in folder.iterdir()}
         if not names:
             return True
-        if not {"config.json"} <= names <= {"config.json", "model.safetensors", "tokenizer.model"}:
+        if not {"config.json"} <= names <= {"config.json", "model.safetensors", TOKENIZER}:
             return False
         try:
             return json.loads((folder / "config.json").read_text("utf-8"))["model"] == cls.__name__

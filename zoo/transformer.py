@@ -17,7 +17,7 @@ from ..layers import (
 )
 from ..training import InverseSquareRoot, SmoothedCrossEntropy, compiled
 from .generation import ScatterCache, greedy
-from .pretrained import VOCABULARY, Pretrained
+from .pretrained import TOKENIZER, VOCABULARY, Pretrained
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class Transformer(Pretrained):
         source = self._sources(texts)
         lengths = np.count_nonzero(source != self.config.pad_id, axis=1)
         order = np.argsort(lengths, kind="stable")
-        tokens, score = [None] * len(texts), np.zeros(len(texts), "float32")
+        translated, score = [""] * len(texts), np.zeros(len(texts), "float32")
         for start in progress(range(0, len(texts), batch_size)):
             rows = order[start : start + batch_size]
             length = bucket(lengths[rows].max(), self.config.max_length)
@@ -250,16 +250,10 @@ class Transformer(Pretrained):
             batch = np.full((size, length), self.config.pad_id, "int32")
             width = min(length, source.shape[1])
             batch[: len(rows), :width] = source[rows, :width]
-            found, scored = self._search(batch)
-            found = np.asarray(found)
-            for i, row in enumerate(rows):
-                tokens[row] = found[i]
-            score[rows] = np.asarray(scored)[: len(rows)]
-        longest = max(len(t) for t in tokens)
-        padded = np.full((len(texts), longest), self.config.pad_id, "int32")
-        for i, t in enumerate(tokens):
-            padded[i, : len(t)] = t
-        translated = [text.decode() for text in np.asarray(tokenizer.decode(padded))]
+            tokens, scored = (np.asarray(x)[: len(rows)] for x in self._search(batch))
+            score[rows] = scored
+            for row, text in zip(rows, np.asarray(tokenizer.decode(tokens)), strict=True):
+                translated[row] = text.decode()
         if scores:
             return [Translation(t, float(s)) for t, s in zip(translated, score, strict=True)]
         return translated
@@ -318,7 +312,7 @@ class Transformer(Pretrained):
 
     @classmethod
     def load_tokenizer(cls, folder):
-        if not (folder / "tokenizer.model").is_file():
+        if not (folder / TOKENIZER).is_file():
             return None
         from ..data import Subwords
 
