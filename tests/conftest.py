@@ -1,4 +1,4 @@
-"""One process, two logical CPU devices, seeded."""
+"""One process, four logical CPU devices, seeded."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ if TENSORFLOW:
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,15 @@ from pathlib import Path
 import keras
 
 from .metrics import bleu
-from .states import CheckpointError, assign, by_path, read_tensors, write_file, write_tensors
+from .states import (
+    CheckpointError,
+    assign,
+    by_path,
+    random_states,
+    read_tensors,
+    write_file,
+    write_tensors,
+)
 
 
 class ValidationBleu(keras.callbacks.Callback):
@@ -140,19 +148,16 @@ class Checkpoints(keras.callbacks.Callback):
 
 def training_state(model):
     """``{name: variable}`` of all that a training changes."""
-    if not model.optimizer.built:  # to build Keras's loss scaling twice would begin it anew
-        model.optimizer.build(model.trainable_variables)
-    weights = {id(v) for v in model.weights + model.metrics_variables}
-    # Seed generators are numbered by the process that made them, so their paths are no names.
-    random = [v for v in model.variables if id(v) not in weights]
-    # Nor are those of an optimizer, which begin with its own numbered name.
+    model.build_optimizer()
+    # Seed generators and optimizers are numbered by the process that made them: their paths are
+    # no names.
     return {
         **{f"model/{path}": v for path, v in by_path(model.weights).items()},
         **{
             f"optimizer/{i}/{v.path.split('/')[-1]}": v
             for i, v in enumerate(model.optimizer.variables)
         },
-        **{f"random/{i}": v for i, v in enumerate(random)},
+        **{f"random/{i}": v for i, v in enumerate(random_states(model))},
     }
 
 

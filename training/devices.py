@@ -33,5 +33,7 @@ def strategy(devices=None):
                     f"{devices} logical CPU devices must be made before TensorFlow is used; "
                     f"there are {there_are}"
                 ) from None
-    kind = "GPU" if gpus else "CPU"
-    return tf.distribute.MirroredStrategy([f"{kind}:{i}" for i in range(devices)])
+        # Collectives of CPU devices allow one size of group in a process.
+        reduction = tf.distribute.ReductionToOneDevice()
+        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)], reduction)
+    return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(devices)])

@@ -2,8 +2,13 @@
 
 import keras
 import tensorflow as tf
+from keras.src.models.functional import Functional
+
+from .global_loss import GlobalLoss, rows, share
+from .states import random_states
 
 SUM = tf.distribute.ReduceOp.SUM
+STREAM = 0x9E3779B1  # 2**32 / the golden ratio: far from its small multiples
 
 
 def compiled(model, function):
@@ -14,12 +19,37 @@ def compiled(model, function):
 class Model(keras.Model):
     """A `keras.Model` whose `fit` gives the same result on one device and on several.
 
-    Keras lets every replica divide its loss by its own weights, and clips before the gradients
-    are summed. Here the loss is a mean over the weights of the global batch, and gradients are
-    summed first: so clipping and loss scaling see those of the global batch. Forward and
-    backward pass are compiled by XLA per replica (``jit_compile``, on by default), the optimizer
-    is not: its variables live on all devices.
+    Subclass it, or call it as ``Model(inputs, outputs)``. Under a `tf.distribute` strategy
+
+    - every loss of Keras is a mean over the weights of the global batch, not of a replica's;
+    - gradients are summed over the replicas first: clipping, loss scaling, weight decay and
+      averages (``use_ema``) see those of the global batch;
+    - the optimizer's ``gradient_accumulation_steps`` batches are one: their gradients count by
+      the weights of the batches (of the first loss, where there are several);
+    - each replica draws other random numbers, the same for the same seed;
+    - metrics are exact over all replicas at every step.
+
+    Forward and backward pass are compiled by XLA per replica (``jit_compile``, on by default), the
+    optimizer is not: its variables live on all devices. After a step ``measured`` holds its
+    ``gradient_norm``, before clipping, and its ``weight``, the tokens or examples of the global
+    batch.
+
+    A `compute_loss` of your own that calls no loss of `compile` gives a mean over the replica's
+    examples; so does `add_loss`.
     """
+
+    def __new__(cls, *args, **kwargs):
+        if cls is Model and of_tensors(args, kwargs):
+            cls = FunctionalModel
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        if of_tensors(args, kwargs):
+            # Keras would make a functional model of this class itself, and so of all models.
+            functional(type(self))
+            Functional.__init__(self, *args, **kwargs)
+        else:
+            super().__init__(*args, **kwargs)
 
     def compile(self, *args, jit_compile="auto", **kwargs):
         super().compile(*args, jit_compile=False, **kwargs)
@@ -28,65 +58,271 @@ class Model(keras.Model):
             self._forward_backward = tf.function(
                 forward_backward, jit_compile=True, autograph=False, reduce_retracing=True
             )
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if self._compile_loss is not None:
+            self._compile_loss = GlobalLoss(
+                self._compile_loss._user_loss,
+                self._compile_loss._user_loss_weights,
+                output_names=self._compile_loss.output_names,
+            )
+        self.measured = {}
+        optimizer = inner(self.optimizer)
         if optimizer is not None:
             # `train_step` has summed them already.
             optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: list(
                 gradients_and_variables
             )
+            # Keras does these two within a condition, where replicas cannot meet.
+            self._accumulate = taken(optimizer, "gradient_accumulation_steps")
+            self._overwrite = taken(optimizer, "ema_overwrite_frequency")
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         context = tf.distribute.get_replica_context()
-        weight = self._weight(y, sample_weight)
-        total = context.all_reduce(SUM, weight)
-        # Keras's loss is this replica's mean, divided by the number of replicas.
-        share = tf.math.divide_no_nan(weight * context.num_replicas_in_sync, total)
-        # Scaled here, not in the compiled function, which would keep the scale it began with.
-        share = self.optimizer.scale_loss(share)
-        loss, gradients, y_pred = self._forward_backward(self, x, y, sample_weight, share)
-        self._loss_tracker.update_state(loss * context.num_replicas_in_sync, sample_weight=weight)
-        gradients = context.all_reduce(SUM, gradients)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        totals = None
+        if context.num_replicas_in_sync > 1:
+            totals = context.all_reduce(SUM, self._count(x, y, sample_weight))
+        # Read here: the compiled function would keep the scale it began with.
+        scale = self.optimizer.scale_loss(tf.ones(()))
+        replica = tf.convert_to_tensor(context.replica_id_in_sync_group)
+        loss, counts, gradients, y_pred = self._forward_backward(
+            self, x, y, sample_weight, totals, scale, replica
+        )
+        if totals is None:
+            totals = counts
+        else:
+            gradients = context.all_reduce(SUM, gradients)
+        weight = first_loss(totals)
+        self._track(loss, first_loss(counts), weight)
+        self._apply(gradients, weight)
+        return {
+            **self._results(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)),
+            "gradient_norm": one_row(tf.linalg.global_norm(gradients) / scale),
+            "weight": one_row(weight),
+        }
+
+    def make_train_function(self, force=False):
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        step = self.train_function
+
+        def function(iterator):
+            logs = step(iterator)
+            self.measured = {name: logs.pop(name) for name in ("gradient_norm", "weight")}
+            return logs
+
+        self.train_function = function
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y_pred = self(x, training=False)
-        loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
-        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-        self._loss_tracker.update_state(
-            loss * replicas, sample_weight=self._weight(y, sample_weight)
-        )
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        _, counts = self._share_of_loss(x, y, y_pred, sample_weight, False)
+        totals = tf.distribute.get_replica_context().all_reduce(SUM, counts)
+        loss, _ = self._share_of_loss(x, y, y_pred, sample_weight, False, totals)
+        self._track(loss, first_loss(counts), first_loss(totals))
+        return self._results(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
 
-    def _weight(self, y, sample_weight):
-        """What this replica's mean was divided by: its weights, or its examples."""
-        if getattr(self.loss, "reduction", None) == "mean_with_sample_weight":
-            if sample_weight is not None:
-                return tf.reduce_sum(tf.cast(sample_weight, "float32"))
-        return tf.cast(tf.shape(tf.nest.flatten(y)[0])[0], "float32")
+    def _share_of_loss(self, x, y, y_pred, sample_weight, training, totals=None):
+        """This replica's part of the global loss, and its counts.
+
+        ``totals`` are the counts of all replicas; without them it is as if this were the only one.
+        """
+        examples = rows((y, x))
+        losses = GlobalLoss(None) if self._compile_loss is None else self._compile_loss
+        with losses.over(examples, totals) as counts:
+            loss = self._compute_loss(x, y, y_pred, sample_weight, training)
+        if len(counts) == 1 and type(self).compute_loss is not keras.Model.compute_loss:
+            loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
+        total = examples if totals is None else totals[0]
+        loss = tf.where(examples > 0, loss, 0)  # the mean of nothing is no number
+        return loss * share(examples, total), tf.stack(counts)
+
+    def _count(self, x, y, sample_weight):
+        """This replica's counts, before its loss is known.
+
+        Masks are made on the way through the model, so it goes that way once more; of this only
+        what the counts depend on is run. In a stateless scope, lest anything be assigned.
+        """
+        # Regularizers look for their weights in that scope.
+        weights = [(v, v.value) for v in self.trainable_variables if v.regularizer is not None]
+        with keras.StatelessScope(state_mapping=weights):
+            y_pred = self(x, training=True)
+            return self._share_of_loss(x, y, y_pred, sample_weight, True)[1]
+
+    def _track(self, loss, weight, total):
+        """Adds to the mean loss a global batch's, by its weight; each replica its part."""
+        self._loss_tracker.total.assign_add(loss * total)
+        self._loss_tracker.count.assign_add(weight)
+
+    def _results(self, results):
+        """Metrics over all replicas; their variables are sums."""
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync > 1:
+            variables = [v for v in self.metrics_variables if v.aggregation == "sum"]
+            sums = context.all_reduce(SUM, [tf.convert_to_tensor(v) for v in variables])
+            with keras.StatelessScope(state_mapping=list(zip(variables, sums, strict=True))):
+                results = {**results, **self.get_metrics_result()}
+        return {name: one_row(value) for name, value in results.items()}
+
+    def _apply(self, gradients, weight):
+        """Lets the optimizer make its step of ``gradients``, or of several batches' gradients."""
+        if not (self._accumulate or self._overwrite):
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+            return
+        tf.distribute.get_replica_context().merge_call(self._apply_on_all, (gradients, weight))
+
+    def _apply_on_all(self, strategy, gradients, weight):
+        optimizer, update = inner(self.optimizer), strategy.extended.update
+
+        def step(gradients):
+            strategy.extended.call_for_each_replica(
+                lambda gradients: self.optimizer.apply_gradients(
+                    zip(gradients, self.trainable_weights, strict=True)
+                ),
+                (gradients,),
+            )
+            if self._overwrite:
+                due = optimizer.iterations % self._overwrite == 0
+                tf.cond(due, overwrite, tf.no_op)
+
+        def overwrite():
+            for v, average in averages(optimizer):
+                update(v, lambda v, average: v.assign(average), (average,), group=False)
+            return tf.no_op()
+
+        if not self._accumulate:
+            step(gradients)
+            return
+
+        def add(v, gradient, weight):
+            v.assign_add(gradient * tf.cast(weight, v.dtype))
+
+        sums, total, batches = self._accumulators()
+        for v, gradient in zip(sums, gradients, strict=True):
+            update(v.value, add, (gradient, weight), group=False)
+        update(total.value, lambda v, weight: v.assign_add(weight), (weight,), group=False)
+        update(batches.value, lambda v: v.assign_add(1), group=False)
+
+        def step_of_sums():
+            def means():
+                return [
+                    tf.math.divide_no_nan(tf.convert_to_tensor(v), tf.cast(total, v.dtype))
+                    for v in sums
+                ]
+
+            step(strategy.extended.call_for_each_replica(means))
+            for v in [*sums, total, batches]:
+                update(v.value, lambda v: v.assign(tf.zeros_like(v)), group=False)
+            return tf.no_op()
+
+        tf.cond(tf.equal(batches, self._accumulate), step_of_sums, tf.no_op)
+
+    def _accumulators(self):
+        """Sums of gradients, of their weights, and the number of batches: the optimizer's."""
+        optimizer = inner(self.optimizer)
+        if not hasattr(optimizer, "_sums"):
+            optimizer._sums = (
+                [
+                    optimizer.add_variable_from_reference(v, name="gradient_sum")
+                    for v in self.trainable_weights
+                ],
+                optimizer.add_variable((), name="weight_sum"),
+                optimizer.add_variable((), dtype="int32", name="batches"),
+            )
+        return optimizer._sums
+
+    def build_optimizer(self):
+        """Makes the optimizer's variables, which cannot be made while a step is traced."""
+        if self.optimizer is None:
+            return
+        with self.distribute_strategy.scope():
+            if not self.optimizer.built:  # to build Keras's loss scaling twice begins it anew
+                self.optimizer.build(self.trainable_variables)
+            if self._accumulate:
+                self._accumulators()
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Under a strategy Keras builds a model from the mean of the replicas' batches, which
-        # need not have one shape. Of a model that is built, and has no metrics to build, only the
-        # optimizer is left: under a strategy its variables cannot be made while tracing.
-        if not (self.built and self._compile_metrics is None):
-            super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
-        elif self.optimizer is not None and not self.optimizer.built:
+        # Under a strategy Keras builds a model from the mean of the replicas' batches, which need
+        # not have one shape, nor be readable on several machines. Shapes are enough.
+        if iterator is not None:
+            data_batch = iterator.data_adapter.get_tf_dataset().element_spec
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(data_batch)
+        made = self.built and self._compile_metrics is None and not keras.tree.is_nested(y)
+        if self._distribute_strategy is not None and not made:
             with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+                self._symbolic_build(data_batch=data_batch)
+        if self.built:
+            self.build_optimizer()
 
 
-def forward_backward(model, x, y, sample_weight, share):
-    """This replica's mean loss, the gradients of ``share`` times that, and the outputs."""
+class FunctionalModel(Model, Functional):
+    """What ``Model(inputs, outputs)`` makes."""
+
+
+def of_tensors(args, kwargs):
+    """Whether a model is made of ``(inputs, outputs)``, as Keras decides it."""
+    return len(args) == 2 or "outputs" in kwargs and len(args) + ("inputs" in kwargs) == 1
+
+
+def functional(cls):
+    """Puts `FunctionalModel` in the place of `Model` among the bases of a class."""
+    if issubclass(cls, Model) and not issubclass(cls, FunctionalModel):
+        cls.__bases__ = tuple(
+            FunctionalModel if base is Model else functional(base) for base in cls.__bases__
+        )
+    return cls
+
+
+def forward_backward(model, x, y, sample_weight, totals, scale, replica):
+    """This replica's part of the loss, its counts, ``scale`` times its gradients, the outputs.
+
+    ``totals`` are the counts of all replicas, None where this is the only one.
+    """
+    streams = random_states(model) if totals is not None else []
+    stream = tf.stack([tf.cast(replica, "int64") * STREAM, 0])
+    for state in streams:
+        state.assign_add(tf.cast(stream, state.dtype))
     with tf.GradientTape() as tape:
         y_pred = model(x, training=True)
-        loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
-        shared = loss * share
+        loss, counts = model._share_of_loss(x, y, y_pred, sample_weight, True, totals)
+        scaled = loss * tf.cast(scale, loss.dtype)
+    for state in streams:
+        state.assign_sub(tf.cast(stream, state.dtype))
     gradients = tape.gradient(
-        shared, model.trainable_weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        scaled, model.trainable_weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
     # The outputs are large: hand them on only where a metric reads them.
     y_pred = y_pred if model._compile_metrics is not None else None
-    return loss, [tf.convert_to_tensor(g) for g in gradients], y_pred
+    return loss, counts, [tf.convert_to_tensor(g) for g in gradients], y_pred
+
+
+def first_loss(counts):
+    """The count by which batches are weighed: the first loss's, or examples where there is none."""
+    return counts[min(1, counts.shape[0] - 1)]
+
+
+def inner(optimizer):
+    """The optimizer that loss scaling has wrapped."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def averages(optimizer):
+    """Pairs of a weight and its moving average, which ``use_ema`` keeps."""
+    pairs = zip(
+        optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
+    )
+    return [(v.value, average.value) for v, average in pairs]
+
+
+def taken(optimizer, name):
+    """A setting of the optimizer's that is ours to do, and no more its own."""
+    if (value := getattr(optimizer, name)) is not None:
+        setattr(optimizer, f"polyhead_{name}", value)
+        setattr(optimizer, name, None)
+    return getattr(optimizer, f"polyhead_{name}", None)
+
+
+def one_row(value):
+    """``value``, of shape (1,) on several machines: Keras's reduction there takes no scalars."""
+    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+    return tf.reshape(value, (1,)) if several else value

@@ -53,6 +53,12 @@ def by_path(variables):
     return named
 
 
+def random_states(model):
+    """The states of the model's random generators, which are not among its weights."""
+    weights = {id(v) for v in model.weights + model.metrics_variables}
+    return [v for v in model.variables if id(v) not in weights]
+
+
 def some(names):
     """The first of ``names``, and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""

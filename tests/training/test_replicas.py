@@ -2,17 +2,21 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from polyhead.training import SmoothedCrossEntropy, strategy
+from polyhead.training import Model, SmoothedCrossEntropy, strategy
 from tests.conftest import small
 
-B, T, V = 8, 6, 40
+T, V = 6, 40
+REPLICAS = (1, 2, 4)
+SMOOTHED = SmoothedCrossEntropy(0.1)
 
 
-def batch(seed=0, lengths=None):
-    """Uneven padding; the first half holds far fewer tokens than the second."""
+def batch(seed=0, lengths=(2, 1, 2, 1, 6, 5, 6, 6)):
+    """Translation with uneven padding; the first half holds far fewer tokens than the second."""
     random = np.random.default_rng(seed)
-    lengths = np.array([2, 1, 2, 1, 6, 5, 6, 6]) if lengths is None else np.array(lengths)
+    lengths = np.array(lengths)
     labels = random.integers(3, V, (len(lengths), T)).astype("int32")
     weight = (np.arange(T) < lengths[:, None]).astype("float32")
     labels = (labels * weight).astype("int32")
@@ -20,27 +24,46 @@ def batch(seed=0, lengths=None):
     return {"source": labels[:, ::-1].copy(), "target": target}, labels, weight
 
 
-def trained(devices, optimizer, batches, jit_compile=True, **model):
+# Five global batches: in the second the first replicas have no token, the last ones do not divide.
+BATCHES = [
+    batch(0),
+    batch(1, [0, 0, 0, 0, 5, 3, 6, 1]),
+    batch(2),
+    batch(3, [6, 2, 1, 5, 3, 2]),
+    batch(4, [3]),
+]
+
+
+def dataset(batches):
+    def spec(*arrays):
+        return tf.TensorSpec([None, *arrays[0].shape[1:]], arrays[0].dtype)
+
+    signature = tf.nest.map_structure(spec, *batches)
+
+    def copies():  # TensorFlow takes arrays as they are, and its kernels write into them
+        return (tf.nest.map_structure(np.copy, batch) for batch in batches)
+
+    data = tf.data.Dataset.from_generator(copies, output_signature=signature)
+    return data.apply(tf.data.experimental.assert_cardinality(len(batches)))
+
+
+def translator(**overrides):
+    return small(**{"num_layers": 1, **overrides})
+
+
+def trained(devices, make, optimizer, batches=BATCHES, loss=SMOOTHED, **options):
+    """A model after one step for each batch, and what `fit` logged."""
     keras.utils.set_random_seed(5)
     with strategy(devices).scope():
-        network = small(**{"num_layers": 1, **model})
-        network.compile(optimizer(), SmoothedCrossEntropy(0.1), jit_compile=jit_compile)
-
-    def generate():
-        yield from batches
-
-    x, y, w = batches[0]
-    spec = ({k: tf.TensorSpec([None, T], v.dtype) for k, v in x.items()},) + tuple(
-        tf.TensorSpec([None, T], v.dtype) for v in (y, w)
-    )
-    data = tf.data.Dataset.from_generator(generate, output_signature=spec)
-    data = data.apply(tf.data.experimental.assert_cardinality(len(batches)))
-    history = network.fit(data, shuffle=False, verbose=0)
-    return network, history.history["loss"][0]
+        model = make()
+        options.setdefault("jit_compile", False)
+        model.compile(optimizer(), loss, **options)
+    history = model.fit(dataset(batches), shuffle=False, verbose=0).history
+    return model, {name: values[0] for name, values in history.items()}
 
 
-def sgd():
-    return keras.optimizers.SGD(0.1, global_clipnorm=0.1)
+def sgd(**options):
+    return lambda: keras.optimizers.SGD(0.1, **{"global_clipnorm": 0.1, **options})
 
 
 def largest_difference(one, other):
@@ -48,15 +71,22 @@ def largest_difference(one, other):
     return max(np.abs(a - b).max() for a, b in pairs)
 
 
+def agree(make, optimizer, tolerance=1e-5, replicas=REPLICAS, **options):
+    one, logs = trained(replicas[0], make, optimizer, **options)
+    for devices in replicas[1:]:
+        other, other_logs = trained(devices, make, optimizer, **options)
+        assert largest_difference(one, other) < tolerance, devices
+        assert other_logs == pytest.approx(logs, rel=1e-4), devices
+    return one
+
+
 def test_the_step_is_that_of_plain_keras_on_one_device():
-    batches = [batch(i) for i in range(3)]
-    ours, loss = trained(1, sgd, batches)
+    ours, _ = trained(1, translator, sgd(), BATCHES[:3])
     keras.utils.set_random_seed(5)
-    network = small(num_layers=1)
-    network.compile(sgd(), SmoothedCrossEntropy(0.1), jit_compile=False)
-    for x, y, w in batches:
+    network = translator()
+    for x, y, w in BATCHES[:3]:
         with tf.GradientTape() as tape:
-            value = network.loss(y, network(x), w)
+            value = SmoothedCrossEntropy(0.1)(y, network(x), w)
         gradients = tape.gradient(value, network.trainable_weights)
         norm = tf.linalg.global_norm(gradients)
         for v, g in zip(network.trainable_weights, gradients, strict=True):
@@ -64,35 +94,328 @@ def test_the_step_is_that_of_plain_keras_on_one_device():
     assert largest_difference(ours, network) < 1e-5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("optimizer", [sgd, lambda: keras.optimizers.Adam(1e-3)])
-def test_two_devices_train_as_one(optimizer):
-    # Clipped, unevenly padded, the first replica of the last batch without any token.
-    batches = [batch(i) for i in range(4)] + [batch(4, [0, 0, 0, 0, 5, 3, 6, 1])]
-    one, loss_of_one = trained(1, optimizer, batches)
-    two, loss_of_two = trained(2, optimizer, batches)
-    assert loss_of_two == pytest.approx(loss_of_one, rel=1e-5)
-    assert largest_difference(one, two) < 1e-5
+@pytest.mark.parametrize(
+    "optimizer", [sgd(), lambda: keras.optimizers.Adam(1e-3, epsilon=1e-7)], ids=["sgd", "adam"]
+)
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_replicas_train_as_one(optimizer, jit_compile):
+    agree(translator, optimizer, jit_compile=jit_compile)
+
+
+def test_under_the_papers_adam_the_losses_agree():
+    def adam():
+        return keras.optimizers.Adam(1e-3, beta_2=0.98, epsilon=1e-9)
+
+    agree(translator, adam, tolerance=1e-2)
+
+
+def masked():
+    """Keras's own mask, from an embedding to the loss."""
+    tokens = keras.Input([None], dtype="int32")
+    x = keras.layers.Embedding(V, 8, mask_zero=True)(tokens)
+    return Model(tokens, keras.layers.Dense(V)(x))
+
+
+def regularized():
+    tokens = keras.Input([None], dtype="int32")
+    x = keras.layers.Embedding(V, 8, embeddings_regularizer="l2")(tokens)
+    return Model(tokens, keras.layers.Dense(V)(x))
+
+
+def two_outputs():
+    tokens = keras.Input([T], dtype="int32")
+    x = keras.layers.Embedding(V, 8, mask_zero=True)(tokens)
+    each = keras.layers.Dense(V, name="each")(x)
+    first = keras.layers.Dense(1, name="first")(x[:, 0])
+    return Model(tokens, {"each": each, "first": first})
+
+
+class OwnLoss(Model):
+    """A loss of the user's own, which is a mean over the examples at hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = keras.layers.Embedding(V, 8)
+        self.logits = keras.layers.Dense(V)
+        self.build([None, T])
+
+    def build(self, shape):
+        self.tokens.build(shape)
+        self.logits.build((*shape, 8))
+
+    def call(self, tokens):
+        return self.logits(self.tokens(tokens))
+
+    def compute_loss(self, x, y, y_pred, sample_weight, training=True):
+        loss = keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True)
+        return keras.ops.mean(loss)
+
+
+def tagging(weighted=True, ignored=False):
+    """Batches of one input and one label a token."""
+    for x, y, w in BATCHES:
+        if ignored:
+            y = np.where(w > 0, y, -1)
+        yield (x["source"], y, w) if weighted else (x["source"], y)
+
+
+def cross_entropy(**options):
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **options)
+
+
+@pytest.mark.parametrize(
+    "make, loss, weighted, ignored",
+    [
+        (masked, cross_entropy(), False, False),
+        (masked, cross_entropy(), True, False),
+        (masked, cross_entropy(reduction="mean_with_sample_weight"), True, False),
+        (masked, cross_entropy(reduction="sum"), True, False),
+        (masked, cross_entropy(ignore_class=-1), False, True),
+        (regularized, cross_entropy(), False, False),
+        (regularized, cross_entropy(ignore_class=-1), False, True),
+        (regularized, "sparse_categorical_crossentropy", True, False),
+        (
+            regularized,
+            lambda y, p: keras.ops.mean(keras.ops.square(p), -1) + keras.ops.cast(y, "float32"),
+            True,
+            False,
+        ),
+        (OwnLoss, None, False, False),
+    ],
+)
+def test_any_loss_is_a_mean_over_the_global_batch(make, loss, weighted, ignored):
+    batches = list(tagging(weighted, ignored))
+    options = dict(metrics=["sparse_categorical_accuracy"]) if make is masked else {}
+    # Of an embedding Keras clips what is no gradient: its rows, before those of a token are summed.
+    optimizer = sgd(global_clipnorm=None)
+    one = agree(make, optimizer, batches=batches, loss=loss, **options)
+    if make is not OwnLoss:  # on one device it is Keras's own
+        keras.utils.set_random_seed(5)
+        plain = make()
+        plain = keras.Model(plain.inputs, plain.outputs)
+        plain.compile(optimizer(), loss, jit_compile=False)
+        plain.fit(dataset(batches), shuffle=False, verbose=0)
+        assert largest_difference(one, plain) < 1e-6
+
+
+def test_losses_of_several_outputs_have_weights_of_their_own():
+    def batches():
+        for x, y, w in BATCHES:
+            labels = {"each": y, "first": y[:, :1].astype("float32")}
+            yield x["source"], labels, {"each": w, "first": (y[:, 1] > 20).astype("float32")}
+
+    agree(
+        two_outputs,
+        sgd(),
+        batches=list(batches()),
+        loss={
+            "each": cross_entropy(reduction="mean_with_sample_weight"),
+            "first": keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"),
+        },
+        loss_weights={"each": 1.0, "first": 0.01},
+    )
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(lambda: decayed(), id="weight decay with exclusions"),
+        pytest.param(sgd(use_ema=True, ema_momentum=0.5), id="average"),
+        pytest.param(
+            sgd(use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2), id="overwritten"
+        ),
+        pytest.param(sgd(gradient_accumulation_steps=2), id="accumulated"),
+    ],
+)
+def test_what_an_optimizer_does_is_the_same_on_replicas(optimizer):
+    agree(masked, optimizer, batches=list(tagging()))
+
+
+def decayed():
+    optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1, epsilon=1e-5)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def test_excluded_weights_do_not_decay():
+    def step(decay):
+        def make():
+            optimizer = decayed()
+            optimizer.weight_decay = decay
+            return optimizer
+
+        return trained(2, translator, make, BATCHES[:1])[0]
+
+    for with_decay, without in zip(step(0.5).weights, step(0.0).weights, strict=True):
+        excluded = with_decay.path.split("/")[-1] in ("bias", "gamma", "beta")
+        assert np.array_equal(with_decay.numpy(), without.numpy()) == excluded, with_decay.path
+
+
+@pytest.mark.parametrize("devices", REPLICAS)
+def test_accumulated_batches_are_one_big_batch(devices):
+    batches = list(tagging())[:3]
+    big = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
+    parts, _ = trained(devices, masked, sgd(gradient_accumulation_steps=3), batches)
+    whole, _ = trained(1, masked, sgd(), [big])
+    assert largest_difference(parts, whole) < 1e-6
+    assert int(parts.optimizer.iterations.numpy()) == 1
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_average_is_kept(devices):
+    batches = list(tagging())[:3]
+    model, _ = trained(devices, masked, sgd(use_ema=True, ema_momentum=0.5), batches)
+    expected = None
+    for count in range(1, 4):
+        now = trained(devices, masked, sgd(), batches[:count])[0].get_weights()
+        pairs = zip(expected or now, now, strict=True)
+        expected = [(a + b) / 2 for a, b in pairs]
+    for a, b in zip(model.get_weights(), expected, strict=True):  # `fit` ends with the average
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", REPLICAS)
+def test_metrics_are_exact_over_replicas_at_every_step(devices):
+    seen = []
+
+    class Logs(keras.callbacks.Callback):
+        def on_train_batch_end(self, step, logs):
+            seen.append({name: float(value) for name, value in logs.items()})
+
+    batches = list(tagging())
+    keras.utils.set_random_seed(5)
+    with strategy(devices).scope():
+        model = masked()
+        model.compile(
+            keras.optimizers.SGD(0.0),
+            cross_entropy(reduction="mean_with_sample_weight"),
+            metrics=["sparse_categorical_accuracy"],
+            weighted_metrics=["sparse_categorical_crossentropy"],
+            jit_compile=False,
+        )
+    model.fit(dataset(batches), shuffle=False, verbose=0, callbacks=[Logs()])
+    x, y, w = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    logits = model(x).numpy()
+    for step, logs in enumerate(seen):
+        rows = sum(len(b[0]) for b in batches[: step + 1])
+        loss = -tf.nn.log_softmax(logits[:rows]).numpy()
+        loss = np.take_along_axis(loss, y[:rows, :, None], 2)[..., 0]
+        weight = w[:rows] * (x[:rows] > 0)
+        assert logs["loss"] == pytest.approx((loss * weight).sum() / weight.sum(), rel=1e-5)
+        mask = x[:rows] > 0
+        hits = (logits[:rows].argmax(-1) == y[:rows]) & mask
+        assert logs["sparse_categorical_accuracy"] == pytest.approx(
+            hits.sum() / mask.sum(), abs=1e-6
+        )
+    whole = model.evaluate(dataset(batches), verbose=0, return_dict=True)
+    assert whole == pytest.approx(seen[-1], rel=1e-5)
 
 
 @pytest.mark.slow
-def test_an_overflow_on_one_device_skips_the_step_on_both():
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(
+    lengths=st.lists(st.lists(st.integers(0, T), min_size=1, max_size=9), min_size=1, max_size=3),
+    steps=st.sampled_from([None, 2]),
+    clip=st.sampled_from([None, 0.05]),
+)
+def test_any_batches_train_the_same_on_replicas(lengths, steps, clip):
+    optimizer = sgd(global_clipnorm=clip, gradient_accumulation_steps=steps)
+    batches = [batch(i, rows) for i, rows in enumerate(lengths)]
+    agree(masked, optimizer, batches=[(x["source"], y, w) for x, y, w in batches])
+
+
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_each_replica_drops_other_units_and_the_seed_tells_which(jit_compile):
+    class Kept(keras.layers.Layer):
+        """Remembers what dropout left of ones, by an output."""
+
+        def __init__(self):
+            super().__init__()
+            self.dropout = keras.layers.Dropout(0.5)
+            self.scale = self.add_weight(shape=(), initializer="ones")
+
+        def call(self, x, training=False):
+            return self.dropout(self.scale * keras.ops.ones_like(x), training=training)
+
+    class Sum(keras.metrics.Metric):
+        """The number of times that each unit was kept, by row."""
+
+        def __init__(self, name="kept"):
+            super().__init__(name=name)
+            self.total = self.add_variable((2, 64), "zeros", name="total")
+
+        def update_state(self, y, y_pred, sample_weight=None):
+            row = keras.ops.one_hot(y, 2)
+            self.total.assign_add(keras.ops.einsum("br,bt->rt", row, y_pred / 2))
+
+        def result(self):
+            return keras.ops.sum(self.total)
+
+    def kept(seed, steps=3):
+        keras.utils.set_random_seed(seed)
+        with strategy(2).scope():
+            x = keras.Input([64])
+            model = Model(x, Kept()(x))
+            counts = Sum()
+            model.compile(
+                keras.optimizers.SGD(0.0),
+                lambda y, p: keras.ops.mean(p, -1),
+                metrics=[counts],
+                jit_compile=jit_compile,
+            )
+        rows = np.zeros((2, 64), "float32"), np.array([0, 1])  # one row for each replica
+        model.fit(tf.data.Dataset.from_tensors(rows).repeat(steps), shuffle=False, verbose=0)
+        return counts.total.numpy(), [v.numpy() for v in model.variables if "seed" in v.path]
+
+    first, state = kept(1)
+    assert 0.3 < first.mean() / 3 < 0.7
+    assert (first[0] != first[1]).mean() > 0.3  # equal masks would give equal counts
+    again, same_state = kept(1)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(state, same_state)
+    other, _ = kept(2)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("policy, tolerance", [("mixed_float16", 2e-3), ("mixed_bfloat16", 2e-2)])
+def test_mixed_precision_trains_as_float32_within(devices, policy, tolerance):
+    expected, _ = trained(1, translator, sgd(global_clipnorm=None), BATCHES[:3])
+    keras.config.set_dtype_policy(policy)
+    mixed, _ = trained(devices, translator, sgd(global_clipnorm=None), BATCHES[:3])
+    assert largest_difference(expected, mixed) < tolerance
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_an_overflow_on_one_device_skips_the_step_on_all(devices):
     keras.config.set_dtype_policy("mixed_float16")
-    network, _ = trained(2, lambda: keras.optimizers.Adam(1e-3), [batch()])
-    before, scale = network.get_weights(), network.optimizer.dynamic_scale.value
-    scaled = float(tf.convert_to_tensor(scale))
+    network, _ = trained(devices, translator, lambda: keras.optimizers.Adam(1e-3), BATCHES[:1])
+    before, scale = network.get_weights(), network.optimizer.dynamic_scale.numpy()
     x, y, w = batch()
-    w[-1, 0] = np.inf  # the last row is the second device's
+    w[-1, 0] = np.inf  # the last row is the last device's
     network.fit(tf.data.Dataset.from_tensors((x, y, w)), shuffle=False, verbose=0)
     for a, b in zip(before, network.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert float(tf.convert_to_tensor(scale)) == scaled / 2
+    assert network.optimizer.dynamic_scale.numpy() == scale / 2
+
+
+def test_the_step_does_not_depend_on_the_loss_scale():
+    def step(scale):
+        network, _ = trained(1, translator, lambda: keras.optimizers.SGD(0.1), BATCHES[:1])
+        network.optimizer.dynamic_scale.assign(scale)
+        network.train_on_batch(*batch(1))
+        return network
+
+    keras.config.set_dtype_policy("mixed_float16")
+    assert largest_difference(step(2.0**15), step(2.0**10)) < 1e-3
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
 def test_it_overfits_one_batch(policy):
     keras.config.set_dtype_policy(policy)
-    network, _ = trained(1, lambda: keras.optimizers.Adam(3e-3), [batch()] * 2)
+    network, _ = trained(
+        1, small, lambda: keras.optimizers.Adam(3e-3), [batch()] * 2, jit_compile=True
+    )
     data = tf.data.Dataset.from_tensors(batch()).repeat(60)
     history = network.fit(data, shuffle=False, verbose=0, epochs=2)
     logits = keras.ops.convert_to_numpy(network(batch()[0]))
@@ -100,15 +423,29 @@ def test_it_overfits_one_batch(policy):
     assert ((logits.argmax(-1) == labels) | (weight == 0)).all(), history.history
 
 
-def test_the_step_does_not_depend_on_the_loss_scale():
-    def step(scale):
-        network, _ = trained(1, lambda: keras.optimizers.SGD(0.1), [batch()])
-        network.optimizer.dynamic_scale.assign(scale)
-        network.train_on_batch(*batch(1))
-        return network
+def test_nothing_is_traced_after_the_first_epoch():
+    keras.utils.set_random_seed(5)
+    with strategy(2).scope():
+        model = translator()
+        model.compile(sgd()(), metrics=["accuracy"])
+    data = dataset([BATCHES[0], BATCHES[1], BATCHES[3]])
+    model.fit(data, shuffle=False, verbose=0, validation_data=data)
+    functions = [model._forward_backward]
+    traces = [f.experimental_get_tracing_count() for f in functions]
+    model.fit(data, shuffle=False, verbose=0, epochs=3, validation_data=data)
+    assert [f.experimental_get_tracing_count() for f in functions] == traces
 
-    keras.config.set_dtype_policy("mixed_float16")
-    assert largest_difference(step(2.0**15), step(2.0**10)) < 1e-3
+
+def test_a_step_is_measured():
+    model, _ = trained(2, translator, sgd(), BATCHES[:1])
+    assert float(model.measured["weight"]) == BATCHES[0][2].sum()
+    keras.utils.set_random_seed(5)
+    network = translator()
+    x, y, w = BATCHES[0]
+    with tf.GradientTape() as tape:
+        loss = SmoothedCrossEntropy(0.1)(y, network(x), w)
+    norm = tf.linalg.global_norm(tape.gradient(loss, network.trainable_weights))
+    assert float(model.measured["gradient_norm"]) == pytest.approx(float(norm), rel=1e-4)
 
 
 def test_evaluation_weighs_tokens_not_batches():
@@ -118,6 +455,21 @@ def test_evaluation_weighs_tokens_not_batches():
     data = tf.data.Dataset.from_tensor_slices((x, y, w))
     whole, parts = (network.evaluate(data.batch(n), verbose=0) for n in (8, 3))
     assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_users_subclass_may_be_functional():
+    class Own(Model):
+        def __init__(self, units):
+            x = keras.Input([3])
+            super().__init__(x, keras.layers.Dense(units)(x))
+
+    own = Own(2)
+    own.compile("sgd", "mse", jit_compile=False)
+    own.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+    assert isinstance(own, Model) and own.output_shape == (None, 2)
+    network = small()  # a model of the zoo is none the less what it was
+    network.compile(jit_compile=False)
+    network.fit(dataset(BATCHES[:1]), shuffle=False, verbose=0)
 
 
 def test_the_optimizer_does_not_reduce_twice():
@@ -140,5 +492,5 @@ def test_a_built_model_is_not_built_from_data():
 def test_a_number_of_devices_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="devices must be 1 or more"):
         strategy(0)
-    with pytest.raises(RuntimeError, match="before TensorFlow is used; there are 2"):
-        strategy(3)
+    with pytest.raises(RuntimeError, match="before TensorFlow is used; there are 4"):
+        strategy(5)
