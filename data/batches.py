@@ -88,11 +88,15 @@ def translation_batches(
             lambda i: batch(order, i), num_parallel_calls=2
         )
 
+    # On several machines each takes its part of every batch, not every other file.
+    split = tf.data.Options()
+    split.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     if start is not None:
         epochs = tf.data.Dataset.range(start // count, np.iinfo(np.int64).max)
-        return epochs.flat_map(epoch).skip(start % count).prefetch(4)
+        return epochs.flat_map(epoch).skip(start % count).prefetch(4).with_options(split)
     number = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
-    return number.flat_map(epoch).apply(tf.data.experimental.assert_cardinality(count)).prefetch(4)
+    known = tf.data.experimental.assert_cardinality(count)
+    return number.flat_map(epoch).apply(known).prefetch(4).with_options(split)
 
 
 def bucket_lengths(lengths, buckets):

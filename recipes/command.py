@@ -81,6 +81,13 @@ def train_translation(
         float, typer.Option(help="As in the paper's section 5.4.")
     ] = DEFAULT.label_smoothing,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = DEFAULT.clip,
+    accumulate: Annotated[
+        int, typer.Option(help="Batches whose gradients make one update.")
+    ] = DEFAULT.accumulate,
+    ema: Annotated[
+        float | None,
+        typer.Option(help="Keep a moving average of the weights, 0.999 say, and use that."),
+    ] = DEFAULT.ema,
     precision: Annotated[
         Literal["float32", "mixed_float16", "mixed_bfloat16"], typer.Option(help="Keras's policy.")
     ] = DEFAULT.precision,
@@ -101,6 +108,10 @@ def train_translation(
     patience: Annotated[
         int, typer.Option(help="Stop after so many epochs of no better BLEU.")
     ] = DEFAULT.patience,
+    interval: Annotated[
+        int | None,
+        typer.Option(help="Batches from one checkpoint to the next; an epoch if absent."),
+    ] = DEFAULT.interval,
     devices: Annotated[
         int | None, typer.Option(help="GPUs, or where there is none logical CPU devices.")
     ] = DEFAULT.devices,

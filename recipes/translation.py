@@ -6,12 +6,14 @@ Multi30k, English to German, lowercased and tokenized, on 2 cores of an AMD EPYC
     polyhead train translation --data multi30k --variant lc.norm.tok --bleu none \\
         --vocab-size 6000 --tokens 2048 --dropout 0.2 --minutes 60 --out RUN
     polyhead evaluate RUN --split test
+
+Raw text, on the same machine: 38.92 and 37.70 after 77 minutes, without --variant and --bleu,
+with --minutes 75.
 """
 
 import dataclasses
 import importlib.resources
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,8 @@ class Settings:
     warmup: int = 1000
     label_smoothing: float = 0.1
     clip: float = 1.0
+    accumulate: int = 1
+    ema: float | None = None
     precision: str = "float32"
     bleu: str = "13a"
     seed: int = 0
@@ -46,6 +50,7 @@ class Settings:
     updates: int | None = None
     minutes: float | None = None
     patience: int = 10
+    interval: int | None = None
     devices: int | None = None
 
 
@@ -56,9 +61,14 @@ def train(settings, out, restart=False, say=print):
     from ..data import Subwords, read_split, translation_batches
     from ..training import (
         Checkpoints,
+        Curves,
+        EvaluateAverages,
         InverseSquareRoot,
+        Progress,
         SmoothedCrossEntropy,
         ValidationBleu,
+        from_chief,
+        is_chief,
         strategy,
     )
     from ..zoo import Transformer
@@ -66,15 +76,20 @@ def train(settings, out, restart=False, say=print):
     out = Path(out)
     if settings.data != SAMPLE:
         settings = dataclasses.replace(settings, data=str(Path(settings.data).resolve()))
-    goes_on = check_run(settings, out, restart)
+    if settings.accumulate < 1 or settings.interval is not None and settings.interval < 1:
+        raise ValueError(
+            f"accumulate and interval must be 1 or more: {settings.accumulate}, {settings.interval}"
+        )
+    quiet = not is_chief()
+    devices = strategy(settings.devices, say)
+    goes_on = bool(from_chief(devices, check_run(settings, out, restart)))
     train_pairs, val_pairs = (
         read_split(
             folder_of(settings.data), split, settings.source, settings.target, settings.variant
         )
         for split in ("train", "val")
     )
-    devices = strategy(settings.devices)
-    say(f"{devices.num_replicas_in_sync} device(s); {len(train_pairs)} pairs of sentences")
+    say(f"{len(train_pairs):,} pairs of sentences")
     keras.utils.set_random_seed(settings.seed)
     keras.config.set_dtype_policy(settings.precision)
     if goes_on:
@@ -92,18 +107,19 @@ def train(settings, out, restart=False, say=print):
             rate = InverseSquareRoot(settings.peak, settings.warmup)
         model.compile(
             keras.optimizers.Adam(
-                rate, beta_1=0.9, beta_2=0.98, epsilon=1e-9, global_clipnorm=settings.clip
+                rate,
+                beta_1=0.9,
+                beta_2=0.98,
+                epsilon=1e-9,
+                global_clipnorm=settings.clip,
+                gradient_accumulation_steps=settings.accumulate
+                if settings.accumulate > 1
+                else None,
+                use_ema=settings.ema is not None,
+                ema_momentum=settings.ema or 0.0,
             ),
             SmoothedCrossEntropy(settings.label_smoothing),
         )
-        checkpoints = Checkpoints(
-            out,
-            patience=settings.patience,
-            updates=settings.updates,
-            minutes=settings.minutes,
-        )
-        epoch = checkpoints.resume(model) if goes_on else 0
-    write_run(settings, out, tokenizer, restart)
 
     def batches(pairs, **options):
         return translation_batches(
@@ -116,35 +132,53 @@ def train(settings, out, restart=False, say=print):
             **options,
         )
 
-    interval = len(batches(train_pairs))
+    per_epoch = len(batches(train_pairs))
+    interval = settings.interval or per_epoch
     say(
         f"{type(model).__name__} {settings.preset}, {model.count_params():,} parameters; "
-        f"{interval} updates an epoch"
+        f"{per_epoch} batches an epoch, a checkpoint every {interval}"
     )
-    if epoch:
-        say(f"going on after epoch {epoch}, update {checkpoints.updates}")
-    if checkpoints.finished or epoch >= settings.epochs:
-        say(f"nothing to do: {checkpoints.finished or f'{epoch} epochs done'}")
+    checkpoints = Checkpoints(
+        out,
+        patience=settings.patience,
+        updates=settings.updates,
+        minutes=settings.minutes,
+        per_epoch=per_epoch,
+    )
+    done = checkpoints.resume(model) if goes_on else 0
+    if not quiet:
+        write_run(settings, out, tokenizer, restart)
+    if done:
+        epochs = checkpoints.updates / per_epoch
+        say(f"going on after update {checkpoints.updates}, {epochs:.4g} epochs")
+    intervals = -(-settings.epochs * per_epoch // interval)
+    if checkpoints.finished or done >= intervals:
+        say(f"nothing to do: {checkpoints.finished or f'{settings.epochs} epochs done'}")
         return checkpoints.history
-    validation = ValidationBleu(val_pairs.sources, val_pairs.targets, settings.bleu)
+    callbacks = [ValidationBleu(val_pairs.sources, val_pairs.targets, settings.bleu)]
+    if settings.ema is not None:
+        callbacks.insert(0, EvaluateAverages())
+    if not quiet:
+        callbacks += [Progress("tokens", per_epoch, say), Curves(out / "logs")]
     try:
         model.fit(
             batches(train_pairs, start=checkpoints.updates),
             steps_per_epoch=interval,
-            initial_epoch=epoch,
-            epochs=settings.epochs,
+            initial_epoch=done,
+            epochs=intervals,
             validation_data=batches(val_pairs, shuffle=False),
-            callbacks=[validation, keras.callbacks.TensorBoard(out / "logs"), checkpoints],
+            callbacks=[*callbacks, checkpoints],
             shuffle=False,  # the dataset does that
-            verbose=1 if os.isatty(1) else 2,
+            verbose=0,
         )
     finally:
-        if checkpoints.history:
+        if checkpoints.history and not quiet:
             draw_curve(checkpoints.history, out / "curve.png")
     best = checkpoints.history[checkpoints.best_epoch()]
+    say(checkpoints.finished or f"{settings.epochs} epochs done")
     say(
-        f"{checkpoints.finished or f'{settings.epochs} epochs done'}; best: epoch {best['epoch']}, "
-        f"validation BLEU {best['val_bleu']:.2f}; the model is in {out / 'best'}"
+        f"best: epoch {best['epoch']:g}, validation BLEU {best['val_bleu']:.2f}; "
+        f"the model is in {out / 'best'}"
     )
     return checkpoints.history
 

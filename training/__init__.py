@@ -1,7 +1,9 @@
 """What `model.fit` needs to be right, on one device or many."""
 
-from .callbacks import Checkpoints, ValidationBleu
-from .devices import strategy
+from .averages import EvaluateAverages, averaged
+from .callbacks import Curves, Progress, ValidationBleu
+from .checkpoints import Checkpoints
+from .devices import from_chief, is_chief, strategy
 from .losses import SmoothedCrossEntropy
 from .metrics import bleu
 from .model import Model, compiled
@@ -11,12 +13,18 @@ from .states import CheckpointError, read_tensors, write_file, write_tensors
 __all__ = [
     "CheckpointError",
     "Checkpoints",
+    "Curves",
+    "EvaluateAverages",
     "InverseSquareRoot",
     "Model",
+    "Progress",
     "SmoothedCrossEntropy",
     "ValidationBleu",
+    "averaged",
     "bleu",
     "compiled",
+    "from_chief",
+    "is_chief",
     "read_tensors",
     "strategy",
     "write_file",

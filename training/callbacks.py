@@ -1,27 +1,19 @@
-"""What happens at the end of an epoch: validation by BLEU, and checkpoints that go on."""
+"""What is seen of a training: validation by BLEU, progress, curves for TensorBoard."""
 
-import csv
-import io
-import shutil
 import time
 from pathlib import Path
 
 import keras
 
+from .averages import averaged, inner, updates
 from .metrics import bleu
-from .states import (
-    CheckpointError,
-    assign,
-    by_path,
-    random_states,
-    read_tensors,
-    write_file,
-    write_tensors,
-)
 
 
 class ValidationBleu(keras.callbacks.Callback):
-    """Adds ``val_bleu`` to each epoch's logs: the BLEU of ``model.translate(sources)``."""
+    """Adds ``val_bleu`` to each epoch's logs: the BLEU of ``model.translate(sources)``.
+
+    With the averages of weights, where the optimizer keeps them.
+    """
 
     def __init__(self, sources, references, tokenize="13a", batch_size=64):
         super().__init__()
@@ -31,141 +23,129 @@ class ValidationBleu(keras.callbacks.Callback):
         self.batch_size = batch_size
 
     def on_epoch_end(self, epoch, logs=None):
-        translations = self.model.translate(self.sources, batch_size=self.batch_size)
+        with averaged(self.model):
+            translations = self.model.translate(self.sources, batch_size=self.batch_size)
         logs["val_bleu"] = round(bleu(translations, self.references, self.tokenize).score, 2)
 
 
-class Checkpoints(keras.callbacks.Callback):
-    """Makes a training one that goes on: saves its whole state after each epoch of `fit`.
+class Rate:
+    """How much weight (tokens, examples) went through a model's steps, by the second."""
 
-    A checkpoint holds weights, optimizer, random states, the number of updates and the history,
-    in ``checkpoint-<updates>.safetensors``. The best model by ``monitor`` is saved with
-    `save_pretrained` to ``best``. ``history.csv`` has a row an epoch. All appear complete or
-    not at all. List it after the callbacks whose logs it keeps.
+    def __init__(self):
+        self.weight, self.began = 0.0, time.monotonic()
+
+    def add(self, model):
+        self.weight += float(model.measured["weight"])
+
+    def __call__(self):
+        return self.weight / max(time.monotonic() - self.began, 1e-9)
+
+
+class Progress(keras.callbacks.Callback):
+    """A bar on a terminal, elsewhere a line an epoch of `fit`: loss, speed, validation.
 
     Args:
-        folder: where to write.
-        monitor: the log that says which epoch is best, the larger the better.
-        patience: stop when so many epochs brought nothing better.
-        updates: stop after so many updates in all, though an epoch be unfinished.
-        minutes: stop at the end of the epoch in which so much time was spent in all.
-        keep: how many checkpoints stay.
+        unit: what the weights of a batch count, "tokens" or "images".
+        per_epoch: updates that make an epoch of the data, where `fit`'s are intervals of it.
+        say: prints a line.
     """
 
-    def __init__(
-        self, folder, monitor="val_bleu", patience=None, updates=None, minutes=None, keep=2
-    ):
+    def __init__(self, unit="tokens", per_epoch=None, say=print):
         super().__init__()
-        self.folder = Path(folder)
-        self.monitor = monitor
-        self.patience = patience
-        self.updates_limit = updates
-        self.minutes = minutes
-        self.keep = keep
-        self.history = []
-        self.updates = 0
-        self.seconds = 0.0
-
-    def resume(self, model):
-        """Puts the newest checkpoint's state into a compiled ``model``; returns its epoch, or 0.
-
-        Raises:
-            CheckpointError: the newest is broken or another model's; the message names it, and
-                the one before it.
-        """
-        self.sweep()
-        saved = self.saved()
-        if not saved:
-            return 0
-        try:
-            tensors, about = read_tensors(saved[-1])
-            assign(training_state(model), tensors, saved[-1])
-        except CheckpointError as error:
-            other = f"; {saved[-2].name} is the one before it" if len(saved) > 1 else ""
-            raise CheckpointError(f"{error}{other}") from error
-        self.history = about["history"]
-        self.updates = about["updates"]
-        self.seconds = self.history[-1]["seconds"]
-        return len(self.history)
-
-    def sweep(self):
-        """Removes what a killed process left half written."""
-        for old in self.folder.glob(".best.old.*"):
-            if not (self.folder / "best").exists():
-                old.rename(self.folder / "best")
-        for left in self.folder.glob(".best.*"):
-            shutil.rmtree(left)
-        for left in self.folder.glob(".checkpoint-*"):
-            left.unlink()
-
-    def saved(self):
-        """The checkpoints there are, oldest first."""
-        return sorted(self.folder.glob("checkpoint-*.safetensors"))
-
-    @property
-    def finished(self):
-        """Why there is nothing more to do, or None."""
-        if self.updates_limit and self.updates >= self.updates_limit:
-            return f"{self.updates} updates done"
-        if self.minutes and self.seconds >= 60 * self.minutes:
-            return f"{self.seconds / 60:.0f} minutes spent"
-        if self.patience and len(self.history) - 1 - self.best_epoch() >= self.patience:
-            return f"no better {self.monitor} in {self.patience} epochs"
-        return None
-
-    def best_epoch(self):
-        scores = [epoch.get(self.monitor, float("-inf")) for epoch in self.history]
-        return scores.index(max(scores)) if scores else -1
+        self.unit = unit
+        self.per_epoch = per_epoch
+        self.say = say
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.began = time.monotonic()
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self.batches = epoch * (self.params["steps"] or 0)
+        self.rate = Rate()
+        console = Console(stderr=True)
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
+        columns += (TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))
+        self.bar = Bar(*columns, console=console, disable=not console.is_terminal, transient=True)
+        epoch = f"epoch {int(self.epochs()) + 1}"
+        self.task = self.bar.add_task(epoch, total=self.params["steps"], speed="")
+        self.bar.start()
 
     def on_train_batch_end(self, batch, logs=None):
-        self.updates += 1
-        if self.updates == self.updates_limit:
-            self.model.stop_training = True
+        self.rate.add(self.model)
+        self.batches += 1
+        if not self.bar.disable:
+            speed = f"loss {float(logs['loss']):.4f}, {self.rate():,.0f} {self.unit}/s"
+            self.bar.update(self.task, completed=batch + 1, speed=speed)
+        self.speed = self.rate()
 
     def on_epoch_end(self, epoch, logs=None):
-        self.seconds += time.monotonic() - self.began
-        logs = {name: float(value) for name, value in (logs or {}).items()}
-        self.history.append(
-            {"epoch": epoch + 1, "updates": self.updates, "seconds": round(self.seconds, 1), **logs}
+        self.bar.stop()
+        values = ", ".join(f"{name} {float(value):.4g}" for name, value in (logs or {}).items())
+        seconds = time.monotonic() - self.rate.began
+        self.say(
+            f"epoch {self.epochs():.4g}: {values}; {seconds:.0f} s, {self.speed:,.0f} {self.unit}/s"
         )
-        if self.best_epoch() == len(self.history) - 1:
-            self.model.save_pretrained(self.folder / "best")
-        state = {name: v.numpy() for name, v in training_state(self.model).items()}
-        write_tensors(
-            self.folder / f"checkpoint-{self.updates:08d}.safetensors",
-            state,
-            {"updates": self.updates, "history": self.history},
-        )
-        for old in self.saved()[: -self.keep]:
-            old.unlink()
-        write_table(self.folder / "history.csv", self.history)
-        if self.finished:
-            self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        self.bar.stop()
+
+    def epochs(self):
+        """Epochs of the data, with a fraction where `fit` stops within one."""
+        return self.batches / (self.per_epoch or self.params["steps"] or self.batches or 1)
 
 
-def training_state(model):
-    """``{name: variable}`` of all that a training changes."""
-    model.build_optimizer()
-    # Seed generators and optimizers are numbered by the process that made them: their paths are
-    # no names.
-    return {
-        **{f"model/{path}": v for path, v in by_path(model.weights).items()},
-        **{
-            f"optimizer/{i}/{v.path.split('/')[-1]}": v
-            for i, v in enumerate(model.optimizer.variables)
-        },
-        **{f"random/{i}": v for i, v in enumerate(random_states(model))},
-    }
+class Curves(keras.callbacks.Callback):
+    """Scalars for TensorBoard: what `fit` logs at the end of an epoch, and every so many updates
+    the learning rate, the norm of the gradient and the speed.
 
+    Args:
+        folder: of TensorBoard's files.
+        every: updates between two points.
+        unit: what the weights of a batch count.
+    """
 
-def write_table(path, rows):
-    """Rows, dicts with the same or growing columns, as CSV; complete or not at all."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(path, table.getvalue().encode())
+    def __init__(self, folder, every=20, unit="tokens"):
+        super().__init__()
+        self.folder = Path(folder)
+        self.every = every
+        self.unit = unit
+
+    def on_train_begin(self, logs=None):
+        import tensorflow as tf
+
+        self.writer = tf.summary.create_file_writer(str(self.folder))
+        self.rate = Rate()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.rate.add(self.model)
+        update = updates(self.model)
+        if update % self.every == 0:
+            self.write(
+                update,
+                {
+                    "loss": logs["loss"],
+                    "learning_rate": keras.ops.convert_to_numpy(
+                        inner(self.model.optimizer).learning_rate
+                    ),
+                    "gradient_norm": self.model.measured["gradient_norm"],
+                    f"{self.unit}_per_second": self.rate(),
+                },
+            )
+            self.rate = Rate()
+
+    def on_epoch_end(self, epoch, logs=None):
+        update = updates(self.model)
+        self.write(update, {f"epoch/{name}": value for name, value in (logs or {}).items()})
+        self.writer.flush()
+        self.rate = Rate()
+
+    def on_train_end(self, logs=None):
+        self.writer.close()
+
+    def write(self, update, values):
+        import tensorflow as tf
+
+        with self.writer.as_default():
+            for name, value in values.items():
+                tf.summary.scalar(name, float(value), step=update)

@@ -1,39 +1,95 @@
-"""The devices there are, as a distribution strategy."""
+"""The devices there are, on one machine or several, as a distribution strategy."""
+
+import json
+import os
 
 
-def strategy(devices=None):
-    """A `tf.distribute` strategy over ``devices`` GPUs, or as many logical CPU devices.
+def strategy(devices=None, say=print):
+    """A `tf.distribute` strategy over the devices there are; ``say`` is told which.
 
-    Without a number it takes all GPUs there are, or the one CPU. Build the model within
-    ``strategy(...).scope()``. Logical CPU devices share the cores: they show that a program is
-    right on several devices, and no gain in speed.
+    - Where the variable ``TF_CONFIG`` names several workers, `MultiWorkerMirroredStrategy` over
+      them all, each with the GPUs it has, or its CPU.
+    - Else over ``devices`` GPUs (all, if no number is given), by `MirroredStrategy`.
+    - Without GPUs, the one CPU, or as many logical CPU devices as asked for. They share the
+      cores: they show that a program is right on several devices, and no gain in speed.
+
+    Build the model within ``strategy(...).scope()``.
 
     Raises:
-        ValueError: fewer than one device, or more than there are GPUs.
+        ValueError: fewer than one device, more than there are GPUs, a number of them where
+            ``TF_CONFIG`` rules, or a ``TF_CONFIG`` that is not JSON.
         RuntimeError: TensorFlow was used before, so that its CPU cannot be divided any more.
     """
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
+    if (machines := workers()) > 1:
+        if devices is not None:
+            raise ValueError(f"TF_CONFIG says which devices there are, not a number: {devices}")
+        several = tf.distribute.MultiWorkerMirroredStrategy()
+        task = json.loads(os.environ["TF_CONFIG"])["task"]
+        say(
+            f"{task['type']} {task['index']} of {machines} machines, "
+            f"{several.num_replicas_in_sync} replicas, {len(gpus)} GPUs here"
+        )
+        return several
     devices = max(len(gpus), 1) if devices is None else devices
     if devices < 1 or (gpus and devices > len(gpus)):
         most = f"at most the {len(gpus)} GPUs" if gpus else "logical CPU devices"
         raise ValueError(f"devices must be 1 or more, {most}: {devices}")
     if devices == 1:
+        say("1 GPU" if gpus else "no GPU: the CPU")
         return tf.distribute.OneDeviceStrategy("GPU:0") if gpus else tf.distribute.get_strategy()
-    if not gpus:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        parts = [tf.config.LogicalDeviceConfiguration() for _ in range(devices)]
-        try:
-            tf.config.set_logical_device_configuration(cpu, parts)
-        except RuntimeError:
-            there_are = len(tf.config.list_logical_devices("CPU"))
-            if there_are < devices:
-                raise RuntimeError(
-                    f"{devices} logical CPU devices must be made before TensorFlow is used; "
-                    f"there are {there_are}"
-                ) from None
-        # Collectives of CPU devices allow one size of group in a process.
-        reduction = tf.distribute.ReductionToOneDevice()
-        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)], reduction)
-    return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(devices)])
+    if gpus:
+        say(f"{devices} of {len(gpus)} GPUs")
+        return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(devices)])
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    parts = [tf.config.LogicalDeviceConfiguration() for _ in range(devices)]
+    try:
+        tf.config.set_logical_device_configuration(cpu, parts)
+    except RuntimeError:
+        there_are = len(tf.config.list_logical_devices("CPU"))
+        if there_are < devices:
+            raise RuntimeError(
+                f"{devices} logical CPU devices must be made before TensorFlow is used; "
+                f"there are {there_are}"
+            ) from None
+    say(f"no GPU: {devices} logical devices of the CPU, which share its cores")
+    # Collectives of CPU devices allow one size of group in a process.
+    reduction = tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)], reduction)
+
+
+def workers():
+    """The machines that ``TF_CONFIG`` names, one that it does not."""
+    try:
+        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+        return max(1, len(cluster.get("worker", [])) + len(cluster.get("chief", [])))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"TF_CONFIG is no JSON of a cluster: {error}") from None
+
+
+def is_chief():
+    """Whether this process writes files: of several workers the chief, or the first."""
+    if workers() == 1:
+        return True
+    config = json.loads(os.environ["TF_CONFIG"])
+    task = config["task"]
+    if "chief" in config["cluster"]:
+        return task["type"] == "chief"
+    return task["type"] == "worker" and int(task["index"]) == 0
+
+
+def from_chief(strategy, number):
+    """What ``number`` is on the chief; all workers must ask. Alone, the number itself."""
+    if workers() == 1:
+        return number
+    import tensorflow as tf
+
+    def shared(number):
+        context = tf.distribute.get_replica_context()
+        first = tf.cast(tf.equal(context.replica_id_in_sync_group, 0), "float64")
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, number * first)
+
+    shares = tf.function(lambda number: strategy.run(shared, (number,)))
+    return float(strategy.experimental_local_results(shares(tf.constant(number, "float64")))[0])

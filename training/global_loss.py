@@ -40,7 +40,7 @@ class GlobalLoss(CompileLoss):
 
     @contextlib.contextmanager
     def over(self, examples, totals=None):
-        """Within it losses are means over ``totals``: the counts of all replicas, one after another.
+        """Within it losses are means over ``totals``, the counts of all replicas one after another.
 
         The first is that of ``examples``, a scalar; one follows for each loss. Those of this
         replica, which do where there are no totals, are kept in ``counts``.

@@ -4,10 +4,10 @@ import keras
 import tensorflow as tf
 from keras.src.models.functional import Functional
 
+from .averages import averages, inner
 from .global_loss import GlobalLoss, rows, share
 from .states import random_states
 
-SUM = tf.distribute.ReduceOp.SUM
 STREAM = 0x9E3779B1  # 2**32 / the golden ratio: far from its small multiples
 
 
@@ -75,12 +75,32 @@ class Model(keras.Model):
             self._accumulate = taken(optimizer, "gradient_accumulation_steps")
             self._overwrite = taken(optimizer, "ema_overwrite_frequency")
 
+    def fit(self, *args, **kwargs):
+        """As `keras.Model.fit`.
+
+        Raises:
+            ConnectionError: of several machines one is gone.
+        """
+        try:
+            return super().fit(*args, **kwargs)
+        except tf.errors.OpError as error:
+            if not self._on_several_machines or "Collective" not in str(error):
+                raise
+            raise ConnectionError(
+                "another worker is gone, and training cannot go on without it; start the job again "
+                f"on all machines: it goes on from its last checkpoint ({type(error).__name__})"
+            ) from error
+
+    @property
+    def _on_several_machines(self):
+        return isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         context = tf.distribute.get_replica_context()
         totals = None
         if context.num_replicas_in_sync > 1:
-            totals = context.all_reduce(SUM, self._count(x, y, sample_weight))
+            totals = summed(self._count(x, y, sample_weight))
         # Read here: the compiled function would keep the scale it began with.
         scale = self.optimizer.scale_loss(tf.ones(()))
         replica = tf.convert_to_tensor(context.replica_id_in_sync_group)
@@ -90,14 +110,14 @@ class Model(keras.Model):
         if totals is None:
             totals = counts
         else:
-            gradients = context.all_reduce(SUM, gradients)
+            gradients = summed(gradients)
         weight = first_loss(totals)
         self._track(loss, first_loss(counts), weight)
         self._apply(gradients, weight)
         return {
             **self._results(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)),
-            "gradient_norm": one_row(tf.linalg.global_norm(gradients) / scale),
-            "weight": one_row(weight),
+            "gradient_norm": self._logged(tf.linalg.global_norm(gradients) / scale),
+            "weight": self._logged(weight),
         }
 
     def make_train_function(self, force=False):
@@ -117,7 +137,7 @@ class Model(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y_pred = self(x, training=False)
         _, counts = self._share_of_loss(x, y, y_pred, sample_weight, False)
-        totals = tf.distribute.get_replica_context().all_reduce(SUM, counts)
+        totals = summed(counts)
         loss, _ = self._share_of_loss(x, y, y_pred, sample_weight, False, totals)
         self._track(loss, first_loss(counts), first_loss(totals))
         return self._results(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
@@ -159,10 +179,14 @@ class Model(keras.Model):
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
             variables = [v for v in self.metrics_variables if v.aggregation == "sum"]
-            sums = context.all_reduce(SUM, [tf.convert_to_tensor(v) for v in variables])
+            sums = summed([v.value for v in variables])
             with keras.StatelessScope(state_mapping=list(zip(variables, sums, strict=True))):
                 results = {**results, **self.get_metrics_result()}
-        return {name: one_row(value) for name, value in results.items()}
+        return {name: self._logged(value) for name, value in results.items()}
+
+    def _logged(self, value):
+        """``value``, on several machines of shape (1,): Keras reduces no scalars there."""
+        return tf.reshape(value, (1,)) if self._on_several_machines else value
 
     def _apply(self, gradients, weight):
         """Lets the optimizer make its step of ``gradients``, or of several batches' gradients."""
@@ -187,7 +211,7 @@ class Model(keras.Model):
 
         def overwrite():
             for v, average in averages(optimizer):
-                update(v, lambda v, average: v.assign(average), (average,), group=False)
+                update(v.value, lambda v, average: v.assign(average), (average.value,), group=False)
             return tf.no_op()
 
         if not self._accumulate:
@@ -296,22 +320,17 @@ def forward_backward(model, x, y, sample_weight, totals, scale, replica):
     return loss, counts, [tf.convert_to_tensor(g) for g in gradients], y_pred
 
 
+def summed(tensors):
+    """Tensors of this replica, summed over all."""
+    # Reduction goes where its values are, and not all of them would say where that is.
+    tensors = tf.nest.map_structure(tf.identity, tensors)
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+
 def first_loss(counts):
     """The count by which batches are weighed: the first loss's, or examples where there is none."""
     return counts[min(1, counts.shape[0] - 1)]
-
-
-def inner(optimizer):
-    """The optimizer that loss scaling has wrapped."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
-
-
-def averages(optimizer):
-    """Pairs of a weight and its moving average, which ``use_ema`` keeps."""
-    pairs = zip(
-        optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
-    )
-    return [(v.value, average.value) for v, average in pairs]
 
 
 def taken(optimizer, name):
@@ -320,9 +339,3 @@ def taken(optimizer, name):
         setattr(optimizer, f"polyhead_{name}", value)
         setattr(optimizer, name, None)
     return getattr(optimizer, f"polyhead_{name}", None)
-
-
-def one_row(value):
-    """``value``, of shape (1,) on several machines: Keras's reduction there takes no scalars."""
-    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
-    return tf.reshape(value, (1,)) if several else value

@@ -45,8 +45,11 @@ class Pretrained(Model):
     def from_config(cls, config, custom_objects=None):
         return cls(cls.Config(**config))
 
-    def save_pretrained(self, folder):
-        """Writes the model to ``folder``, complete or not at all; an older one is replaced."""
+    def save_pretrained(self, folder, weights=None):
+        """Writes the model to ``folder``, complete or not at all; an older one is replaced.
+
+        ``weights``, ``{path: array}``, are written in the place of the model's own.
+        """
         folder = Path(folder)
         if folder.is_file():
             raise FileExistsError(f"{folder} is a file; a model is saved as a folder")
@@ -57,7 +60,8 @@ class Pretrained(Model):
         try:
             config = {"model": type(self).__name__, **self.get_config()}
             (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
+            if weights is None:
+                weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
             write_tensors(beside / "model.safetensors", weights)
             if self.tokenizer is not None:
                 self.tokenizer.save(beside)

@@ -1,0 +1,195 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from polyhead.training import (
+    CheckpointError,
+    Checkpoints,
+    EvaluateAverages,
+    read_tensors,
+    strategy,
+    write_tensors,
+)
+from tests.conftest import small
+from tests.training.test_replicas import batch
+
+
+def fit(folder, epochs, seed=1, **options):
+    """A small training that goes on from what is in ``folder``; returns model and callback."""
+    keras.utils.set_random_seed(seed)
+    model = small(dropout=0.2, num_layers=1)
+    model.compile(jit_compile=False)
+    checkpoints = Checkpoints(folder, monitor="score", **options)
+    done = checkpoints.resume(model)
+    data = tf.data.Dataset.from_tensors(batch()).repeat()
+
+    class Score(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs):
+            logs["score"] = [1, 3, 2, 2, 2, 2][epoch]
+
+    model.fit(
+        data,
+        steps_per_epoch=3,
+        initial_epoch=done,
+        epochs=epochs,
+        callbacks=[Score(), checkpoints],
+        verbose=0,
+        shuffle=False,
+    )
+    return model, checkpoints
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(tmp_path, policy):
+    keras.config.set_dtype_policy(policy)
+    whole, _ = fit(tmp_path / "whole", 4)
+    fit(tmp_path / "parts", 2)
+    parts, checkpoints = fit(tmp_path / "parts", 4, seed=99)  # all that counts is restored
+    for a, b in zip(whole.get_weights(), parts.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [h["updates"] for h in checkpoints.history] == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_with_accumulation_averages_and_callbacks_too(tmp_path, devices):
+    def run(folder, epochs, seed=1):
+        keras.utils.set_random_seed(seed)
+        with strategy(devices).scope():
+            model = small(dropout=0.2, num_layers=1)
+            optimizer = keras.optimizers.Adam(
+                1e-3, use_ema=True, ema_momentum=0.9, gradient_accumulation_steps=2
+            )
+            model.compile(optimizer, jit_compile=False)
+        stopping = keras.callbacks.EarlyStopping("loss", patience=2, min_delta=10.0)
+        averages = EvaluateAverages()
+        checkpoints = Checkpoints(folder, monitor="val_loss", callbacks=[stopping])
+        done = checkpoints.resume(model)
+        data = tf.data.Dataset.from_tensors(batch()).repeat()
+        validation = data.take(1)
+        history = model.fit(
+            data,
+            steps_per_epoch=3,  # so that a checkpoint falls between two batches of an update
+            initial_epoch=done,
+            epochs=epochs,
+            validation_data=validation,
+            callbacks=[averages, stopping, checkpoints],
+            verbose=0,
+            shuffle=False,
+        ).history
+        tensors, about = read_tensors(checkpoints.saved()[-1])
+        return model, tensors, about, history
+
+    whole, tensors, about, history = run(tmp_path / "whole", 5)
+    run(tmp_path / "parts", 1)
+    parts, again, about_parts, _ = run(tmp_path / "parts", 5, seed=99)
+    assert about_parts["updates"] == about["updates"] == 9  # early stopping counted on
+    assert {h["val_loss"] for h in about["history"]} == {
+        h["val_loss"] for h in about_parts["history"]
+    }
+    assert set(tensors) == set(again)
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
+    # The best model is the averages, as validation saw them.
+    best = type(whole).from_pretrained(tmp_path / "whole" / "best")
+    best.compile(jit_compile=False)
+    found = best.evaluate(tf.data.Dataset.from_tensors(batch()), verbose=0)
+    assert found == pytest.approx(max(history["val_loss"]), rel=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_and_says_where(tmp_path):
+    class Poison(keras.callbacks.Callback):
+        def on_train_batch_end(self, step, logs):
+            if self.model.optimizer.iterations == 4:
+                self.model.trainable_weights[0].assign(
+                    np.full_like(self.model.trainable_weights[0], np.nan)
+                )
+
+    keras.utils.set_random_seed(1)
+    model = small(num_layers=1)
+    model.compile(jit_compile=False)
+    data = tf.data.Dataset.from_tensors(batch()).repeat()
+    with pytest.raises(FloatingPointError) as error:
+        model.fit(
+            data,
+            steps_per_epoch=3,
+            epochs=4,
+            callbacks=[Poison(), Checkpoints(tmp_path, monitor="loss")],
+            verbose=0,
+            shuffle=False,
+        )
+    assert str(error.value) == (
+        "the loss became nan at update 5 (epoch 2, batch 2); the last good checkpoint is "
+        f"{tmp_path / 'checkpoint-00000003.safetensors'}"
+    )
+
+
+def test_a_full_disk_names_the_last_good_checkpoint(tmp_path, monkeypatch):
+    import polyhead.training.states as states
+
+    fsync, calls = states.os.fsync, []
+
+    def full(fd):
+        calls.append(fd)
+        if len(calls) > 6:
+            raise OSError(28, "No space left on device")
+        fsync(fd)
+
+    monkeypatch.setattr(states.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device; the last good one is checkpoint-"):
+        fit(tmp_path, 6)
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path).saved()
+    assert not list(tmp_path.glob(".checkpoint*"))
+    fit(tmp_path, 6)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    import time
+
+    import polyhead.training.checkpoints as module
+
+    def slow(path, tensors, about):
+        time.sleep(1.0)
+        write_tensors(path, tensors, about)
+
+    monkeypatch.setattr(module, "write_tensors", slow)
+    _, checkpoints = fit(tmp_path, 1)
+    assert checkpoints.waited < 0.5
+    assert len(checkpoints.saved()) == 1  # `fit` ends when all is written
+
+
+def test_the_last_are_kept_and_the_best(tmp_path):
+    _, checkpoints = fit(tmp_path, 4)
+    names = [p.name for p in checkpoints.saved()]
+    assert names == ["checkpoint-00000009.safetensors", "checkpoint-00000012.safetensors"]
+    assert checkpoints.best_epoch() == 1
+    assert (tmp_path / "best" / "model.safetensors").is_file()
+    assert (tmp_path / "history.csv").read_text().startswith("epoch,updates,seconds,")
+
+
+def test_patience_updates_and_minutes_end_a_training(tmp_path):
+    _, checkpoints = fit(tmp_path / "patience", 6, patience=2)
+    assert len(checkpoints.history) == 4 and "no better score in 2" in checkpoints.finished
+    _, checkpoints = fit(tmp_path / "updates", 6, updates=4)
+    assert checkpoints.updates == 4 and checkpoints.finished == "4 updates done"
+    checkpoints = Checkpoints(tmp_path, minutes=2)
+    assert checkpoints.finished is None
+    checkpoints.seconds = 121.0
+    assert checkpoints.finished == "2 minutes spent"
+
+
+def test_a_broken_checkpoint_is_refused_and_the_one_before_it_named(tmp_path):
+    _, checkpoints = fit(tmp_path, 2)
+    last = checkpoints.saved()[-1]
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="00000006.* checkpoint-00000003.* before it"):
+        fit(tmp_path, 3)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    fit(tmp_path, 1)
+    other = small()
+    other.compile()
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        Checkpoints(tmp_path).resume(other)

@@ -1,0 +1,55 @@
+"""The moving averages of weights (Polyak & Juditsky 1992) that Keras's optimizers keep."""
+
+import contextlib
+
+import keras
+
+
+def inner(optimizer):
+    """The optimizer that loss scaling has wrapped."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def averages(optimizer):
+    """Pairs of a weight and its average, where the optimizer was made with ``use_ema``."""
+    optimizer = inner(optimizer)
+    if not getattr(optimizer, "use_ema", False) or not optimizer.built:
+        return []
+    return list(
+        zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True)
+    )
+
+
+def updates(model):
+    """How many the optimizer has made."""
+    return int(keras.ops.convert_to_numpy(inner(model.optimizer).iterations))
+
+
+@contextlib.contextmanager
+def averaged(model):
+    """Within it the model's weights are their averages, once there are any."""
+    pairs = averages(model.optimizer)
+    if pairs and updates(model) == 0:
+        pairs = []
+    weights = [v.numpy() for v, _ in pairs]
+    for v, average in pairs:
+        v.assign(average.numpy())
+    try:
+        yield
+    finally:
+        for (v, _), weight in zip(pairs, weights, strict=True):
+            v.assign(weight)
+
+
+class EvaluateAverages(keras.callbacks.Callback):
+    """Lets `fit` validate with the averages of weights, to the bit as they were before and after.
+
+    (`keras.callbacks.SwapEMAWeights` swaps by adding and subtracting, which rounds.)
+    """
+
+    def on_test_begin(self, logs=None):
+        self.averaged = averaged(self.model)
+        self.averaged.__enter__()
+
+    def on_test_end(self, logs=None):
+        self.averaged.__exit__(None, None, None)

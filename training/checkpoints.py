@@ -1,0 +1,271 @@
+"""Checkpoints: a training that is stopped at any moment goes on as if it had not been."""
+
+import csv
+import inspect
+import io
+import math
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from .averages import averaged
+from .devices import from_chief, is_chief
+from .states import (
+    CheckpointError,
+    assign,
+    by_path,
+    random_states,
+    read_tensors,
+    write_file,
+    write_tensors,
+)
+
+PLAIN = (bool, int, float, str, type(None))
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Makes a training one that goes on: saves its whole state after each epoch of `fit`.
+
+    An epoch of `fit` (``steps_per_epoch``) is the interval of checkpoints; give it an endless
+    dataset that begins at ``updates``, as `translation_batches` does with ``start``. A checkpoint,
+    ``checkpoint-<updates>.safetensors``, holds weights, optimizer, averages of weights, loss
+    scale, random states, the number of updates, the history, and the plain attributes of the
+    other ``callbacks``. The best model by ``monitor`` is saved with `save_pretrained` to
+    ``best``, with the averages of weights where the optimizer keeps them. ``history.csv`` has a
+    row an interval. All appear complete or not at all, written by a thread while training goes
+    on; on several machines by the chief alone. List it after the callbacks whose logs it keeps.
+
+    Args:
+        folder: where to write; on several machines one that all of them see.
+        monitor: the log that says which epoch is best, the larger the better.
+        patience: stop when so many intervals brought nothing better.
+        updates: stop after so many updates in all, though an interval be unfinished.
+        minutes: stop at the end of the interval in which so much time was spent in all.
+        keep: how many checkpoints stay.
+        callbacks: others of the same `fit` whose state is to be kept, as far as it is numbers,
+            strings and truth values: early stopping's, for one.
+        per_epoch: updates that make an epoch of the data; an interval where not given.
+
+    Raises:
+        FloatingPointError: the loss became infinite or no number; the message names the update
+            and the last checkpoint.
+        OSError: a checkpoint could not be written; the message names the last that was.
+    """
+
+    def __init__(
+        self,
+        folder,
+        monitor="val_bleu",
+        patience=None,
+        updates=None,
+        minutes=None,
+        keep=2,
+        callbacks=(),
+        per_epoch=None,
+    ):
+        super().__init__()
+        self.folder = Path(folder)
+        self.monitor = monitor
+        self.patience = patience
+        self.updates_limit = updates
+        self.minutes = minutes
+        self.keep = keep
+        self.others = list(callbacks)
+        self.per_epoch = per_epoch
+        self.history = []
+        self.updates = 0
+        self.seconds = 0.0
+        self.waited = 0.0  # seconds in which training stood still for saving
+        self.restored = []
+        self.writer = ThreadPoolExecutor(1)
+        self.writing = None
+
+    def resume(self, model):
+        """Puts the newest checkpoint's state into a compiled ``model``; returns its epoch, or 0.
+
+        Raises:
+            CheckpointError: the newest is broken or another model's; the message names it, and
+                the one before it.
+        """
+        if is_chief():
+            self.sweep()
+        saved = self.saved()
+        newest = int(saved[-1].stem.split("-")[1]) if saved else 0
+        if (chiefs := int(from_chief(model.distribute_strategy, newest))) != newest:
+            raise CheckpointError(
+                f"all machines must see the same {self.folder}: the newest checkpoint here is of "
+                f"update {newest}, where the chief is of {chiefs}"
+            )
+        if not saved:
+            return 0
+        try:
+            tensors, about = read_tensors(saved[-1])
+            assign(training_state(model), tensors, saved[-1])
+        except CheckpointError as error:
+            other = f"; {saved[-2].name} is the one before it" if len(saved) > 1 else ""
+            raise CheckpointError(f"{error}{other}") from error
+        self.history = about["history"]
+        self.updates = about["updates"]
+        self.restored = about["callbacks"]
+        self.seconds = self.history[-1]["seconds"]
+        return len(self.history)
+
+    def sweep(self):
+        """Removes what a killed process left half written."""
+        for old in self.folder.glob(".best.old.*"):
+            if not (self.folder / "best").exists():
+                old.rename(self.folder / "best")
+        for left in self.folder.glob(".best.*"):
+            shutil.rmtree(left)
+        for left in self.folder.glob(".checkpoint-*"):
+            left.unlink()
+
+    def saved(self):
+        """The checkpoints there are, oldest first."""
+        return sorted(self.folder.glob("checkpoint-*.safetensors"))
+
+    @property
+    def finished(self):
+        """Why there is nothing more to do, or None."""
+        if self.updates_limit and self.updates >= self.updates_limit:
+            return f"{self.updates} updates done"
+        if self.minutes and self.seconds >= 60 * self.minutes:
+            return f"{self.seconds / 60:.0f} minutes spent"
+        if self.patience and len(self.history) - 1 - self.best_epoch() >= self.patience:
+            return f"no better {self.monitor} in {self.patience} epochs"
+        return None
+
+    def best_epoch(self):
+        scores = [epoch.get(self.monitor, float("-inf")) for epoch in self.history]
+        return scores.index(max(scores)) if scores else -1
+
+    def on_train_begin(self, logs=None):
+        if is_chief():  # a folder that cannot be written to is found now
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_table(self.folder / "history.csv", self.history)
+        # Here, since callbacks forget what they know when a training begins.
+        for callback, state in zip(self.others, self.restored, strict=False):
+            vars(callback).update(state)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.began = time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.updates += 1
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            saved = self.saved()
+            where = f"update {self.updates}"
+            if self.per_epoch or self.params["steps"]:
+                epoch, batch = divmod(self.updates - 1, self.per_epoch or self.params["steps"])
+                where += f" (epoch {epoch + 1}, batch {batch + 1})"
+            raise FloatingPointError(
+                f"the loss became {loss} at {where}; the last good checkpoint is "
+                f"{saved[-1] if saved else 'none: it came before the first'}"
+            )
+        if self.updates == self.updates_limit:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = self.seconds + time.monotonic() - self.began
+        self.seconds = from_chief(self.model.distribute_strategy, seconds)
+        logs = {name: float(value) for name, value in (logs or {}).items()}
+        epochs = self.updates / self.per_epoch if self.per_epoch else epoch + 1
+        row = {"epoch": round(epochs, 3), "updates": self.updates}
+        self.history.append({**row, "seconds": round(self.seconds, 1), **logs})
+        if is_chief():
+            began = time.monotonic()
+            self.wait()
+            self.writing = self.writer.submit(self.write, *self.snapshot())
+            self.waited += time.monotonic() - began
+        if self.finished:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        self.wait()
+
+    def wait(self):
+        """Waits until what was saved is on disk."""
+        writing, self.writing = self.writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except OSError as error:
+            saved = self.saved()
+            last = f"the last good one is {saved[-1].name}" if saved else "there is none before it"
+            raise OSError(
+                error.errno, f"a checkpoint could not be written to {self.folder}: {error}; {last}"
+            ) from error
+
+    def snapshot(self):
+        """Copies of all that is to be written."""
+        best = None
+        if self.best_epoch() == len(self.history) - 1:
+            with averaged(self.model):
+                best = {path: v.numpy() for path, v in by_path(self.model.weights).items()}
+        state = {name: v.numpy() for name, v in training_state(self.model).items()}
+        others = [plain(callback) for callback in self.others]
+        return (
+            best,
+            state,
+            {
+                "updates": self.updates,
+                "history": list(self.history),
+                "callbacks": others,
+            },
+        )
+
+    def write(self, best, state, about):
+        if best is not None:
+            self.model.save_pretrained(self.folder / "best", weights=best)
+        path = self.folder / f"checkpoint-{about['updates']:08d}.safetensors"
+        write_tensors(path, state, about)
+        for old in self.saved()[: -self.keep]:
+            old.unlink()
+        write_table(self.folder / "history.csv", about["history"])
+
+
+def training_state(model):
+    """``{name: variable}`` of all that a training changes."""
+    if keras.config.backend() == "tensorflow":
+        model.build_optimizer()
+    elif not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    # Seed generators and optimizers are numbered by the process that made them: their paths are
+    # no names.
+    return {
+        **{f"model/{path}": v for path, v in by_path(model.weights).items()},
+        **{
+            f"optimizer/{i}/{v.path.split('/')[-1]}": v
+            for i, v in enumerate(model.optimizer.variables)
+        },
+        **{f"random/{i}": v for i, v in enumerate(random_states(model))},
+    }
+
+
+def plain(callback):
+    """Of a callback's attributes the numbers, strings and truth values.
+
+    Less the arguments of its constructor: those it has again, and Keras's change theirs.
+    """
+    given = inspect.signature(type(callback).__init__).parameters
+    scalars = {
+        name: np.asarray(value).item() if getattr(value, "shape", None) == () else value
+        for name, value in vars(callback).items()
+        if name not in given
+    }
+    return {name: value for name, value in scalars.items() if type(value) in PLAIN}
+
+
+def write_table(path, rows):
+    """Rows, dicts with the same or growing columns, as CSV; complete or not at all."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, table.getvalue().encode())
