@@ -177,7 +177,7 @@ def train(settings, out, restart=False, say=print):
     best = checkpoints.history[checkpoints.best_epoch()]
     say(checkpoints.finished or f"{settings.epochs} epochs done")
     say(
-        f"best: epoch {best['epoch']:g}, validation BLEU {best['val_bleu']:.2f}; "
+        f"best: epoch {best['epoch']}, validation BLEU {best['val_bleu']:.2f}; "
         f"the model is in {out / 'best'}"
     )
     return checkpoints.history

@@ -175,7 +175,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.seconds = from_chief(self.model.distribute_strategy, seconds)
         logs = {name: float(value) for name, value in (logs or {}).items()}
         epochs = self.updates / self.per_epoch if self.per_epoch else epoch + 1
-        row = {"epoch": round(epochs, 3), "updates": self.updates}
+        row = {"epoch": f"{epochs:.4g}", "updates": self.updates}
         self.history.append({**row, "seconds": round(self.seconds, 1), **logs})
         if is_chief():
             began = time.monotonic()

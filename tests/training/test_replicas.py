@@ -94,19 +94,22 @@ def test_the_step_is_that_of_plain_keras_on_one_device():
     assert largest_difference(ours, network) < 1e-5
 
 
+def adam(**options):
+    return lambda: keras.optimizers.Adam(1e-3, **{"epsilon": 1e-7, **options})
+
+
 @pytest.mark.parametrize(
-    "optimizer", [sgd(), lambda: keras.optimizers.Adam(1e-3, epsilon=1e-7)], ids=["sgd", "adam"]
+    "optimizer, tolerance",
+    [
+        pytest.param(sgd(), 1e-5, id="sgd"),
+        pytest.param(adam(), 1e-5, id="adam", marks=pytest.mark.slow),
+        # Of the paper's Adam the losses agree; gradients that are none become steps.
+        pytest.param(adam(epsilon=1e-9), 1e-2, id="paper", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_replicas_train_as_one(optimizer, jit_compile):
-    agree(translator, optimizer, jit_compile=jit_compile)
-
-
-def test_under_the_papers_adam_the_losses_agree():
-    def adam():
-        return keras.optimizers.Adam(1e-3, beta_2=0.98, epsilon=1e-9)
-
-    agree(translator, adam, tolerance=1e-2)
+def test_replicas_train_as_one(optimizer, tolerance, jit_compile):
+    agree(translator, optimizer, tolerance, jit_compile=jit_compile)
 
 
 def masked():
@@ -157,6 +160,9 @@ def tagging(weighted=True, ignored=False):
         if ignored:
             y = np.where(w > 0, y, -1)
         yield (x["source"], y, w) if weighted else (x["source"], y)
+
+
+TAGS = list(tagging())
 
 
 def cross_entropy(**options):
@@ -220,6 +226,7 @@ def test_losses_of_several_outputs_have_weights_of_their_own():
     "optimizer",
     [
         pytest.param(lambda: decayed(), id="weight decay with exclusions"),
+        pytest.param(adam(), id="adam"),
         pytest.param(sgd(use_ema=True, ema_momentum=0.5), id="average"),
         pytest.param(
             sgd(use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2), id="overwritten"
@@ -228,7 +235,7 @@ def test_losses_of_several_outputs_have_weights_of_their_own():
     ],
 )
 def test_what_an_optimizer_does_is_the_same_on_replicas(optimizer):
-    agree(masked, optimizer, batches=list(tagging()))
+    agree(masked, optimizer, batches=TAGS)
 
 
 def decayed():
@@ -244,7 +251,7 @@ def test_excluded_weights_do_not_decay():
             optimizer.weight_decay = decay
             return optimizer
 
-        return trained(2, translator, make, BATCHES[:1])[0]
+        return trained(2, masked, make, TAGS[:1])[0]
 
     for with_decay, without in zip(step(0.5).weights, step(0.0).weights, strict=True):
         excluded = with_decay.path.split("/")[-1] in ("bias", "gamma", "beta")
@@ -253,7 +260,7 @@ def test_excluded_weights_do_not_decay():
 
 @pytest.mark.parametrize("devices", REPLICAS)
 def test_accumulated_batches_are_one_big_batch(devices):
-    batches = list(tagging())[:3]
+    batches = TAGS[:3]
     big = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
     parts, _ = trained(devices, masked, sgd(gradient_accumulation_steps=3), batches)
     whole, _ = trained(1, masked, sgd(), [big])
@@ -263,7 +270,7 @@ def test_accumulated_batches_are_one_big_batch(devices):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_an_average_is_kept(devices):
-    batches = list(tagging())[:3]
+    batches = TAGS[:3]
     model, _ = trained(devices, masked, sgd(use_ema=True, ema_momentum=0.5), batches)
     expected = None
     for count in range(1, 4):
@@ -377,7 +384,7 @@ def test_each_replica_drops_other_units_and_the_seed_tells_which(jit_compile):
     assert (first != other).any()
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("policy, tolerance", [("mixed_float16", 2e-3), ("mixed_bfloat16", 2e-2)])
 def test_mixed_precision_trains_as_float32_within(devices, policy, tolerance):
     expected, _ = trained(1, translator, sgd(global_clipnorm=None), BATCHES[:3])
@@ -386,13 +393,13 @@ def test_mixed_precision_trains_as_float32_within(devices, policy, tolerance):
     assert largest_difference(expected, mixed) < tolerance
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", REPLICAS)
 def test_an_overflow_on_one_device_skips_the_step_on_all(devices):
     keras.config.set_dtype_policy("mixed_float16")
-    network, _ = trained(devices, translator, lambda: keras.optimizers.Adam(1e-3), BATCHES[:1])
+    network, _ = trained(devices, masked, adam(), TAGS[:1])
     before, scale = network.get_weights(), network.optimizer.dynamic_scale.numpy()
-    x, y, w = batch()
-    w[-1, 0] = np.inf  # the last row is the last device's
+    x, y, w = (array.copy() for array in TAGS[0])
+    x[-1], w[-1] = 1, np.inf  # the last row is the last device's
     network.fit(tf.data.Dataset.from_tensors((x, y, w)), shuffle=False, verbose=0)
     for a, b in zip(before, network.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -426,26 +433,27 @@ def test_it_overfits_one_batch(policy):
 def test_nothing_is_traced_after_the_first_epoch():
     keras.utils.set_random_seed(5)
     with strategy(2).scope():
-        model = translator()
-        model.compile(sgd()(), metrics=["accuracy"])
-    data = dataset([BATCHES[0], BATCHES[1], BATCHES[3]])
+        model = masked()
+        model.compile(sgd()(), SMOOTHED, weighted_metrics=["accuracy"])
+    data = dataset([TAGS[0], TAGS[1], TAGS[3]])
     model.fit(data, shuffle=False, verbose=0, validation_data=data)
-    functions = [model._forward_backward]
-    traces = [f.experimental_get_tracing_count() for f in functions]
+    traces = model._forward_backward.experimental_get_tracing_count()
+    assert traces > 0
     model.fit(data, shuffle=False, verbose=0, epochs=3, validation_data=data)
-    assert [f.experimental_get_tracing_count() for f in functions] == traces
+    assert model._forward_backward.experimental_get_tracing_count() == traces
 
 
 def test_a_step_is_measured():
-    model, _ = trained(2, translator, sgd(), BATCHES[:1])
-    assert float(model.measured["weight"]) == BATCHES[0][2].sum()
+    model, _ = trained(2, regularized, sgd(), TAGS[:1])
+    x, y, w = TAGS[0]
+    assert float(model.measured["weight"]) == w.sum()
     keras.utils.set_random_seed(5)
-    network = translator()
-    x, y, w = BATCHES[0]
+    network = regularized()
     with tf.GradientTape() as tape:
-        loss = SmoothedCrossEntropy(0.1)(y, network(x), w)
-    norm = tf.linalg.global_norm(tape.gradient(loss, network.trainable_weights))
-    assert float(model.measured["gradient_norm"]) == pytest.approx(float(norm), rel=1e-4)
+        loss = SMOOTHED(y, network(x), w) + sum(network.losses)
+    gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, network.trainable_weights)]
+    expected = float(tf.linalg.global_norm(gradients))
+    assert float(model.measured["gradient_norm"]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_evaluation_weighs_tokens_not_batches():
