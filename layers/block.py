@@ -19,6 +19,8 @@ class TransformerBlock(keras.layers.Layer):
         activation: of the feed-forward network.
         dropout: rate, on what each sublayer adds to the residual (section 5.4).
         epsilon: of the layer normalisation.
+        remat: in training keep the block's input alone, and compute the rest again for the
+            backward pass (Chen et al. 2016, arXiv 1604.06174): less memory, more time.
 
     Call with ``x`` (B, T, D), and where ``cross`` with ``memory`` (B, S, D), or with what
     `project(memory)` made of it once. ``mask`` and ``cross_mask`` are boolean,
@@ -40,6 +42,7 @@ class TransformerBlock(keras.layers.Layer):
         activation="relu",
         dropout=0.0,
         epsilon=1e-5,
+        remat=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -53,6 +56,7 @@ class TransformerBlock(keras.layers.Layer):
         self.activation = activation
         self.dropout = dropout
         self.epsilon = epsilon
+        self.remat = remat
 
     def build(self, x_shape, memory_shape=None):
         dtype = self.dtype_policy
@@ -80,9 +84,38 @@ class TransformerBlock(keras.layers.Layer):
         self.feed_forward_norm = norm("feed_forward_norm")
         self.drop = keras.layers.Dropout(self.dropout, dtype=dtype, name="dropout")
 
-    def call(self, x, memory=None, mask=None, cross_mask=None, cache=None):
+    def call(self, x, memory=None, mask=None, cross_mask=None, cache=None, training=False):
         if self.cross == (memory is None):
             raise ValueError(f"cross={self.cross}, but memory is {type(memory).__name__}")
+        if self.remat and training:
+            return self.recomputed(x, memory, mask, cross_mask)
+        return self.forward(x, memory, mask, cross_mask, cache, training)
+
+    def recomputed(self, x, memory, mask, cross_mask):
+        """`forward`, of which the backward pass keeps the inputs alone, and computes it again.
+
+        As a function of all its variables, so that nothing is assigned the second time and
+        dropout drops the same.
+        """
+        weights = self.weights
+        seeds = [self.drop.seed_generator.state] if self.dropout else []
+        states = [seed.value * 1 for seed in seeds]  # copies: the seeds go on
+        inputs = [x] if memory is None else [x, memory]
+
+        def forward(*values):
+            inner, weighed = values[: len(inputs)], values[len(inputs) :]
+            mapping = [*zip(weights, weighed, strict=True), *zip(seeds, states, strict=True)]
+            with keras.StatelessScope(state_mapping=mapping) as scope:
+                # The second time Keras knows no more that this is training.
+                y = self.forward(*inner, mask=mask, cross_mask=cross_mask, training=True)
+                return y, *(scope.get_current_value(seed) for seed in seeds)
+
+        y, *after = keras.remat(forward)(*inputs, *[w.value for w in weights])
+        for seed, state in zip(seeds, after, strict=True):
+            seed.assign(state)
+        return y
+
+    def forward(self, x, memory=None, mask=None, cross_mask=None, cache=None, training=False):
 
         def attend(x):
             nonlocal cache
@@ -91,23 +124,24 @@ class TransformerBlock(keras.layers.Layer):
             x, cache = self.attention(x, mask=mask, cache=cache)
             return x
 
-        x = self.residual(x, self.attention_norm, attend)
+        x = self.residual(x, self.attention_norm, attend, training)
         if self.cross:
             x = self.residual(
                 x,
                 self.cross_attention_norm,
                 lambda x: self.cross_attention(x, memory, mask=cross_mask),
+                training,
             )
-        x = self.residual(x, self.feed_forward_norm, self.feed_forward)
+        x = self.residual(x, self.feed_forward_norm, self.feed_forward, training)
         return x if cache is None else (x, cache)
 
     def compute_mask(self, *args, **kwargs):
         return None  # masks are arguments here: Keras must not attach them to tensors
 
-    def residual(self, x, norm, f):
+    def residual(self, x, norm, f, training=False):
         if self.norm == "pre":
-            return x + self.drop(f(norm(x)))
-        return norm(x + self.drop(f(x)))
+            return x + self.drop(f(norm(x)), training=training)
+        return norm(x + self.drop(f(x), training=training))
 
     def project(self, memory):
         """``memory`` (B, S, D) -> the keys and values of the cross-attention, computed once."""

@@ -115,6 +115,10 @@ def train_translation(
     devices: Annotated[
         int | None, typer.Option(help="GPUs, or where there is none logical CPU devices.")
     ] = DEFAULT.devices,
+    remat: Annotated[
+        bool,
+        typer.Option("--remat", help="Compute blocks again, not keep them: less memory."),
+    ] = DEFAULT.remat,
     restart: Annotated[bool, typer.Option("--restart", help="Delete what is there first.")] = False,
 ):
     """Train a translation model, English to German unless said otherwise.

@@ -19,7 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SAMPLE = "sample"
-LIMITS = ("epochs", "updates", "minutes", "patience", "devices")  # what a continued run may change
+LIMITS = (
+    "epochs",
+    "updates",
+    "minutes",
+    "patience",
+    "devices",
+    "remat",
+)  # what a continued run may change
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Settings:
     patience: int = 10
     interval: int | None = None
     devices: int | None = None
+    remat: bool = False
 
 
 def train(settings, out, restart=False, say=print):
@@ -119,6 +127,7 @@ def train(settings, out, restart=False, say=print):
                 ema_momentum=settings.ema or 0.0,
             ),
             SmoothedCrossEntropy(settings.label_smoothing),
+            remat=settings.remat,
         )
 
     def batches(pairs, **options):

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import keras
 
+from ..layers import TransformerBlock
 from ..training import CheckpointError, Model, read_tensors, write_tensors
 from ..training.states import assign, by_path
 
@@ -115,6 +116,16 @@ class Pretrained(Model):
             return json.loads((folder / "config.json").read_text("utf-8"))["model"] == cls.__name__
         except (ValueError, KeyError, TypeError):
             return False
+
+    def compile(self, *args, remat=False, **kwargs):
+        """Keras's `compile`; with ``remat`` the backward pass computes blocks again.
+
+        Of each `TransformerBlock` training then keeps the input alone: less memory, more time.
+        """
+        for layer in self._flatten_layers():
+            if isinstance(layer, TransformerBlock):
+                layer.remat = remat
+        super().compile(*args, **kwargs)
 
     def compile_from_config(self, config):
         # Keras leaves models uncompiled whose `compile` has defaults of its own.

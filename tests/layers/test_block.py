@@ -128,3 +128,27 @@ def test_what_does_not_fit_is_refused():
     layer, _ = block(True, True, "pre")
     with pytest.raises(ValueError, match="cross=True, but memory is NoneType"):
         layer(draw(B, T, D))
+
+
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_what_is_computed_again_gives_the_same_gradients(cross, policy):
+    def trained(remat):
+        keras.utils.set_random_seed(3)
+        block = TransformerBlock(
+            4, 48, causal=True, cross=cross, dropout=0.2, remat=remat, dtype=policy
+        )
+        x, memory = keras.Input([5, 32]), keras.Input([7, 32])
+        y = block(x, memory=memory) if cross else block(x)
+        model = keras.Model([x, memory] if cross else x, y)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        random = np.random.default_rng(0)
+        inputs = [random.normal(size=(4, n, 32)).astype("float32") for n in (5, 7)]
+        data = inputs if cross else inputs[0]
+        model.fit(data, inputs[0], epochs=3, batch_size=2, shuffle=False, verbose=0)
+        return model.get_weights() + [v for v in model.variables if "seed" in v.path]
+
+    for a, b in zip(trained(False), trained(True), strict=True):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(a), ops.convert_to_numpy(b), rtol=1e-6, atol=1e-6
+        )

@@ -1,5 +1,6 @@
 import csv
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -140,34 +141,49 @@ def start(data, run, *options):
     )
 
 
-def wait_for_epoch(run, epochs, process):
-    while process.poll() is None:
-        table = run / "history.csv"
-        if table.exists() and len(table.read_text().splitlines()) > epochs:
-            return
-        time.sleep(0.05)
-    raise AssertionError(process.stdout.read())
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_ends_as_the_uninterrupted_run(data, tmp_path):
-    whole = start(data, tmp_path / "whole", "--epochs", 6)
+def test_killed_at_any_moment_and_resumed_it_ends_as_the_uninterrupted_run(data, tmp_path):
+    options = ["--epochs", 6, "--interval", 1, "--ema", 0.9, "--accumulate", 2]
+    whole = start(data, tmp_path / "whole", *options)
     assert whole.wait() == 0, whole.stdout.read()
-    for sig, epochs in ((signal.SIGKILL, 2), (signal.SIGINT, 4)):
-        process = start(data, tmp_path / "parts", "--epochs", 6)
-        wait_for_epoch(tmp_path / "parts", epochs, process)
-        process.send_signal(sig)
+    parts = tmp_path / "parts"
+    seed = time.time_ns() % 1000
+    print("seed of the moments:", seed)
+    moments = random.Random(seed)
+
+    def updates():
+        return max((int(p.stem[11:]) for p in parts.glob("checkpoint-*")), default=0)
+
+    for kill in ("a few steps on", "while a checkpoint is written", "at random", "Ctrl-C"):
+        before = updates()
+        process = start(data, parts, *options)
+        wait_for(lambda before=before: updates() > before, process)
+        if kill == "while a checkpoint is written":
+            wait_for(lambda: list(parts.glob(".checkpoint-*")), process)
+        else:
+            time.sleep(moments.uniform(0, 0.5))
+        process.send_signal(signal.SIGINT if kill == "Ctrl-C" else signal.SIGKILL)
         output = process.communicate()[0]
-        assert process.returncode == (-9 if sig == signal.SIGKILL else 130), output
-    assert "going on after epoch 2" in output and "the same command goes on" in output
-    last = start(data, tmp_path / "parts", "--epochs", 6)
+        assert process.returncode == (130 if kill == "Ctrl-C" else -9), output
+    assert "going on after update" in output and "the same command goes on" in output
+    last = start(data, parts, *options)
     assert last.wait() == 0, last.stdout.read()
     ends = [max((tmp_path / r).glob("checkpoint-*")) for r in ("whole", "parts")]
     assert ends[0].name == ends[1].name
-    (a, _), (b, _) = map(read_tensors, ends)
+    (a, one), (b, other) = map(read_tensors, ends)
     assert set(a) == set(b)
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    timeless = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in about["history"]]
+        for about in (one, other)
+    ]
+    assert timeless[0] == timeless[1]
 
 
 @pytest.mark.slow
@@ -175,4 +191,4 @@ def test_two_devices_train_too(data, tmp_path):
     process = start(data, tmp_path / "run", "--devices", 2, "--epochs", 1)
     output = process.communicate()[0]
     assert process.returncode == 0, output
-    assert "2 device(s)" in output
+    assert "2 logical devices" in output

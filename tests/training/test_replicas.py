@@ -456,6 +456,12 @@ def test_a_step_is_measured():
     assert float(model.measured["gradient_norm"]) == pytest.approx(expected, rel=1e-4)
 
 
+def test_what_is_computed_again_trains_the_same_on_replicas():
+    kept, _ = trained(1, translator, sgd(), BATCHES[:2])
+    again, _ = trained(2, translator, sgd(), BATCHES[:2], remat=True)
+    assert largest_difference(kept, again) < 1e-5
+
+
 def test_evaluation_weighs_tokens_not_batches():
     network = small()
     network.compile(jit_compile=False)
