@@ -8,12 +8,13 @@ COMMA := ,
 STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(COMMA),-,$(EXTRAS)))
 DEMO := runs/demo
 
-.PHONY: help demo test test-all everything lint sample clean
+.PHONY: help demo test test-all everything bench-devices lint sample clean
 
 help:
 	@echo "make demo      train on the sample, print BLEU and translations, export, ask the export"
 	@echo "make test      the fast tests; EXTRAS=parity adds those against PyTorch"
 	@echo "make test-all  and what is slow: kills, several devices, JAX, the wheel"
+	@echo "make bench-devices  training steps on 1, 2 and 4 replicas against plain Keras"
 	@echo "make lint      ruff and pyright"
 	@echo "make sample    write data/samples again from its grammar"
 
@@ -35,6 +36,9 @@ test-all:
 everything: $(STAMP)
 	$(BIN)/python -m pytest
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/layers tests/zoo
+
+bench-devices: $(STAMP)
+	$(BIN)/python bench/devices.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -144,6 +144,12 @@ def test_a_full_disk_names_the_last_good_checkpoint(tmp_path, monkeypatch):
     fit(tmp_path, 6)
 
 
+def test_a_folder_that_cannot_be_is_found_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        fit(tmp_path / "file", 1)
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     import time
 

@@ -1,0 +1,188 @@
+"""Training steps on 1, 2 and 4 replicas, against plain Keras: `make bench-devices`.
+
+Each row is a process of its own: a GPT of four blocks (T 64, 65 tokens) trained by `fit` with Adam
+and clipping, on logical CPU devices, which share the cores: this shows overhead, not scaling.
+"Plain Keras" is the same layers in a `keras.Model`, as `compile` leaves it: XLA on one device, and
+off under a strategy. Writes bench/devices.md.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+T, V = 64, 65
+ROWS = [
+    # peer, width, replicas, examples of the global batch
+    *[(peer, 128, n, 12) for n in (1, 2, 4) for peer in ("polyhead", "keras")],
+    *[("polyhead", 128, n, 12 * n) for n in (2, 4)],
+    *[(peer, 512, n, 32) for n in (1, 2) for peer in ("polyhead", "keras")],
+]
+
+
+def measure(peer, dim, replicas, batch, steps=None, blocks=4, remat=False):
+    """The median time of a step in ms, once compiled, and the process's largest memory in MB."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import keras
+    import tensorflow as tf
+
+    from polyhead.layers import TransformerBlock
+    from polyhead.training import Model, strategy
+
+    steps = steps or (60 if dim == 128 else 10)
+    with strategy(replicas, say=lambda line: None).scope():
+        keras.utils.set_random_seed(0)
+        tokens = keras.Input([T], dtype="int32")
+        x = keras.layers.Embedding(V, dim)(tokens)
+        for i in range(blocks):
+            x = TransformerBlock(
+                4 if dim == 128 else 8, 4 * dim, causal=True, norm="pre", activation="gelu",
+                remat=remat,
+                name=f"block_{i}",
+            )(x)  # fmt: skip
+        x = keras.layers.LayerNormalization()(x)
+        made = Model if peer == "polyhead" else keras.Model
+        model = made(tokens, keras.layers.Dense(V)(x))
+        model.compile(
+            keras.optimizers.Adam(1e-3, global_clipnorm=1.0),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+    random = tf.random.stateless_uniform([batch, T + 1], [0, 1], 0, V, tf.int32)
+    data = tf.data.Dataset.from_tensors((random[:, :-1], random[:, 1:])).repeat()
+    times = []
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_begin(self, step, logs=None):
+            self.began = time.perf_counter()
+
+        def on_train_batch_end(self, step, logs=None):
+            float(logs["loss"])
+            times.append(time.perf_counter() - self.began)
+
+    model.fit(data, steps_per_epoch=steps, callbacks=[Clock()], verbose=0, shuffle=False)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return 1000 * statistics.median(times[3:]), memory
+
+
+def waiting():
+    """The share of time that a translation's training waits for its data, on the sample."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from polyhead.data import Subwords, translation_batches
+    from polyhead.data.parallel import read_split
+    from polyhead.recipes.translation import SAMPLE, folder_of
+    from polyhead.zoo import Transformer
+
+    pairs = read_split(folder_of(SAMPLE), "train", "en", "de")
+    tokenizer = Subwords.train(pairs.sources + pairs.targets, 1000)
+    model = Transformer.preset("tiny", tokenizer)
+    model.compile()
+    model.build_optimizer()
+    model.make_train_function()
+    stream = iter(translation_batches(pairs, tokenizer, tokens=2048, start=0))
+    waited = trained = 0.0
+    for step in range(120):
+        began = time.perf_counter()
+        batch = next(stream)
+        ready = time.perf_counter()
+        float(model.train_function(iter([batch]))["loss"])
+        if step >= 40:  # all lengths are compiled
+            waited += ready - began
+            trained += time.perf_counter() - ready
+    return 100 * waited / (waited + trained)
+
+
+def saving():
+    """The share of time in which a translation's training stands still for checkpoints."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tempfile
+
+    from polyhead.recipes.translation import Settings, train
+    from polyhead.training import Checkpoints
+
+    stood, end = [], Checkpoints.on_train_end
+
+    def noted(checkpoints, logs=None):
+        stood.append(checkpoints.waited)
+        end(checkpoints, logs)
+
+    Checkpoints.on_train_end = noted
+    settings = Settings(vocab_size=1000, tokens=2048, epochs=3)
+    with tempfile.TemporaryDirectory() as folder:
+        history = train(settings, Path(folder) / "run", say=lambda line: None)
+    return 100 * stood[0] / history[-1]["seconds"]
+
+
+def asked(*arguments):
+    command = [sys.executable, __file__, "measure", json.dumps(arguments)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        return None, process.stderr.strip().splitlines()[-1]
+    return json.loads(process.stdout.strip().splitlines()[-1]), None
+
+
+def main():
+    found = {}
+    for row in ROWS:
+        answer, error = asked(*row)
+        found[row] = answer and answer[0]
+        print(*row, f"{found[row]:.1f} ms" if answer else error, flush=True)
+    lines = [
+        "# Training on several replicas",
+        "",
+        "`make bench-devices`; " + f"{date.today()}, {os.cpu_count()} cores of {processor()}, "
+        "float32, logical CPU devices (which share the cores), each row a process.",
+        "",
+        "| width | replicas | global batch | polyhead, ms a step | to its one replica | "
+        "plain Keras, ms | polyhead / Keras |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for peer, dim, replicas, batch in ROWS:
+        if peer != "polyhead":
+            continue
+        ours = found[peer, dim, replicas, batch]
+        one = found[peer, dim, 1, 12 if dim == 128 else 32]
+        theirs = found.get(("keras", dim, replicas, batch))
+        lines.append(
+            f"| {dim} | {replicas} | {batch} | {ours:.1f} | {ours / one:.2f} | "
+            + (f"{theirs:.1f} | {ours / theirs:.2f} |" if theirs else "- | - |")
+        )
+    share, _ = asked("waiting")
+    (kept, memory_kept), (again, memory_again) = (
+        asked("polyhead", 256, 1, 64, 6, 16, remat)[0] for remat in (False, True)
+    )
+    still, _ = asked("saving")
+    lines += [
+        "",
+        f"Translation on the sample corpus (tiny, 2,048 tokens a batch): {share:.2f}% of the time "
+        f"is spent waiting for data; training stands still for checkpoints for {still:.2f}% of "
+        "it (an interval of one epoch).",
+        "",
+        f"`remat`, 16 blocks of width 256, batch 64: {memory_again / memory_kept:.2f} of the "
+        f"process's memory ({memory_again:,.0f} for {memory_kept:,.0f} MB) at "
+        f"{again / kept:.2f} of the time of a step.",
+    ]
+    print("\n".join(lines))
+    Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+def processor():
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["measure"]:
+        arguments = json.loads(sys.argv[2])
+        named = {"waiting": waiting, "saving": saving}
+        result = named[arguments[0]]() if arguments[0] in named else measure(*arguments)
+        print(json.dumps(result))
+    else:
+        main()

@@ -1,0 +1,44 @@
+import keras
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+
+from polyhead.training import Curves, InverseSquareRoot, Progress
+from tests.conftest import small
+from tests.training.test_replicas import batch
+
+
+def fit(callbacks, epochs=2, steps=4):
+    keras.utils.set_random_seed(1)
+    model = small(num_layers=1)
+    model.compile(keras.optimizers.Adam(InverseSquareRoot(1e-3, warmup=10)), jit_compile=False)
+    data = tf.data.Dataset.from_tensors(batch()).repeat()
+    model.fit(
+        data,
+        steps_per_epoch=steps,
+        epochs=epochs,
+        callbacks=callbacks,
+        verbose=0,
+        shuffle=False,
+    )
+
+
+def test_tensorboard_gets_learning_rate_gradient_norm_and_speed(tmp_path):
+    fit([Curves(tmp_path, every=2)])
+    events = EventAccumulator(str(tmp_path), size_guidance={TENSORS: 0}).Reload()
+    points = {
+        tag: {e.step: float(tf.make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)}
+        for tag in events.Tags()["tensors"]
+    }
+    assert set(points) == {
+        "loss", "learning_rate", "gradient_norm", "tokens_per_second", "epoch/loss",
+    }  # fmt: skip
+    assert list(points["gradient_norm"]) == [2, 4, 6, 8] and list(points["epoch/loss"]) == [4, 8]
+    assert abs(points["learning_rate"][4] - 5e-4) < 1e-9  # of the update that comes next
+    assert all(value > 0 for tag in points for value in points[tag].values())
+
+
+def test_progress_says_epochs_of_the_data_loss_and_speed():
+    said = []
+    fit([Progress("tokens", per_epoch=8, say=said.append)])
+    assert [line.split(":")[0] for line in said] == ["epoch 0.5", "epoch 1"]
+    assert "loss " in said[0] and said[0].endswith(" tokens/s")
