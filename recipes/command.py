@@ -101,7 +101,7 @@ def train_translation(
     epochs: Annotated[
         int, typer.Option(help="Stop after so many passes over the data.")
     ] = DEFAULT.epochs,
-    steps: Annotated[int | None, typer.Option(help="Stop after so many updates.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many batches.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Stop after so much training.")
     ] = DEFAULT.minutes,

@@ -13,7 +13,9 @@ with --minutes 75.
 
 import dataclasses
 import importlib.resources
+import io
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +90,7 @@ def train(settings, out, restart=False, say=print):
         raise ValueError(
             f"accumulate and interval must be 1 or more: {settings.accumulate}, {settings.interval}"
         )
-    quiet = not is_chief()
+    chief = is_chief()
     devices = strategy(settings.devices, say)
     goes_on = bool(from_chief(devices, check_run(settings, out, restart)))
     train_pairs, val_pairs = (
@@ -147,44 +149,54 @@ def train(settings, out, restart=False, say=print):
         f"{type(model).__name__} {settings.preset}, {model.count_params():,} parameters; "
         f"{per_epoch} batches an epoch, a checkpoint every {interval}"
     )
+    limit = settings.epochs * per_epoch
     checkpoints = Checkpoints(
         out,
         patience=settings.patience,
-        updates=settings.updates,
+        updates=min(settings.updates or limit, limit),
         minutes=settings.minutes,
         per_epoch=per_epoch,
     )
     done = checkpoints.resume(model) if goes_on else 0
-    if not quiet:
-        write_run(settings, out, tokenizer, restart)
+    if chief:
+        write_run(settings, out, None if goes_on else tokenizer, restart)
     if done:
         epochs = checkpoints.updates / per_epoch
         say(f"going on after update {checkpoints.updates}, {epochs:.4g} epochs")
-    intervals = -(-settings.epochs * per_epoch // interval)
-    if checkpoints.finished or done >= intervals:
-        say(f"nothing to do: {checkpoints.finished or f'{settings.epochs} epochs done'}")
+
+    def why():
+        if checkpoints.updates >= limit:
+            return f"{settings.epochs} epochs done"
+        return checkpoints.finished
+
+    if why():
+        say(f"nothing to do: {why()}")
         return checkpoints.history
     callbacks = [ValidationBleu(val_pairs.sources, val_pairs.targets, settings.bleu)]
+    progress = Progress("tokens", per_epoch, checkpoints.updates, say)
     if settings.ema is not None:
         callbacks.insert(0, EvaluateAverages())
-    if not quiet:
-        callbacks += [Progress("tokens", per_epoch, say), Curves(out / "logs")]
+    if chief:
+        callbacks += [progress, Curves(out / "logs")]
     try:
         model.fit(
             batches(train_pairs, start=checkpoints.updates),
             steps_per_epoch=interval,
             initial_epoch=done,
-            epochs=intervals,
+            epochs=done - (checkpoints.updates - limit) // interval,  # rounded up
             validation_data=batches(val_pairs, shuffle=False),
             callbacks=[*callbacks, checkpoints],
             shuffle=False,  # the dataset does that
             verbose=0,
         )
     finally:
-        if checkpoints.history and not quiet:
+        if chief:
+            progress.on_train_end()  # gives the terminal back, after Ctrl-C too
+            checkpoints.wait()
+        if checkpoints.history and chief:
             draw_curve(checkpoints.history, out / "curve.png")
     best = checkpoints.history[checkpoints.best_epoch()]
-    say(checkpoints.finished or f"{settings.epochs} epochs done")
+    say(why())
     say(
         f"best: epoch {best['epoch']}, validation BLEU {best['val_bleu']:.2f}; "
         f"the model is in {out / 'best'}"
@@ -243,7 +255,9 @@ def check_run(settings, out, restart):
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file; a run is a folder")
     if not (out / "settings.json").is_file():
-        if out.exists() and {path.name for path in out.iterdir()} - {"tokenizer.model"}:
+        begun = {"tokenizer.model", ".tokenizer.model", ".settings.json"}  # and killed at once
+        names = {path.name for path in out.iterdir()} if out.exists() else set()
+        if {re.sub(r"\.\d+$", "", name) for name in names} - begun:
             raise FileExistsError(f"{out} holds something else than a run: choose another folder")
         return False
     old, new = dataclasses.asdict(read_settings(out)), dataclasses.asdict(settings)
@@ -262,10 +276,14 @@ def write_run(settings, out, tokenizer, restart):
     """The folder of a run: its settings come last, and make it one."""
     from ..training import write_file
 
-    if restart and out.exists():
-        shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(out)
+    for path in out.iterdir() if restart else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "settings.json":  # it says that this is a run, till the end
+            path.unlink()
+    if tokenizer is not None:
+        tokenizer.save(out)
     content = json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
     write_file(out / "settings.json", content.encode())
 
@@ -290,6 +308,8 @@ def draw_curve(history, path):
     """Validation BLEU and training loss against wall time, as a picture."""
     from matplotlib.figure import Figure
 
+    from ..training import write_file
+
     minutes = [epoch["seconds"] / 60 for epoch in history]
     figure = Figure(figsize=(7, 4), layout="constrained")
     score = figure.subplots()
@@ -301,4 +321,6 @@ def draw_curve(history, path):
     loss.plot(minutes, [epoch["loss"] for epoch in history], color="tab:orange", label="training")
     loss.plot(minutes, [epoch["val_loss"] for epoch in history], color="tab:orange", ls="--")
     loss.set_ylabel("loss: training (solid), validation (dashed)", color="tab:orange")
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
+    write_file(path, picture.getvalue())

@@ -27,10 +27,8 @@ def updates(model):
 
 @contextlib.contextmanager
 def averaged(model):
-    """Within it the model's weights are their averages, once there are any."""
+    """Within it the model's weights are their averages, where its optimizer keeps them."""
     pairs = averages(model.optimizer)
-    if pairs and updates(model) == 0:
-        pairs = []
     weights = [v.numpy() for v, _ in pairs]
     for v, average in pairs:
         v.assign(average.numpy())

@@ -35,7 +35,7 @@ class Rate:
         self.weight, self.began = 0.0, time.monotonic()
 
     def add(self, model):
-        self.weight += float(model.measured["weight"])
+        self.weight += float(model.measured["weight"]) * model.steps_per_execution
 
     def __call__(self):
         return self.weight / max(time.monotonic() - self.began, 1e-9)
@@ -46,22 +46,25 @@ class Progress(keras.callbacks.Callback):
 
     Args:
         unit: what the weights of a batch count, "tokens" or "images".
-        per_epoch: updates that make an epoch of the data, where `fit`'s are intervals of it.
+        per_epoch: batches that make an epoch of the data, where `fit`'s are intervals of it.
+        start: batches that were trained on before.
         say: prints a line.
     """
 
-    def __init__(self, unit="tokens", per_epoch=None, say=print):
+    def __init__(self, unit="tokens", per_epoch=None, start=0, say=print):
         super().__init__()
         self.unit = unit
         self.per_epoch = per_epoch
+        self.batches = start
         self.say = say
+        self.bar = None
 
     def on_epoch_begin(self, epoch, logs=None):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        self.batches = epoch * (self.params["steps"] or 0)
+        self.before = self.batches
         self.rate = Rate()
         console = Console(stderr=True)
         columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
@@ -73,7 +76,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.rate.add(self.model)
-        self.batches += 1
+        self.batches = self.before + batch + 1
         if not self.bar.disable:
             speed = f"loss {float(logs['loss']):.4f}, {self.rate():,.0f} {self.unit}/s"
             self.bar.update(self.task, completed=batch + 1, speed=speed)
@@ -88,7 +91,8 @@ class Progress(keras.callbacks.Callback):
         )
 
     def on_train_end(self, logs=None):
-        self.bar.stop()
+        if self.bar is not None:
+            self.bar.stop()
 
     def epochs(self):
         """Epochs of the data, with a fraction where `fit` stops within one."""
@@ -115,12 +119,14 @@ class Curves(keras.callbacks.Callback):
         import tensorflow as tf
 
         self.writer = tf.summary.create_file_writer(str(self.folder))
+        self.written = 0
         self.rate = Rate()
 
     def on_train_batch_end(self, batch, logs=None):
         self.rate.add(self.model)
         update = updates(self.model)
-        if update % self.every == 0:
+        if update % self.every == 0 and update != self.written:
+            self.written = update
             self.write(
                 update,
                 {

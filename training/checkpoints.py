@@ -24,6 +24,7 @@ from .states import (
     write_tensors,
 )
 
+WRITER = ThreadPoolExecutor(1)  # one for all: a new object waits for what an older one writes
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -32,7 +33,8 @@ class Checkpoints(keras.callbacks.Callback):
 
     An epoch of `fit` (``steps_per_epoch``) is the interval of checkpoints; give it an endless
     dataset that begins at ``updates``, as `translation_batches` does with ``start``. A checkpoint,
-    ``checkpoint-<updates>.safetensors``, holds weights, optimizer, averages of weights, loss
+    ``checkpoint-<updates>.safetensors`` (an update is a batch here, though the optimizer may gather
+    several), holds weights, optimizer, averages of weights, loss
     scale, random states, the number of updates, the history, and the plain attributes of the
     other ``callbacks``. The best model by ``monitor`` is saved with `save_pretrained` to
     ``best``, with the averages of weights where the optimizer keeps them. ``history.csv`` has a
@@ -73,6 +75,8 @@ class Checkpoints(keras.callbacks.Callback):
         self.patience = patience
         self.updates_limit = updates
         self.minutes = minutes
+        if keep < 1:
+            raise ValueError(f"at least 1 checkpoint must be kept: {keep}")
         self.keep = keep
         self.others = list(callbacks)
         self.per_epoch = per_epoch
@@ -81,7 +85,6 @@ class Checkpoints(keras.callbacks.Callback):
         self.seconds = 0.0
         self.waited = 0.0  # seconds in which training stood still for saving
         self.restored = []
-        self.writer = ThreadPoolExecutor(1)
         self.writing = None
 
     def resume(self, model):
@@ -92,7 +95,7 @@ class Checkpoints(keras.callbacks.Callback):
                 the one before it.
         """
         if is_chief():
-            self.sweep()
+            WRITER.submit(self.sweep).result()
         saved = self.saved()
         newest = int(saved[-1].stem.split("-")[1]) if saved else 0
         if (chiefs := int(from_chief(model.distribute_strategy, newest))) != newest:
@@ -106,7 +109,7 @@ class Checkpoints(keras.callbacks.Callback):
             tensors, about = read_tensors(saved[-1])
             assign(training_state(model), tensors, saved[-1])
         except CheckpointError as error:
-            other = f"; {saved[-2].name} is the one before it" if len(saved) > 1 else ""
+            other = f"; delete it to go on from {saved[-2].name}" if len(saved) > 1 else ""
             raise CheckpointError(f"{error}{other}") from error
         self.history = about["history"]
         self.updates = about["updates"]
@@ -146,18 +149,26 @@ class Checkpoints(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if is_chief():  # a folder that cannot be written to is found now
             self.folder.mkdir(parents=True, exist_ok=True)
+            if (saved := self.saved()) and int(saved[-1].stem.split("-")[1]) > self.updates:
+                raise FileExistsError(
+                    f"{self.folder} holds a longer training's checkpoints, up to {saved[-1].name}: "
+                    "call resume(model) first, or choose another folder"
+                )
             write_table(self.folder / "history.csv", self.history)
         # Here, since callbacks forget what they know when a training begins.
         for callback, state in zip(self.others, self.restored, strict=False):
             vars(callback).update(state)
+        self.restored = []
 
     def on_epoch_begin(self, epoch, logs=None):
         self.began = time.monotonic()
+        self.before = self.updates
 
     def on_train_batch_end(self, batch, logs=None):
-        self.updates += 1
+        self.updates = self.before + batch + 1
         loss = float(logs["loss"])
         if not math.isfinite(loss):
+            self.wait()
             saved = self.saved()
             where = f"update {self.updates}"
             if self.per_epoch or self.params["steps"]:
@@ -167,22 +178,24 @@ class Checkpoints(keras.callbacks.Callback):
                 f"the loss became {loss} at {where}; the last good checkpoint is "
                 f"{saved[-1] if saved else 'none: it came before the first'}"
             )
-        if self.updates == self.updates_limit:
+        if self.updates_limit and self.updates >= self.updates_limit:
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = self.seconds + time.monotonic() - self.began
         self.seconds = from_chief(self.model.distribute_strategy, seconds)
         logs = {name: float(value) for name, value in (logs or {}).items()}
+        if self.monitor not in logs:
+            raise ValueError(f"monitor is {self.monitor!r}, but the logs are {sorted(logs)}")
         epochs = self.updates / self.per_epoch if self.per_epoch else epoch + 1
         row = {"epoch": f"{epochs:.4g}", "updates": self.updates}
         self.history.append({**row, "seconds": round(self.seconds, 1), **logs})
         if is_chief():
             began = time.monotonic()
             self.wait()
-            self.writing = self.writer.submit(self.write, *self.snapshot())
+            self.writing = WRITER.submit(self.write, *self.snapshot())
             self.waited += time.monotonic() - began
-        if self.finished:
+        if from_chief(self.model.distribute_strategy, float(self.finished is not None)):
             self.model.stop_training = True
 
     def on_train_end(self, logs=None):
@@ -220,6 +233,12 @@ class Checkpoints(keras.callbacks.Callback):
         )
 
     def write(self, best, state, about):
+        for name, value in state.items():
+            if name.startswith("model/") and not np.isfinite(value).all():
+                raise FloatingPointError(
+                    f"{name[6:]} is no more finite after update {about['updates']}; the last good "
+                    f"checkpoint is {self.saved()[-1] if self.saved() else 'none'}"
+                )
         if best is not None:
             self.model.save_pretrained(self.folder / "best", weights=best)
         path = self.folder / f"checkpoint-{about['updates']:08d}.safetensors"

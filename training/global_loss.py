@@ -77,7 +77,8 @@ class GlobalLoss(CompileLoss):
 
 def rows(batch):
     """The examples in a structure of tensors, as a float scalar."""
-    return tf.cast(tf.shape(keras.tree.flatten(batch)[0])[0], "float32")
+    first = next(tensor for tensor in keras.tree.flatten(batch) if tensor is not None)
+    return tf.cast(tf.shape(first)[0], "float32")
 
 
 def share(examples, total):

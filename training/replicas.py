@@ -136,10 +136,11 @@ class Model(keras.Model):
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y_pred = self(x, training=False)
-        _, counts = self._share_of_loss(x, y, y_pred, sample_weight, False)
-        totals = summed(counts)
-        loss, _ = self._share_of_loss(x, y, y_pred, sample_weight, False, totals)
-        self._track(loss, first_loss(counts), first_loss(totals))
+        totals = None
+        if tf.distribute.get_replica_context().num_replicas_in_sync > 1:
+            totals = summed(self._count(x, y, sample_weight, y_pred))
+        loss, counts = self._share_of_loss(x, y, y_pred, sample_weight, False, totals)
+        self._track(loss, first_loss(counts), first_loss(counts if totals is None else totals))
         return self._results(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
 
     def _share_of_loss(self, x, y, y_pred, sample_weight, training, totals=None):
@@ -157,16 +158,18 @@ class Model(keras.Model):
         loss = tf.where(examples > 0, loss, 0)  # the mean of nothing is no number
         return loss * share(examples, total), tf.stack(counts)
 
-    def _count(self, x, y, sample_weight):
+    def _count(self, x, y, sample_weight, y_pred=None):
         """This replica's counts, before its loss is known.
 
-        Masks are made on the way through the model, so it goes that way once more; of this only
-        what the counts depend on is run. In a stateless scope, lest anything be assigned.
+        Masks are made on the way through the model. Where there are no outputs yet, it goes that
+        way once more; of this only what the counts depend on is run. In a stateless scope, lest
+        anything be assigned.
         """
         # Regularizers look for their weights in that scope.
         weights = [(v, v.value) for v in self.trainable_variables if v.regularizer is not None]
         with keras.StatelessScope(state_mapping=weights):
-            y_pred = self(x, training=True)
+            if y_pred is None:
+                y_pred = self(x, training=True)
             return self._share_of_loss(x, y, y_pred, sample_weight, True)[1]
 
     def _track(self, loss, weight, total):
@@ -206,7 +209,8 @@ class Model(keras.Model):
                 (gradients,),
             )
             if self._overwrite:
-                due = optimizer.iterations % self._overwrite == 0
+                made = tf.convert_to_tensor(optimizer.iterations)
+                due = tf.logical_and(made > 0, made % self._overwrite == 0)
                 tf.cond(due, overwrite, tf.no_op)
 
         def overwrite():
@@ -262,6 +266,8 @@ class Model(keras.Model):
         with self.distribute_strategy.scope():
             if not self.optimizer.built:  # to build Keras's loss scaling twice begins it anew
                 self.optimizer.build(self.trainable_variables)
+                for v, average in averages(self.optimizer):  # else zeros, till the first update
+                    average.assign(v.numpy())
             if self._accumulate:
                 self._accumulators()
 
@@ -316,7 +322,8 @@ def forward_backward(model, x, y, sample_weight, totals, scale, replica):
         scaled, model.trainable_weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
     # The outputs are large: hand them on only where a metric reads them.
-    y_pred = y_pred if model._compile_metrics is not None else None
+    own = type(model).compute_metrics is not keras.Model.compute_metrics
+    y_pred = y_pred if own or model._compile_metrics is not None else None
     return loss, counts, [tf.convert_to_tensor(g) for g in gradients], y_pred
 
 
@@ -336,6 +343,8 @@ def first_loss(counts):
 def taken(optimizer, name):
     """A setting of the optimizer's that is ours to do, and no more its own."""
     if (value := getattr(optimizer, name)) is not None:
+        config = optimizer.get_config
+        optimizer.get_config = lambda: {**config(), name: value}
         setattr(optimizer, f"polyhead_{name}", value)
         setattr(optimizer, name, None)
     return getattr(optimizer, f"polyhead_{name}", None)

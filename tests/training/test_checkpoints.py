@@ -189,7 +189,7 @@ def test_a_broken_checkpoint_is_refused_and_the_one_before_it_named(tmp_path):
     _, checkpoints = fit(tmp_path, 2)
     last = checkpoints.saved()[-1]
     last.write_bytes(last.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="00000006.* checkpoint-00000003.* before it"):
+    with pytest.raises(CheckpointError, match="00000006.*delete it .* checkpoint-00000003"):
         fit(tmp_path, 3)
 
 
