@@ -117,10 +117,7 @@ class Subwords(tf.Module):
         return self._pieces.encode(text, out_type=str)
 
     def save(self, folder):
-        """Writes the model into ``folder``: the file appears complete or not at all."""
-        beside = Path(folder) / f".{FILE}.{os.getpid()}"
-        beside.write_bytes(self.model)
-        os.replace(beside, Path(folder) / FILE)
+        (Path(folder) / FILE).write_bytes(self.model)
 
     @staticmethod
     def saved_in(folder):

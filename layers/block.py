@@ -116,7 +116,6 @@ class TransformerBlock(keras.layers.Layer):
         return y
 
     def forward(self, x, memory=None, mask=None, cross_mask=None, cache=None, training=False):
-
         def attend(x):
             nonlocal cache
             if cache is None:

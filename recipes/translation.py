@@ -21,14 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SAMPLE = "sample"
-LIMITS = (
-    "epochs",
-    "updates",
-    "minutes",
-    "patience",
-    "devices",
-    "remat",
-)  # what a continued run may change
+# What a continued run may change.
+LIMITS = ("epochs", "updates", "minutes", "patience", "devices", "remat")
 
 
 @dataclass(frozen=True)
@@ -275,6 +269,7 @@ def check_run(settings, out, restart):
 def write_run(settings, out, tokenizer, restart):
     """The folder of a run: its settings come last, and make it one."""
     from ..training import write_file
+    from ..zoo.pretrained import TOKENIZER
 
     out.mkdir(parents=True, exist_ok=True)
     for path in out.iterdir() if restart else ():
@@ -283,7 +278,7 @@ def write_run(settings, out, tokenizer, restart):
         elif path.name != "settings.json":  # it says that this is a run, till the end
             path.unlink()
     if tokenizer is not None:
-        tokenizer.save(out)
+        write_file(out / TOKENIZER, tokenizer.model)
     content = json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
     write_file(out / "settings.json", content.encode())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from .averages import averaged
+from .averages import averages
 from .devices import from_chief, is_chief
 from .states import (
     CheckpointError,
@@ -97,7 +97,7 @@ class Checkpoints(keras.callbacks.Callback):
         if is_chief():
             WRITER.submit(self.sweep).result()
         saved = self.saved()
-        newest = int(saved[-1].stem.split("-")[1]) if saved else 0
+        newest = self.newest()
         if (chiefs := int(from_chief(model.distribute_strategy, newest))) != newest:
             raise CheckpointError(
                 f"all machines must see the same {self.folder}: the newest checkpoint here is of "
@@ -131,6 +131,10 @@ class Checkpoints(keras.callbacks.Callback):
         """The checkpoints there are, oldest first."""
         return sorted(self.folder.glob("checkpoint-*.safetensors"))
 
+    def newest(self):
+        """The updates of the newest checkpoint, 0 where there is none."""
+        return max((int(path.stem.split("-")[1]) for path in self.saved()), default=0)
+
     @property
     def finished(self):
         """Why there is nothing more to do, or None."""
@@ -149,9 +153,9 @@ class Checkpoints(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if is_chief():  # a folder that cannot be written to is found now
             self.folder.mkdir(parents=True, exist_ok=True)
-            if (saved := self.saved()) and int(saved[-1].stem.split("-")[1]) > self.updates:
+            if (newest := self.newest()) > self.updates:
                 raise FileExistsError(
-                    f"{self.folder} holds a longer training's checkpoints, up to {saved[-1].name}: "
+                    f"{self.folder} holds a longer training's checkpoints, up to update {newest}: "
                     "call resume(model) first, or choose another folder"
                 )
             write_table(self.folder / "history.csv", self.history)
@@ -216,21 +220,17 @@ class Checkpoints(keras.callbacks.Callback):
 
     def snapshot(self):
         """Copies of all that is to be written."""
+        state = {name: v.numpy() for name, v in training_state(self.model).items()}
         best = None
         if self.best_epoch() == len(self.history) - 1:
-            with averaged(self.model):
-                best = {path: v.numpy() for path, v in by_path(self.model.weights).items()}
-        state = {name: v.numpy() for name, v in training_state(self.model).items()}
-        others = [plain(callback) for callback in self.others]
-        return (
-            best,
-            state,
-            {
-                "updates": self.updates,
-                "history": list(self.history),
-                "callbacks": others,
-            },
-        )
+            best = {path: state[f"model/{path}"] for path in by_path(self.model.weights)}
+            best |= {v.path: average.numpy() for v, average in averages(self.model.optimizer)}
+        about = {
+            "updates": self.updates,
+            "history": list(self.history),
+            "callbacks": [plain(callback) for callback in self.others],
+        }
+        return best, state, about
 
     def write(self, best, state, about):
         for name, value in state.items():

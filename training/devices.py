@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import NamedTuple
 
 
 def strategy(devices=None, say=print):
@@ -23,13 +24,13 @@ def strategy(devices=None, say=print):
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
-    if (machines := workers()) > 1:
+    here = place()
+    if here.machines > 1:
         if devices is not None:
             raise ValueError(f"TF_CONFIG says which devices there are, not a number: {devices}")
         several = tf.distribute.MultiWorkerMirroredStrategy()
-        task = json.loads(os.environ["TF_CONFIG"])["task"]
         say(
-            f"{task['type']} {task['index']} of {machines} machines, "
+            f"{here.kind} {here.index} of {here.machines} machines, "
             f"{several.num_replicas_in_sync} replicas, {len(gpus)} GPUs here"
         )
         return several
@@ -39,7 +40,7 @@ def strategy(devices=None, say=print):
         raise ValueError(f"devices must be 1 or more, {most}: {devices}")
     if devices == 1:
         say("1 GPU" if gpus else "no GPU: the CPU")
-        return tf.distribute.OneDeviceStrategy("GPU:0") if gpus else tf.distribute.get_strategy()
+        return tf.distribute.get_strategy()  # TensorFlow's own choice is GPU:0, where there is one
     if gpus:
         say(f"{devices} of {len(gpus)} GPUs")
         return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(devices)])
@@ -60,29 +61,38 @@ def strategy(devices=None, say=print):
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)], reduction)
 
 
-def workers():
-    """The machines that ``TF_CONFIG`` names, one that it does not."""
+class Place(NamedTuple):
+    """How many machines there are, and which of them this is; alone, the one worker."""
+
+    machines: int = 1
+    kind: str = "worker"
+    index: int = 0
+    chief: bool = True
+
+
+def place():
+    """What ``TF_CONFIG`` says, if it names several machines."""
     try:
-        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
-        return max(1, len(cluster.get("worker", [])) + len(cluster.get("chief", [])))
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"TF_CONFIG is no JSON of a cluster: {error}") from None
+        config = json.loads(os.environ.get("TF_CONFIG") or "{}")
+        cluster = config.get("cluster", {})
+        machines = len(cluster.get("worker", [])) + len(cluster.get("chief", []))
+        if machines < 2:
+            return Place()
+        kind, index = config["task"]["type"], int(config["task"]["index"])
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"TF_CONFIG is no JSON of a cluster and a task: {error!r}") from None
+    first = "chief" if "chief" in cluster else "worker"
+    return Place(machines, kind, index, (kind, index) == (first, 0))
 
 
 def is_chief():
     """Whether this process writes files: of several workers the chief, or the first."""
-    if workers() == 1:
-        return True
-    config = json.loads(os.environ["TF_CONFIG"])
-    task = config["task"]
-    if "chief" in config["cluster"]:
-        return task["type"] == "chief"
-    return task["type"] == "worker" and int(task["index"]) == 0
+    return place().chief
 
 
 def from_chief(strategy, number):
     """What ``number`` is on the chief; all workers must ask. Alone, the number itself."""
-    if workers() == 1:
+    if place().machines == 1:
         return number
     import tensorflow as tf
 
