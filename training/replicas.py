@@ -29,10 +29,10 @@ class Model(keras.Model):
     - each replica draws other random numbers, the same for the same seed;
     - metrics are exact over all replicas at every step.
 
-    Forward and backward pass are compiled by XLA per replica (``jit_compile``, on by default), the
-    optimizer is not: its variables live on all devices. After a step ``measured`` holds its
-    ``gradient_norm``, before clipping, and its ``weight``, the tokens or examples of the global
-    batch.
+    The step is compiled by XLA (``jit_compile``, on by default): whole on the only device; under
+    a strategy forward and backward pass per replica, and not the optimizer, whose variables live
+    on all devices. After a step ``measured`` holds its ``gradient_norm``, before clipping, and
+    its ``weight``, the tokens or examples of the global batch.
 
     A `compute_loss` of your own that calls no loss of `compile` gives a mean over the replica's
     examples; so does `add_loss`.
@@ -53,10 +53,11 @@ class Model(keras.Model):
 
     def compile(self, *args, jit_compile="auto", **kwargs):
         super().compile(*args, jit_compile=False, **kwargs)
-        self._forward_backward = forward_backward
+        self._forward_backward, self._whole_step = forward_backward, whole_step
         if jit_compile and not self.run_eagerly:
-            self._forward_backward = tf.function(
-                forward_backward, jit_compile=True, autograph=False, reduce_retracing=True
+            self._forward_backward, self._whole_step = (
+                tf.function(part, jit_compile=True, autograph=False, reduce_retracing=True)
+                for part in (forward_backward, whole_step)
             )
         if self._compile_loss is not None:
             self._compile_loss = GlobalLoss(
@@ -97,26 +98,26 @@ class Model(keras.Model):
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        context = tf.distribute.get_replica_context()
-        totals = None
-        if context.num_replicas_in_sync > 1:
+        if tf.distribute.has_strategy():
+            context = tf.distribute.get_replica_context()
             totals = summed(self._count(x, y, sample_weight))
-        # Read here: the compiled function would keep the scale it began with.
-        scale = self.optimizer.scale_loss(tf.ones(()))
-        replica = tf.convert_to_tensor(context.replica_id_in_sync_group)
-        loss, counts, gradients, y_pred = self._forward_backward(
-            self, x, y, sample_weight, totals, scale, replica
-        )
-        if totals is None:
-            totals = counts
-        else:
+            # Read here: the compiled function would keep the scale it began with.
+            scale = self.optimizer.scale_loss(tf.ones(()))
+            replica = tf.convert_to_tensor(context.replica_id_in_sync_group)
+            loss, counts, gradients, y_pred = self._forward_backward(
+                self, x, y, sample_weight, totals, scale, replica
+            )
             gradients = summed(gradients)
+            norm = tf.linalg.global_norm(gradients) / scale
+            self._apply(gradients, first_loss(totals))
+        else:
+            loss, counts, norm, y_pred = self._whole_step(self, x, y, sample_weight)
+            totals = counts
         weight = first_loss(totals)
         self._track(loss, first_loss(counts), weight)
-        self._apply(gradients, weight)
         return {
             **self._results(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)),
-            "gradient_norm": self._logged(tf.linalg.global_norm(gradients) / scale),
+            "gradient_norm": self._logged(norm),
             "weight": self._logged(weight),
         }
 
@@ -161,16 +162,16 @@ class Model(keras.Model):
     def _count(self, x, y, sample_weight, y_pred=None):
         """This replica's counts, before its loss is known.
 
-        Masks are made on the way through the model. Where there are no outputs yet, it goes that
-        way once more; of this only what the counts depend on is run. In a stateless scope, lest
-        anything be assigned.
+        Masks are made on the way through the model. Where there are no outputs yet, which is in
+        training, it goes that way once more; of this only what the counts depend on is run. In a
+        stateless scope, lest anything be assigned.
         """
         # Regularizers look for their weights in that scope.
         weights = [(v, v.value) for v in self.trainable_variables if v.regularizer is not None]
         with keras.StatelessScope(state_mapping=weights):
-            if y_pred is None:
+            if training := y_pred is None:
                 y_pred = self(x, training=True)
-            return self._share_of_loss(x, y, y_pred, sample_weight, True)[1]
+            return self._share_of_loss(x, y, y_pred, sample_weight, training)[1]
 
     def _track(self, loss, weight, total):
         """Adds to the mean loss a global batch's, by its weight; each replica its part."""
@@ -301,6 +302,14 @@ def functional(cls):
             FunctionalModel if base is Model else functional(base) for base in cls.__bases__
         )
     return cls
+
+
+def whole_step(model, x, y, sample_weight):
+    """A step on the only device: the loss, its counts, the gradients' norm, the outputs."""
+    scale = model.optimizer.scale_loss(tf.ones(()))
+    loss, counts, gradients, y_pred = forward_backward(model, x, y, sample_weight, None, scale, 0)
+    model._apply(gradients, first_loss(counts))
+    return loss, counts, tf.linalg.global_norm(gradients) / scale, y_pred
 
 
 def forward_backward(model, x, y, sample_weight, totals, scale, replica):

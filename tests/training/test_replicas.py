@@ -215,6 +215,49 @@ def test_a_loss_of_the_inputs_alone_needs_no_labels():
     agree(Rebuild, sgd(), batches=[(x,) for x, _, _ in TAGS], loss=None, replicas=(1, 2))
 
 
+def test_evaluation_counts_as_the_model_evaluates():
+    class UnweightedInTraining(OwnLoss):
+        def __init__(self):
+            super().__init__()
+            self.tokens.embeddings.regularizer = keras.regularizers.L2(0.1)
+
+        def compute_loss(self, x, y, y_pred, sample_weight, training=True):
+            weight = None if training else sample_weight
+            return keras.Model.compute_loss(self, x, y, y_pred, weight, training=training)
+
+    def evaluated(devices):
+        model, _ = trained(devices, UnweightedInTraining, sgd(), batches=TAGS[:1])
+        return model.evaluate(dataset(TAGS[:2]), verbose=0)
+
+    assert evaluated(2) == pytest.approx(evaluated(1), rel=1e-4)
+
+
+def test_a_strategy_of_one_replica_trains_as_none():
+    alone, _ = trained(1, translator, sgd(), BATCHES[:2])
+    for one in (
+        tf.distribute.OneDeviceStrategy("CPU:0"),
+        tf.distribute.MirroredStrategy(["CPU:0"]),
+    ):
+        with one.scope():
+            keras.utils.set_random_seed(5)
+            model = translator()
+            model.compile(sgd()(), SMOOTHED, jit_compile=False)
+        model.fit(dataset(BATCHES[:2]), shuffle=False, verbose=0)
+        assert largest_difference(alone, model) < 1e-6
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_the_compiled_step_is_the_uncompiled_one(policy):
+    keras.config.set_dtype_policy(policy)
+    settings = dict(gradient_accumulation_steps=2, use_ema=True, ema_overwrite_frequency=2)
+    plain, logs = trained(1, small, sgd(**settings), BATCHES[:1] * 4, jit_compile=False)
+    compiled, compiled_logs = trained(1, small, sgd(**settings), BATCHES[:1] * 4, jit_compile=True)
+    tolerance = 1e-6 if policy == "float32" else 1e-4
+    assert largest_difference(plain, compiled) < tolerance
+    assert compiled_logs == pytest.approx(logs, rel=1e-5 if policy == "float32" else 1e-2)
+    assert compiled.measured.keys() == {"gradient_norm", "weight"}
+
+
 def test_several_steps_may_be_one_execution():
     agree(masked, sgd(), batches=TAGS[:4], replicas=(1, 2), steps_per_execution=2)
 
