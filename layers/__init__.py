@@ -3,10 +3,12 @@
 from .attention import MultiHeadAttention, causal_mask, padding_mask
 from .block import TransformerBlock
 from .cache import KeyValueCache
+from .dropout import Dropout
 from .embedding import PositionalEmbedding, TokenEmbedding
 from .feed_forward import FeedForward
 
 __all__ = [
+    "Dropout",
     "FeedForward",
     "KeyValueCache",
     "MultiHeadAttention",

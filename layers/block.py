@@ -3,6 +3,7 @@
 import keras
 
 from .attention import MultiHeadAttention
+from .dropout import Dropout
 from .feed_forward import FeedForward
 
 
@@ -82,7 +83,7 @@ class TransformerBlock(keras.layers.Layer):
         )
         self.feed_forward.build(x_shape)
         self.feed_forward_norm = norm("feed_forward_norm")
-        self.drop = keras.layers.Dropout(self.dropout, dtype=dtype, name="dropout")
+        self.drop = Dropout(self.dropout, dtype=dtype, name="dropout")
 
     def call(self, x, memory=None, mask=None, cross_mask=None, cache=None, training=False):
         if self.cross == (memory is None):

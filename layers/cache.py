@@ -31,5 +31,11 @@ class KeyValueCache(NamedTuple):
             self.index + ops.shape(key)[1],
         )
 
+    def take(self, rows):
+        """The cache of ``rows`` (B',) in the place of those it has: a beam search's survivors."""
+        return type(self)(
+            ops.take(self.key, rows, axis=0), ops.take(self.value, rows, axis=0), self.index
+        )
+
     def _write(self, old, new):
         return ops.slice_update(old, (0, self.index, 0, 0), ops.cast(new, old.dtype))

@@ -23,6 +23,10 @@ train_app = typer.Typer(
 app.add_typer(train_app, name="train")
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a saved model's.")]
+Beams = Annotated[
+    int | None, typer.Option(help="Hypotheses kept; 1 is greedy, the model's own if absent.")
+]
+Alpha = Annotated[float | None, typer.Option(help="Length penalty of beams: score / tokens^alpha.")]
 
 
 @app.callback()
@@ -112,6 +116,7 @@ def train_translation(
         int | None,
         typer.Option(help="Batches from one checkpoint to the next; an epoch if absent."),
     ] = DEFAULT.interval,
+    keep: Annotated[int, typer.Option(help="How many checkpoints stay.")] = DEFAULT.keep,
     devices: Annotated[
         int | None, typer.Option(help="GPUs, or where there is none logical CPU devices.")
     ] = DEFAULT.devices,
@@ -147,11 +152,13 @@ def evaluate(
     variant: Annotated[str | None, typer.Option(help="Another variant of its files.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     show: Annotated[int, typer.Option(help="How many translations to show.")] = 3,
+    beams: Beams = None,
+    alpha: Alpha = None,
 ):
     """Score a run's best model on a split of its data, by sacrebleu."""
     from .translation import evaluate
 
-    score, pairs, translations = evaluate(run, data, split, variant)
+    score, pairs, translations = evaluate(run, data, split, variant, **given(beams, alpha))
     for i in range(min(show, len(pairs))):
         print(f"source       {pairs.sources[i]}")
         print(f"reference    {pairs.targets[i]}")
@@ -165,6 +172,11 @@ def predict(
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT ...", help="Sentences to translate.")
     ] = None,
+    beams: Beams = None,
+    alpha: Alpha = None,
+    best: Annotated[
+        int | None, typer.Option(help="So many translations of each, with their scores.")
+    ] = None,
 ):
     """Translate sentences, or the lines of standard input."""
     from .translation import load, shown
@@ -173,14 +185,24 @@ def predict(
         if sys.stdin.isatty():
             print("one sentence a line; end with Ctrl-D", file=sys.stderr)
         texts = [line.rstrip("\n") for line in sys.stdin]
-    for translation in load(run).translate(texts, progress=shown):
-        print(translation)
+    search = given(beams, alpha)
+    found = load(run).translate(texts, scores=True, best=best, progress=shown, **search)
+    for translations in found:
+        for text, score in translations if best else [translations]:
+            print(f"{score:.4f}\t{text}" if best else text)
+
+
+def given(beams, alpha):
+    """The settings of the search that were given."""
+    return {k: v for k, v in (("beams", beams), ("alpha", alpha)) if v is not None}
 
 
 @app.command()
 def export(
     run: Run,
     folder: Annotated[Path, typer.Argument(metavar="EXPORT", help="The model's base folder.")],
+    beams: Beams = None,
+    alpha: Alpha = None,
 ):
     """Write a SavedModel for TensorFlow Serving that takes sentences and gives sentences.
 
@@ -188,7 +210,7 @@ def export(
     """
     from .translation import load
 
-    print(load(run).export(folder))
+    print(load(run).export(folder, **given(beams, alpha)))
 
 
 @app.command()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 SAMPLE = "sample"
 # What a continued run may change.
-LIMITS = ("epochs", "updates", "minutes", "patience", "devices", "remat")
+LIMITS = ("epochs", "updates", "minutes", "patience", "keep", "devices", "remat")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Settings:
     minutes: float | None = None
     patience: int = 10
     interval: int | None = None
+    keep: int = 2
     devices: int | None = None
     remat: bool = False
 
@@ -149,6 +150,7 @@ def train(settings, out, restart=False, say=print):
         patience=settings.patience,
         updates=min(settings.updates or limit, limit),
         minutes=settings.minutes,
+        keep=settings.keep,
         per_epoch=per_epoch,
     )
     done = checkpoints.resume(model) if goes_on else 0
@@ -198,7 +200,7 @@ def train(settings, out, restart=False, say=print):
     return checkpoints.history
 
 
-def evaluate(run, data=None, split="test", variant=None, batch_size=64):
+def evaluate(run, data=None, split="test", variant=None, batch_size=64, **search):
     """The BLEU of a run's best model on a split, the split, and the translations."""
     from ..data import read_split
     from ..training import bleu
@@ -211,7 +213,9 @@ def evaluate(run, data=None, split="test", variant=None, batch_size=64):
         settings.target,
         variant or settings.variant,
     )
-    translations = load(run).translate(pairs.sources, batch_size=batch_size, progress=shown)
+    translations = load(run).translate(
+        pairs.sources, batch_size=batch_size, progress=shown, **search
+    )
     return bleu(translations, pairs.targets, settings.bleu), pairs, translations
 
 

@@ -45,7 +45,9 @@ A binary on the path does as well, with `base_path` in `models.config` changed t
     curl -d '{request}' \\
         http://localhost:8501/v1/models/{name}:predict
 
-Without a server, through the same C++ loader:
+With `"signature_name": "..."` before `"instances"` another signature answers.
+
+Without a server, through the same C++ loader (`--help` tells more):
 
     python -m polyhead.serving.loader {version} '{texts}'
 """
@@ -87,7 +89,7 @@ def export(folder, name, signatures, variables, tracked=(), examples=()):
             inputs by keyword and gives a dict of tensors, all with the batch as first axis.
         variables: the Keras variables that the functions read.
         tracked: `tf.Module`s that the functions use: tokenizers, for instance.
-        examples: lists of values for the inputs of ``serving_default``, a dict each. The saved
+        examples: lists of values for the inputs of every signature, a dict each. The saved
             model is asked them before it counts as written, and they are its warm-up requests.
 
     Returns:
@@ -111,8 +113,9 @@ def export(folder, name, signatures, variables, tracked=(), examples=()):
     try:
         tf.saved_model.save(module, str(beside), signatures=functions)
         check_operations(beside)
-        check_answers(beside, functions["serving_default"], examples)
-        write_warmup(beside, name, examples)
+        requests = [(key, example) for key in signatures for example in examples]
+        check_answers(beside, functions, requests)
+        write_warmup(beside, name, requests)
         beside.chmod(0o755)  # mkdtemp's folders are their owner's alone: the server is another user
         version = rename_to_next_version(beside, folder)
     finally:
@@ -121,42 +124,46 @@ def export(folder, name, signatures, variables, tracked=(), examples=()):
     return version
 
 
-def check_answers(saved, function, examples):
+def check_answers(saved, functions, requests):
     """Asks the saved model through the C++ loader, as the server would, and compares."""
-    requests = "".join(json.dumps(example) + "\n" for example in examples)
+    lines = "".join(
+        json.dumps({"signature_name": key, "inputs": example}) + "\n" for key, example in requests
+    )
     loader = [sys.executable, "-m", "polyhead.serving.loader", str(saved)]
     # On the CPU: this process may hold all of a GPU's memory.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    asked = subprocess.run(loader, input=requests, env=environment, capture_output=True, text=True)
+    asked = subprocess.run(loader, input=lines, env=environment, capture_output=True, text=True)
     if asked.returncode:
         raise ContractError(f"the saved model does not answer: {asked.stderr.strip()[-2000:]}")
     answers = [json.loads(line) for line in asked.stdout.splitlines()]
-    for example, answer in zip(examples, answers, strict=True):
-        expected = function(**{k: tf.constant(v) for k, v in example.items()})
+    for (signature, example), answer in zip(requests, answers, strict=True):
+        expected = functions[signature](**{k: tf.constant(v) for k, v in example.items()})
         batch = len(next(iter(example.values())))
         for key, value in expected.items():
             if value.shape.rank == 0 or value.shape[0] != batch or value.dtype not in SERVED:
                 raise ContractError(
                     f"an output must be of {batch} rows for as many inputs, and of a type that "
-                    f"REST can tell: {key} is {value.dtype.name} {value.shape}"
+                    f"REST can tell: {key} of {signature} is {value.dtype.name} {value.shape}"
                 )
             if value.dtype == tf.string:
-                value = [text.decode("utf-8", "backslashreplace") for text in value.numpy()]
-                same = value == answer[key]
+                texts = [text.decode("utf-8", "backslashreplace") for text in value.numpy().flat]
+                same = texts == np.ravel(answer[key]).tolist()
             else:
                 same = np.allclose(value, answer[key], rtol=1e-3, atol=1e-3)
             if not same:
-                raise ContractError(f"{key} of the saved model is {answer[key]}, not {value}")
+                raise ContractError(
+                    f"{key} of the saved model's {signature} is {answer[key]}, not {value}"
+                )
 
 
-def write_warmup(saved, name, examples):
+def write_warmup(saved, name, requests):
     """Requests that the server runs when it loads the model: the first user need not wait."""
     extra = saved / "assets.extra"
     extra.mkdir()
     with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as writer:
-        for example in examples:
+        for signature, example in requests:
             request = predict_pb2.PredictRequest(
-                model_spec=model_pb2.ModelSpec(name=name, signature_name="serving_default"),
+                model_spec=model_pb2.ModelSpec(name=name, signature_name=signature),
                 inputs={k: tf.make_tensor_proto(v) for k, v in example.items()},
             )
             log = prediction_log_pb2.PredictionLog(

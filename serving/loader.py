@@ -1,15 +1,18 @@
 """Runs a SavedModel as TensorFlow Serving does, through the C++ loader.
 
     python -m polyhead.serving.loader EXPORT/1 "A dog runs."
+    python -m polyhead.serving.loader --signature beam EXPORT/1 "A dog runs."
 
 TensorFlow Serving loads with this loader and runs sessions, with XLA off and with no operation
 but core TensorFlow's and TensorFlow Text's. So does this module, through the C API, in a process
 that must not have imported Python's tensorflow: what works here does not lean on Python.
 """
 
+import argparse
 import ctypes
 import importlib.util
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -31,13 +34,13 @@ class Bytes(ctypes.Structure):
 
 
 class SavedModel:
-    """A signature of a SavedModel that takes strings (B,) and gives strings or floats.
+    """A SavedModel whose signatures take strings (B,) and give strings or floats.
 
     Raises:
         RuntimeError: TensorFlow refuses to load or to run it; the message is its own.
     """
 
-    def __init__(self, folder, signature="serving_default"):
+    def __init__(self, folder):
         if "tensorflow" in sys.modules:
             raise RuntimeError("tensorflow is imported already: load in a process of its own")
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -62,33 +65,33 @@ class SavedModel:
             POINTER(self._graph),
             ctypes.byref(meta_graph),
         )
-        signatures = read_signatures(ctypes.string_at(meta_graph.data, meta_graph.length))
-        if signature not in signatures:
-            raise RuntimeError(f"no signature {signature!r}; there are {sorted(signatures)}")
-        self.inputs, self.outputs = signatures[signature]
+        self.signatures = read_signatures(ctypes.string_at(meta_graph.data, meta_graph.length))
 
-    def __call__(self, **feeds):
-        """``{input: list of strings}`` -> ``{output: list}``."""
-        if set(feeds) != set(self.inputs):
-            raise RuntimeError(f"the signature takes {sorted(self.inputs)}, not {sorted(feeds)}")
-        given = [self._strings(feeds[name]) for name in self.inputs]
-        answers = (POINTER * len(self.outputs))()
+    def __call__(self, feeds, signature="serving_default"):
+        """``{input: list of strings}`` -> ``{output: list}``, nested as its axes are."""
+        if signature not in self.signatures:
+            raise RuntimeError(f"no signature {signature!r}; there are {sorted(self.signatures)}")
+        inputs, outputs = self.signatures[signature]
+        if set(feeds) != set(inputs):
+            raise RuntimeError(f"{signature} takes {sorted(inputs)}, not {sorted(feeds)}")
+        given = [self._strings(feeds[name]) for name in inputs]
+        answers = (POINTER * len(outputs))()
         self._checked(
             "TF_SessionRun",
             None,
             POINTER(self._session),
             None,
-            (Endpoint * len(given))(*map(self._endpoint, self.inputs.values())),
+            (Endpoint * len(given))(*map(self._endpoint, inputs.values())),
             (POINTER * len(given))(*given),
             len(given),
-            (Endpoint * len(answers))(*map(self._endpoint, self.outputs.values())),
+            (Endpoint * len(answers))(*map(self._endpoint, outputs.values())),
             answers,
             len(answers),
             None,
             0,
             None,
         )
-        listed = {n: self._list(POINTER(t)) for n, t in zip(self.outputs, answers, strict=True)}
+        listed = {n: self._list(POINTER(t)) for n, t in zip(outputs, answers, strict=True)}
         for tensor in [*given, *answers]:
             self._c("TF_DeleteTensor", None, POINTER(tensor))
         return listed
@@ -129,21 +132,28 @@ class SavedModel:
         return tensor.value
 
     def _list(self, tensor):
-        count = self._c("TF_TensorElementCount", ctypes.c_int64, tensor)
+        axes = range(self._c("TF_NumDims", ctypes.c_int, tensor))
+        shape = [self._c("TF_Dim", ctypes.c_int64, tensor, axis) for axis in axes]
+        count = math.prod(shape)
         start = self._c("TF_TensorData", POINTER, tensor)
         kind = self._c("TF_TensorType", ctypes.c_int, tensor)
-        if kind == FLOAT:
-            return list((ctypes.c_float * count).from_address(start)) if count else []
-        if kind != STRING:
+        if kind not in (FLOAT, STRING):
             raise RuntimeError(f"outputs are strings or floats here, not of type {kind}")
-        slots = [POINTER(start + 24 * i) for i in range(count)]
-        return [
-            ctypes.string_at(
-                self._c("TF_StringGetDataPointer", POINTER, slot),
-                self._c("TF_StringGetSize", ctypes.c_size_t, slot),
-            ).decode("utf-8", "backslashreplace")
-            for slot in slots
-        ]
+        if not count:
+            values = []
+        elif kind == FLOAT:
+            values = list((ctypes.c_float * count).from_address(start))
+        else:
+            values = [self._text(POINTER(start + 24 * i)) for i in range(count)]
+        for size in reversed(shape[1:]):
+            values = [values[i : i + size] for i in range(0, len(values), size)]
+        return values
+
+    def _text(self, slot):
+        return ctypes.string_at(
+            self._c("TF_StringGetDataPointer", POINTER, slot),
+            self._c("TF_StringGetSize", ctypes.c_size_t, slot),
+        ).decode("utf-8", "backslashreplace")
 
 
 def package(name):
@@ -201,17 +211,26 @@ def fields(message):
 
 
 def main():
-    if len(sys.argv) < 2:
-        sys.exit(
-            "usage: python -m polyhead.serving.loader EXPORT/1 [TEXT ...]\n"
-            "without TEXT it reads requests from standard input, a JSON object a line"
-        )
+    parser = argparse.ArgumentParser(
+        prog="python -m polyhead.serving.loader",
+        description="Asks a SavedModel through TensorFlow Serving's C++ loader. Without TEXT it "
+        "reads requests from standard input, a line each, as the server's REST interface has "
+        'them: {"signature_name": "beam", "inputs": {"text": ["A dog runs."]}}.',
+    )
+    parser.add_argument("version", metavar="EXPORT/1", help="folder of a version")
+    parser.add_argument("texts", metavar="TEXT", nargs="*")
+    parser.add_argument("--signature", default="serving_default")
+    options = parser.parse_args()
     try:
-        model = SavedModel(sys.argv[1])
-        texts = sys.argv[2:]
-        requests = [{"text": texts}] if texts else map(json.loads, sys.stdin)
-        for request in requests:
-            print(json.dumps(model(**request), ensure_ascii=False), flush=True)
+        model = SavedModel(options.version)
+        asked = (
+            [{"inputs": {"text": options.texts}}] if options.texts else map(json.loads, sys.stdin)
+        )
+        for request in asked:
+            signature = request.get("signature_name", options.signature)
+            print(json.dumps(model(request["inputs"], signature), ensure_ascii=False), flush=True)
+    except KeyError as error:
+        sys.exit(f"error: a request has no {error}")
     except (RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
 

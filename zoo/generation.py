@@ -1,8 +1,81 @@
 """Decoding: the engine that turns a step of a decoder into sequences."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 from keras import ops
 
 from ..layers import KeyValueCache
+
+IMPOSSIBLE = -1e9  # a log-probability that no sequence has; finite, lest sums make NaN of it
+
+
+@dataclass(frozen=True)
+class Search:
+    """How sequences are looked for.
+
+    Args:
+        beams: K, how many hypotheses of a sequence are kept; 1 is greedy search.
+        alpha: exponent of the length penalty: a hypothesis of n tokens (its end token included)
+            and log-probability s is worth s / penalty(n). 0 is none, and so is it for one beam.
+        penalty: "power", n^alpha, as Hugging Face has it; or "gnmt", ((5 + n) / 6)^alpha
+            (Wu et al. 2016, arXiv 1609.08144, equation 14).
+        early_stopping: when K hypotheses have ended, False goes on while the best of the others
+            is worth more, as long as it is, than the worst of those; True stops; "never" goes on
+            while it could be worth more at its longest.
+        max_tokens: the most tokens of a sequence, its end token included; None leaves it to the
+            model.
+        forced_end: a sequence of as many tokens ends with an end token.
+        banned: sequences of tokens that never come.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    beams: int = 1
+    alpha: float = 1.0
+    penalty: str = "power"
+    early_stopping: bool | str = False
+    max_tokens: int | None = None
+    forced_end: bool = False
+    banned: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self):
+        if not isinstance(self.beams, int) or self.beams < 1:
+            raise ValueError(f"beams must be a positive integer: {self.beams!r}")
+        if self.penalty not in ("power", "gnmt"):
+            raise ValueError(f"penalty must be 'power' or 'gnmt': {self.penalty!r}")
+        if self.early_stopping not in (False, True, "never"):
+            raise ValueError(
+                f"early_stopping must be False, True or 'never': {self.early_stopping!r}"
+            )
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be positive: {self.max_tokens}")
+        object.__setattr__(self, "banned", tuple(tuple(tokens) for tokens in self.banned))
+        if not all(self.banned):
+            raise ValueError("a banned sequence must have a token")
+
+    def worth(self, score, tokens):
+        """What a hypothesis of so many ``tokens`` and log-probability ``score`` is worth."""
+        if self.beams == 1 or self.alpha == 0:
+            return score
+        tokens = ops.cast(tokens, "float32")
+        return score / (tokens if self.penalty == "power" else (5 + tokens) / 6) ** self.alpha
+
+
+GREEDY = Search()
+
+
+class Found(NamedTuple):
+    """What a search found, the best first.
+
+    ``tokens`` (B, K, L), each hypothesis with its end token and then padding; ``score`` (B, K),
+    what each is worth; ``complete`` (B,), False where L tokens were too few to end the search.
+    """
+
+    tokens: object
+    score: object
+    complete: object
 
 
 class ScatterCache(KeyValueCache):
@@ -19,40 +92,105 @@ class ScatterCache(KeyValueCache):
         return ops.scatter_update(old, at, ops.cast(new[:, 0], old.dtype))
 
 
-def greedy(step, caches, limit, length, start_id, end_id, pad_id):
-    """Takes the likeliest token at each step.
+def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY):
+    """Beam search: at each step the K likeliest continuations of K hypotheses are kept.
+
+    Of 2 K candidates those among the first K that end are set aside, and the K best of those that
+    do not end go on, as in Hugging Face's search. With one beam this is greedy search: the
+    likeliest token at each step, until it is the end token.
 
     Args:
-        step: ``(tokens (B, 1), caches) -> (logits (B, 1, V), caches)``.
-        caches: a structure of tensors that `step` reads and extends.
-        limit: (B,) the most tokens each row may get, its end token included.
-        length: L, at least the largest limit; what is returned has this shape.
+        step: ``(tokens (B K, 1), caches) -> (logits (B K, 1, V), caches)``.
+        caches: a list of `KeyValueCache`s of B K rows that `step` reads and extends; the K
+            hypotheses of a sequence follow each other.
+        limit: (B,) the most tokens each sequence may get, its end token included.
+        length: L, the most that the caches hold.
 
     Returns:
-        ``tokens`` (B, L), each row with its end token and then padding, and ``score`` (B,), the
-        sum of its tokens' log-probabilities, the end token's included.
+        a `Found`.
     """
-    batch = ops.shape(limit)[0]
-    tokens = ops.full((batch, length), pad_id, "int32")
-    current = ops.full((batch, 1), start_id, "int32")
-    score = ops.zeros((batch,), "float32")
-    position = ops.arange(length)[None, :]
+    batch, beams = ops.shape(limit)[0], search.beams
+    position = ops.arange(length)
+    nothing = ops.full((batch, beams, length), pad_id, "int32")
+    first = ops.where(ops.arange(beams) == 0, 0.0, IMPOSSIBLE)[None, :]
+    rows = ops.arange(batch)[:, None] * beams
 
-    def unfinished(index, current, tokens, score, finished, caches):
-        return ops.logical_and(index < length, ops.logical_not(ops.all(finished)))
+    def keep(kept, *tensors):
+        """Of ``tensors`` (B, C, ...) those that ``kept`` (B, K) names."""
+        return [
+            ops.take_along_axis(
+                x, ops.reshape(kept, (-1, beams, *[1] * (len(x.shape) - 2))), axis=1
+            )
+            for x in tensors
+        ]
 
-    def decode(index, current, tokens, score, finished, caches):
+    def unfinished(index, current, tokens, score, ended, worth, done, caches):
+        return ops.logical_and(index < length, ops.logical_not(ops.all(done)))
+
+    def extend(index, current, tokens, score, ended, worth, done, caches):
         logits, caches = step(current, caches)
-        logits = ops.cast(logits[:, 0], "float32")
-        chosen = ops.cast(ops.argmax(logits, axis=-1), "int32")
-        gain = ops.max(logits, axis=-1) - ops.logsumexp(logits, axis=-1)
-        chosen = ops.where(finished, pad_id, chosen)
-        score = score + ops.where(finished, 0.0, gain)
-        tokens = ops.where(position == index, chosen[:, None], tokens)
-        finished = ops.logical_or(finished, chosen == end_id)
-        finished = ops.logical_or(finished, index + 1 >= limit)
-        return index + 1, chosen[:, None], tokens, score, finished, caches
+        vocab = logits.shape[-1]
+        gain = ops.reshape(ops.log_softmax(ops.cast(logits[:, 0], "float32")), (-1, beams, vocab))
+        last = index + 1 >= limit
+        gain = permitted(gain, tokens, index, last)
+        total = ops.reshape(score[..., None] + gain, (-1, beams * vocab))
+        total, candidate = ops.top_k(total, min(2 * beams, beams * vocab))
+        parent, token = candidate // vocab, ops.cast(candidate % vocab, "int32")
+        longer = ops.take_along_axis(tokens, parent[..., None], axis=1)
+        longer = ops.where(position == index, token[..., None], longer)
+        ends = ops.logical_or(token == end_id, last[:, None])
 
-    start = (ops.zeros((), "int32"), current, tokens, score, limit <= 0, caches)
-    _, _, tokens, score, _, _ = ops.while_loop(unfinished, decode, start)
-    return tokens, score
+        # Those that end ...
+        enters = ops.logical_and(ends, ops.arange(total.shape[-1]) < beams)
+        enters = ops.logical_and(enters, ops.logical_not(done)[:, None])
+        entering = ops.where(enters, search.worth(total, index + 1), IMPOSSIBLE)
+        worth, kept = ops.top_k(ops.concatenate([worth, entering], axis=1), beams)
+        [ended] = keep(kept, ops.concatenate([ended, longer], axis=1))
+
+        # ... and those that go on.
+        score, kept = ops.top_k(ops.where(ends, IMPOSSIBLE, total), beams)
+        tokens, current, parent = keep(kept, longer, token, parent)
+        if beams > 1:
+            taken = ops.reshape(rows + parent, (-1,))
+            caches = [cache.take(taken) for cache in caches]
+        done = ops.logical_or(done, last)
+        done = ops.logical_or(done, decided(score[:, 0], worth[:, -1], index + 1))
+        current = ops.reshape(current, (-1, 1))
+        return index + 1, current, tokens, score, ended, worth, done, caches
+
+    def permitted(gain, tokens, index, last):
+        """``gain`` (B, K, V) without what the search forbids."""
+        token = ops.arange(gain.shape[-1])
+        for *before, banned in search.banned:
+            matched = ops.full((1, 1), True)
+            for back, expected in enumerate(reversed(before), start=1):
+                at = ops.sum(ops.where(position == index - back, tokens, 0), axis=-1)
+                matched = ops.logical_and(matched, ops.logical_and(at == expected, index >= back))
+            forbidden = ops.logical_and(matched[..., None], token == banned)
+            gain = ops.where(forbidden, IMPOSSIBLE, gain)
+        if search.forced_end:
+            only = ops.where(token == end_id, 0.0, IMPOSSIBLE)
+            gain = ops.where(last[:, None, None], only, gain)
+        return gain
+
+    def decided(score, worst, tokens):
+        """Whether no hypothesis with ``score`` may replace the one that is worth ``worst``."""
+        full = worst > IMPOSSIBLE / 2
+        if search.early_stopping is True or beams == 1:
+            return full
+        longest = search.early_stopping == "never" and search.alpha > 0
+        best = search.worth(score, limit if longest else tokens)
+        return ops.logical_and(full, best <= worst)
+
+    start = (
+        ops.zeros((), "int32"),
+        ops.full((batch * beams, 1), start_id, "int32"),
+        nothing,
+        ops.broadcast_to(first, (batch, beams)),
+        nothing,
+        ops.where(limit[:, None] <= 0, first, IMPOSSIBLE),  # nothing is what they shall get
+        limit <= 0,
+        caches,
+    )
+    *_, ended, worth, done, _ = ops.while_loop(unfinished, extend, start)
+    return Found(ended, worth, done)

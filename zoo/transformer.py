@@ -1,5 +1,6 @@
 """The Transformer of Vaswani et al. 2017, for translation."""
 
+import dataclasses
 import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from ..layers import (
+    Dropout,
     KeyValueCache,
     PositionalEmbedding,
     TokenEmbedding,
@@ -16,7 +18,7 @@ from ..layers import (
     padding_mask,
 )
 from ..training import InverseSquareRoot, SmoothedCrossEntropy, compiled
-from .generation import ScatterCache, greedy
+from .generation import GREEDY, ScatterCache, Search, decode
 from .pretrained import TOKENIZER, VOCABULARY, Pretrained
 
 
@@ -36,8 +38,11 @@ class TransformerConfig:
     pad_id: int = 0
     start_id: int = 1
     end_id: int = 2
+    search: Search = GREEDY  # of `translate` and `export`, unless they are told otherwise
 
     def __post_init__(self):
+        if isinstance(self.search, dict):  # read from a file
+            object.__setattr__(self, "search", Search(**self.search))
         for name in ("vocab_size", "num_layers", "dim", "hidden_dim", "num_heads", "max_length"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -84,7 +89,10 @@ EXAMPLES = [
 
 
 class Translation(NamedTuple):
-    """What a source became; ``score`` is the log-probability of the whole translation."""
+    """What a source became; ``score`` is what `Search` calls its worth.
+
+    By greedy search that is the log-probability of the whole translation.
+    """
 
     text: str
     score: float
@@ -121,7 +129,7 @@ class Transformer(Pretrained):
         dtype = self.dtype_policy
         self.tokens = TokenEmbedding(config.vocab_size, config.dim, dtype=dtype, name="tokens")
         self.positions = PositionalEmbedding("sinusoidal", dtype=dtype, name="positions")
-        self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype, name="dropout")
+        self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
         block = dict(
             num_heads=config.num_heads,
             hidden_dim=config.hidden_dim,
@@ -147,7 +155,7 @@ class Transformer(Pretrained):
             self.encoder_norm.build(width)
             self.decoder_norm.build(width)
         self.built = True
-        self._search = None
+        self._searches = {}
 
     def call(self, inputs):
         mask = self.source_mask(inputs["source"])
@@ -190,25 +198,32 @@ class Transformer(Pretrained):
         """The keys and values of every decoder block's cross-attention, computed once."""
         return [block.project(memory) for block in self.decoder]
 
-    def search(self, source, cache=KeyValueCache):
-        """Greedy decoding: ``source`` (B, S) -> tokens (B, L), score (B,).
+    def find(self, source, search=GREEDY, length=None, cache=KeyValueCache):
+        """What ``search`` finds for ``source`` (B, S): a `Found`.
 
-        A translation gets at most twice the tokens of its source and ten more; an empty source
-        (its end token alone) gets none. ``cache`` is how keys and values are kept.
+        A translation gets at most ``search.max_tokens``, else twice the tokens of its source and
+        ten more; an empty source (its end token alone) gets none. ``cache`` is how keys and
+        values are kept, for ``length`` tokens.
         """
         c = self.config
         mask = self.source_mask(source)
         count = ops.sum(ops.cast(source != c.pad_id, "int32"), axis=1)
-        limit = ops.where(count > 1, 2 * count + 10, 0)
-        length = 2 * ops.shape(source)[1] + 10
+        usual = 2 * count + 10 if search.max_tokens is None else search.max_tokens
+        limit = ops.where(count > 1, usual, 0)
+        if length is None:
+            length = 2 * ops.shape(source)[1] + 10
         memories = self.project(self.encode(source, mask))
-        caches = [
-            cache.empty(
-                ops.shape(source)[0], length, c.num_heads, c.dim // c.num_heads, self.compute_dtype
+        if search.beams > 1:
+            mask, *memories = keras.tree.map_structure(
+                lambda x: ops.repeat(x, search.beams, axis=0), [mask, *memories]
             )
+        rows = ops.shape(source)[0] * search.beams
+        head_dim = c.dim // c.num_heads
+        caches = [
+            cache.empty(rows, length, c.num_heads, head_dim, self.compute_dtype)
             for _ in self.decoder
         ]
-        return greedy(
+        return decode(
             lambda tokens, caches: self.decode(tokens, memories, mask, caches),
             caches,
             limit,
@@ -216,31 +231,37 @@ class Transformer(Pretrained):
             c.start_id,
             c.end_id,
             c.pad_id,
+            search,
         )
 
-    def translate(self, texts, batch_size=32, scores=False, progress=iter):
+    def translate(self, texts, batch_size=32, scores=False, best=None, progress=iter, **search):
         """Translates a list of strings.
 
         Sources are sorted by length, batched and padded to a few lengths, for each of which the
         search is compiled once (for a batch size; one text alone is a batch of 1). Those with
         more than ``config.max_length`` pieces are truncated, with a warning. ``progress`` wraps
-        the iteration over batches, as `rich.progress.track` does.
+        the iteration over batches, as `rich.progress.track` does. ``search`` are settings of
+        `Search` in the place of the model's own: ``beams=5, alpha=0.6``.
 
         Returns:
-            a list of strings in the order of ``texts``; with ``scores`` of `Translation`.
+            a list of strings in the order of ``texts``; with ``scores`` of `Translation`. With a
+            number ``best``, up to the number of beams, each of them is a list of so many, the
+            best first.
         """
         tokenizer = self._need_tokenizer("translate")
         if isinstance(texts, str):
             raise TypeError("translate takes a list of strings: [text], not text")
+        own = self.config.search
+        search = dataclasses.replace(own, **{"beams": max(own.beams, best or 1), **search})
+        if best is not None and not 1 <= best <= search.beams:
+            raise ValueError(f"best must be from 1 to the number of beams: {best}, {search.beams}")
         texts = list(texts)
         if not texts:
             return []
-        if self._search is None:
-            self._search = compiled(self, self.search)
         source = self._sources(texts)
         lengths = np.count_nonzero(source != self.config.pad_id, axis=1)
         order = np.argsort(lengths, kind="stable")
-        translated, score = [""] * len(texts), np.zeros(len(texts), "float32")
+        found = [[]] * len(texts)
         for start in progress(range(0, len(texts), batch_size)):
             rows = order[start : start + batch_size]
             length = bucket(lengths[rows].max(), self.config.max_length)
@@ -250,34 +271,75 @@ class Transformer(Pretrained):
             batch = np.full((size, length), self.config.pad_id, "int32")
             width = min(length, source.shape[1])
             batch[: len(rows), :width] = source[rows, :width]
-            tokens, scored = (np.asarray(x)[: len(rows)] for x in self._search(batch))
-            score[rows] = scored
-            for row, text in zip(rows, np.asarray(tokenizer.decode(tokens)), strict=True):
-                translated[row] = text.decode()
-        if scores:
-            return [Translation(t, float(s)) for t, s in zip(translated, score, strict=True)]
-        return translated
+            tokens, score = self._found(batch, search)
+            for i, row in enumerate(rows):
+                decoded = np.asarray(tokenizer.decode(tokens[i, : best or 1]))
+                found[row] = [
+                    Translation(text.decode(), float(s)) if scores else text.decode()
+                    for text, s in zip(decoded, score[i], strict=False)
+                ]
+        return [translations if best else translations[0] for translations in found]
 
-    def export(self, filepath):
+    def _found(self, batch, search):
+        """Tokens (B, K, L) and scores (B, K) for ``batch`` (B, S), by a compiled search.
+
+        Translations are seldom longer than twice their source, so that where more is allowed,
+        room for it is made only once it is needed.
+        """
+        length = 2 * batch.shape[1] + 10
+        longest = length if search.max_tokens is None else search.max_tokens
+        while True:
+            length = min(length, longest)
+            if (search, length) not in self._searches:
+                self._searches[search, length] = compiled(
+                    self, lambda source, length=length: self.find(source, search, length)
+                )
+            found = self._searches[search, length](batch)
+            if length == longest or np.all(found.complete):
+                return np.asarray(found.tokens), np.asarray(found.score)
+            length *= 2
+
+    def export(self, filepath, **search):
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
         Its signature ``serving_default`` takes ``text`` (B,) and gives ``text`` and ``score``
-        (B,), as `translate` does. Returns the version's folder; see `polyhead.serving.export`.
+        (B,), by greedy search. Its signature ``beam`` gives ``text`` and ``score`` (B, K), the
+        best first, by the model's own search with the settings ``search``; where that is greedy
+        and no number of ``beams`` is given, by 4 beams. A translation has at most twice the
+        tokens of its source and ten more. Returns the version's folder; see
+        `polyhead.serving.export`.
         """
         from ..serving.export import export
 
         tokenizer = self._need_tokenizer("export")
+        own = self.config.search
+        if own.beams == 1:
+            search.setdefault("beams", 4)
+        beam = dataclasses.replace(own, **search)
 
-        def translate(text):
-            tokens, score = self.search(
-                tokenizer.encode(text, self.config.max_length), cache=ScatterCache
-            )
-            return {"text": tokenizer.decode(tokens), "score": score}
+        def translation(search):
+            def translate(text):
+                source = tokenizer.encode(text, self.config.max_length)
+                found = self.find(source, search, cache=ScatterCache)
+                shape = ops.shape(found.score)
+                texts = tokenizer.decode(ops.reshape(found.tokens, (shape[0] * shape[1], -1)))
+                return ops.reshape(texts, shape), found.score
 
+            return translate
+
+        def greedy(text):
+            text, score = translation(dataclasses.replace(own, beams=1))(text)
+            return {"text": text[:, 0], "score": score[:, 0]}
+
+        def beams(text):
+            text, score = translation(beam)(text)
+            return {"text": text, "score": score}
+
+        inputs = {"text": tokenizer.spec("text")}
         return export(
             filepath,
             "translation",
-            {"serving_default": (translate, {"text": tokenizer.spec("text")})},
+            {"serving_default": (greedy, inputs), "beam": (beams, inputs)},
             variables=self.weights,
             tracked=[tokenizer],
             examples=[{"text": EXAMPLES[:size]} for size in (1, 4, 8)],

@@ -98,7 +98,7 @@ def test_future_tokens_cannot_change_the_past():
 def test_search_takes_the_likeliest_token_and_scores_it():
     model, source = small(), draw(3, 5)
     source[:, -1] = 2
-    tokens, score = (array(x) for x in model.search(source))
+    tokens, score = (array(x)[:, 0] for x in model.find(source)[:2])
     assert tokens.shape == (3, 20)
     for row in range(3):
         total, target = 0.0, [1]
@@ -119,17 +119,17 @@ def test_search_gives_a_batch_what_each_gets_alone():
     batch = np.zeros((3, 8), "int32")
     for row, source in enumerate(sources):
         batch[row, : source.shape[1]] = source
-    tokens, score = (array(x) for x in model.search(batch))
+    tokens, score = (array(x)[:, 0] for x in model.find(batch)[:2])
     for row, source in enumerate(sources):
-        alone, alone_score = (array(x) for x in model.search(source))
+        alone, alone_score = (array(x)[:, 0] for x in model.find(source)[:2])
         np.testing.assert_array_equal(tokens[row, : alone.shape[1]], alone[0])
         assert tokens[row, alone.shape[1] :].max(initial=0) == 0
         assert score[row] == pytest.approx(alone_score[0], abs=1e-3)
 
 
 def test_an_empty_source_gets_no_tokens():
-    tokens, score = small().search(np.array([[2, 0, 0]], "int32"))
-    assert array(tokens).max() == 0 and array(score)[0] == 0
+    found = small().find(np.array([[2, 0, 0]], "int32"))
+    assert array(found.tokens).max() == 0 and array(found.score)[0, 0] == 0
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -144,7 +144,7 @@ def test_half_precision_is_near_float32(policy):
     np.testing.assert_allclose(
         array(logits), array(full({"source": source, "target": target})), atol=0.15
     )
-    assert np.isfinite(array(half.search(source)[1])).all()
+    assert np.isfinite(array(half.find(source).score)).all()
 
 
 def test_it_goes_through_its_configuration():
@@ -197,16 +197,42 @@ def test_translate_keeps_the_order_whatever_the_batches(model, sample):
 
 
 @text
+def test_translate_gives_the_best_hypotheses(model, sample):
+    texts = sample.sources[:3]
+    many = model.translate(texts, best=3, scores=True)
+    assert [len(translations) for translations in many] == [3] * 3
+    assert many == model.translate(texts, best=3, beams=3, scores=True)
+    assert [best[0].text for best in many] == model.translate(texts, beams=3)
+    with pytest.raises(ValueError, match="best must be from 1 to the number of beams: 3, 2"):
+        model.translate(texts, best=3, beams=2)
+
+
+@text
+def test_room_for_a_translation_grows_where_it_may(model, sample):
+    texts = sample.sources[:2]
+    (_, short), (_, long) = (
+        model.translate(texts, scores=True, max_tokens=n)[0] for n in (30, 100)
+    )
+    assert long < short  # an untrained model ends at the limit
+    lengths = {length for search, length in model._searches if search.max_tokens == 100}
+    assert max(lengths) == 100 and min(lengths) < 100
+
+
+@text
 def test_the_search_is_traced_once_for_each_length(tokenizer, sample):
     model = small(tokenizer)
     model.translate(sample.sources[:41], batch_size=8)
     lengths = [len(row) for row in tokenizer.ragged(sample.sources[:41]).to_list()]
     buckets = {bucket(n, 64) for n in lengths}
-    assert model._search.experimental_get_tracing_count() <= len(buckets)
-    traced = model._search.experimental_get_tracing_count()
+
+    def traces():
+        return sum(f.experimental_get_tracing_count() for f in model._searches.values())
+
+    traced = traces()
+    assert traced <= len(buckets)
     model.translate(sample.sources[40:80], batch_size=8)
     model.translate(sample.sources[5:8], batch_size=8)
-    assert model._search.experimental_get_tracing_count() == traced
+    assert traces() == traced
 
 
 @text

@@ -1,0 +1,170 @@
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+from polyhead.zoo.generation import Search
+from tests.conftest import small
+
+END = 2
+
+
+def array(x):
+    return keras.ops.convert_to_numpy(x)
+
+
+def draw(batch, length, vocab=40, seed=0):
+    return np.random.default_rng(seed).integers(3, vocab, (batch, length)).astype("int32")
+
+
+def confident(**overrides):
+    """A model whose next token depends on all before it, and is neither sure nor anything."""
+    model, random = small(**overrides), np.random.default_rng(0)
+    for v in model.weights:  # gammas of any sign, lest the last token be the likeliest next one
+        if v.name in ("kernel", "gamma"):
+            v.assign(v + random.normal(size=v.shape) * (1.0 if v.name == "gamma" else 0.3))
+    return model
+
+
+def log_probabilities(model, source, target):
+    """Of each continuation of ``target`` (n, T): (n, V)."""
+    inputs = {"source": np.repeat(source, len(target), 0), "target": target}
+    return array(keras.ops.log_softmax(model(inputs)[:, -1]))
+
+
+def every_sequence(model, source, limit):
+    """``(tokens, log-probability)`` of all sequences that end, or have ``limit`` tokens."""
+    going, ended = [((), 0.0)], []
+    for n in range(1, limit + 1):
+        target = np.array([[1, *tokens] for tokens, _ in going], "int32")
+        gains = log_probabilities(model, source, target)
+        longer = [
+            ((*tokens, v), score + float(gain))
+            for (tokens, score), row in zip(going, gains, strict=True)
+            for v, gain in enumerate(row)
+        ]
+        ended += [pair for pair in longer if pair[0][-1] == END or n == limit]
+        going = [pair for pair in longer if pair[0][-1] != END]
+    return ended
+
+
+def found(model, source, **search):
+    tokens, score, complete = (array(x) for x in model.find(source, Search(**search)))
+    assert complete.all()
+    return tokens, score
+
+
+def padded(tokens, length):
+    return [*tokens, *[0] * (length - len(tokens))]
+
+
+@pytest.mark.parametrize("stop", [False, "never"])
+@pytest.mark.parametrize(
+    "penalty, alpha",
+    [("power", 0.0), ("power", 1.0), ("power", 2.0), ("gnmt", 0.6)],
+)
+def test_a_beam_as_wide_as_the_space_finds_the_best(penalty, alpha, stop):
+    model, limit = confident(vocab_size=5), 3
+    source = np.array([[3, 4, 3, 2]], "int32")
+    search = dict(penalty=penalty, alpha=alpha, early_stopping=stop, max_tokens=limit)
+    tokens, score = found(model, source, beams=100, **search)
+
+    def worth(pair):
+        n = len(pair[0])
+        return pair[1] / (n if penalty == "power" else (5 + n) / 6) ** alpha
+
+    best = sorted(every_sequence(model, source, limit), key=worth, reverse=True)
+    for i in range(20):
+        assert list(tokens[0, i]) == padded(best[i][0], tokens.shape[2])
+        assert score[0, i] == pytest.approx(worth(best[i]), abs=1e-4)
+
+
+def test_one_beam_takes_the_likeliest_token_at_each_step():
+    model, source = confident(), draw(4, 6)
+    tokens, score = found(model, source, beams=1, alpha=2.0, early_stopping="never")
+    for row in range(4):
+        target, total = [1], 0.0
+        while len(target) == 1 or target[-1] != END and len(target) <= 22:
+            gains = log_probabilities(model, source[row : row + 1], np.array([target], "int32"))
+            target.append(int(gains.argmax()))
+            total += float(gains.max())
+        assert list(tokens[row, 0]) == padded(target[1:], tokens.shape[2])
+        assert score[row, 0] == pytest.approx(total, abs=1e-3)
+
+
+@pytest.mark.parametrize("stop", [False, True, "never"])
+def test_a_batch_gives_what_each_gets_alone(stop):
+    model, search = confident(), dict(beams=3, early_stopping=stop)
+    sources = [draw(1, n, seed=n) for n in (3, 5, 8)]
+    batch = np.zeros((3, 8), "int32")
+    for row, source in enumerate(sources):
+        batch[row, : source.shape[1]] = source
+    tokens, score = found(model, batch, **search)
+    for row, source in enumerate(sources):
+        alone, alone_score = found(model, source, **search)
+        np.testing.assert_array_equal(tokens[row, :, : alone.shape[2]], alone[0])
+        np.testing.assert_allclose(score[row], alone_score[0], atol=1e-3)
+
+
+def test_more_beams_find_what_is_likelier():
+    model, source = confident(), draw(64, 6)
+    greedy, wide = (
+        found(model, source, beams=n, alpha=0.0, early_stopping="never")[1] for n in (1, 5)
+    )
+    assert (np.diff(wide, axis=1) <= 0).all()  # the best first
+    assert wide[:, 0].mean() > greedy[:, 0].mean()
+    assert (wide[:, 0] > greedy[:, 0] - 1e-3).mean() > 0.9
+
+
+def test_scores_are_those_of_the_model():
+    model, source = confident(), draw(3, 5)
+    tokens, score = found(model, source, beams=4, alpha=0.7)
+    for row, beam in itertools.product(range(3), range(4)):
+        kept = tokens[row, beam]
+        n = list(kept).index(END) + 1 if END in kept else len(kept)
+        target = [1, *kept[: n - 1]]
+        inputs = {"source": source[row : row + 1], "target": np.array([target], "int32")}
+        gains = array(keras.ops.log_softmax(model(inputs)))[0]
+        total = sum(gains[t, kept[t]] for t in range(n))
+        assert score[row, beam] == pytest.approx(total / n**0.7, abs=1e-3)
+
+
+def test_what_is_banned_never_comes():
+    model, source = confident(), draw(8, 6)
+    for beams in (1, 3):
+        free, _ = found(model, source, beams=beams)
+        first = int(free[0, 0, 0])
+        pair = tuple(int(token) for token in free[1, 0, :2])
+        tokens, _ = found(model, source, beams=beams, banned=[[first], pair])
+        assert first in free and first not in tokens
+        follow = (tokens[..., :-1] == pair[0]) & (tokens[..., 1:] == pair[1])
+        assert not follow.any()
+
+
+def test_a_forced_end_ends_at_the_limit():
+    model, source = small(), draw(4, 6)
+    for beams in (1, 3):
+        tokens, _ = found(model, source, beams=beams, max_tokens=5, forced_end=True)
+        for hypothesis in tokens.reshape(-1, tokens.shape[-1]):
+            assert END in hypothesis[:5] and not hypothesis[5:].any()
+
+
+def test_too_little_room_is_told():
+    model, source = small(), draw(2, 4)
+    search = Search(max_tokens=30)
+    short = model.find(source, search, length=10)
+    whole = model.find(source, search, length=30)
+    assert not array(short.complete).all() and array(whole.complete).all()
+
+
+def test_settings_that_cannot_be_are_refused():
+    for options, message in (
+        (dict(beams=0), "beams must be a positive integer: 0"),
+        (dict(penalty="wu"), "penalty must be 'power' or 'gnmt': 'wu'"),
+        (dict(early_stopping="always"), "early_stopping must be False, True or 'never': 'always'"),
+        (dict(max_tokens=0), "max_tokens must be positive: 0"),
+        (dict(banned=[[]]), "a banned sequence must have a token"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Search(**options)
