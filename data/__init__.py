@@ -1,10 +1,12 @@
 """Data as `tf.data`, and tokenizers that run in the graph."""
 
 from .batches import translation_batches
+from .marian import MarianPieces
 from .parallel import ParallelText, read_parallel, read_split, read_tsv
 from .subwords import Subwords
 
 __all__ = [
+    "MarianPieces",
     "ParallelText",
     "Subwords",
     "read_parallel",

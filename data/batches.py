@@ -27,7 +27,7 @@ def translation_batches(
 
     Args:
         pairs: a `ParallelText`.
-        tokenizer: `Subwords`.
+        tokenizer: `Subwords` or `MarianPieces`.
         tokens: padded tokens of a batch, on either side.
         max_length: pairs with more pieces, end included, on either side are left out, and so
             are those with an empty side; a warning counts them.
@@ -44,7 +44,8 @@ def translation_batches(
             "tokens and buckets must be positive and max_length at least 2: "
             f"{tokens}, {buckets}, {max_length}"
         )
-    source, target = tokenizer.ragged(pairs.sources), tokenizer.ragged(pairs.targets)
+    source = tokenizer.ragged(pairs.sources)
+    target = tokenizer.ragged(pairs.targets, target=True)
     lengths = np.stack([source.row_lengths().numpy(), target.row_lengths().numpy()])
     keep = np.flatnonzero((lengths.min(0) > 1) & (lengths.max(0) <= max_length))
     if not len(keep):

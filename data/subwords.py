@@ -23,6 +23,8 @@ class Subwords(tf.Module):
         ValueError: the bytes are no SentencePiece model, or it lacks one of those pieces.
     """
 
+    source_vocab_size = None  # one vocabulary for both sides
+
     def __init__(self, model):
         super().__init__()
         try:
@@ -78,8 +80,11 @@ class Subwords(tf.Module):
         """
         return self.ragged(texts, max_length).to_tensor(self.pad_id)
 
-    def ragged(self, texts, max_length=None):
-        """``texts`` (B,) -> ragged tokens (B, None), each row with its end piece."""
+    def ragged(self, texts, max_length=None, target=False):
+        """``texts`` (B,) -> ragged tokens (B, None), each row with its end piece.
+
+        Sources and targets share the vocabulary: ``target`` makes no difference here.
+        """
         rows = self._operations().tokenize(tf.convert_to_tensor(texts, tf.string))
         if max_length is not None:
             rows = rows[:, : max_length - 1]
@@ -118,10 +123,6 @@ class Subwords(tf.Module):
 
     def save(self, folder):
         (Path(folder) / FILE).write_bytes(self.model)
-
-    @staticmethod
-    def saved_in(folder):
-        return (Path(folder) / FILE).is_file()
 
     @classmethod
     def load(cls, folder):

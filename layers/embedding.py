@@ -13,16 +13,18 @@ class TokenEmbedding(keras.layers.Layer):
         vocab_size: V.
         dim: D.
         scale: multiply embeddings by sqrt(D), as the paper does.
+        logits_bias: add a constant to each token's logit, which training leaves as it is.
 
     Call with ``tokens`` (B, T); the result is (B, T, D). `logits` takes ``x`` (B, T, D) to
     float32 logits (B, T, V).
     """
 
-    def __init__(self, vocab_size, dim, scale=True, **kwargs):
+    def __init__(self, vocab_size, dim, scale=True, logits_bias=False, **kwargs):
         super().__init__(**kwargs)
         self.vocab_size = vocab_size
         self.dim = dim
         self.scale = scale
+        self.logits_bias = logits_bias
 
     def build(self, tokens_shape=None):
         self.embeddings = self.add_weight(
@@ -32,6 +34,10 @@ class TokenEmbedding(keras.layers.Layer):
             # normalised x.
             initializer=keras.initializers.RandomNormal(stddev=self.dim**-0.5),
         )
+        if self.logits_bias:
+            self.bias = self.add_weight(
+                name="bias", shape=(self.vocab_size,), initializer="zeros", trainable=False
+            )
 
     def call(self, tokens):
         x = ops.cast(ops.take(self.embeddings, tokens, axis=0), self.compute_dtype)
@@ -41,7 +47,8 @@ class TokenEmbedding(keras.layers.Layer):
         """``x`` (B, T, D) -> logits (B, T, V), in float32."""
         matrix = ops.cast(self.embeddings, self.compute_dtype)
         logits = ops.matmul(ops.cast(x, self.compute_dtype), ops.transpose(matrix))
-        return ops.cast(logits, "float32")
+        logits = ops.cast(logits, "float32")
+        return logits + self.bias if self.logits_bias else logits
 
 
 class PositionalEmbedding(keras.layers.Layer):
@@ -50,6 +57,8 @@ class PositionalEmbedding(keras.layers.Layer):
     Args:
         kind: "sinusoidal", PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos(same),
             for any length; or "learned", a vector for each of ``max_length`` positions.
+        interleaved: sines and cosines take turns, as in the paper; else the sines are the first
+            half of the vector and the cosines the second, as in Marian (Junczys-Dowmunt 2018).
         max_length: the number of learned positions.
 
     Call with ``x`` (B, T, D), whose first position is ``start``; the result is (B, T, D).
@@ -59,7 +68,7 @@ class PositionalEmbedding(keras.layers.Layer):
             ``max_length`` or, where T is known and start is 0, more than there are.
     """
 
-    def __init__(self, kind="sinusoidal", max_length=None, **kwargs):
+    def __init__(self, kind="sinusoidal", max_length=None, interleaved=True, **kwargs):
         super().__init__(**kwargs)
         if kind not in ("sinusoidal", "learned"):
             raise ValueError(f"kind must be 'sinusoidal' or 'learned': {kind!r}")
@@ -67,6 +76,7 @@ class PositionalEmbedding(keras.layers.Layer):
             raise ValueError(f"learned positions need a max_length: {max_length}")
         self.kind = kind
         self.max_length = max_length
+        self.interleaved = interleaved
 
     def build(self, x_shape):
         width = x_shape[-1]
@@ -88,13 +98,14 @@ class PositionalEmbedding(keras.layers.Layer):
         if self.kind == "learned":
             table = ops.take(self.embeddings, positions, axis=0)
         else:
-            table = sinusoids(positions, x.shape[-1])
+            table = sinusoids(positions, x.shape[-1], self.interleaved)
         return x + ops.cast(table, x.dtype)
 
 
-def sinusoids(positions, dim):
-    """``positions`` (T,) -> (T, D): sines at even, cosines at odd channels, in float32."""
+def sinusoids(positions, dim, interleaved=True):
+    """``positions`` (T,) -> (T, D), in float32: sines and cosines in turns, or in halves."""
     channel = ops.arange(0, dim, 2, dtype="float32")
     rate = ops.exp(channel * (-math.log(10000.0) / dim))
     angle = ops.cast(positions, "float32")[:, None] * rate[None, :]
-    return ops.reshape(ops.stack([ops.sin(angle), ops.cos(angle)], axis=-1), (-1, dim))
+    waves = ops.stack([ops.sin(angle), ops.cos(angle)], axis=-1 if interleaved else 1)
+    return ops.reshape(waves, (-1, dim))

@@ -82,6 +82,8 @@ class Model(keras.Model):
         Raises:
             ConnectionError: of several machines one is gone.
         """
+        if isinstance(args[0] if args else kwargs.get("x"), tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras warns that it will not
         try:
             return super().fit(*args, **kwargs)
         except tf.errors.OpError as error:

@@ -1,7 +1,7 @@
 """Decoding: the engine that turns a step of a decoder into sequences."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keras import ops
 
@@ -27,6 +27,7 @@ class Search:
             model.
         forced_end: a sequence of as many tokens ends with an end token.
         banned: sequences of tokens that never come.
+        renormalized: what is banned leaves its probability to the others.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -39,6 +40,7 @@ class Search:
     max_tokens: int | None = None
     forced_end: bool = False
     banned: tuple[tuple[int, ...], ...] = ()
+    renormalized: bool = False
 
     def __post_init__(self):
         if not isinstance(self.beams, int) or self.beams < 1:
@@ -52,8 +54,8 @@ class Search:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"max_tokens must be positive: {self.max_tokens}")
         object.__setattr__(self, "banned", tuple(tuple(tokens) for tokens in self.banned))
-        if not all(self.banned):
-            raise ValueError("a banned sequence must have a token")
+        if not all(tokens and all(isinstance(t, int) for t in tokens) for tokens in self.banned):
+            raise ValueError(f"banned must be sequences of tokens: {self.banned}")
 
     def worth(self, score, tokens):
         """What a hypothesis of so many ``tokens`` and log-probability ``score`` is worth."""
@@ -73,9 +75,9 @@ class Found(NamedTuple):
     what each is worth; ``complete`` (B,), False where L tokens were too few to end the search.
     """
 
-    tokens: object
-    score: object
-    complete: object
+    tokens: Any
+    score: Any
+    complete: Any
 
 
 class ScatterCache(KeyValueCache):
@@ -168,6 +170,8 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
                 matched = ops.logical_and(matched, ops.logical_and(at == expected, index >= back))
             forbidden = ops.logical_and(matched[..., None], token == banned)
             gain = ops.where(forbidden, IMPOSSIBLE, gain)
+        if search.banned and search.renormalized:
+            gain = ops.log_softmax(gain)
         if search.forced_end:
             only = ops.where(token == end_id, 0.0, IMPOSSIBLE)
             gain = ops.where(last[:, None, None], only, gain)

@@ -1,22 +1,28 @@
 """What the models of the zoo have in common: configuration, tokenizer, files."""
 
 import dataclasses
+import importlib
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import ClassVar
 
 import keras
+import numpy as np
 
 from ..layers import TransformerBlock
 from ..training import CheckpointError, Model, read_tensors, write_tensors
-from ..training.states import assign, by_path
+from ..training.states import assign, by_path, some
 
 # What a configuration and its tokenizer must agree on.
 VOCABULARY = ("vocab_size", "pad_id", "start_id", "end_id")
-TOKENIZER = "tokenizer.model"  # the name of its file, which can be seen without TensorFlow
+# The names of tokenizers' files, which can be seen without TensorFlow.
+TOKENIZER = "tokenizer.model"
+MARIAN = ("source.spm", "target.spm", "vocab.json", "target_vocab.json")
 
 
 class Pretrained(Model):
@@ -28,6 +34,8 @@ class Pretrained(Model):
 
     Config: ClassVar[type]
     PRESETS: ClassVar[dict]
+    # Modules that read other libraries' checkpoints, by the ``model_type`` of their config.json.
+    FAMILIES: ClassVar[dict] = {}
 
     @classmethod
     def preset(cls, name, tokenizer=None, **overrides):
@@ -73,7 +81,10 @@ class Pretrained(Model):
 
     @classmethod
     def from_pretrained(cls, folder):
-        """The model that `save_pretrained` wrote to ``folder``.
+        """The model that `save_pretrained` wrote to ``folder``, or a published one.
+
+        Published models are those that Hugging Face's library saves, as safetensors: of which
+        families, the class says. All tensors and settings are accounted for, or it is an error.
 
         Raises:
             FileNotFoundError: there is no model.
@@ -82,13 +93,10 @@ class Pretrained(Model):
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} holds no model: there is no config.json in it")
-        try:
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-            kind = config.pop("model", None)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"{folder / 'config.json'} is no configuration: {error}"
-            ) from None
+        config = read_json(folder / "config.json")
+        if "model" not in config and config.get("model_type") in cls.FAMILIES:
+            return cls.from_published(folder, config)
+        kind = config.pop("model", config.get("model_type"))
         if kind != cls.__name__:
             raise CheckpointError(f"{folder} holds a {kind}, not a {cls.__name__}")
         known = {field.name for field in dataclasses.fields(cls.Config)}
@@ -97,6 +105,46 @@ class Pretrained(Model):
         tensors, _ = read_tensors(folder / "model.safetensors")
         model = cls(cls.Config(**config), cls.load_tokenizer(folder))
         assign(by_path(model.weights), tensors, folder / "model.safetensors")
+        return model
+
+    @classmethod
+    def from_published(cls, folder, config):
+        family = importlib.import_module(cls.FAMILIES[config["model_type"]], __package__)
+        weights = folder / "model.safetensors"
+        if not weights.is_file():
+            pickled = sorted(path.name for path in folder.glob("*.bin"))
+            raise FileNotFoundError(
+                f"{folder} has no model.safetensors"
+                + (
+                    f", and {pickled} may hold code: save it again as safetensors"
+                    if pickled
+                    else ""
+                )
+            )
+        generation = folder / "generation_config.json"
+        search = Settings(generation, read_json(generation) if generation.is_file() else {})
+        try:
+            config = family.read_config(Settings(folder / "config.json", config), search)
+        except CheckpointError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+        tensors, _ = read_tensors(weights)
+        for name, shape in family.sizes(config).items():
+            if name in tensors and tensors[name].shape != shape:
+                raise CheckpointError(
+                    f"{weights}: {name} has shape {tensors[name].shape}, config.json says {shape}"
+                )
+            if name not in tensors:
+                raise CheckpointError(f"{weights} lacks {name}")
+        model = cls(config, cls.load_tokenizer(folder))
+        for name, value in family.redundant(config, tensors).items():
+            if name in tensors:
+                array = tensors.pop(name)
+                if array.shape != value.shape or not np.allclose(array, value, atol=1e-3):
+                    raise CheckpointError(f"{weights}: {name} is not what the others say it is")
+        variables = by_path(model.weights)
+        assign(variables, renamed(variables, tensors, family.rules(config), weights), weights)
         return model
 
     @classmethod
@@ -110,7 +158,8 @@ class Pretrained(Model):
         names = {path.name for path in folder.iterdir()}
         if not names:
             return True
-        if not {"config.json"} <= names <= {"config.json", "model.safetensors", TOKENIZER}:
+        ours = {"config.json", "model.safetensors", TOKENIZER, *MARIAN}
+        if not {"config.json"} <= names <= ours:
             return False
         try:
             return json.loads((folder / "config.json").read_text("utf-8"))["model"] == cls.__name__
@@ -146,3 +195,83 @@ def replace_folder(new, folder):
         raise
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
+
+
+class Settings:
+    """The settings of a JSON file, each of which must be read: what is not honoured is an error."""
+
+    def __init__(self, file, values):
+        self.file = file
+        self.values = {name: value for name, value in values.items() if value is not None}
+        self.unread = set(self.values)
+
+    def get(self, name, *default):
+        self.unread.discard(name)
+        if name not in self.values and not default:
+            raise CheckpointError(f"{self.file} does not say {name}")
+        return self.values.get(name, *default)
+
+    def must(self, name, value):
+        """If it is said, it must be ``value``."""
+        if (said := self.get(name, value)) != value:
+            raise self.error(name, said, repr(value))
+
+    def error(self, name, said, rule):
+        return CheckpointError(f"{self.file}: {name} must be {rule}: {said!r}")
+
+    def ignore(self, *names):
+        self.unread.difference_update(names)
+
+    def default(self, name, value):
+        if name not in self.values:
+            self.values[name] = value
+            self.unread.add(name)
+
+    def all_read(self):
+        if self.unread:
+            raise CheckpointError(f"{self.file} has unknown settings {sorted(self.unread)}")
+
+
+def read_json(path):
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is no configuration: it holds a {type(content).__name__}")
+    return content
+
+
+def renamed(variables, tensors, rules, source):
+    """``{path: array}`` for variables, of tensors that PyTorch named and laid out.
+
+    ``rules`` are pairs of a pattern and what takes its place, one after the other. A kernel is
+    PyTorch's weight (out, in) transposed, with its axes split into heads.
+
+    Raises:
+        CheckpointError: naming tensors that are missing, left over, or of another shape.
+    """
+    names = {}
+    for path in variables:
+        names[path] = path
+        for pattern, replacement in rules:
+            names[path] = re.sub(pattern, replacement, names[path])
+    missing = sorted(set(names.values()) - set(tensors))
+    unread = sorted(set(tensors) - set(names.values()))
+    if missing or unread:
+        raise CheckpointError(
+            f"{source} does not fit the model: it lacks {some(missing)}, "
+            f"and the model has no {some(unread)}"
+        )
+    arrays = {}
+    for path, variable in variables.items():
+        array, shape = tensors[names[path]], tuple(variable.shape)
+        theirs = array.shape
+        if path.endswith("kernel"):
+            array = array.T
+        splits = {(*shape[:i], math.prod(shape[i:])) for i in range(len(shape))}
+        joins = {(math.prod(shape[:i]), *shape[i:]) for i in range(1, len(shape) + 1)}
+        if array.shape not in splits | joins | {(1, *shape)}:
+            raise CheckpointError(f"{source}: {names[path]} has shape {theirs}, of {shape} here")
+        arrays[path] = array.reshape(shape)
+    return arrays

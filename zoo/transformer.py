@@ -19,7 +19,7 @@ from ..layers import (
 )
 from ..training import InverseSquareRoot, SmoothedCrossEntropy, compiled
 from .generation import GREEDY, ScatterCache, Search, decode
-from .pretrained import TOKENIZER, VOCABULARY, Pretrained
+from .pretrained import MARIAN, TOKENIZER, VOCABULARY, Pretrained
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,18 @@ class TransformerConfig:
     """Sizes of an encoder-decoder Transformer; the defaults are the paper's base model."""
 
     vocab_size: int = 37000
-    num_layers: int = 6  # in the encoder, and as many in the decoder
+    source_vocab_size: int | None = None  # None: one vocabulary, and one matrix, for both sides
+    num_layers: int = 6  # in the encoder
+    decoder_layers: int | None = None  # None: as many
     dim: int = 512
     hidden_dim: int = 2048
     num_heads: int = 8
     dropout: float = 0.1
     norm: str = "post"
     activation: str = "relu"
+    scale_embeddings: bool = True
+    interleaved_positions: bool = True
+    logits_bias: bool = False
     max_length: int = 256  # longest source, in pieces with the end token
     pad_id: int = 0
     start_id: int = 1
@@ -47,6 +52,10 @@ class TransformerConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer: {value!r}")
+        for name in ("source_vocab_size", "decoder_layers"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, or None: {value!r}")
         if self.dim % self.num_heads or self.dim % 2:
             raise ValueError(
                 f"dim must be even and divide into num_heads: {self.dim} / {self.num_heads}"
@@ -103,11 +112,12 @@ class Transformer(Pretrained):
 
     Called on ``{"source": (B, S), "target": (B, T)}``, tokens, it gives the logits (B, T, V) of
     what follows each target token. One matrix embeds both languages and gives the logits
-    (section 3.4). `translate` is for strings.
+    (section 3.4), unless there is a vocabulary of the source's own. `translate` is for strings.
 
     Args:
         config: a `TransformerConfig`.
-        tokenizer: `polyhead.data.Subwords`; needed by `translate` and `export` only.
+        tokenizer: `polyhead.data.Subwords` or `MarianPieces`; needed by `translate` and
+            `export` only.
 
     Raises:
         ValueError: the tokenizer's vocabulary is not the configuration's.
@@ -115,10 +125,11 @@ class Transformer(Pretrained):
 
     Config = TransformerConfig
     PRESETS = PRESETS
+    FAMILIES = {"marian": ".marian"}
 
     def __init__(self, config, tokenizer=None, **kwargs):
         super().__init__(**kwargs)
-        for name in VOCABULARY if tokenizer is not None else ():
+        for name in (*VOCABULARY, "source_vocab_size") if tokenizer is not None else ():
             theirs, ours = getattr(tokenizer, name), getattr(config, name)
             if theirs != ours:
                 raise ValueError(
@@ -127,8 +138,18 @@ class Transformer(Pretrained):
         self.config = config
         self.tokenizer = tokenizer
         dtype = self.dtype_policy
-        self.tokens = TokenEmbedding(config.vocab_size, config.dim, dtype=dtype, name="tokens")
-        self.positions = PositionalEmbedding("sinusoidal", dtype=dtype, name="positions")
+        embed = dict(dim=config.dim, scale=config.scale_embeddings, dtype=dtype)
+        self.tokens = TokenEmbedding(
+            config.vocab_size, logits_bias=config.logits_bias, name="tokens", **embed
+        )
+        self.source_tokens = self.tokens
+        if config.source_vocab_size is not None:
+            self.source_tokens = TokenEmbedding(
+                config.source_vocab_size, name="source_tokens", **embed
+            )
+        self.positions = PositionalEmbedding(
+            "sinusoidal", interleaved=config.interleaved_positions, dtype=dtype, name="positions"
+        )
         self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
         block = dict(
             num_heads=config.num_heads,
@@ -138,13 +159,17 @@ class Transformer(Pretrained):
             dropout=config.dropout,
             dtype=dtype,
         )
-        layers = range(config.num_layers)
-        self.encoder = [TransformerBlock(name=f"encoder_{i}", **block) for i in layers]
+        self.encoder = [
+            TransformerBlock(name=f"encoder_{i}", **block) for i in range(config.num_layers)
+        ]
         self.decoder = [
-            TransformerBlock(name=f"decoder_{i}", causal=True, cross=True, **block) for i in layers
+            TransformerBlock(name=f"decoder_{i}", causal=True, cross=True, **block)
+            for i in range(config.decoder_layers or config.num_layers)
         ]
         width = (None, None, config.dim)
         self.tokens.build()
+        if config.source_vocab_size is not None:
+            self.source_tokens.build()
         self.positions.build(width)
         for layer in self.encoder + self.decoder:
             layer.build(width)
@@ -165,12 +190,12 @@ class Transformer(Pretrained):
     def source_mask(self, source):
         return padding_mask(source, self.config.pad_id)
 
-    def embed(self, tokens, start=0):
-        return self.dropout(self.positions(self.tokens(tokens), start=start))
+    def embed(self, embedding, tokens, start=0):
+        return self.dropout(self.positions(embedding(tokens), start=start))
 
     def encode(self, source, mask):
         """``source`` (B, S) -> memory (B, S, D)."""
-        x = self.embed(source)
+        x = self.embed(self.source_tokens, source)
         for block in self.encoder:
             x = block(x, mask=mask)
         return self.encoder_norm(x) if self.config.norm == "pre" else x
@@ -182,7 +207,8 @@ class Transformer(Pretrained):
         """
         blocks = len(self.decoder)
         memories = memory if isinstance(memory, list) else [memory] * blocks
-        x = self.embed(target, start=0 if caches is None else caches[0].index)
+        start = 0 if caches is None else caches[0].index
+        x = self.embed(self.tokens, target, start)
         extended = []
         for i, block in enumerate(self.decoder):
             if caches is None:
@@ -374,11 +400,15 @@ class Transformer(Pretrained):
 
     @classmethod
     def load_tokenizer(cls, folder):
-        if not (folder / TOKENIZER).is_file():
-            return None
-        from ..data import Subwords
+        if (folder / TOKENIZER).is_file():
+            from ..data import Subwords
 
-        return Subwords.load(folder)
+            return Subwords.load(folder)
+        if any((folder / name).is_file() for name in MARIAN):
+            from ..data import MarianPieces
+
+            return MarianPieces.load(folder)
+        return None
 
 
 def bucket(length, longest):

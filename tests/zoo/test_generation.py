@@ -164,7 +164,7 @@ def test_settings_that_cannot_be_are_refused():
         (dict(penalty="wu"), "penalty must be 'power' or 'gnmt': 'wu'"),
         (dict(early_stopping="always"), "early_stopping must be False, True or 'never': 'always'"),
         (dict(max_tokens=0), "max_tokens must be positive: 0"),
-        (dict(banned=[[]]), "a banned sequence must have a token"),
+        (dict(banned=[[]]), "banned must be sequences of tokens"),
     ):
         with pytest.raises(ValueError, match=message):
             Search(**options)

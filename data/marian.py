@@ -1,0 +1,162 @@
+"""The vocabularies of Marian's translation models, in the graph."""
+
+import json
+from pathlib import Path
+
+import sentencepiece
+import tensorflow as tf
+
+SOURCE, TARGET, VOCABULARY, TARGET_VOCABULARY = (
+    "source.spm",
+    "target.spm",
+    "vocab.json",
+    "target_vocab.json",
+)
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark of the start of a word
+
+
+class MarianPieces(tf.Module):
+    """Two SentencePiece models that cut text into pieces, and a table of the pieces' numbers.
+
+    As Hugging Face's `MarianTokenizer`: a source that begins with a language's code, ``>>de<<``,
+    keeps it as one piece, and a piece that is not in the table is ``<unk>``. Other than there,
+    ``</s>`` in a text is text like any other.
+
+    Args:
+        source: the bytes of the source language's SentencePiece model.
+        target: those of the target language's.
+        vocabulary: ``{piece: number}``.
+        target_vocabulary: of the target's pieces, where it has its own.
+
+    The interface is that of `Subwords`. Sequences start with the padding piece.
+
+    Raises:
+        ValueError: the bytes are no SentencePiece model, a table has not the numbers 0, 1, 2 ...,
+            lacks ``<unk>``, ``</s>`` or ``<pad>``, or both have others for the last two.
+    """
+
+    def __init__(self, source, target, vocabulary, target_vocabulary=None):
+        super().__init__()
+        self.models = {SOURCE: source, TARGET: target}
+        self.vocabularies = {VOCABULARY: vocabulary}
+        if target_vocabulary is not None:
+            self.vocabularies[TARGET_VOCABULARY] = target_vocabulary
+        for name, table in self.vocabularies.items():
+            check_table(name, table)
+        tables = list(self.vocabularies.values())
+        if any(tables[0][piece] != tables[-1][piece] for piece in ("</s>", "<pad>")):
+            raise ValueError("both vocabularies must have the same numbers for </s> and <pad>")
+        for name, model in self.models.items():
+            check_pieces(name, model)
+        self.end_id, self.pad_id = tables[0]["</s>"], tables[0]["<pad>"]
+        self.start_id = self.pad_id
+        self.vocab_size = len(tables[-1])
+        self.source_vocab_size = None if target_vocabulary is None else len(tables[0])
+        self._unknown = tables[-1]["<unk>"]
+        self._pieces = tf.constant(sorted(tables[-1], key=tables[-1].get))
+        self._numbers = [numbers_of(tables[0]), numbers_of(tables[-1])]
+        self._in_graph = self._load()
+
+    def encode(self, texts, max_length=None):
+        """Source ``texts`` (B,) -> tokens (B, S): the pieces, the end piece, and then padding.
+
+        Of what is longer than ``max_length``, the first ``max_length - 1`` pieces are kept.
+        """
+        return self.ragged(texts, max_length).to_tensor(self.pad_id)
+
+    def ragged(self, texts, max_length=None, target=False):
+        """``texts`` (B,) -> ragged tokens (B, None), each row with its end piece."""
+        texts = tf.convert_to_tensor(texts, tf.string)
+        pattern = "(?s)^(>>.*?<<)(.*)$"
+        has_code = tf.strings.regex_full_match(texts, pattern)
+        codes = tf.strings.regex_replace(texts, pattern, r"\1")
+        codes = tf.ragged.boolean_mask(codes[:, None], has_code[:, None])
+        rest = tf.where(has_code, tf.strings.regex_replace(texts, pattern, r"\2"), texts)
+        pieces = tf.concat([codes, self._operations()[target].tokenize(rest)], axis=1)
+        rows = self._numbers[target].lookup(pieces)
+        if max_length is not None:
+            rows = rows[:, : max_length - 1]
+        return tf.concat([rows, tf.fill([rows.nrows(), 1], self.end_id)], axis=1)
+
+    def decode(self, tokens):
+        """``tokens`` (B, T) -> texts (B,), without padding, end and unknown pieces."""
+        special = tf.constant([self.pad_id, self.end_id, self._unknown])
+        kept = tf.reduce_all(tokens[..., None] != special, axis=-1)
+        pieces = tf.gather(self._pieces, tf.ragged.boolean_mask(tokens, kept))
+        texts = tf.strings.reduce_join(pieces, axis=-1)
+        return tf.strings.strip(tf.strings.regex_replace(texts, SPACE, " "))
+
+    def _load(self):
+        import tensorflow_text
+
+        return [
+            tensorflow_text.SentencepieceTokenizer(model=model, out_type=tf.string)
+            for model in self.models.values()
+        ]
+
+    def _operations(self):
+        with tf.init_scope():
+            try:
+                self._in_graph[0].tokenize("")
+            except tf.errors.NotFoundError:
+                # As in `Subwords`: `tf.random.set_seed` drops all kernels, and their models.
+                self._in_graph = self._load()
+        return self._in_graph
+
+    @staticmethod
+    def spec(name):
+        """What `encode` takes, as the input ``name`` of an exported function."""
+        return tf.TensorSpec([None], tf.string, name=name)
+
+    def pieces(self, text):
+        """The pieces of one source text, for people to look at."""
+        rows = self.ragged([text])[0, :-1].numpy()
+        table = list(self.vocabularies.values())[0]
+        listed = sorted(table, key=table.get)
+        return [listed[i] for i in rows]
+
+    def save(self, folder):
+        for name, model in self.models.items():
+            (Path(folder) / name).write_bytes(model)
+        for name, table in self.vocabularies.items():
+            (Path(folder) / name).write_text(json.dumps(table, ensure_ascii=False, indent=0))
+
+    @classmethod
+    def load(cls, folder):
+        """Reads ``source.spm``, ``target.spm``, ``vocab.json`` and maybe ``target_vocab.json``."""
+        folder = Path(folder)
+        tables = []
+        for name in (VOCABULARY, TARGET_VOCABULARY):
+            if name == VOCABULARY or (folder / name).is_file():
+                try:
+                    tables.append(json.loads((folder / name).read_text("utf-8")))
+                except ValueError as error:
+                    raise ValueError(f"{folder / name} is no JSON: {error}") from None
+        try:
+            return cls((folder / SOURCE).read_bytes(), (folder / TARGET).read_bytes(), *tables)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+
+
+def check_table(name, table):
+    numbers = table.values() if isinstance(table, dict) else ()
+    if not all(isinstance(n, int) for n in numbers) or set(numbers) != set(range(len(table))):
+        raise ValueError(f"{name} must number its pieces 0, 1, 2 ...")
+    if lacking := [piece for piece in ("<unk>", "</s>", "<pad>") if piece not in table]:
+        raise ValueError(f"{name} lacks {lacking}")
+
+
+def check_pieces(name, model):
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise ValueError(f"{name} is not a SentencePiece model: {error}") from None
+    if any(pieces.is_byte(i) for i in range(pieces.get_piece_size())):
+        raise ValueError(f"{name} has pieces for bytes, which are not supported")
+
+
+def numbers_of(table):
+    return tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(list(table), list(table.values()), tf.string, tf.int32),
+        default_value=table["<unk>"],
+    )

@@ -1,0 +1,311 @@
+"""Against Hugging Face's Marian in PyTorch, on random weights that it saves itself."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from keras import ops
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("tensorflow")
+
+from safetensors.numpy import load_file, save_file  # noqa: E402
+
+from polyhead.data import MarianPieces, Subwords  # noqa: E402
+from polyhead.training import CheckpointError  # noqa: E402
+from polyhead.zoo import Transformer  # noqa: E402
+
+TEXTS = [
+    "The old dog sees a cat.",
+    ">>de<< The dog",
+    "",
+    "🐻 läuft – 日本語, кот! ﬁ½",
+    "tab\there  two\nlines",
+    "< >>x ▁ ##",
+]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(sample, tmp_path_factory):
+    """The files of a tokenizer, trained on the sample, with separate vocabularies as well."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    pieces = []
+    for name, texts in (("source.spm", sample.sources), ("target.spm", sample.targets)):
+        model = Subwords.train(texts, 200)
+        (folder / name).write_bytes(model.model)
+        pieces.append([model._pieces.id_to_piece(i) for i in range(4, 200)])
+    first = ["</s>", "<unk>", ">>de<<"]
+    union = list(dict.fromkeys(pieces[0] + pieces[1]))
+
+    def write(name, listed):
+        (folder / name).write_text(json.dumps({piece: i for i, piece in enumerate(listed)}))
+
+    write("vocab.json", [*first, *union, "<pad>"])
+    return folder, len(first) + len(union) + 1
+
+
+def published(folder, vocabulary, generation=(), tokenizer=True, ends=7.0, **overrides):
+    """A Marian with random weights, saved by Hugging Face's library to ``folder``.
+
+    ``ends`` is added to the logit of the end token, lest sentences never end, or at once.
+    """
+    source, size = vocabulary
+    torch.manual_seed(0)
+    settings = dict(
+        vocab_size=size, d_model=32, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=48,
+        decoder_ffn_dim=48, encoder_attention_heads=4, decoder_attention_heads=4,
+        max_position_embeddings=64, pad_token_id=size - 1, decoder_start_token_id=size - 1,
+        init_std=0.5,
+    )  # fmt: skip
+    config = transformers.MarianConfig(**{**settings, **overrides})
+    theirs = transformers.MarianMTModel(config).eval()
+    with torch.no_grad():
+        theirs.final_logits_bias.normal_()[:, 0] = ends
+        for module in theirs.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.weight.normal_()
+    theirs.generation_config.update(
+        bad_words_ids=[[size - 1]], max_length=24, num_beams=4, renormalize_logits=True
+    )
+    theirs.generation_config.update(**dict(generation))
+    theirs.save_pretrained(folder)
+    if tokenizer:
+        for path in source.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+    return theirs
+
+
+def draw(batch, length, vocab, pad, seed=0):
+    tokens = np.random.default_rng(seed).integers(3, vocab - 1, (batch, length)).astype("int32")
+    tokens[:, -1] = 0
+    tokens[-1, length // 2 - 1] = 0
+    tokens[-1, length // 2 :] = pad
+    return tokens
+
+
+CONFIGURATIONS = {
+    "opus": dict(activation_function="swish", scale_embedding=True),
+    "plain": dict(activation_function="relu", scale_embedding=False, decoder_layers=1, ends=9.0),
+    "separate": dict(
+        activation_function="gelu", share_encoder_decoder_embeddings=False,
+        decoder_vocab_size=90, pad_token_id=89, decoder_start_token_id=89,
+        tokenizer=False, ends=5.0,
+        generation=dict(bad_words_ids=[[89], [5, 7]]),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CONFIGURATIONS)
+def pair(request, vocabulary, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs = published(folder, vocabulary, **CONFIGURATIONS[request.param])
+    return theirs, Transformer.from_pretrained(folder), folder
+
+
+def test_logits_are_those_of_the_reference(pair):
+    theirs, ours, _ = pair
+    pad, vocab = ours.config.pad_id, ours.config.vocab_size
+    source, target = draw(3, 8, vocab, pad), draw(3, 6, vocab, pad, seed=1)[:, :-1]
+    logits = ops.convert_to_numpy(ours({"source": source, "target": target}))
+    with torch.no_grad():
+        expected = theirs(
+            input_ids=torch.tensor(source).long(),
+            attention_mask=torch.tensor(source != pad),
+            decoder_input_ids=torch.tensor(target).long(),
+        ).logits.numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(num_beams=1),
+        dict(num_beams=4),
+        dict(num_beams=3, early_stopping=True, length_penalty=0.5),
+        dict(num_beams=3, early_stopping="never", length_penalty=2.0),
+        dict(num_beams=2, length_penalty=-1.0, forced_eos_token_id=None),
+    ],
+    ids=str,
+)
+def test_translations_are_those_of_the_reference(pair, options, tmp_path):
+    theirs, _, folder = pair
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    generation = json.loads((folder / "generation_config.json").read_text())
+    (tmp_path / "generation_config.json").write_text(json.dumps({**generation, **options}))
+    ours = Transformer.from_pretrained(tmp_path)
+    pad, vocab = ours.config.pad_id, ours.config.vocab_size
+    source = draw(24, 8, vocab, pad, seed=2)
+    found = ours.find(source, ours.config.search, length=23)
+    best = options["num_beams"]
+    expected = theirs.generate(
+        input_ids=torch.tensor(source).long(),
+        attention_mask=torch.tensor(source != pad),
+        generation_config=transformers.GenerationConfig(
+            **{**generation, **options},
+            num_return_sequences=best,
+            output_scores=True,
+            return_dict_in_generate=True,
+        ),
+    )
+    sequences = expected.sequences.numpy()[:, 1:].reshape(24, best, -1)
+    tokens = ops.convert_to_numpy(found.tokens)
+    np.testing.assert_array_equal(tokens[..., : sequences.shape[-1]], sequences)
+    assert (tokens[..., sequences.shape[-1] :] == pad).all()
+    if options.get("early_stopping") != "never":  # which favours the longest
+        assert len(set((tokens[:, 0] != pad).sum(1))) > 1
+    if best > 1:
+        scores = expected.sequences_scores.numpy().reshape(24, best)
+        np.testing.assert_allclose(ops.convert_to_numpy(found.score), scores, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+def test_text_is_cut_and_joined_as_by_the_reference(vocabulary, sample):
+    folder, _ = vocabulary
+    ours = MarianPieces.load(folder)
+    theirs = transformers.MarianTokenizer.from_pretrained(folder)
+    random = np.random.default_rng(0)
+    letters = list("ab <>-ßé日🐻▁\u200d\t.") + ["the ", "dog"]
+    drawn = ["".join(random.choice(letters, 12)) for _ in range(100)]
+    texts = TEXTS + drawn + sample.sources[:50]
+    rows = ours.ragged(texts).to_list()
+    assert rows == [theirs(text)["input_ids"] for text in texts]
+    targets = ours.ragged(sample.targets[:50], target=True)
+    assert targets.to_list() == [theirs(text_target=t)["input_ids"] for t in sample.targets[:50]]
+    tokens = np.random.default_rng(1).integers(0, ours.vocab_size, (200, 9)).astype("int32")
+    decoded = [text.decode() for text in ours.decode(tokens).numpy()]
+    assert decoded == theirs.batch_decode(tokens, skip_special_tokens=True)
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+def test_strings_are_translated_as_by_the_reference(vocabulary, sample, tmp_path):
+    theirs = published(tmp_path, vocabulary, **CONFIGURATIONS["opus"])
+    ours = Transformer.from_pretrained(tmp_path)
+    tokenizer = transformers.MarianTokenizer.from_pretrained(tmp_path)
+    texts = sample.sources[:12]
+    expected = theirs.generate(**tokenizer(texts, return_tensors="pt", padding=True))
+    assert ours.translate(texts) == tokenizer.batch_decode(expected, skip_special_tokens=True)
+
+
+def test_it_is_saved_exported_and_trained_as_any_other(vocabulary, sample, tmp_path):
+    import subprocess
+    import sys
+
+    from polyhead.data import ParallelText, translation_batches
+
+    published(tmp_path / "theirs", vocabulary, **CONFIGURATIONS["opus"])
+    model = Transformer.from_pretrained(tmp_path / "theirs")
+    model.save_pretrained(tmp_path / "ours")
+    again = Transformer.from_pretrained(tmp_path / "ours")
+    assert again.config == model.config
+    texts = sample.sources[:3]
+    assert again.translate(texts) == model.translate(texts)
+    version = model.export(tmp_path / "export")
+    asked = subprocess.run(
+        [sys.executable, "-m", "polyhead.serving.loader", "--signature", "beam", version, *texts],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    served = [translations[0] for translations in json.loads(asked.stdout)["text"]]
+    assert served == model.translate(texts)
+    pairs = ParallelText(sample.sources[:64], sample.targets[:64])
+    model.compile(jit_compile=False)
+    losses = model.fit(translation_batches(pairs, model.tokenizer, 512), epochs=2, verbose=0)
+    assert losses.history["loss"][1] < losses.history["loss"][0]
+
+
+def changed(path, **settings):
+    content = {**json.loads(path.read_text()), **settings}
+    path.write_text(json.dumps(content))
+
+
+def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
+    folder = tmp_path / "marian"
+
+    def refused(message, error=CheckpointError):
+        with pytest.raises(error, match=message):
+            Transformer.from_pretrained(folder)
+        published(folder, vocabulary)
+
+    published(folder, vocabulary)
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    for settings, message in (
+        (dict(colour="red"), r"config.json has unknown settings \['colour'\]"),
+        (dict(activation_function="gelu_new"), "activation_function must be one of .*: 'gelu_new'"),
+        (dict(normalize_before=True), "normalize_before must be False: True"),
+        (dict(attention_dropout=0.5), "attention_dropout must be 0: 0.5"),
+        (dict(decoder_ffn_dim=64), "decoder_ffn_dim must be 48: 64"),
+        (dict(d_model=10**12), "shape .* config.json says"),
+        (dict(d_model="32"), "dim must be a positive integer: '32'"),
+        (dict(encoder_layers=10**9, num_hidden_layers=10**9), "lacks model.encoder.layers.9999"),
+        (dict(decoder_layers=1), r"has no \['model.decoder.layers.1"),
+        (dict(vocab_size=None), "config.json does not say vocab_size"),
+    ):
+        changed(config, **settings)
+        refused(message)
+    for settings, message in (
+        (dict(do_sample=True), "generation_config.json: do_sample must be False: True"),
+        (dict(no_repeat_ngram_size=3), "no_repeat_ngram_size must be 0: 3"),
+        (dict(mood="good"), r"generation_config.json has unknown settings \['mood'\]"),
+        (dict(num_beams=-1), "beams must be a positive integer: -1"),
+        (dict(forced_eos_token_id=7), "forced_eos_token_id must be eos_token_id"),
+        (dict(bad_words_ids="all"), "banned must be sequences of tokens"),
+    ):
+        changed(folder / "generation_config.json", **settings)
+        refused(message)
+    config.write_text("{")
+    refused("config.json is no JSON")
+    config.write_text("[1]")
+    refused("config.json is no configuration: it holds a list")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused("model.safetensors is no complete safetensors file")
+    weights.rename(folder / "pytorch_model.bin")
+    refused(r"no model.safetensors, and \['pytorch_model.bin'\] may hold code", FileNotFoundError)
+
+    def with_tensors(change):
+        tensors = load_file(weights)
+        change(tensors)
+        save_file(tensors, weights)
+
+    with_tensors(lambda t: t.update(surplus=np.zeros(3, "float32")))
+    refused(r"the model has no \['surplus'\]")
+    with_tensors(lambda t: t.pop("model.decoder.layers.1.fc2.bias"))
+    refused(r"it lacks \['model.decoder.layers.1.fc2.bias'\]")
+    with_tensors(lambda t: t.update({"model.encoder.layers.0.fc2.weight": np.zeros((48, 32), "f")}))
+    refused(re.escape("fc2.weight has shape (48, 32), of (48, 32) here"))
+    with_tensors(lambda t: t.update({"lm_head.weight": 2 * t["model.shared.weight"]}))
+    refused("lm_head.weight is not what the others say it is")
+    for name, content, message in (
+        ("source.spm", b"x", "source.spm is not a SentencePiece model"),
+        ("vocab.json", b"{", "vocab.json is no JSON"),
+        ("vocab.json", b'{"a": 0}', r"vocab.json lacks \['<unk>', '</s>', '<pad>'\]"),
+        ("vocab.json", b'{"a": 1, "b": 1}', "vocab.json must number its pieces"),
+    ):
+        (folder / name).write_bytes(content)
+        refused(message, ValueError)
+    (folder / "target.spm").unlink()
+    refused("target.spm", FileNotFoundError)
+
+
+def test_files_that_older_versions_wrote_are_read(vocabulary, tmp_path):
+    theirs = published(tmp_path, vocabulary)
+    ours = Transformer.from_pretrained(tmp_path)
+    changed(
+        tmp_path / "config.json", bad_words_ids=[[5]], num_beams=6, max_length=12,
+        static_position_embeddings=True, normalize_before=False, num_hidden_layers=2,
+        extra_pos_embeddings=theirs.config.pad_token_id + 1, add_final_layer_norm=False,
+    )  # fmt: skip
+    (tmp_path / "generation_config.json").unlink()
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    shared = tensors["model.shared.weight"]
+    positions = theirs.model.encoder.embed_positions.weight.detach().numpy()
+    tensors |= {"lm_head.weight": shared, "model.encoder.embed_tokens.weight": shared}
+    tensors |= {"model.decoder.embed_positions.weight": positions}
+    save_file({name: tensor.astype("float16") for name, tensor in tensors.items()}, weights)
+    older = Transformer.from_pretrained(tmp_path)
+    search = older.config.search
+    assert (search.beams, search.max_tokens, search.banned) == (6, 11, ((5,),))
+    for a, b in zip(ours.get_weights(), older.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,176 @@
+"""Marian's translation models (Junczys-Dowmunt et al. 2018), as Hugging Face saves them."""
+
+import numpy as np
+
+from .generation import Search
+from .transformer import TransformerConfig
+
+# The name of a tensor, from the path of the variable that it belongs to.
+RULES = (
+    (r"^(encoder|decoder)_(\d+)/", r"model.\1.layers.\2."),
+    (r"cross_attention_norm/", "encoder_attn_layer_norm."),
+    (r"attention_norm/", "self_attn_layer_norm."),
+    (r"feed_forward_norm/", "final_layer_norm."),
+    (r"cross_attention/", "encoder_attn."),
+    (r"attention/", "self_attn."),
+    (r"(query|key|value)/", lambda match: f"{match[1][0]}_proj."),
+    (r"output/", "out_proj."),
+    (r"feed_forward/expand/", "fc1."),
+    (r"feed_forward/contract/", "fc2."),
+    (r"(kernel|gamma)$", "weight"),
+    (r"beta$", "bias"),
+    (r"^tokens/bias$", "final_logits_bias"),
+)
+SHARED = ((r"^tokens/embeddings$", "model.shared.weight"),)
+SEPARATE = (
+    (r"^tokens/embeddings$", "model.decoder.embed_tokens.weight"),
+    (r"^source_tokens/embeddings$", "model.encoder.embed_tokens.weight"),
+)
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "silu", "silu": "silu", "tanh": "tanh"}
+
+
+def rules(config):
+    return RULES + (SHARED if config.source_vocab_size is None else SEPARATE)
+
+
+def sizes(config):
+    """Shapes of some tensors, by which a model is known to fit before it is built."""
+    hidden = (config.hidden_dim, config.dim)
+    shared = config.source_vocab_size is None
+    embeddings = (SHARED if shared else SEPARATE)[0][1]
+    last = {"encoder": config.num_layers, "decoder": config.decoder_layers or config.num_layers}
+    return {
+        embeddings: (config.vocab_size, config.dim),
+        **{f"model.{side}.layers.{n - 1}.fc1.weight": hidden for side, n in last.items()},
+    }
+
+
+def redundant(config, tensors):
+    """Tensors that some files hold as well, and what they then must be: ``{name: array}``."""
+    shared = config.source_vocab_size is None
+    embeddings = tensors.get((SHARED if shared else SEPARATE)[0][1])
+    names = ["lm_head.weight"]
+    if shared:
+        names += [f"model.{side}.embed_tokens.weight" for side in ("encoder", "decoder")]
+    angles = np.arange(config.max_length)[:, None] / 10000 ** (
+        np.arange(0, config.dim, 2) / config.dim
+    )
+    positions = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    return {
+        **dict.fromkeys(names, embeddings),
+        **{f"model.{side}.embed_positions.weight": positions for side in ("encoder", "decoder")},
+    }
+
+
+def read_config(s, g):
+    """The `TransformerConfig` of the `Settings` of config.json and generation_config.json.
+
+    Raises:
+        CheckpointError: naming a setting that is missing, unknown, or not honoured.
+        ValueError: a size that cannot be.
+    """
+    s.must("model_type", "marian")
+    s.must("is_encoder_decoder", True)
+    s.must("tie_word_embeddings", True)
+    s.must("is_decoder", False)
+    for name in (
+        "activation_dropout",
+        "attention_dropout",
+        "encoder_layerdrop",
+        "decoder_layerdrop",
+    ):
+        s.must(name, 0)
+    # Of files that older versions wrote.
+    for name in ("add_bias_logits", "add_final_layer_norm", "normalize_before"):
+        s.must(name, False)
+    s.must("normalize_embedding", False)
+    s.must("static_position_embeddings", True)
+    s.must("extra_pos_embeddings", s.get("pad_token_id") + 1)
+    s.must("do_blenderbot_90_layernorm", False)
+    s.must("num_hidden_layers", s.get("encoder_layers"))
+    s.must("decoder_attention_heads", s.get("encoder_attention_heads"))
+    s.must("decoder_ffn_dim", s.get("encoder_ffn_dim"))
+    shared = s.get("share_encoder_decoder_embeddings", True)
+    vocab_size = s.get("vocab_size")
+    decoder_vocab_size = s.get("decoder_vocab_size", None) or vocab_size
+    if shared and decoder_vocab_size != vocab_size:
+        raise s.error("decoder_vocab_size", decoder_vocab_size, f"{vocab_size}, which is shared")
+    activation = s.get("activation_function")
+    if activation not in ACTIVATIONS:
+        raise s.error("activation_function", activation, f"one of {sorted(ACTIVATIONS)}")
+    encoder_layers, decoder_layers = s.get("encoder_layers"), s.get("decoder_layers")
+    config = dict(
+        vocab_size=decoder_vocab_size,
+        source_vocab_size=None if shared else vocab_size,
+        num_layers=encoder_layers,
+        decoder_layers=None if decoder_layers == encoder_layers else decoder_layers,
+        dim=s.get("d_model"),
+        hidden_dim=s.get("encoder_ffn_dim"),
+        num_heads=s.get("encoder_attention_heads"),
+        dropout=s.get("dropout", 0.1),
+        norm="post",
+        activation=ACTIVATIONS[activation],
+        scale_embeddings=s.get("scale_embedding", False),
+        interleaved_positions=False,
+        logits_bias=True,
+        max_length=s.get("max_position_embeddings"),
+        pad_id=s.get("pad_token_id"),
+        start_id=s.get("decoder_start_token_id"),
+        end_id=s.get("eos_token_id"),
+    )
+    # What says nothing of the translations.
+    s.ignore(
+        "architectures", "bos_token_id", "classif_dropout", "classifier_dropout", "dtype",
+        "gradient_checkpointing", "id2label", "init_std", "label2id", "torch_dtype",
+        "transformers_version", "use_cache", "_name_or_path", "_num_labels",
+        "output_past", "tokenizer_class",
+    )  # fmt: skip
+    # Older files keep the settings of the search here; those of generation_config.json count.
+    for name in SEARCH:
+        if name in s.unread:
+            g.default(name, s.get(name))
+    s.all_read()
+    return TransformerConfig(**config, search=read_search(g, config))
+
+
+SEARCH = (
+    "bad_words_ids", "early_stopping", "forced_eos_token_id", "length_penalty", "max_length",
+    "max_new_tokens", "num_beams", "renormalize_logits",
+)  # fmt: skip
+# Settings of a search that Hugging Face may write out though they change nothing.
+NEUTRAL = {
+    "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0,
+    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "min_length": 0, "num_beam_groups": 1,
+    "diversity_penalty": 0.0, "num_return_sequences": 1, "remove_invalid_values": False,
+    "guidance_scale": 1.0, "penalty_alpha": 0.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+}  # fmt: skip
+
+
+def read_search(g, config):
+    """The `Search` of a ``generation_config.json``."""
+    for name, value in NEUTRAL.items():
+        g.must(name, value)
+    g.must("pad_token_id", config["pad_id"])
+    g.must("eos_token_id", config["end_id"])
+    g.must("decoder_start_token_id", config["start_id"])
+    g.ignore(
+        "_from_model_config", "bos_token_id", "output_attentions", "output_hidden_states",
+        "output_scores", "return_dict_in_generate", "transformers_version", "use_cache",
+    )  # fmt: skip
+    forced = g.get("forced_eos_token_id", None)
+    if forced not in (None, config["end_id"]):
+        raise g.error("forced_eos_token_id", forced, f"eos_token_id, {config['end_id']}, or none")
+    longest = g.get("max_length", None)  # counts the start token
+    max_tokens = g.get("max_new_tokens", None) or (longest - 1 if longest else None)
+    search = dict(
+        beams=g.get("num_beams", None) or 1,
+        alpha=g.get("length_penalty", 1.0),
+        early_stopping=g.get("early_stopping", False),
+        max_tokens=max_tokens,
+        forced_end=forced is not None,
+        banned=g.get("bad_words_ids", None) or (),
+        renormalized=bool(g.get("renormalize_logits", False)),
+    )
+    g.all_read()
+    return Search(**search)
