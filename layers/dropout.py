@@ -1,6 +1,7 @@
 """Dropout (Srivastava et al. 2014) whose random numbers cost next to nothing."""
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -18,7 +19,7 @@ class Dropout(keras.layers.Dropout):
         first, second = ops.unstack(ops.cast(self.seed_generator.next(), "uint32"))
         index = ops.reshape(ops.arange(ops.size(inputs)), ops.shape(inputs))
         random = mix(ops.bitwise_xor(mix(ops.cast(index, "uint32") + first), second))
-        kept = random >= int(self.rate * 2**32)
+        kept = random >= np.uint32(self.rate * 2**32)
         return ops.where(kept, inputs / (1 - self.rate), ops.zeros_like(inputs))
 
 
@@ -27,10 +28,10 @@ def mix(x):
 
     (The constants are those of lowbias32: C. Wellons, "Prospecting for Hash Functions", 2018.)
     """
-    x = shifted(x, 16) * ops.cast(0x7FEB352D, "uint32")
-    x = shifted(x, 15) * ops.cast(0x846CA68B, "uint32")
+    x = shifted(x, 16) * np.uint32(0x7FEB352D)
+    x = shifted(x, 15) * np.uint32(0x846CA68B)
     return shifted(x, 16)
 
 
 def shifted(x, bits):
-    return ops.bitwise_xor(x, ops.right_shift(x, ops.cast(bits, "uint32")))
+    return ops.bitwise_xor(x, ops.right_shift(x, np.uint32(bits)))

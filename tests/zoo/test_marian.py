@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 from polyhead.data import MarianPieces, Subwords  # noqa: E402
 from polyhead.training import CheckpointError  # noqa: E402
 from polyhead.zoo import Transformer  # noqa: E402
+from tests.conftest import TENSORFLOW  # noqa: E402
 
 TEXTS = [
     "The old dog sees a cat.",
@@ -189,6 +190,7 @@ def test_strings_are_translated_as_by_the_reference(vocabulary, sample, tmp_path
     assert ours.translate(texts) == tokenizer.batch_decode(expected, skip_special_tokens=True)
 
 
+@pytest.mark.skipif(not TENSORFLOW, reason="exports are TensorFlow's")
 def test_it_is_saved_exported_and_trained_as_any_other(vocabulary, sample, tmp_path):
     import subprocess
     import sys

@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_named(saved, tmp_path):
         Transformer.from_pretrained(saved)
     for content in ("{", "[]"):
         (saved / "config.json").write_text(content)
-        with refused("config.json is no configuration"):
+        with refused("config.json is no JSON"):
             Transformer.from_pretrained(saved)
     shutil.rmtree(saved)
     small().save_pretrained(saved)
