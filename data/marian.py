@@ -108,12 +108,11 @@ class MarianPieces(tf.Module):
         """What `encode` takes, as the input ``name`` of an exported function."""
         return tf.TensorSpec([None], tf.string, name=name)
 
-    def pieces(self, text):
-        """The pieces of one source text, for people to look at."""
-        rows = self.ragged([text])[0, :-1].numpy()
-        table = list(self.vocabularies.values())[0]
+    def pieces(self, tokens, target=False):
+        """The pieces of ``tokens`` (T,), for people to look at."""
+        table = list(self.vocabularies.values())[-1 if target else 0]
         listed = sorted(table, key=table.get)
-        return [listed[i] for i in rows]
+        return [listed[int(token)] for token in tokens]
 
     def save(self, folder):
         for name, model in self.models.items():

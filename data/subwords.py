@@ -117,9 +117,9 @@ class Subwords(tf.Module):
         """What `encode` takes, as the input ``name`` of an exported function."""
         return tf.TensorSpec([None], tf.string, name=name)
 
-    def pieces(self, text):
-        """The pieces of one text, for people to look at."""
-        return self._pieces.encode(text, out_type=str)
+    def pieces(self, tokens, target=False):
+        """The pieces of ``tokens`` (T,), for people to look at."""
+        return [self._pieces.id_to_piece(int(token)) for token in tokens]
 
     def save(self, folder):
         (Path(folder) / FILE).write_bytes(self.model)

@@ -135,6 +135,12 @@ class TransformerBlock(keras.layers.Layer):
         x = self.residual(x, self.feed_forward_norm, self.feed_forward, training)
         return x if cache is None else (x, cache)
 
+    def cross_attention_weights(self, x, memory, mask=None, cross_mask=None):
+        """What each position takes of the memory (B, H, T, S), in float32: for pictures."""
+        x = self.residual(x, self.attention_norm, lambda x: self.attention(x, mask=mask))
+        query = self.cross_attention_norm(x) if self.norm == "pre" else x
+        return self.cross_attention.attention_weights(query, memory, mask=cross_mask)
+
     def compute_mask(self, *args, **kwargs):
         return None  # masks are arguments here: Keras must not attach them to tensors
 

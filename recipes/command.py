@@ -177,6 +177,10 @@ def predict(
     best: Annotated[
         int | None, typer.Option(help="So many translations of each, with their scores.")
     ] = None,
+    attention: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw what the translation of the text attends to."),
+    ] = None,
 ):
     """Translate sentences, or the lines of standard input."""
     from .translation import load, shown
@@ -185,11 +189,19 @@ def predict(
         if sys.stdin.isatty():
             print("one sentence a line; end with Ctrl-D", file=sys.stderr)
         texts = [line.rstrip("\n") for line in sys.stdin]
-    search = given(beams, alpha)
-    found = load(run).translate(texts, scores=True, best=best, progress=shown, **search)
+    if attention is not None:
+        if len(texts) != 1:
+            raise ValueError(f"--attention draws one text: {len(texts)} were given")
+        if not attention.resolve().parent.is_dir():
+            raise FileNotFoundError(f"no folder {attention.resolve().parent}")
+    model, search = load(run), given(beams, alpha)
+    found = model.translate(texts, scores=True, best=best, progress=shown, **search)
     for translations in found:
         for text, score in translations if best else [translations]:
             print(f"{score:.4f}\t{text}" if best else text)
+    if attention is not None:
+        [translations] = found
+        model.attention(texts[0], (translations[0] if best else translations).text).draw(attention)
 
 
 def given(beams, alpha):

@@ -18,6 +18,7 @@ from ..layers import (
     padding_mask,
 )
 from ..training import InverseSquareRoot, SmoothedCrossEntropy, compiled
+from .alignment import Alignment
 from .generation import GREEDY, ScatterCache, Search, decode
 from .pretrained import MARIAN, TOKENIZER, VOCABULARY, Pretrained
 
@@ -324,6 +325,35 @@ class Transformer(Pretrained):
             if length == longest or np.all(found.complete):
                 return np.asarray(found.tokens), np.asarray(found.score)
             length *= 2
+
+    def attention(self, source, target=None):
+        """What a translation attends to, as an `Alignment`, which draws itself.
+
+        Args:
+            source: a string.
+            target: its translation, as a string; the model's own if there is none.
+        """
+        tokenizer = self._need_tokenizer("attention")
+        if not isinstance(source, str) or not isinstance(target, str | None):
+            raise TypeError(
+                f"attention takes two strings: {type(source).__name__}, {type(target).__name__}"
+            )
+        if target is None:
+            [target] = self.translate([source])
+        source_tokens = self._sources([source])
+        labels = np.asarray(tokenizer.ragged([target], target=True).to_tensor())
+        target_tokens = np.concatenate([[[self.config.start_id]], labels[:, :-1]], axis=1)
+        mask = self.source_mask(source_tokens)
+        memory = self.encode(source_tokens, mask)
+        x, weights = self.embed(self.tokens, target_tokens), []
+        for block in self.decoder:
+            weights.append(block.cross_attention_weights(x, memory, cross_mask=mask))
+            x = block(x, memory=memory, cross_mask=mask)
+        return Alignment(
+            tokenizer.pieces(source_tokens[0]),
+            tokenizer.pieces(labels[0], target=True),
+            np.concatenate([ops.convert_to_numpy(found) for found in weights]),
+        )
 
     def export(self, filepath, **search):
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.

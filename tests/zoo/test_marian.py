@@ -217,6 +217,25 @@ def test_it_is_saved_exported_and_trained_as_any_other(vocabulary, sample, tmp_p
     assert losses.history["loss"][1] < losses.history["loss"][0]
 
 
+def test_attention_is_that_of_the_reference(vocabulary, sample, tmp_path):
+    published(tmp_path, vocabulary, **CONFIGURATIONS["opus"])
+    theirs = transformers.MarianMTModel.from_pretrained(tmp_path, attn_implementation="eager")
+    ours = Transformer.from_pretrained(tmp_path)
+    source, target = sample.sources[0], sample.targets[0]
+    alignment = ours.attention(source, target)
+    rows = ours.tokenizer.ragged([source])[0].numpy()
+    labels = ours.tokenizer.ragged([target], target=True)[0].numpy()
+    shifted = np.concatenate([[ours.config.pad_id], labels[:-1]])
+    with torch.no_grad():
+        expected = theirs(
+            input_ids=torch.tensor(rows[None]).long(),
+            decoder_input_ids=torch.tensor(shifted[None]).long(),
+            output_attentions=True,
+        ).cross_attentions
+    np.testing.assert_allclose(alignment.weights, np.concatenate(expected), atol=1e-4)
+    assert alignment.target[-1] == "</s>" and len(alignment.source) == len(rows)
+
+
 def changed(path, **settings):
     content = {**json.loads(path.read_text()), **settings}
     path.write_text(json.dumps(content))

@@ -219,6 +219,27 @@ def test_room_for_a_translation_grows_where_it_may(model, sample):
 
 
 @text
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_attention_is_drawn_with_its_pieces(tokenizer, norm, tmp_path):
+    model = small(tokenizer, norm=norm)
+    source, target = "Ein $ Hund", "A dog"
+    alignment = model.attention(source, target)
+    assert "".join(alignment.target).replace("\u2581", " ").strip() == "A dog</s>"
+    sizes = (2, 4, len(alignment.target), len(alignment.source))
+    assert alignment.weights.shape == sizes
+    np.testing.assert_allclose(alignment.weights.sum(-1), 1, atol=1e-5)
+    longer = model.attention(source, "A dog runs.")  # what follows changes nothing
+    np.testing.assert_allclose(longer.weights[:, :, :3], alignment.weights[:, :, :3], atol=1e-5)
+    alignment.draw(tmp_path / "attention.png", layer=-1)
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+    assert model.attention(source).target[-1] == "</s>"
+    with pytest.raises(ValueError, match="decoder layers 0 to 1: 2"):
+        alignment.draw(tmp_path / "attention.png", layer=2)
+    with pytest.raises(TypeError, match="attention takes two strings: list"):
+        model.attention(["A dog"])
+
+
+@text
 def test_the_search_is_traced_once_for_each_length(tokenizer, sample):
     model = small(tokenizer)
     model.translate(sample.sources[:41], batch_size=8)
