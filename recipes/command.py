@@ -167,6 +167,22 @@ def evaluate(
 
 
 @app.command()
+def average(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    last: Annotated[int, typer.Option(help="How many checkpoints; see train's --keep.")] = 10,
+    beams: Beams = None,
+    alpha: Alpha = None,
+):
+    """Average a run's last checkpoints into the model RUN/average, and score it on validation.
+
+    RUN/average may stand where RUN does: for evaluate, predict and export.
+    """
+    from .translation import average
+
+    print(average(run, last, **given(beams, alpha)))
+
+
+@app.command()
 def predict(
     run: Run,
     texts: Annotated[

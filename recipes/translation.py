@@ -219,6 +219,23 @@ def evaluate(run, data=None, split="test", variant=None, batch_size=64, **search
     return bleu(translations, pairs.targets, settings.bleu), pairs, translations
 
 
+def average(run, last=10, say=print, **search):
+    """Saves the mean of a run's ``last`` checkpoints as ``RUN/average``; returns its folder.
+
+    And says the validation BLEU of that model, and of the best one.
+    """
+    from ..training import mean_weights
+
+    weights, checkpoints = mean_weights(run, last)
+    folder = Path(run) / "average"
+    load(run).save_pretrained(folder, weights=weights)
+    first, final = (int(checkpoints[i].stem.split("-")[1]) for i in (0, -1))
+    for name, model in ((f"the mean of updates {first} to {final}", folder), ("the best", run)):
+        score, *_ = evaluate(model, split="val", **search)
+        say(f"validation BLEU {score.score:.2f}: {name}")
+    return folder
+
+
 def load(run):
     """The best model of a run, or the model of a folder that `save_pretrained` wrote."""
     from ..zoo import Transformer
@@ -294,7 +311,10 @@ def read_settings(run):
         FileNotFoundError: there is none.
         ValueError: there is another ``settings.json`` than a run's.
     """
-    path = Path(run) / "settings.json"
+    run = Path(run).resolve()
+    if run.name in ("best", "average") and not (run / "settings.json").is_file():
+        run = run.parent
+    path = run / "settings.json"
     if not path.is_file():
         raise FileNotFoundError(f"{run} holds no run: there is no settings.json in it")
     try:

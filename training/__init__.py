@@ -2,7 +2,7 @@
 
 from .averages import EvaluateAverages, averaged
 from .callbacks import Curves, Progress, ValidationBleu
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, mean_weights
 from .devices import from_chief, is_chief, strategy
 from .losses import SmoothedCrossEntropy
 from .metrics import bleu
@@ -25,6 +25,7 @@ __all__ = [
     "compiled",
     "from_chief",
     "is_chief",
+    "mean_weights",
     "read_tensors",
     "strategy",
     "write_file",

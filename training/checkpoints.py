@@ -24,6 +24,7 @@ from .states import (
     write_tensors,
 )
 
+CHECKPOINTS = "checkpoint-*.safetensors"
 WRITER = ThreadPoolExecutor(1)  # one for all: a new object waits for what an older one writes
 PLAIN = (bool, int, float, str, type(None))
 
@@ -129,7 +130,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def saved(self):
         """The checkpoints there are, oldest first."""
-        return sorted(self.folder.glob("checkpoint-*.safetensors"))
+        return sorted(self.folder.glob(CHECKPOINTS))
 
     def newest(self):
         """The updates of the newest checkpoint, 0 where there is none."""
@@ -246,6 +247,29 @@ class Checkpoints(keras.callbacks.Callback):
         for old in self.saved()[: -self.keep]:
             old.unlink()
         write_table(self.folder / "history.csv", about["history"])
+
+
+def mean_weights(folder, last=10):
+    """The mean of the weights of the ``last`` checkpoints in a folder (Vaswani et al. 2017, 6.1).
+
+    Returns:
+        ``{path: array}``, and the checkpoints' files.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    saved = sorted(Path(folder).glob(CHECKPOINTS))
+    if not 1 <= last <= len(saved):
+        raise ValueError(
+            f"{folder} has {len(saved)} checkpoints, of which {last} cannot be averaged"
+        )
+    sums = {}
+    for path in saved[-last:]:
+        tensors, _ = read_tensors(path)
+        for name, value in tensors.items():
+            if name.startswith("model/"):
+                sums[name[6:]] = sums.get(name[6:], 0) + value.astype("float64")
+    return {name: np.float32(value / last) for name, value in sums.items()}, saved[-last:]
 
 
 def training_state(model):

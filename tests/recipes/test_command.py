@@ -1,6 +1,7 @@
 import csv
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,37 @@ def test_predict_reads_arguments_or_lines(trained, monkeypatch, capfd):
     assert out.splitlines()[1] == ""
     piped = polyhead(monkeypatch, capfd, "predict", trained, stdin="The dog.\n\nA cat.\n")
     assert piped[1] == out
+
+
+def test_beams_and_attention_can_be_asked_for(trained, monkeypatch, capfd, tmp_path):
+    picture = tmp_path / "attention.png"
+    ask = ("predict", trained, "The dog.", "--best", 2, "--alpha", 0.6, "--attention", picture)
+    status, out, _ = polyhead(monkeypatch, capfd, *ask)
+    (first, _), (second, _) = (line.split("\t", 1) for line in out.splitlines())
+    assert status == 0 and float(first) >= float(second)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for arguments, message in (
+        (("The dog.", "A cat.", "--attention", picture), "--attention draws one text: 2 were"),
+        (("The dog.", "--attention", tmp_path / "no" / "a.png"), "no folder"),
+        (("The dog.", "--beams", 0), "beams must be a positive integer: 0"),
+    ):
+        status, _, err = polyhead(monkeypatch, capfd, "predict", trained, *arguments)
+        assert status == 1 and message in err and len(err.splitlines()) == 1
+
+
+def test_checkpoints_are_averaged(trained, monkeypatch, capfd, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    status, out, _ = polyhead(monkeypatch, capfd, "average", run, "--last", 2, "--beams", 2)
+    assert status == 0 and "the mean of updates" in out and out.endswith(f"{run / 'average'}\n")
+    mean, _ = read_tensors(run / "average" / "model.safetensors")
+    saved = [read_tensors(path)[0] for path in run.glob("checkpoint-*.safetensors")]
+    for name, value in mean.items():
+        expected = np.mean([tensors[f"model/{name}"] for tensors in saved], axis=0)
+        np.testing.assert_allclose(value, expected, atol=1e-6)
+    status, out, _ = polyhead(monkeypatch, capfd, "evaluate", run / "average", "--show", 0)
+    assert status == 0 and "BLEU" in out
+    status, _, err = polyhead(monkeypatch, capfd, "average", run)
+    assert status == 1 and "has 2 checkpoints, of which 10 cannot be averaged" in err
 
 
 def test_export_writes_a_version_and_says_which(trained, monkeypatch, capfd, tmp_path):
