@@ -8,12 +8,15 @@ COMMA := ,
 STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(COMMA),-,$(EXTRAS)))
 DEMO := runs/demo
 
-.PHONY: help demo test test-all everything bench-devices lint sample clean
+# What the second make of these does, with the peers that they need.
+.PHONY: everything bench-peers
+.PHONY: help demo test test-all bench bench-devices lint sample clean
 
 help:
 	@echo "make demo      train on the sample, print BLEU and translations, export, ask the export"
 	@echo "make test      the fast tests; EXTRAS=parity adds those against PyTorch"
 	@echo "make test-all  and what is slow: kills, several devices, JAX, the wheel"
+	@echo "make bench     training and translating against Hugging Face's Marian in PyTorch"
 	@echo "make bench-devices  training steps on 1, 2 and 4 replicas against plain Keras"
 	@echo "make lint      ruff and pyright"
 	@echo "make sample    write data/samples again from its grammar"
@@ -36,6 +39,12 @@ test-all:
 everything: $(STAMP)
 	$(BIN)/python -m pytest
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/layers tests/zoo
+
+bench:
+	$(MAKE) bench-peers EXTRAS=bench
+
+bench-peers: $(STAMP)
+	$(BIN)/python bench/translation.py
 
 bench-devices: $(STAMP)
 	$(BIN)/python bench/devices.py

@@ -118,7 +118,7 @@ class MarianPieces(tf.Module):
         for name, model in self.models.items():
             (Path(folder) / name).write_bytes(model)
         for name, table in self.vocabularies.items():
-            (Path(folder) / name).write_text(json.dumps(table, ensure_ascii=False, indent=0))
+            (Path(folder) / name).write_text(json.dumps(table, indent=0), "utf-8")
 
     @classmethod
     def load(cls, folder):
@@ -138,8 +138,8 @@ class MarianPieces(tf.Module):
 
 
 def check_table(name, table):
-    numbers = table.values() if isinstance(table, dict) else ()
-    if not all(isinstance(n, int) for n in numbers) or set(numbers) != set(range(len(table))):
+    numbers = list(table.values()) if isinstance(table, dict) else [None]
+    if not all(type(n) is int for n in numbers) or set(numbers) != set(range(len(numbers))):
         raise ValueError(f"{name} must number its pieces 0, 1, 2 ...")
     if lacking := [piece for piece in ("<unk>", "</s>", "<pad>") if piece not in table]:
         raise ValueError(f"{name} lacks {lacking}")

@@ -11,7 +11,15 @@ class Dropout(keras.layers.Dropout):
     As `keras.layers.Dropout`, but whether an element is dropped is a hash of its index and of the
     layer's seed: integer arithmetic that XLA fuses into what comes before and after, where
     Keras's generator is a loop of its own.
+
+    Raises:
+        ValueError: a rate that is not in [0, 1), or a ``noise_shape``, which it has not.
     """
+
+    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
+        super().__init__(rate, seed=seed, **kwargs)
+        if not 0 <= rate < 1 or noise_shape is not None:
+            raise ValueError(f"rate must be in [0, 1), without noise_shape: {rate}, {noise_shape}")
 
     def call(self, inputs, training=False):
         if not training or self.rate == 0:

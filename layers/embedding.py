@@ -46,7 +46,9 @@ class TokenEmbedding(keras.layers.Layer):
     def logits(self, x):
         """``x`` (B, T, D) -> logits (B, T, V), in float32."""
         matrix = ops.cast(self.embeddings, self.compute_dtype)
-        logits = ops.matmul(ops.cast(x, self.compute_dtype), ops.transpose(matrix))
+        # In a loop XLA would copy the matrix at each step to multiply by its transpose.
+        x = ops.cast(x, self.compute_dtype)
+        logits = ops.moveaxis(ops.einsum("vd,btd->vbt", matrix, x), 0, -1)
         logits = ops.cast(logits, "float32")
         return logits + self.bias if self.logits_bias else logits
 

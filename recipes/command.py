@@ -175,6 +175,7 @@ def average(
 ):
     """Average a run's last checkpoints into the model RUN/average, and score it on validation.
 
+    The weights themselves are averaged, not the moving averages of --ema, which RUN/best holds.
     RUN/average may stand where RUN does: for evaluate, predict and export.
     """
     from .translation import average

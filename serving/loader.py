@@ -72,6 +72,11 @@ class SavedModel:
         if signature not in self.signatures:
             raise RuntimeError(f"no signature {signature!r}; there are {sorted(self.signatures)}")
         inputs, outputs = self.signatures[signature]
+        if not isinstance(feeds, dict) or not all(
+            isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+            for texts in feeds.values()
+        ):
+            raise RuntimeError(f"inputs are lists of strings by name, not {feeds!r:.100}")
         if set(feeds) != set(inputs):
             raise RuntimeError(f"{signature} takes {sorted(inputs)}, not {sorted(feeds)}")
         given = [self._strings(feeds[name]) for name in inputs]
@@ -224,9 +229,13 @@ def main():
     try:
         model = SavedModel(options.version)
         asked = (
-            [{"inputs": {"text": options.texts}}] if options.texts else map(json.loads, sys.stdin)
+            [{"inputs": {"text": options.texts}}]
+            if options.texts
+            else map(json.loads, filter(str.strip, sys.stdin))
         )
         for request in asked:
+            if not isinstance(request, dict):
+                raise ValueError(f"a request is a JSON object, not {request!r:.100}")
             signature = request.get("signature_name", options.signature)
             print(json.dumps(model(request["inputs"], signature), ensure_ascii=False), flush=True)
     except KeyError as error:

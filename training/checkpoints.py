@@ -265,10 +265,11 @@ def mean_weights(folder, last=10):
         )
     sums = {}
     for path in saved[-last:]:
-        tensors, _ = read_tensors(path)
-        for name, value in tensors.items():
-            if name.startswith("model/"):
-                sums[name[6:]] = sums.get(name[6:], 0) + value.astype("float64")
+        weights = {k[6:]: v for k, v in read_tensors(path)[0].items() if k.startswith("model/")}
+        if sums and sums.keys() != weights.keys():
+            raise CheckpointError(f"{path} is another model's than {saved[-last]}")
+        for name, value in weights.items():
+            sums[name] = sums.get(name, 0) + value.astype("float64")
     return {name: np.float32(value / last) for name, value in sums.items()}, saved[-last:]
 
 

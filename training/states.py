@@ -41,6 +41,8 @@ def read_tensors(path):
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(about)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is no complete safetensors file: {error}") from error
+    except (AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} has tensors of a type unknown here: {error}") from error
 
 
 def by_path(variables):

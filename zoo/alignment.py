@@ -39,7 +39,7 @@ class Alignment(NamedTuple):
         axes.set_xlabel(f"source, as decoder layer {layer % layers} attends to it (mean of heads)")
         axes.set_ylabel("translation")
         content = io.BytesIO()
-        figure.savefig(content, dpi=120)
+        figure.savefig(content, dpi=min(120, 10_000 / max(size)))  # at most 10,000 pixels
         return content.getvalue()
 
     def draw(self, path, layer=None):

@@ -1,5 +1,6 @@
 """Decoding: the engine that turns a step of a decoder into sequences."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,19 +44,31 @@ class Search:
     renormalized: bool = False
 
     def __post_init__(self):
-        if not isinstance(self.beams, int) or self.beams < 1:
-            raise ValueError(f"beams must be a positive integer: {self.beams!r}")
+        for name in ("beams", "max_tokens"):
+            value = getattr(self, name)
+            if (type(value) is not int or value < 1) and (name, value) != ("max_tokens", None):
+                raise ValueError(f"{name} must be a positive integer: {value!r}")
+        if type(self.alpha) not in (int, float) or not math.isfinite(self.alpha):
+            raise ValueError(f"alpha must be a number: {self.alpha!r}")
         if self.penalty not in ("power", "gnmt"):
             raise ValueError(f"penalty must be 'power' or 'gnmt': {self.penalty!r}")
-        if self.early_stopping not in (False, True, "never"):
+        if self.early_stopping != "never" and type(self.early_stopping) is not bool:
             raise ValueError(
                 f"early_stopping must be False, True or 'never': {self.early_stopping!r}"
             )
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be positive: {self.max_tokens}")
-        object.__setattr__(self, "banned", tuple(tuple(tokens) for tokens in self.banned))
-        if not all(tokens and all(isinstance(t, int) for t in tokens) for tokens in self.banned):
-            raise ValueError(f"banned must be sequences of tokens: {self.banned}")
+        for name in ("forced_end", "renormalized"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be True or False: {getattr(self, name)!r}")
+        lists = (list, tuple)
+        sound = isinstance(self.banned, lists) and all(
+            isinstance(tokens, lists) and tokens for tokens in self.banned
+        )
+        if not sound or not all(
+            type(t) is int and 0 <= t < 2**31 for ts in self.banned for t in ts
+        ):
+            raise ValueError(f"banned must be sequences of tokens: {self.banned!r}")
+        banned = tuple(tuple(tokens) for tokens in self.banned)
+        object.__setattr__(self, "banned", banned)
 
     def worth(self, score, tokens):
         """What a hypothesis of so many ``tokens`` and log-probability ``score`` is worth."""
@@ -131,13 +144,15 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
 
     def extend(index, current, tokens, score, ended, worth, done, caches):
         logits, caches = step(current, caches)
-        vocab = logits.shape[-1]
-        gain = ops.reshape(ops.log_softmax(ops.cast(logits[:, 0], "float32")), (-1, beams, vocab))
+        logits = ops.reshape(ops.cast(logits[:, 0], "float32"), (-1, beams, logits.shape[-1]))
         last = index + 1 >= limit
-        gain = permitted(gain, tokens, index, last)
-        total = ops.reshape(score[..., None] + gain, (-1, beams * vocab))
-        total, candidate = ops.top_k(total, min(2 * beams, beams * vocab))
-        parent, token = candidate // vocab, ops.cast(candidate % vocab, "int32")
+        # Log-probabilities are only taken of the few that may be chosen: V is large.
+        logits, normalizer = permitted(logits, tokens, index, last)
+        gain, token = ops.top_k(logits, min(2 * beams, logits.shape[-1]))
+        total = score[..., None] + (gain - normalizer)
+        total, candidate = ops.top_k(flat(total), min(2 * beams, beams * gain.shape[-1]))
+        parent = candidate // gain.shape[-1]
+        token = ops.take_along_axis(flat(token), candidate, axis=1)
         longer = ops.take_along_axis(tokens, parent[..., None], axis=1)
         longer = ops.where(position == index, token[..., None], longer)
         ends = ops.logical_or(token == end_id, last[:, None])
@@ -145,6 +160,7 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
         # Those that end ...
         enters = ops.logical_and(ends, ops.arange(total.shape[-1]) < beams)
         enters = ops.logical_and(enters, ops.logical_not(done)[:, None])
+        enters = ops.logical_and(enters, total > IMPOSSIBLE / 2)
         entering = ops.where(enters, search.worth(total, index + 1), IMPOSSIBLE)
         worth, kept = ops.top_k(ops.concatenate([worth, entering], axis=1), beams)
         [ended] = keep(kept, ops.concatenate([ended, longer], axis=1))
@@ -160,22 +176,27 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
         current = ops.reshape(current, (-1, 1))
         return index + 1, current, tokens, score, ended, worth, done, caches
 
-    def permitted(gain, tokens, index, last):
-        """``gain`` (B, K, V) without what the search forbids."""
-        token = ops.arange(gain.shape[-1])
+    def permitted(logits, tokens, index, last):
+        """``logits`` (B, K, V) without what the search forbids, and their normalizer (B, K, 1)."""
+        token = ops.arange(logits.shape[-1])
+        normalizer = ops.logsumexp(logits, axis=-1, keepdims=True)
         for *before, banned in search.banned:
             matched = ops.full((1, 1), True)
             for back, expected in enumerate(reversed(before), start=1):
                 at = ops.sum(ops.where(position == index - back, tokens, 0), axis=-1)
                 matched = ops.logical_and(matched, ops.logical_and(at == expected, index >= back))
             forbidden = ops.logical_and(matched[..., None], token == banned)
-            gain = ops.where(forbidden, IMPOSSIBLE, gain)
+            logits = ops.where(forbidden, IMPOSSIBLE, logits)
         if search.banned and search.renormalized:
-            gain = ops.log_softmax(gain)
+            normalizer = ops.logsumexp(logits, axis=-1, keepdims=True)
         if search.forced_end:
-            only = ops.where(token == end_id, 0.0, IMPOSSIBLE)
-            gain = ops.where(last[:, None, None], only, gain)
-        return gain
+            only = ops.where(token == end_id, normalizer, IMPOSSIBLE)
+            logits = ops.where(last[:, None, None], only, logits)
+        return logits, normalizer
+
+    def flat(x):
+        """``x`` (B, K, C) -> (B, K C)."""
+        return ops.reshape(x, (-1, beams * x.shape[-1]))
 
     def decided(score, worst, tokens):
         """Whether no hypothesis with ``score`` may replace the one that is worth ``worst``."""

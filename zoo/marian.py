@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..training import CheckpointError
 from .generation import Search
 from .transformer import TransformerConfig
 
@@ -52,14 +53,17 @@ def redundant(config, tensors):
     names = ["lm_head.weight"]
     if shared:
         names += [f"model.{side}.embed_tokens.weight" for side in ("encoder", "decoder")]
-    angles = np.arange(config.max_length)[:, None] / 10000 ** (
-        np.arange(0, config.dim, 2) / config.dim
-    )
-    positions = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-    return {
-        **dict.fromkeys(names, embeddings),
-        **{f"model.{side}.embed_positions.weight": positions for side in ("encoder", "decoder")},
-    }
+    expected = dict.fromkeys(names, embeddings)
+    for side in ("encoder", "decoder"):
+        name = f"model.{side}.embed_positions.weight"
+        if name in tensors:
+            expected[name] = positions(len(tensors[name]), config.dim)
+    return expected
+
+
+def positions(length, dim):
+    angles = np.arange(length)[:, None] / 10000 ** (np.arange(0, dim, 2) / dim)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
 def read_config(s, g):
@@ -91,6 +95,8 @@ def read_config(s, g):
     s.must("decoder_attention_heads", s.get("encoder_attention_heads"))
     s.must("decoder_ffn_dim", s.get("encoder_ffn_dim"))
     shared = s.get("share_encoder_decoder_embeddings", True)
+    if type(shared) is not bool:
+        raise s.error("share_encoder_decoder_embeddings", shared, "true or false")
     vocab_size = s.get("vocab_size")
     decoder_vocab_size = s.get("decoder_vocab_size", None) or vocab_size
     if shared and decoder_vocab_size != vocab_size:
@@ -125,10 +131,11 @@ def read_config(s, g):
         "transformers_version", "use_cache", "_name_or_path", "_num_labels",
         "output_past", "tokenizer_class",
     )  # fmt: skip
-    # Older files keep the settings of the search here; those of generation_config.json count.
-    for name in SEARCH:
-        if name in s.unread:
-            g.default(name, s.get(name))
+    # Older files keep the settings of the search here.
+    for name in SEARCH if not g.values else ():
+        if (value := s.get(name, None)) is not None:
+            g.default(name, value)
+    s.ignore(*SEARCH)
     s.all_read()
     return TransformerConfig(**config, search=read_search(g, config))
 
@@ -162,15 +169,19 @@ def read_search(g, config):
     if forced not in (None, config["end_id"]):
         raise g.error("forced_eos_token_id", forced, f"eos_token_id, {config['end_id']}, or none")
     longest = g.get("max_length", None)  # counts the start token
-    max_tokens = g.get("max_new_tokens", None) or (longest - 1 if longest else None)
+    max_tokens = g.get("max_new_tokens", None if longest is None else longest - 1)
+    banned = [tokens for tokens in g.get("bad_words_ids", []) if tokens != [config["end_id"]]]
     search = dict(
-        beams=g.get("num_beams", None) or 1,
+        beams=g.get("num_beams", 1),
         alpha=g.get("length_penalty", 1.0),
         early_stopping=g.get("early_stopping", False),
         max_tokens=max_tokens,
         forced_end=forced is not None,
-        banned=g.get("bad_words_ids", None) or (),
-        renormalized=bool(g.get("renormalize_logits", False)),
+        banned=banned,  # the end may be banned there, and comes nevertheless
+        renormalized=g.get("renormalize_logits", False),
     )
     g.all_read()
-    return Search(**search)
+    try:
+        return Search(**search)
+    except ValueError as error:
+        raise CheckpointError(f"{g.file}: {error}") from None

@@ -19,7 +19,7 @@ from ..layers import (
 )
 from ..training import InverseSquareRoot, SmoothedCrossEntropy, compiled
 from .alignment import Alignment
-from .generation import GREEDY, ScatterCache, Search, decode
+from .generation import GREEDY, IMPOSSIBLE, ScatterCache, Search, decode
 from .pretrained import MARIAN, TOKENIZER, VOCABULARY, Pretrained
 
 
@@ -49,13 +49,22 @@ class TransformerConfig:
     def __post_init__(self):
         if isinstance(self.search, dict):  # read from a file
             object.__setattr__(self, "search", Search(**self.search))
+        if not isinstance(self.search, Search):
+            raise ValueError(f"search must be a Search: {self.search!r}")
+        for name in ("scale_embeddings", "interleaved_positions", "logits_bias"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be True or False: {getattr(self, name)!r}")
         for name in ("vocab_size", "num_layers", "dim", "hidden_dim", "num_heads", "max_length"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a positive integer: {value!r}")
+        for name in ("pad_id", "start_id", "end_id"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value < self.vocab_size:
+                raise ValueError(f"{name} must be a token, of {self.vocab_size}: {value!r}")
         for name in ("source_vocab_size", "decoder_layers"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} must be a positive integer, or None: {value!r}")
         if self.dim % self.num_heads or self.dim % 2:
             raise ValueError(
@@ -130,7 +139,7 @@ class Transformer(Pretrained):
 
     def __init__(self, config, tokenizer=None, **kwargs):
         super().__init__(**kwargs)
-        for name in (*VOCABULARY, "source_vocab_size") if tokenizer is not None else ():
+        for name in VOCABULARY if tokenizer is not None else ():
             theirs, ours = getattr(tokenizer, name), getattr(config, name)
             if theirs != ours:
                 raise ValueError(
@@ -228,17 +237,18 @@ class Transformer(Pretrained):
     def find(self, source, search=GREEDY, length=None, cache=KeyValueCache):
         """What ``search`` finds for ``source`` (B, S): a `Found`.
 
-        A translation gets at most ``search.max_tokens``, else twice the tokens of its source and
-        ten more; an empty source (its end token alone) gets none. ``cache`` is how keys and
-        values are kept, for ``length`` tokens.
+        A translation gets at most ``search.max_tokens``, and where that or the ``length`` of the
+        caches is not given, twice the tokens of its source and ten more; an empty source (its end
+        token alone) gets none. ``cache`` is how keys and values are kept.
         """
         c = self.config
         mask = self.source_mask(source)
         count = ops.sum(ops.cast(source != c.pad_id, "int32"), axis=1)
-        usual = 2 * count + 10 if search.max_tokens is None else search.max_tokens
-        limit = ops.where(count > 1, usual, 0)
+        usual = 2 * count + 10
+        limit = usual if search.max_tokens is None else search.max_tokens
         if length is None:
-            length = 2 * ops.shape(source)[1] + 10
+            length, limit = 2 * ops.shape(source)[1] + 10, ops.minimum(limit, usual)
+        limit = ops.where(count > 1, limit, 0)
         memories = self.project(self.encode(source, mask))
         if search.beams > 1:
             mask, *memories = keras.tree.map_structure(
@@ -272,8 +282,8 @@ class Transformer(Pretrained):
 
         Returns:
             a list of strings in the order of ``texts``; with ``scores`` of `Translation`. With a
-            number ``best``, up to the number of beams, each of them is a list of so many, the
-            best first.
+            number ``best``, up to the number of beams, each of them is a list of so many, or of
+            those that the search found, the best first.
         """
         tokenizer = self._need_tokenizer("translate")
         if isinstance(texts, str):
@@ -303,7 +313,8 @@ class Transformer(Pretrained):
                 decoded = np.asarray(tokenizer.decode(tokens[i, : best or 1]))
                 found[row] = [
                     Translation(text.decode(), float(s)) if scores else text.decode()
-                    for text, s in zip(decoded, score[i], strict=False)
+                    for k, (text, s) in enumerate(zip(decoded, score[i], strict=False))
+                    if k == 0 or s > IMPOSSIBLE / 2  # a search may find fewer
                 ]
         return [translations if best else translations[0] for translations in found]
 
@@ -361,7 +372,8 @@ class Transformer(Pretrained):
         Its signature ``serving_default`` takes ``text`` (B,) and gives ``text`` and ``score``
         (B,), by greedy search. Its signature ``beam`` gives ``text`` and ``score`` (B, K), the
         best first, by the model's own search with the settings ``search``; where that is greedy
-        and no number of ``beams`` is given, by 4 beams. A translation has at most twice the
+        and no number of ``beams`` is given, by 4 beams. Where there are fewer than K, as of an
+        empty text, the others are empty and score -1e9. A translation has at most twice the
         tokens of its source and ten more. Returns the version's folder; see
         `polyhead.serving.export`.
         """

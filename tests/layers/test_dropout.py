@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pytest
 
 from polyhead.layers import Dropout
 
@@ -34,6 +35,14 @@ def test_the_seed_tells_the_mask():
     first = drop(layer)
     np.testing.assert_array_equal(drop(again), first)
     assert (drop(layer) != first).mean() > 0.4
+
+
+def test_what_it_cannot_do_is_refused():
+    for options in (dict(rate=1.0), dict(rate=0.5, noise_shape=(1, 3))):
+        with pytest.raises(ValueError, match=r"rate must be in \[0, 1\), without noise_shape"):
+            Dropout(**options)
+    layer = Dropout.from_config(Dropout(0.25, seed=3).get_config())
+    assert (layer.rate, layer.seed) == (0.25, 3)
 
 
 def test_nothing_is_dropped_outside_training():

@@ -130,6 +130,22 @@ def test_scores_are_those_of_the_model():
         assert score[row, beam] == pytest.approx(total / n**0.7, abs=1e-3)
 
 
+def test_what_cannot_be_is_not_found():
+    model, source = confident(vocab_size=5), np.array([[3, 4, 3, 2]], "int32")
+    banned = [[0], [1], [3]]  # which leaves the end and one more
+    tokens, score = found(model, source, beams=8, max_tokens=2, banned=banned)
+    listed = [list(hypothesis[:2]) for hypothesis in tokens[0]]
+    assert sorted(listed[:3]) == [[2, 0], [4, 2], [4, 4]] and not np.any(listed[3:])
+    assert (score[0, :3] > -100).all() and (score[0, 3:] == -1e9).all()
+
+
+def test_without_room_for_the_longest_the_usual_limit_holds():
+    model, source = confident(), draw(4, 6)
+    usual = found(model, source)
+    longer = found(model, source, max_tokens=500)
+    np.testing.assert_array_equal(longer[0], usual[0])
+
+
 def test_what_is_banned_never_comes():
     model, source = confident(), draw(8, 6)
     for beams in (1, 3):
@@ -163,7 +179,15 @@ def test_settings_that_cannot_be_are_refused():
         (dict(beams=0), "beams must be a positive integer: 0"),
         (dict(penalty="wu"), "penalty must be 'power' or 'gnmt': 'wu'"),
         (dict(early_stopping="always"), "early_stopping must be False, True or 'never': 'always'"),
-        (dict(max_tokens=0), "max_tokens must be positive: 0"),
+        (dict(beams=True), "beams must be a positive integer: True"),
+        (dict(max_tokens=0), "max_tokens must be a positive integer: 0"),
+        (dict(max_tokens="5"), "max_tokens must be a positive integer: '5'"),
+        (dict(alpha="1"), "alpha must be a number: '1'"),
+        (dict(alpha=float("nan")), "alpha must be a number: nan"),
+        (dict(early_stopping=1), "early_stopping must be False, True or 'never': 1"),
+        (dict(forced_end="no"), "forced_end must be True or False: 'no'"),
+        (dict(banned=[5]), "banned must be sequences of tokens"),
+        (dict(banned=[[2**40]]), "banned must be sequences of tokens"),
         (dict(banned=[[]]), "banned must be sequences of tokens"),
     ):
         with pytest.raises(ValueError, match=message):

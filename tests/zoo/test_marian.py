@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from keras import ops
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+sentencepiece = pytest.importorskip("sentencepiece")
 pytest.importorskip("tensorflow")
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
@@ -45,6 +47,22 @@ def vocabulary(sample, tmp_path_factory):
 
     write("vocab.json", [*first, *union, "<pad>"])
     return folder, len(first) + len(union) + 1
+
+
+@pytest.fixture(scope="module")
+def separate(vocabulary, tmp_path_factory):
+    """The same, with a vocabulary for the target alone."""
+    folder = tmp_path_factory.mktemp("separate")
+    shutil.copytree(vocabulary[0], folder, dirs_exist_ok=True)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "target.spm"))
+    targets = [model.id_to_piece(i) for i in range(4, 200)]
+    listed = ["</s>", "<unk>", *targets]
+    listed += [f"unused{i}" for i in range(vocabulary[1] - 1 - len(listed))] + ["<pad>"]
+    table = {piece: i for i, piece in enumerate(listed)}
+    (folder / "target_vocab.json").write_text(json.dumps(table))
+    config = {"separate_vocabs": True, "target_vocab_file": str(folder / "target_vocab.json")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder, vocabulary[1]
 
 
 def published(folder, vocabulary, generation=(), tokenizer=True, ends=7.0, **overrides):
@@ -127,6 +145,8 @@ def test_logits_are_those_of_the_reference(pair):
         dict(num_beams=3, early_stopping=True, length_penalty=0.5),
         dict(num_beams=3, early_stopping="never", length_penalty=2.0),
         dict(num_beams=2, length_penalty=-1.0, forced_eos_token_id=None),
+        dict(num_beams=1, max_length=5, forced_eos_token_id=None),
+        dict(num_beams=1, max_length=5, bad_words_ids=[[0]]),
     ],
     ids=str,
 )
@@ -141,21 +161,22 @@ def test_translations_are_those_of_the_reference(pair, options, tmp_path):
     source = draw(24, 8, vocab, pad, seed=2)
     found = ours.find(source, ours.config.search, length=23)
     best = options["num_beams"]
+    theirs.generation_config = transformers.GenerationConfig(
+        **{**generation, **options},
+        num_return_sequences=best,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
     expected = theirs.generate(
-        input_ids=torch.tensor(source).long(),
-        attention_mask=torch.tensor(source != pad),
-        generation_config=transformers.GenerationConfig(
-            **{**generation, **options},
-            num_return_sequences=best,
-            output_scores=True,
-            return_dict_in_generate=True,
-        ),
+        input_ids=torch.tensor(source).long(), attention_mask=torch.tensor(source != pad)
     )
     sequences = expected.sequences.numpy()[:, 1:].reshape(24, best, -1)
+    longest = {**generation, **options}["max_length"] - 1
+    assert sequences.shape[-1] <= longest
     tokens = ops.convert_to_numpy(found.tokens)
     np.testing.assert_array_equal(tokens[..., : sequences.shape[-1]], sequences)
     assert (tokens[..., sequences.shape[-1] :] == pad).all()
-    if options.get("early_stopping") != "never":  # which favours the longest
+    if options.get("early_stopping") != "never" and longest > 5:  # which favour one length
         assert len(set((tokens[:, 0] != pad).sum(1))) > 1
     if best > 1:
         scores = expected.sequences_scores.numpy().reshape(24, best)
@@ -178,6 +199,26 @@ def test_text_is_cut_and_joined_as_by_the_reference(vocabulary, sample):
     tokens = np.random.default_rng(1).integers(0, ours.vocab_size, (200, 9)).astype("int32")
     decoded = [text.decode() for text in ours.decode(tokens).numpy()]
     assert decoded == theirs.batch_decode(tokens, skip_special_tokens=True)
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+def test_each_side_may_have_its_own_pieces(separate, sample, tmp_path):
+    published(
+        tmp_path, separate, share_encoder_decoder_embeddings=False, decoder_vocab_size=separate[1]
+    )
+    ours = Transformer.from_pretrained(tmp_path)
+    theirs = transformers.MarianTokenizer.from_pretrained(separate[0])
+    sources, targets = sample.sources[:20], sample.targets[:20]
+    tokens = ours.tokenizer.ragged(targets, target=True)
+    assert tokens.to_list() == [theirs(text_target=t)["input_ids"] for t in targets]
+    assert ours.tokenizer.ragged(sources).to_list() == [theirs(t)["input_ids"] for t in sources]
+    decoded = [text.decode() for text in ours.tokenizer.decode(tokens.to_tensor()).numpy()]
+    assert decoded == theirs.batch_decode(tokens.to_list(), skip_special_tokens=True)
+    ours.save_pretrained(tmp_path / "ours")
+    again = Transformer.from_pretrained(tmp_path / "ours")
+    assert again.translate(sources[:2]) == ours.translate(sources[:2])
+    fresh = Transformer.preset("tiny", ours.tokenizer, num_layers=1)
+    assert fresh.config.source_vocab_size == separate[1]
 
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
@@ -261,6 +302,9 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
         (dict(d_model="32"), "dim must be a positive integer: '32'"),
         (dict(encoder_layers=10**9, num_hidden_layers=10**9), "lacks model.encoder.layers.9999"),
         (dict(decoder_layers=1), r"has no \['model.decoder.layers.1"),
+        (dict(pad_token_id=10**6), "pad_token_id must be 1000000: 347"),
+        (dict(share_encoder_decoder_embeddings="no"), "must be true or false: 'no'"),
+        (dict(model_type=["marian"]), r"holds a \['marian'\], not a Transformer"),
         (dict(vocab_size=None), "config.json does not say vocab_size"),
     ):
         changed(config, **settings)
@@ -271,6 +315,9 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
         (dict(mood="good"), r"generation_config.json has unknown settings \['mood'\]"),
         (dict(num_beams=-1), "beams must be a positive integer: -1"),
         (dict(forced_eos_token_id=7), "forced_eos_token_id must be eos_token_id"),
+        (dict(num_beams=0), "beams must be a positive integer: 0"),
+        (dict(max_length=1), "generation_config.json: max_tokens must be a positive integer: 0"),
+        (dict(length_penalty="1"), "alpha must be a number: '1'"),
         (dict(bad_words_ids="all"), "banned must be sequences of tokens"),
     ):
         changed(folder / "generation_config.json", **settings)
@@ -301,6 +348,7 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
         ("source.spm", b"x", "source.spm is not a SentencePiece model"),
         ("vocab.json", b"{", "vocab.json is no JSON"),
         ("vocab.json", b'{"a": 0}', r"vocab.json lacks \['<unk>', '</s>', '<pad>'\]"),
+        ("vocab.json", b"5", "vocab.json must number its pieces"),
         ("vocab.json", b'{"a": 1, "b": 1}', "vocab.json must number its pieces"),
     ):
         (folder / name).write_bytes(content)

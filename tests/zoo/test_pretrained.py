@@ -103,9 +103,9 @@ def test_what_does_not_fit_is_named(saved, tmp_path):
     change_config(saved, model="GPT")
     with refused("holds a GPT, not a Transformer"):
         Transformer.from_pretrained(saved)
-    for content in ("{", "[]"):
+    for content, message in (("{", "config.json is no JSON"), ("[]", "it holds a list")):
         (saved / "config.json").write_text(content)
-        with refused("config.json is no JSON"):
+        with refused(message):
             Transformer.from_pretrained(saved)
     shutil.rmtree(saved)
     small().save_pretrained(saved)

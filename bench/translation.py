@@ -1,0 +1,295 @@
+"""Translation side by side with Hugging Face's Marian in PyTorch: `make bench`.
+
+Both have the same random weights (base: 6+6 layers, width 512, feed-forward 2,048, 58,101 pieces),
+sources of 20 tokens and translations of exactly 20. Each figure is a process of its own, which
+compiles and warms up first and then takes the median of several calls; its peak of memory is the
+process's. "Exported" is the SavedModel, without XLA, through TensorFlow Serving's C++ loader.
+Writes bench/translation.md.
+"""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+VOCAB, TOKENS, BEAMS = 58101, 20, 4
+SEARCHES = [(beams, batch) for beams in (1, BEAMS) for batch in (1, 32)]
+TRAIN_BATCH = 32
+
+
+def timed(call, least=5, seconds=8.0):
+    """The median time of ``call`` in seconds, once it is compiled and warm."""
+    call()
+    call()
+    times = []
+    while len(times) < least or sum(times) < seconds and len(times) < 100:
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def sources(batch):
+    import numpy as np
+
+    return np.random.default_rng(0).integers(10, VOCAB - 10, (batch, TOKENS)).astype("int32")
+
+
+def make(folder):
+    """The model as Hugging Face saves it, and a tokenizer whose pieces are single letters."""
+    import torch
+    from transformers import MarianConfig, MarianMTModel
+
+    from polyhead.data import Subwords
+
+    folder = Path(folder)
+    torch.manual_seed(0)
+    pad = VOCAB - 1
+    config = MarianConfig(
+        vocab_size=VOCAB, d_model=512, encoder_layers=6, decoder_layers=6, encoder_ffn_dim=2048,
+        decoder_ffn_dim=2048, encoder_attention_heads=8, decoder_attention_heads=8,
+        activation_function="swish", scale_embedding=True, max_position_embeddings=512,
+        pad_token_id=pad, decoder_start_token_id=pad, forced_eos_token_id=None,
+    )  # fmt: skip
+    model = MarianMTModel(config)
+    with torch.no_grad():
+        model.final_logits_bias[:, 0] = -1e4  # none ends before the limit
+    model.generation_config.update(bad_words_ids=[[pad]], max_length=TOKENS + 1)
+    model.save_pretrained(folder)
+    letters = "abcdefghijklmnopqrst"
+    pieces = Subwords.train([letters, *letters, f"{letters} {letters}"] * 3, 45)
+    listed = [pieces._pieces.id_to_piece(i) for i in range(4, pieces.vocab_size)]
+    table = ["</s>", "<unk>", *listed]
+    table += [f"piece{i}" for i in range(VOCAB - len(table) - 1)] + ["<pad>"]
+    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(table)}))
+    for name in ("source.spm", "target.spm"):
+        (folder / name).write_bytes(pieces.model)
+    text = ""
+    while (length := len(pieces.pieces(pieces.ragged([text])[0]))) < TOKENS:
+        text += letters[length]
+    assert length == TOKENS, length
+    return text
+
+
+def peer(folder, beams, batch):
+    """Hugging Face's `generate`: seconds a call."""
+    import torch
+    from transformers import MarianMTModel
+
+    model = MarianMTModel.from_pretrained(folder).eval()
+    source = torch.tensor(sources(batch)).long()
+    mask = torch.ones_like(source)
+
+    def call():
+        made = model.generate(input_ids=source, attention_mask=mask, num_beams=beams)
+        assert made.shape[1] == TOKENS + 1, made.shape
+
+    return timed(call)
+
+
+def ours(folder, beams, batch):
+    """`Transformer.find` as `translate` compiles it."""
+    import dataclasses
+
+    import numpy as np
+
+    from polyhead.zoo import Transformer
+
+    model = Transformer.from_pretrained(folder)
+    search, source = dataclasses.replace(model.config.search, beams=beams), sources(batch)
+
+    def call():
+        tokens, _ = model._found(source, search)
+        assert np.all(tokens[:, 0, TOKENS - 1] != model.config.pad_id)
+
+    return timed(call)
+
+
+def exported(folder, beams, batch, text):
+    """The SavedModel through the C++ loader, strings of 20 tokens in and strings out."""
+    from polyhead.serving.loader import SavedModel
+
+    model = SavedModel(folder)
+    texts = [text] * batch
+    signature = "serving_default" if beams == 1 else "beam"
+    return timed(lambda: model({"text": texts}, signature))
+
+
+def peer_training(folder, compile):
+    import torch
+    from transformers import MarianMTModel
+
+    model = MarianMTModel.from_pretrained(folder).train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    source = torch.tensor(sources(TRAIN_BATCH)).long()
+    mask = torch.ones_like(source)
+
+    def loss():
+        return model(input_ids=source, attention_mask=mask, labels=source).loss
+
+    forward = torch.compile(loss) if compile else loss
+
+    def call():
+        optimizer.zero_grad()
+        forward().backward()
+        optimizer.step()
+
+    return timed(call)
+
+
+def our_training(folder):
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from polyhead.training import SmoothedCrossEntropy
+    from polyhead.zoo import Transformer
+
+    model = Transformer.from_pretrained(folder)
+    model.compile(keras.optimizers.Adam(1e-4), SmoothedCrossEntropy(0.0))
+    model.build_optimizer()
+    model.make_train_function()
+    labels = sources(TRAIN_BATCH)
+    inputs = {"source": labels, "target": np.roll(labels, 1, axis=1)}
+    batch = (inputs, labels, np.ones(labels.shape, "float32"))
+    stream = iter(tf.data.Dataset.from_tensors(batch).repeat())
+    return timed(lambda: float(model.train_function(stream)["loss"]))
+
+
+def export(folder, base):
+    from polyhead.zoo import Transformer
+
+    return str(Transformer.from_pretrained(folder).export(base, beams=BEAMS))
+
+
+def export_tiny(base):
+    from polyhead.data import Subwords, read_split
+    from polyhead.recipes.translation import SAMPLE, folder_of
+    from polyhead.zoo import Transformer
+
+    pairs = read_split(folder_of(SAMPLE), "val", "en", "de")
+    tokenizer = Subwords.train(pairs.sources + pairs.targets, 500)
+    return str(Transformer.preset("tiny", tokenizer).export(base))
+
+
+def start_in_python(version):
+    """Seconds beyond importing TensorFlow until an exported model answers in Python."""
+    import tensorflow as tf
+    import tensorflow_text  # noqa: F401
+
+    began = time.perf_counter()
+    model = tf.saved_model.load(version)
+    model.signatures["serving_default"](text=tf.constant(["A dog runs."]))
+    return time.perf_counter() - began
+
+
+def limits():
+    """What the machine can: arithmetic in GFLOP/s, reading memory in GB/s."""
+    import torch
+
+    a = torch.randn(2048, 2048)
+    product = 2 * 2048**3 / timed(lambda: a @ a, seconds=2.0) / 1e9
+    b = torch.randn(2**28)
+    return product, b.numel() * 4 / timed(lambda: b.sum(), seconds=2.0) / 1e9
+
+
+def asked(*arguments, needed=False):
+    """(result, peak memory in MB) of one of these functions in a process of its own."""
+    command = [
+        sys.executable,
+        __file__,
+        "measure",
+        json.dumps([str(a) if isinstance(a, Path) else a for a in arguments]),
+    ]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode and needed:
+        sys.exit(process.stderr)
+    if process.returncode:
+        print(*arguments, process.stderr.strip().splitlines()[-1], file=sys.stderr)
+        return None, None
+    return json.loads(process.stdout.strip().splitlines()[-1])
+
+
+def shown(seconds, count, memory):
+    return "-" if seconds is None else f"{count / seconds:.1f} ({memory:,.0f} MB)"
+
+
+def ratio(theirs, seconds):
+    return "-" if theirs is None or seconds is None else f"**{theirs / seconds:.2f}**"
+
+
+def main():
+    from devices import processor
+
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        (folder / "marian").mkdir()
+        text, _ = asked("make", folder / "marian", needed=True)
+        version, _ = asked("export", folder / "marian", folder / "export", needed=True)
+        (product, memory_speed), _ = asked("limits", needed=True)
+        lines += [
+            "# Translation against Hugging Face's Marian",
+            "",
+            f"`make bench`; {date.today()}, {os.cpu_count()} cores of {processor()}, float32. "
+            f"Measured in the same run: a matrix product {product:.0f} GFLOP/s, reading memory "
+            f"{memory_speed:.0f} GB/s. Ratios are of speed, ours to theirs; then sentences a "
+            "second, and the process's peak of memory.",
+            "",
+            "| search | batch | in process (XLA) / HF | exported / HF | HF | ours | exported |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for beams, batch in SEARCHES:
+            rows = [
+                asked("peer", folder / "marian", beams, batch),
+                asked("ours", folder / "marian", beams, batch),
+                asked("exported", version, beams, batch, text),
+            ]
+            (theirs, _), (xla, _), (served, _) = rows
+            name = "greedy" if beams == 1 else f"{beams} beams"
+            line = f"| {name} | {batch} | {ratio(theirs, xla)} | {ratio(theirs, served)} | "
+            lines.append(line + " | ".join(shown(s, batch, m) for s, m in rows) + " |")
+            print(lines[-1], flush=True)
+        rows = [
+            asked("peer_training", folder / "marian", False),
+            asked("peer_training", folder / "marian", True),
+            asked("our_training", folder / "marian"),
+        ]
+        times = [f"{1000 * s:,.0f} ms ({m:,.0f} MB)" if s else "-" for s, m in rows]
+        lines += [
+            "",
+            f"A training step, {TRAIN_BATCH} pairs of {TOKENS} + {TOKENS} tokens, Adam, dropout "
+            f"0.1: ours {times[2]}; theirs {times[0]} eager, {times[1]} compiled. "
+            f"Speed, ours to theirs: {ratio(rows[0][0], rows[2][0])} and "
+            f"{ratio(rows[1][0], rows[2][0])}.",
+        ]
+        tiny, _ = asked("export_tiny", folder / "tiny", needed=True)
+        began = time.perf_counter()
+        loader = [sys.executable, "-m", "polyhead.serving.loader", tiny, "A dog runs."]
+        subprocess.run(loader, check=True, capture_output=True)
+        native = time.perf_counter() - began
+        python, _ = asked("start_in_python", tiny, needed=True)
+        lines += [
+            "",
+            f"An exported tiny model answers {native:.1f} s after the start of a process through "
+            f"the C++ loader, and in Python {python:.1f} s after TensorFlow is imported.",
+        ]
+    print("\n".join(lines))
+    Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["measure"]:
+        name, *arguments = json.loads(sys.argv[2])
+        result = globals()[name](*arguments)
+        print(json.dumps([result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+    else:
+        main()
