@@ -46,9 +46,13 @@ class TokenEmbedding(keras.layers.Layer):
     def logits(self, x):
         """``x`` (B, T, D) -> logits (B, T, V), in float32."""
         matrix = ops.cast(self.embeddings, self.compute_dtype)
-        # In a loop XLA would copy the matrix at each step to multiply by its transpose.
         x = ops.cast(x, self.compute_dtype)
-        logits = ops.moveaxis(ops.einsum("vd,btd->vbt", matrix, x), 0, -1)
+        if x.shape[1] == 1:
+            # While decoding, the matrix comes first: XLA would transpose it anew at each step.
+            # (In training that costs nothing beside the product; transposing the logits would.)
+            logits = ops.moveaxis(ops.einsum("vd,btd->vbt", matrix, x), 0, -1)
+        else:
+            logits = ops.matmul(x, ops.transpose(matrix))
         logits = ops.cast(logits, "float32")
         return logits + self.bias if self.logits_bias else logits
 
