@@ -246,7 +246,9 @@ def test_a_strategy_of_one_replica_trains_as_none():
         assert largest_difference(alone, model) < 1e-6
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_the_compiled_step_is_the_uncompiled_one(policy):
     keras.config.set_dtype_policy(policy)
     settings = dict(gradient_accumulation_steps=2, use_ema=True, ema_overwrite_frequency=2)

@@ -116,7 +116,9 @@ CONFIGURATIONS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=CONFIGURATIONS)
+@pytest.fixture(
+    scope="module", params=["opus", pytest.param("plain", marks=pytest.mark.slow), "separate"]
+)
 def pair(request, vocabulary, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     theirs = published(folder, vocabulary, **CONFIGURATIONS[request.param])
