@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-import sentencepiece
 import tensorflow as tf
+
+from .tokenizer import Tokenizer, read_pieces
 
 SOURCE, TARGET, VOCABULARY, TARGET_VOCABULARY = (
     "source.spm",
@@ -15,7 +16,7 @@ SOURCE, TARGET, VOCABULARY, TARGET_VOCABULARY = (
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark of the start of a word
 
 
-class MarianPieces(tf.Module):
+class MarianPieces(Tokenizer):
     """Two SentencePiece models that cut text into pieces, and a table of the pieces' numbers.
 
     As Hugging Face's `MarianTokenizer`: a source that begins with a language's code, ``>>de<<``,
@@ -36,7 +37,6 @@ class MarianPieces(tf.Module):
     """
 
     def __init__(self, source, target, vocabulary, target_vocabulary=None):
-        super().__init__()
         self.models = {SOURCE: source, TARGET: target}
         self.vocabularies = {VOCABULARY: vocabulary}
         if target_vocabulary is not None:
@@ -48,21 +48,15 @@ class MarianPieces(tf.Module):
             raise ValueError("both vocabularies must have the same numbers for </s> and <pad>")
         for name, model in self.models.items():
             check_pieces(name, model)
+        super().__init__(self.models.values(), tf.string)
         self.end_id, self.pad_id = tables[0]["</s>"], tables[0]["<pad>"]
         self.start_id = self.pad_id
         self.vocab_size = len(tables[-1])
         self.source_vocab_size = None if target_vocabulary is None else len(tables[0])
         self._unknown = tables[-1]["<unk>"]
-        self._pieces = tf.constant(sorted(tables[-1], key=tables[-1].get))
-        self._numbers = [numbers_of(tables[0]), numbers_of(tables[-1])]
-        self._in_graph = self._load()
-
-    def encode(self, texts, max_length=None):
-        """Source ``texts`` (B,) -> tokens (B, S): the pieces, the end piece, and then padding.
-
-        Of what is longer than ``max_length``, the first ``max_length - 1`` pieces are kept.
-        """
-        return self.ragged(texts, max_length).to_tensor(self.pad_id)
+        sides = tables[0], tables[-1]
+        self._pieces = [sorted(table, key=table.get) for table in sides]
+        self._numbers = [numbers_of(table) for table in sides]
 
     def ragged(self, texts, max_length=None, target=False):
         """``texts`` (B,) -> ragged tokens (B, None), each row with its end piece."""
@@ -73,46 +67,17 @@ class MarianPieces(tf.Module):
         codes = tf.ragged.boolean_mask(codes[:, None], has_code[:, None])
         rest = tf.where(has_code, tf.strings.regex_replace(texts, pattern, r"\2"), texts)
         pieces = tf.concat([codes, self._operations()[target].tokenize(rest)], axis=1)
-        rows = self._numbers[target].lookup(pieces)
-        if max_length is not None:
-            rows = rows[:, : max_length - 1]
-        return tf.concat([rows, tf.fill([rows.nrows(), 1], self.end_id)], axis=1)
+        return self.ended(self._numbers[target].lookup(pieces), max_length)
 
     def decode(self, tokens):
         """``tokens`` (B, T) -> texts (B,), without padding, end and unknown pieces."""
-        special = tf.constant([self.pad_id, self.end_id, self._unknown])
-        kept = tf.reduce_all(tokens[..., None] != special, axis=-1)
-        pieces = tf.gather(self._pieces, tf.ragged.boolean_mask(tokens, kept))
-        texts = tf.strings.reduce_join(pieces, axis=-1)
+        rows = self.kept(tokens, self.pad_id, self.end_id, self._unknown)
+        texts = tf.strings.reduce_join(tf.gather(self._pieces[True], rows), axis=-1)
         return tf.strings.strip(tf.strings.regex_replace(texts, SPACE, " "))
-
-    def _load(self):
-        import tensorflow_text
-
-        return [
-            tensorflow_text.SentencepieceTokenizer(model=model, out_type=tf.string)
-            for model in self.models.values()
-        ]
-
-    def _operations(self):
-        with tf.init_scope():
-            try:
-                self._in_graph[0].tokenize("")
-            except tf.errors.NotFoundError:
-                # As in `Subwords`: `tf.random.set_seed` drops all kernels, and their models.
-                self._in_graph = self._load()
-        return self._in_graph
-
-    @staticmethod
-    def spec(name):
-        """What `encode` takes, as the input ``name`` of an exported function."""
-        return tf.TensorSpec([None], tf.string, name=name)
 
     def pieces(self, tokens, target=False):
         """The pieces of ``tokens`` (T,), for people to look at."""
-        table = list(self.vocabularies.values())[-1 if target else 0]
-        listed = sorted(table, key=table.get)
-        return [listed[int(token)] for token in tokens]
+        return [self._pieces[target][int(token)] for token in tokens]
 
     def save(self, folder):
         for name, model in self.models.items():
@@ -147,9 +112,9 @@ def check_table(name, table):
 
 def check_pieces(name, model):
     try:
-        pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError as error:
-        raise ValueError(f"{name} is not a SentencePiece model: {error}") from None
+        pieces = read_pieces(model)
+    except ValueError as error:
+        raise ValueError(f"{name} is {error}") from None
     if any(pieces.is_byte(i) for i in range(pieces.get_piece_size())):
         raise ValueError(f"{name} has pieces for bytes, which are not supported")
 

@@ -231,11 +231,11 @@ def average(run, last=10, say=print, **search):
     """
     from ..training import mean_weights
 
-    weights, checkpoints = mean_weights(run, last)
+    weights, updates = mean_weights(run, last)
     folder = Path(run) / "average"
     load(run).save_pretrained(folder, weights=weights)
-    first, final = (int(checkpoints[i].stem.split("-")[1]) for i in (0, -1))
-    for name, model in ((f"the mean of updates {first} to {final}", folder), ("the best", run)):
+    mean = f"the mean of updates {updates[0]} to {updates[-1]}"
+    for name, model in ((mean, folder), ("the best", run)):
         score, *_ = evaluate(model, split="val", **search)
         say(f"validation BLEU {score.score:.2f}: {name}")
     return folder

@@ -134,7 +134,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def newest(self):
         """The updates of the newest checkpoint, 0 where there is none."""
-        return max((int(path.stem.split("-")[1]) for path in self.saved()), default=0)
+        return max(map(updates_of, self.saved()), default=0)
 
     @property
     def finished(self):
@@ -253,7 +253,7 @@ def mean_weights(folder, last=10):
     """The mean of the weights of the ``last`` checkpoints in a folder (Vaswani et al. 2017, 6.1).
 
     Returns:
-        ``{path: array}``, and the checkpoints' files.
+        ``{path: array}``, and after how many updates each checkpoint was written.
 
     Raises:
         ValueError: there are not so many.
@@ -270,7 +270,13 @@ def mean_weights(folder, last=10):
             raise CheckpointError(f"{path} is another model's than {saved[-last]}")
         for name, value in weights.items():
             sums[name] = sums.get(name, 0) + value.astype("float64")
-    return {name: np.float32(value / last) for name, value in sums.items()}, saved[-last:]
+    means = {name: np.float32(value / last) for name, value in sums.items()}
+    return means, [updates_of(path) for path in saved[-last:]]
+
+
+def updates_of(path):
+    """The number in a checkpoint's name."""
+    return int(path.stem.split("-")[1])
 
 
 def training_state(model):

@@ -93,6 +93,11 @@ class Found(NamedTuple):
     complete: Any
 
 
+def possible(score):
+    """Whether a hypothesis with ``score`` may be: sums with `IMPOSSIBLE` are not that exactly."""
+    return score > IMPOSSIBLE / 2
+
+
 class ScatterCache(KeyValueCache):
     """A cache that writes by scattering, which TensorFlow Serving accepts.
 
@@ -160,7 +165,7 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
         # Those that end ...
         enters = ops.logical_and(ends, ops.arange(total.shape[-1]) < beams)
         enters = ops.logical_and(enters, ops.logical_not(done)[:, None])
-        enters = ops.logical_and(enters, total > IMPOSSIBLE / 2)
+        enters = ops.logical_and(enters, possible(total))
         entering = ops.where(enters, search.worth(total, index + 1), IMPOSSIBLE)
         worth, kept = ops.top_k(ops.concatenate([worth, entering], axis=1), beams)
         [ended] = keep(kept, ops.concatenate([ended, longer], axis=1))
@@ -200,7 +205,7 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
 
     def decided(score, worst, tokens):
         """Whether no hypothesis with ``score`` may replace the one that is worth ``worst``."""
-        full = worst > IMPOSSIBLE / 2
+        full = possible(worst)
         if search.early_stopping is True or beams == 1:
             return full
         longest = search.early_stopping == "never" and search.alpha > 0

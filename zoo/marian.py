@@ -30,6 +30,16 @@ SEPARATE = (
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "silu", "silu": "silu", "tanh": "tanh"}
 
 
+# Settings that have one value here; those of the last two lines older versions wrote.
+FIXED = {
+    "model_type": "marian", "is_encoder_decoder": True, "is_decoder": False,
+    "tie_word_embeddings": True, "activation_dropout": 0, "attention_dropout": 0,
+    "encoder_layerdrop": 0, "decoder_layerdrop": 0,
+    "add_bias_logits": False, "add_final_layer_norm": False, "do_blenderbot_90_layernorm": False,
+    "normalize_before": False, "normalize_embedding": False, "static_position_embeddings": True,
+}  # fmt: skip
+
+
 def rules(config):
     return RULES + (SHARED if config.source_vocab_size is None else SEPARATE)
 
@@ -73,24 +83,9 @@ def read_config(s, g):
         CheckpointError: naming a setting that is missing, unknown, or not honoured.
         ValueError: a size that cannot be.
     """
-    s.must("model_type", "marian")
-    s.must("is_encoder_decoder", True)
-    s.must("tie_word_embeddings", True)
-    s.must("is_decoder", False)
-    for name in (
-        "activation_dropout",
-        "attention_dropout",
-        "encoder_layerdrop",
-        "decoder_layerdrop",
-    ):
-        s.must(name, 0)
-    # Of files that older versions wrote.
-    for name in ("add_bias_logits", "add_final_layer_norm", "normalize_before"):
-        s.must(name, False)
-    s.must("normalize_embedding", False)
-    s.must("static_position_embeddings", True)
+    for name, value in FIXED.items():
+        s.must(name, value)
     s.must("extra_pos_embeddings", s.get("pad_token_id") + 1)
-    s.must("do_blenderbot_90_layernorm", False)
     s.must("num_hidden_layers", s.get("encoder_layers"))
     s.must("decoder_attention_heads", s.get("encoder_attention_heads"))
     s.must("decoder_ffn_dim", s.get("encoder_ffn_dim"))

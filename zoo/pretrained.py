@@ -16,7 +16,7 @@ import numpy as np
 
 from ..layers import TransformerBlock
 from ..training import CheckpointError, Model, read_tensors, write_tensors
-from ..training.states import assign, by_path, some
+from ..training.states import assign, by_path
 
 # What a configuration and its tokenizer must agree on.
 VOCABULARY = ("vocab_size", "source_vocab_size", "pad_id", "start_id", "end_id")
@@ -118,14 +118,8 @@ class Pretrained(Model):
         weights = folder / "model.safetensors"
         if not weights.is_file():
             pickled = sorted(path.name for path in folder.glob("*.bin"))
-            raise FileNotFoundError(
-                f"{folder} has no model.safetensors"
-                + (
-                    f", and {pickled} may hold code: save it again as safetensors"
-                    if pickled
-                    else ""
-                )
-            )
+            other = f", and {pickled} may hold code: save it again as safetensors"
+            raise FileNotFoundError(f"{folder} has no model.safetensors{other if pickled else ''}")
         generation = folder / "generation_config.json"
         search = Settings(generation, read_json(generation) if generation.is_file() else {})
         try:
@@ -148,8 +142,8 @@ class Pretrained(Model):
                 array = tensors.pop(name)
                 if array.shape != value.shape or not np.allclose(array, value, atol=1e-2):
                     raise CheckpointError(f"{weights}: {name} is not what the others say it is")
-        variables = by_path(model.weights)
-        assign(variables, renamed(variables, tensors, family.rules(config), weights), weights)
+        rules = family.rules(config)
+        assign(*renamed(by_path(model.weights), tensors, rules, weights), weights)
         return model
 
     @classmethod
@@ -248,35 +242,32 @@ def read_json(path):
 
 
 def renamed(variables, tensors, rules, source):
-    """``{path: array}`` for variables, of tensors that PyTorch named and laid out.
+    """What `assign` takes, for ``variables`` by path and tensors that PyTorch named and laid out.
 
     ``rules`` are pairs of a pattern and what takes its place, one after the other. A kernel is
     PyTorch's weight (out, in) transposed, with its axes split into heads.
 
+    Returns:
+        ``{name: variable}`` and ``{name: array}``, by PyTorch's names.
+
     Raises:
-        CheckpointError: naming tensors that are missing, left over, or of another shape.
+        CheckpointError: naming a tensor of another shape.
     """
-    names = {}
-    for path in variables:
-        names[path] = path
-        for pattern, replacement in rules:
-            names[path] = re.sub(pattern, replacement, names[path])
-    missing = sorted(set(names.values()) - set(tensors))
-    unread = sorted(set(tensors) - set(names.values()))
-    if missing or unread:
-        raise CheckpointError(
-            f"{source} does not fit the model: it lacks {some(missing)}, "
-            f"and the model has no {some(unread)}"
-        )
-    arrays = {}
+    named, arrays = {}, dict(tensors)
     for path, variable in variables.items():
-        array, shape = tensors[names[path]], tuple(variable.shape)
+        name = path
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        named[name] = variable
+        if name not in tensors:
+            continue
+        array, shape = tensors[name], tuple(variable.shape)
         theirs = array.shape
         if path.endswith("kernel"):
             array = array.T
         splits = {(*shape[:i], math.prod(shape[i:])) for i in range(len(shape))}
         joins = {(math.prod(shape[:i]), *shape[i:]) for i in range(1, len(shape) + 1)}
         if array.shape not in splits | joins | {(1, *shape)}:
-            raise CheckpointError(f"{source}: {names[path]} has shape {theirs}, of {shape} here")
-        arrays[path] = array.reshape(shape)
-    return arrays
+            raise CheckpointError(f"{source}: {name} has shape {theirs}, of {shape} here")
+        arrays[name] = array.reshape(shape)
+    return named, arrays

@@ -19,7 +19,7 @@ from ..layers import (
 )
 from ..training import InverseSquareRoot, SmoothedCrossEntropy, compiled
 from .alignment import Alignment
-from .generation import GREEDY, IMPOSSIBLE, ScatterCache, Search, decode
+from .generation import GREEDY, ScatterCache, Search, decode, possible
 from .pretrained import MARIAN, TOKENIZER, VOCABULARY, Pretrained
 
 
@@ -244,10 +244,10 @@ class Transformer(Pretrained):
         c = self.config
         mask = self.source_mask(source)
         count = ops.sum(ops.cast(source != c.pad_id, "int32"), axis=1)
-        usual = 2 * count + 10
+        usual = room(count)
         limit = usual if search.max_tokens is None else search.max_tokens
         if length is None:
-            length, limit = 2 * ops.shape(source)[1] + 10, ops.minimum(limit, usual)
+            length, limit = room(ops.shape(source)[1]), ops.minimum(limit, usual)
         limit = ops.where(count > 1, limit, 0)
         memories = self.project(self.encode(source, mask))
         if search.beams > 1:
@@ -308,13 +308,13 @@ class Transformer(Pretrained):
             batch = np.full((size, length), self.config.pad_id, "int32")
             width = min(length, source.shape[1])
             batch[: len(rows), :width] = source[rows, :width]
-            tokens, score = self._found(batch, search)
-            for i, row in enumerate(rows):
-                decoded = np.asarray(tokenizer.decode(tokens[i, : best or 1]))
+            tokens, score = (x[: len(rows), : best or 1] for x in self._found(batch, search))
+            decoded = np.asarray(tokenizer.decode(tokens.reshape(-1, tokens.shape[-1])))
+            for row, texts, worth in zip(rows, decoded.reshape(score.shape), score, strict=True):
                 found[row] = [
                     Translation(text.decode(), float(s)) if scores else text.decode()
-                    for k, (text, s) in enumerate(zip(decoded, score[i], strict=False))
-                    if k == 0 or s > IMPOSSIBLE / 2  # a search may find fewer
+                    for k, (text, s) in enumerate(zip(texts, worth, strict=True))
+                    if k == 0 or possible(s)  # a search may find fewer
                 ]
         return [translations if best else translations[0] for translations in found]
 
@@ -324,7 +324,7 @@ class Transformer(Pretrained):
         Translations are seldom longer than twice their source, so that where more is allowed,
         room for it is made only once it is needed.
         """
-        length = 2 * batch.shape[1] + 10
+        length = room(batch.shape[1])
         longest = length if search.max_tokens is None else search.max_tokens
         while True:
             length = min(length, longest)
@@ -451,6 +451,11 @@ class Transformer(Pretrained):
 
             return MarianPieces.load(folder)
         return None
+
+
+def room(length):
+    """The most tokens that a translation of ``length`` tokens gets, unless more is asked for."""
+    return 2 * length + 10
 
 
 def bucket(length, longest):

@@ -1,0 +1,76 @@
+"""What the tokenizers have in common: SentencePiece models that run in TensorFlow's graph."""
+
+import sentencepiece
+import tensorflow as tf
+
+
+class Tokenizer(tf.Module):
+    """SentencePiece models in the graph; a subclass says what their pieces are numbered.
+
+    It has ``pad_id`` and `ragged`. An object that is exported must be tracked by what exports
+    it: it is a `tf.Module` for that.
+
+    Args:
+        models: the bytes of SentencePiece models.
+        out_type: what they give, tf.int32 or tf.string.
+    """
+
+    def __init__(self, models, out_type):
+        super().__init__()
+        self._models = list(models)
+        self._out_type = out_type
+        self._in_graph = self._load()
+
+    def encode(self, texts, max_length=None):
+        """Source ``texts`` (B,) -> tokens (B, S): the pieces, the end piece, and then padding.
+
+        Of what is longer than ``max_length``, the first ``max_length - 1`` pieces are kept.
+        """
+        return self.ragged(texts, max_length).to_tensor(self.pad_id)
+
+    def ended(self, rows, max_length):
+        """Ragged ``rows`` of pieces, cut to ``max_length`` with the end piece that each gets."""
+        if max_length is not None:
+            rows = rows[:, : max_length - 1]
+        return tf.concat([rows, tf.fill([rows.nrows(), 1], self.end_id)], axis=1)
+
+    def kept(self, tokens, *special):
+        """``tokens`` (B, T) -> ragged, without the ``special`` ones."""
+        tokens = tf.cast(tokens, tf.int32)
+        return tf.ragged.boolean_mask(
+            tokens, tf.reduce_all(tokens[..., None] != tf.constant(special), axis=-1)
+        )
+
+    @staticmethod
+    def spec(name):
+        """What `encode` takes, as the input ``name`` of an exported function."""
+        return tf.TensorSpec([None], tf.string, name=name)
+
+    def _load(self):
+        import tensorflow_text
+
+        return [
+            tensorflow_text.SentencepieceTokenizer(model=model, out_type=self._out_type)
+            for model in self._models
+        ]
+
+    def _operations(self):
+        with tf.init_scope():
+            try:
+                self._in_graph[0].tokenize("")
+            except tf.errors.NotFoundError:
+                # `tf.random.set_seed` drops all kernels, and with its own the loaded models.
+                self._in_graph = self._load()
+        return self._in_graph
+
+
+def read_pieces(model):
+    """The `SentencePieceProcessor` of a model's bytes.
+
+    Raises:
+        ValueError: they are none.
+    """
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise ValueError(f"not a SentencePiece model: {error}") from None
