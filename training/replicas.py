@@ -1,8 +1,11 @@
 """The training step on TensorFlow: the same mathematics on one device or many, under XLA."""
 
+import contextlib
+
 import keras
 import tensorflow as tf
 from keras.src.models.functional import Functional
+from tensorflow.python.distribute import distribute_lib
 
 from .averages import averages, inner
 from .global_loss import GlobalLoss, rows, share
@@ -30,9 +33,10 @@ class Model(keras.Model):
     - metrics are exact over all replicas at every step.
 
     The step is compiled by XLA (``jit_compile``, on by default): whole on the only device; under
-    a strategy forward and backward pass per replica, and not the optimizer, whose variables live
-    on all devices. After a step ``measured`` holds its ``gradient_norm``, before clipping, and
-    its ``weight``, the tokens or examples of the global batch.
+    a strategy in two parts per replica, the forward and backward pass, and the optimizer, which
+    updates the replica's copies of the variables. After a step ``measured`` holds its
+    ``gradient_norm``, before clipping, and its ``weight``, the tokens or examples of the global
+    batch.
 
     A `compute_loss` of your own that calls no loss of `compile` gives a mean over the replica's
     examples; so does `add_loss`.
@@ -53,12 +57,13 @@ class Model(keras.Model):
 
     def compile(self, *args, jit_compile="auto", **kwargs):
         super().compile(*args, jit_compile=False, **kwargs)
-        self._forward_backward, self._whole_step = forward_backward, whole_step
+        parts = forward_backward, update_copies, whole_step
         if jit_compile and not self.run_eagerly:
-            self._forward_backward, self._whole_step = (
+            parts = (
                 tf.function(part, jit_compile=True, autograph=False, reduce_retracing=True)
-                for part in (forward_backward, whole_step)
+                for part in parts
             )
+        self._forward_backward, self._update_copies, self._whole_step = parts
         if self._compile_loss is not None:
             self._compile_loss = GlobalLoss(
                 self._compile_loss._user_loss,
@@ -109,9 +114,7 @@ class Model(keras.Model):
             loss, counts, gradients, y_pred = self._forward_backward(
                 self, x, y, sample_weight, totals, scale, replica
             )
-            gradients = summed(gradients)
-            norm = tf.linalg.global_norm(gradients) / scale
-            self._apply(gradients, first_loss(totals))
+            norm = self._update_copies(self, summed(gradients), scale, first_loss(totals))
         else:
             loss, counts, norm, y_pred = self._whole_step(self, x, y, sample_weight)
             totals = counts
@@ -196,57 +199,37 @@ class Model(keras.Model):
 
     def _apply(self, gradients, weight):
         """Lets the optimizer make its step of ``gradients``, or of several batches' gradients."""
-        if not (self._accumulate or self._overwrite):
-            self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
-            return
-        tf.distribute.get_replica_context().merge_call(self._apply_on_all, (gradients, weight))
-
-    def _apply_on_all(self, strategy, gradients, weight):
-        optimizer, update = inner(self.optimizer), strategy.extended.update
-
-        def step(gradients):
-            strategy.extended.call_for_each_replica(
-                lambda gradients: self.optimizer.apply_gradients(
-                    zip(gradients, self.trainable_weights, strict=True)
-                ),
-                (gradients,),
-            )
-            if self._overwrite:
-                made = tf.convert_to_tensor(optimizer.iterations)
-                due = tf.logical_and(made > 0, made % self._overwrite == 0)
-                tf.cond(due, overwrite, tf.no_op)
-
-        def overwrite():
-            for v, average in averages(optimizer):
-                update(v.value, lambda v, average: v.assign(average), (average.value,), group=False)
-            return tf.no_op()
-
         if not self._accumulate:
-            step(gradients)
+            self._step(gradients)
             return
-
-        def add(v, gradient, weight):
-            v.assign_add(gradient * tf.cast(weight, v.dtype))
-
         sums, total, batches = self._accumulators()
         for v, gradient in zip(sums, gradients, strict=True):
-            update(v.value, add, (gradient, weight), group=False)
-        update(total.value, lambda v, weight: v.assign_add(weight), (weight,), group=False)
-        update(batches.value, lambda v: v.assign_add(1), group=False)
+            v.assign_add(gradient * tf.cast(weight, v.dtype))
+        total.assign_add(weight)
+        batches.assign_add(1)
 
         def step_of_sums():
-            def means():
-                return [
-                    tf.math.divide_no_nan(tf.convert_to_tensor(v), tf.cast(total, v.dtype))
-                    for v in sums
-                ]
-
-            step(strategy.extended.call_for_each_replica(means))
+            self._step([tf.math.divide_no_nan(v.value, tf.cast(total, v.dtype)) for v in sums])
             for v in [*sums, total, batches]:
-                update(v.value, lambda v: v.assign(tf.zeros_like(v)), group=False)
+                v.assign(tf.zeros_like(v.value))
             return tf.no_op()
 
         tf.cond(tf.equal(batches, self._accumulate), step_of_sums, tf.no_op)
+
+    def _step(self, gradients):
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        if not self._overwrite:
+            return
+        optimizer = inner(self.optimizer)
+
+        def overwrite():
+            for v, average in averages(optimizer):
+                v.assign(average.value)
+            return tf.no_op()
+
+        made = tf.convert_to_tensor(optimizer.iterations)
+        due = tf.logical_and(made > 0, made % self._overwrite == 0)
+        tf.cond(due, overwrite, tf.no_op)
 
     def _accumulators(self):
         """Sums of gradients, of their weights, and the number of batches: the optimizer's."""
@@ -335,7 +318,59 @@ def forward_backward(model, x, y, sample_weight, totals, scale, replica):
     # The outputs are large: hand them on only where a metric reads them.
     own = type(model).compute_metrics is not keras.Model.compute_metrics
     y_pred = y_pred if own or model._compile_metrics is not None else None
-    return loss, counts, [tf.convert_to_tensor(g) for g in gradients], y_pred
+    gradients = [tf.convert_to_tensor(g) for g in gradients]
+    return loss, counts, gradients if totals is None else packed(gradients), y_pred
+
+
+def packed(tensors):
+    """Tensors as one vector for each dtype: to reduce one costs less than to reduce many."""
+    kinds = {tensor.dtype: [] for tensor in tensors}
+    for tensor in tensors:
+        kinds[tensor.dtype].append(tf.reshape(tensor, [-1]))
+    return [tf.concat(flat, 0) for flat in kinds.values()]
+
+
+def unpacked(vectors, variables):
+    """What `packed` made of tensors that have the variables' shapes and dtypes."""
+    parts = {}
+    for vector in vectors:
+        sizes = [v.value.shape.num_elements() for v in variables if v.dtype == vector.dtype.name]
+        parts[vector.dtype.name] = iter(tf.split(vector, sizes))
+    return [tf.reshape(next(parts[v.dtype]), v.shape) for v in variables]
+
+
+def update_copies(model, gradients, scale, weight):
+    """The optimizer's step on this replica's copies of all variables; the gradients' norm.
+
+    The packed gradients are those of all replicas, so each makes the same step.
+    """
+    gradients = unpacked(gradients, model.trainable_weights)
+    with own_copies(model):
+        model._apply(gradients, weight)
+    return tf.linalg.global_norm(gradients) / scale
+
+
+@contextlib.contextmanager
+def own_copies(model):
+    """Within it a replica is alone: variables are its own copies, and there is no strategy.
+
+    Keras's optimizers, and its loss scaling, have the replicas meet for each variable, which a
+    compiled function cannot do.
+    """
+    optimizer = inner(model.optimizer)
+    strategy = optimizer._distribution_strategy
+    mirrored = [(v, v._value) for v in model.optimizer.variables + model.trainable_weights]
+    for v, values in mirrored:
+        v._value = values._get()
+    distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
+    optimizer._distribution_strategy = tf.distribute.get_strategy()
+    try:
+        yield
+    finally:
+        optimizer._distribution_strategy = strategy
+        distribute_lib._pop_per_thread_mode()
+        for v, values in mirrored:
+            v._value = values
 
 
 def summed(tensors):
