@@ -15,6 +15,7 @@ def translation_batches(
     shuffle=True,
     seed=0,
     start=None,
+    bpe_dropout=0.0,
 ):
     """Batches of ``({"source", "target"}, labels, sample_weight)`` for `Transformer.fit`.
 
@@ -35,15 +36,22 @@ def translation_batches(
         start: with a number of updates, the dataset has no end and begins there, as an
             interrupted run would have gone on. Without, it is one epoch, of known length, in a
             new order each time it is iterated.
+        bpe_dropout: cuts the texts into other pieces each epoch (see `Subwords.sampled`). Where
+            those are too many for the pair's bucket, it keeps its usual ones.
 
     Raises:
-        ValueError: no pair is left, or an argument is out of its range.
+        ValueError: no pair is left, an argument is out of its range, or the tokenizer cannot
+            cut texts otherwise than it does.
     """
     if tokens < 1 or buckets < 1 or max_length < 2:
         raise ValueError(
             "tokens and buckets must be positive and max_length at least 2: "
             f"{tokens}, {buckets}, {max_length}"
         )
+    if not 0 <= bpe_dropout < 1:
+        raise ValueError(f"bpe_dropout must be in [0, 1): {bpe_dropout}")
+    if bpe_dropout and not hasattr(tokenizer, "sampled"):
+        raise ValueError(f"{type(tokenizer).__name__} has no BPE-dropout: {bpe_dropout}")
     source = tokenizer.ragged(pairs.sources)
     target = tokenizer.ragged(pairs.targets, target=True)
     lengths = np.stack([source.row_lengths().numpy(), target.row_lengths().numpy()])
@@ -56,14 +64,48 @@ def translation_batches(
             f"{max_length} pieces and are left out",
             stacklevel=2,
         )
-    source, target = tf.gather(source, keep), tf.gather(target, keep)
+    sides = tf.gather(source, keep), tf.gather(target, keep)
     longest = lengths.max(0)[keep]
+    if bpe_dropout:
+        texts = [[texts[i] for i in keep] for texts in (pairs.sources, pairs.targets)]
+        usual = [side.to_list() for side in sides]
+
+        def draw(number, room):
+            """Both sides in the pieces of an epoch, or in the usual ones where there is no room."""
+            seeds = np.random.SeedSequence((seed, number)).generate_state(2)
+            sampled = [tokenizer.sampled(texts[i], bpe_dropout, int(seeds[i])) for i in (0, 1)]
+            return [
+                [row if len(row) <= most else plain for row, plain, most in zip(*rows, strict=True)]
+                for rows in zip(sampled, usual, [room, room], strict=True)
+            ]
+
+        # A bucket has room for the pieces that were drawn first.
+        first_drawn = zip(*draw(0, [max_length] * len(keep)), strict=True)
+        longest = np.maximum(longest, [max(map(len, pair)) for pair in first_drawn])
     ends = bucket_lengths(longest, buckets)
-    bucket = tf.constant(np.searchsorted(ends, longest))
+    bucket = np.searchsorted(ends, longest)
     first, size, length = (tf.constant(column) for column in plan(longest, ends, tokens))
     count = int(first.shape[0])
 
-    def batch(order, i):
+    def pieces(number):
+        """An epoch's number, and the ragged tokens of both its sides."""
+        if not bpe_dropout:
+            return number, *sides
+
+        def arrays(number):
+            return [
+                array
+                for rows in draw(int(number) + 1, ends[bucket])
+                for array in (np.concatenate(rows), [len(row) for row in rows])
+            ]
+
+        flat = tf.numpy_function(arrays, [number], [tf.int64] * 4)
+        for tensor in flat:
+            tensor.set_shape([None])
+        tokens = [tf.RaggedTensor.from_row_lengths(*flat[i : i + 2]) for i in (0, 2)]
+        return number, *(tf.cast(side, tf.int32) for side in tokens)
+
+    def batch(source, target, order, i):
         rows = order[first[i] : first[i] + size[i]]
         shape = [size[i], length[i]]
         pad = tokenizer.pad_id
@@ -78,7 +120,7 @@ def translation_batches(
         weight = tf.cast(labels != pad, tf.float32)
         return inputs, labels, weight
 
-    def epoch(number):
+    def epoch(number, source, target):
         order, batches = tf.range(len(keep)), tf.range(count)
         if shuffle:
             key = tf.stack([tf.cast(seed, tf.int64), tf.cast(number, tf.int64)])
@@ -86,7 +128,7 @@ def translation_batches(
             batches = tf.random.experimental.stateless_shuffle(batches, key + 1)
         order = tf.gather(order, tf.argsort(tf.gather(bucket, order), stable=True))
         return tf.data.Dataset.from_tensor_slices(batches).map(
-            lambda i: batch(order, i), num_parallel_calls=2
+            lambda i: batch(source, target, order, i), num_parallel_calls=2
         )
 
     # On several machines each takes its part of every batch, not every other file.
@@ -94,10 +136,11 @@ def translation_batches(
     split.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     if start is not None:
         epochs = tf.data.Dataset.range(start // count, np.iinfo(np.int64).max)
-        return epochs.flat_map(epoch).skip(start % count).prefetch(4).with_options(split)
+        batches = epochs.map(pieces).prefetch(1).flat_map(epoch)
+        return batches.skip(start % count).prefetch(4).with_options(split)
     number = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
     known = tf.data.experimental.assert_cardinality(count)
-    return number.flat_map(epoch).apply(known).prefetch(4).with_options(split)
+    return number.map(pieces).flat_map(epoch).apply(known).prefetch(4).with_options(split)
 
 
 def bucket_lengths(lengths, buckets):

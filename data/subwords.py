@@ -78,6 +78,18 @@ class Subwords(Tokenizer):
         rows = self._operations()[0].tokenize(tf.convert_to_tensor(texts, tf.string))
         return self.ended(rows, max_length)
 
+    def sampled(self, texts, dropout, seed):
+        """Lists of tokens as `ragged` gives them, but each merge is left out with a probability.
+
+        BPE-dropout (Provilkov et al. 2020, arXiv 1910.13267): a text is cut into other pieces
+        each time, the same for the same ``seed``. ``dropout`` of 0.1 makes a third more of them.
+        """
+        sentencepiece.set_random_generator_seed(seed)
+        # One thread: each has a generator of its own.
+        return self._pieces.encode(
+            texts, enable_sampling=True, nbest_size=-1, alpha=dropout, add_eos=True, num_threads=1
+        )
+
     def decode(self, tokens):
         """``tokens`` (B, T) -> texts (B,), without pad, start and end pieces."""
         rows = self.kept(tokens, self.pad_id, self.start_id, self.end_id)

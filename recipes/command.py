@@ -81,6 +81,14 @@ def train_translation(
     warmup: Annotated[
         int, typer.Option(help="Updates until the learning rate's peak.")
     ] = DEFAULT.warmup,
+    schedule: Annotated[
+        Literal["sqrt", "cosine"],
+        typer.Option(help="How the learning rate falls: 1 / sqrt, or by a cosine to 0 at the end."),
+    ] = DEFAULT.schedule,
+    bpe_dropout: Annotated[
+        float,
+        typer.Option(help="Cut words into other pieces each epoch: a rate, 0.1 say."),
+    ] = DEFAULT.bpe_dropout,
     label_smoothing: Annotated[
         float, typer.Option(help="As in the paper's section 5.4.")
     ] = DEFAULT.label_smoothing,

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SAMPLE = "sample"
-# What a continued run may change.
+# What a continued run may change; "cosine" depends on where it is to end.
 LIMITS = ("epochs", "updates", "minutes", "patience", "keep", "devices", "remat")
 
 
@@ -47,6 +47,8 @@ class Settings:
     buckets: int = 4
     peak: float | None = None
     warmup: int = 1000
+    schedule: str = "sqrt"
+    bpe_dropout: float = 0.0
     label_smoothing: float = 0.1
     clip: float = 1.0
     accumulate: int = 1
@@ -73,7 +75,6 @@ def train(settings, out, restart=False, say=print):
         Checkpoints,
         Curves,
         EvaluateAverages,
-        InverseSquareRoot,
         Progress,
         SmoothedCrossEntropy,
         ValidationBleu,
@@ -108,16 +109,30 @@ def train(settings, out, restart=False, say=print):
         texts = train_pairs.sources + train_pairs.targets
         tokenizer = Subwords.train(texts, settings.vocab_size)
 
+    def batches(pairs, **options):
+        return translation_batches(
+            pairs,
+            tokenizer,
+            settings.tokens,
+            settings.max_length,
+            settings.buckets,
+            seed=settings.seed,
+            **options,
+        )
+
+    sampled = {"bpe_dropout": settings.bpe_dropout}
+    per_epoch = len(batches(train_pairs, **sampled))
+    interval = settings.interval or per_epoch
+    limit = settings.epochs * per_epoch
+    if settings.updates is not None:
+        limit = min(limit, settings.updates)
     overrides = {"max_length": settings.max_length}
     overrides |= {k: v for k in ("norm", "dropout") if (v := getattr(settings, k)) is not None}
     with devices.scope():
         model = Transformer.preset(settings.preset, tokenizer, **overrides)
-        rate = InverseSquareRoot.of_width(model.config.dim, settings.warmup)
-        if settings.peak is not None:
-            rate = InverseSquareRoot(settings.peak, settings.warmup)
         model.compile(
             keras.optimizers.Adam(
-                rate,
+                learning_rate(settings, model.config.dim, limit // settings.accumulate),
                 beta_1=0.9,
                 beta_2=0.98,
                 epsilon=1e-9,
@@ -131,29 +146,14 @@ def train(settings, out, restart=False, say=print):
             SmoothedCrossEntropy(settings.label_smoothing),
             remat=settings.remat,
         )
-
-    def batches(pairs, **options):
-        return translation_batches(
-            pairs,
-            tokenizer,
-            settings.tokens,
-            settings.max_length,
-            settings.buckets,
-            seed=settings.seed,
-            **options,
-        )
-
-    per_epoch = len(batches(train_pairs))
-    interval = settings.interval or per_epoch
     say(
         f"{type(model).__name__} {settings.preset}, {model.count_params():,} parameters; "
         f"{per_epoch} batches an epoch, a checkpoint every {interval}"
     )
-    limit = settings.epochs * per_epoch
     checkpoints = Checkpoints(
         out,
         patience=settings.patience,
-        updates=min(settings.updates or limit, limit),
+        updates=limit,
         minutes=settings.minutes,
         keep=settings.keep,
         per_epoch=per_epoch,
@@ -166,7 +166,7 @@ def train(settings, out, restart=False, say=print):
         say(f"going on after update {checkpoints.updates}, {epochs:.4g} epochs")
 
     def why():
-        if checkpoints.updates >= limit:
+        if checkpoints.updates >= settings.epochs * per_epoch:
             return f"{settings.epochs} epochs done"
         return checkpoints.finished
 
@@ -181,7 +181,7 @@ def train(settings, out, restart=False, say=print):
         callbacks += [progress, Curves(out / "logs")]
     try:
         model.fit(
-            batches(train_pairs, start=checkpoints.updates),
+            batches(train_pairs, start=checkpoints.updates, **sampled),
             steps_per_epoch=interval,
             initial_epoch=done,
             epochs=done - (checkpoints.updates - limit) // interval,  # rounded up
@@ -203,6 +203,26 @@ def train(settings, out, restart=False, say=print):
         f"the model is in {out / 'best'}"
     )
     return checkpoints.history
+
+
+def learning_rate(settings, dim, updates):
+    """The schedule of a training of so many ``updates``: "sqrt", the paper's, or "cosine"."""
+    import keras
+
+    from ..training import InverseSquareRoot
+
+    if settings.schedule not in ("sqrt", "cosine"):
+        raise ValueError(f"schedule must be sqrt or cosine: {settings.schedule!r}")
+    rate = InverseSquareRoot.of_width(dim, settings.warmup)
+    if settings.peak is not None:
+        rate = InverseSquareRoot(settings.peak, settings.warmup)
+    if settings.schedule == "sqrt":
+        return rate
+    if settings.warmup >= updates:
+        raise ValueError(f"warmup must be shorter than the training: {settings.warmup}, {updates}")
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, updates - rate.warmup, warmup_target=rate.peak, warmup_steps=rate.warmup
+    )
 
 
 def evaluate(run, data=None, split="test", variant=None, batch_size=64, **search):
@@ -283,7 +303,8 @@ def check_run(settings, out, restart):
     old, new = dataclasses.asdict(read_settings(out)), dataclasses.asdict(settings)
     if restart:
         return False
-    changed = [f"{k} {old[k]} -> {new[k]}" for k in new if old[k] != new[k] and k not in LIMITS]
+    free = set(LIMITS) - ({"epochs", "updates"} if settings.schedule == "cosine" else set())
+    changed = [f"{k} {old[k]} -> {new[k]}" for k in new if old[k] != new[k] and k not in free]
     if changed:
         raise ValueError(
             f"{out} was begun with other settings ({', '.join(changed)}): "

@@ -62,6 +62,28 @@ def test_an_endless_stream_goes_on_where_it_is_told_to(sample, tokenizer):
         assert stream(start, len(whole) - start) == whole[start:]
 
 
+def test_bpe_dropout_cuts_the_same_texts_anew_each_epoch_and_goes_on(sample, tokenizer):
+    def stream(start, count):
+        batches = translation_batches(sample, tokenizer, 512, start=start, bpe_dropout=0.2)
+        return arrays(itertools.islice(batches, count))
+
+    def texts(batches):
+        return sorted(
+            tokenizer.decode([row]).numpy()[0].decode() for b in batches for row in b[2] if row[0]
+        )
+
+    epoch = len(translation_batches(sample, tokenizer, 512, bpe_dropout=0.2))
+    whole = stream(0, 2 * epoch)
+    first, second = whole[:epoch], whole[epoch:]
+    assert texts(first) == texts(second) == sorted(sample.targets)
+    assert sum(b[3].sum() for b in first) != sum(b[3].sum() for b in second)  # of other pieces
+    usual = arrays(translation_batches(sample, tokenizer, 512))
+    assert sum(b[3].sum() for b in first) > 1.1 * sum(b[3].sum() for b in usual)
+    for start in (2, epoch + 1):
+        for a, b in zip(stream(start, 2 * epoch - start), whole[start:], strict=True):
+            np.testing.assert_array_equal(a[2], b[2])
+
+
 def test_without_shuffling_it_is_the_same_each_time(sample, tokenizer):
     batches = translation_batches(sample, tokenizer, 512, shuffle=False)
     assert [b[2].tobytes() for b in arrays(batches)] == [b[2].tobytes() for b in arrays(batches)]
@@ -79,6 +101,10 @@ def test_what_cannot_be_is_refused(tokenizer, sample):
         translation_batches(ParallelText([""], [""]), tokenizer)
     with pytest.raises(ValueError, match="must be positive"):
         translation_batches(sample, tokenizer, tokens=0)
+    with pytest.raises(ValueError, match="bpe_dropout must be in"):
+        translation_batches(sample, tokenizer, bpe_dropout=1.0)
+    with pytest.raises(ValueError, match="object has no BPE-dropout"):
+        translation_batches(sample, object(), bpe_dropout=0.1)
 
 
 lengths = st.lists(st.integers(2, 90), min_size=1, max_size=80).map(np.array)

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from polyhead.recipes.command import main
+from polyhead.recipes.translation import Settings, check_run, learning_rate, write_run
 from polyhead.training import read_tensors
 
 SMALL = (
@@ -49,7 +51,7 @@ def polyhead(monkeypatch, capfd, *arguments, stdin=None):
 @pytest.fixture(scope="session")
 def trained(data, tmp_path_factory):
     """A run of three epochs; tests may not change it."""
-    from polyhead.recipes.translation import Settings, train
+    from polyhead.recipes.translation import train
 
     run = tmp_path_factory.mktemp("runs") / "run"
     options = dict(vocab_size=300, tokens=1024, buckets=1, warmup=20, max_length=64)
@@ -151,6 +153,26 @@ def test_errors_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").exists()
     assert (tmp_path / "editor" / "settings.json").exists() and (trained / "best").exists()
     assert not [name for name in ("run", "a", "b", "c") if (tmp_path / name).exists()]
+
+
+def test_the_learning_rate_is_the_papers_or_a_cosine_that_ends_at_zero():
+    paper = learning_rate(Settings(warmup=10), 64, 100)
+    assert float(paper(9)) == pytest.approx(64**-0.5 * 10**-0.5)
+    cosine = learning_rate(Settings(schedule="cosine", peak=0.3, warmup=10), 64, 110)
+    found = [float(cosine(update)) for update in (0, 5, 10, 60, 110)]
+    assert found == pytest.approx([0, 0.15, 0.3, 0.15, 0], abs=1e-7)
+    with pytest.raises(ValueError, match="warmup must be shorter"):
+        learning_rate(Settings(schedule="cosine", warmup=10), 64, 10)
+    with pytest.raises(ValueError, match="sqrt or cosine"):
+        learning_rate(Settings(schedule="linear"), 64, 10)
+
+
+def test_a_cosine_keeps_its_end(tmp_path):
+    settings = Settings(schedule="cosine", epochs=3)
+    write_run(settings, tmp_path, None, False)
+    assert check_run(settings, tmp_path, False)
+    with pytest.raises(ValueError, match="epochs 3 -> 4"):
+        check_run(dataclasses.replace(settings, epochs=4), tmp_path, False)
 
 
 def test_a_run_that_is_done_says_so(trained, data, monkeypatch, capfd):
