@@ -184,16 +184,20 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
     def permitted(logits, tokens, index, last):
         """``logits`` (B, K, V) without what the search forbids, and their normalizer (B, K, 1)."""
         token = ops.arange(logits.shape[-1])
-        normalizer = ops.logsumexp(logits, axis=-1, keepdims=True)
+        lost = []
         for *before, banned in search.banned:
             matched = ops.full((1, 1), True)
             for back, expected in enumerate(reversed(before), start=1):
                 at = ops.sum(ops.where(position == index - back, tokens, 0), axis=-1)
                 matched = ops.logical_and(matched, ops.logical_and(at == expected, index >= back))
-            forbidden = ops.logical_and(matched[..., None], token == banned)
-            logits = ops.where(forbidden, IMPOSSIBLE, logits)
-        if search.banned and search.renormalized:
-            normalizer = ops.logsumexp(logits, axis=-1, keepdims=True)
+            matched = matched[..., None]
+            lost.append(ops.where(matched, logits[..., banned : banned + 1], IMPOSSIBLE))
+            logits = ops.where(ops.logical_and(matched, token == banned), IMPOSSIBLE, logits)
+        normalizer = ops.logsumexp(logits, axis=-1, keepdims=True)
+        if lost and not search.renormalized:
+            # Added here, so that only one tensor as large as the logits need be in memory.
+            kept = ops.concatenate([normalizer, *lost], axis=-1)
+            normalizer = ops.logsumexp(kept, axis=-1, keepdims=True)
         if search.forced_end:
             only = ops.where(token == end_id, normalizer, IMPOSSIBLE)
             logits = ops.where(last[:, None, None], only, logits)

@@ -310,10 +310,10 @@ class Transformer(Pretrained):
             batch[: len(rows), :width] = source[rows, :width]
             tokens, score = (x[: len(rows), : best or 1] for x in self._found(batch, search))
             decoded = np.asarray(tokenizer.decode(tokens.reshape(-1, tokens.shape[-1])))
-            for row, texts, worth in zip(rows, decoded.reshape(score.shape), score, strict=True):
+            for row, made, worth in zip(rows, decoded.reshape(score.shape), score, strict=True):
                 found[row] = [
                     Translation(text.decode(), float(s)) if scores else text.decode()
-                    for k, (text, s) in enumerate(zip(texts, worth, strict=True))
+                    for k, (text, s) in enumerate(zip(made, worth, strict=True))
                     if k == 0 or possible(s)  # a search may find fewer
                 ]
         return [translations if best else translations[0] for translations in found]
@@ -324,6 +324,10 @@ class Transformer(Pretrained):
         Translations are seldom longer than twice their source, so that where more is allowed,
         room for it is made only once it is needed.
         """
+        rows = len(batch)
+        if rows * search.beams == 1:
+            # XLA multiplies two rows by a matrix faster than one.
+            batch = np.pad(batch, [(0, 1), (0, 0)], constant_values=self.config.pad_id)
         length = room(batch.shape[1])
         longest = length if search.max_tokens is None else search.max_tokens
         while True:
@@ -334,7 +338,7 @@ class Transformer(Pretrained):
                 )
             found = self._searches[search, length](batch)
             if length == longest or np.all(found.complete):
-                return np.asarray(found.tokens), np.asarray(found.score)
+                return np.asarray(found.tokens)[:rows], np.asarray(found.score)[:rows]
             length *= 2
 
     def attention(self, source, target=None):
