@@ -15,10 +15,9 @@ def padding_mask(tokens, pad_id):
 
 
 def causal_mask(length, source_length=None, start=0):
-    """Mask (1, 1, T, S): the query at position ``start + t`` attends to keys up to there."""
-    query = ops.arange(length)[:, None] + start
-    key = ops.arange(length if source_length is None else source_length)[None, :]
-    return (key <= query)[None, None]
+    """Mask (T, S): the query at position ``start + t`` attends to keys up to there."""
+    query = ops.expand_dims(ops.arange(length) + start, 1)
+    return ops.arange(length if source_length is None else source_length) <= query
 
 
 class MultiHeadAttention(keras.layers.Layer):

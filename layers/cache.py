@@ -25,9 +25,10 @@ class KeyValueCache(NamedTuple):
 
     def append(self, key, value):
         """The cache after the T positions ``key``, ``value`` (B, T, H, K)."""
+        at = (0, self.index, 0, 0)
         return type(self)(
-            self._write(self.key, key),
-            self._write(self.value, value),
+            ops.slice_update(self.key, at, ops.cast(key, self.key.dtype)),
+            ops.slice_update(self.value, at, ops.cast(value, self.value.dtype)),
             self.index + ops.shape(key)[1],
         )
 
@@ -36,6 +37,3 @@ class KeyValueCache(NamedTuple):
         return type(self)(
             ops.take(self.key, rows, axis=0), ops.take(self.value, rows, axis=0), self.index
         )
-
-    def _write(self, old, new):
-        return ops.slice_update(old, (0, self.index, 0, 0), ops.cast(new, old.dtype))

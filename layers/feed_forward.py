@@ -1,6 +1,7 @@
 """The position-wise feed-forward network, section 3.3 of Vaswani et al. 2017."""
 
 import keras
+from keras import ops
 
 
 class FeedForward(keras.layers.Layer):
@@ -29,4 +30,6 @@ class FeedForward(keras.layers.Layer):
         self.contract.build((*x_shape[:-1], self.hidden_dim))
 
     def call(self, x):
-        return self.contract(self.expand(x))
+        # Of rank 2 `Dense` is one product; else, where shapes are unknown, twenty operations.
+        positions = ops.reshape(x, (-1, x.shape[-1]))
+        return ops.reshape(self.contract(self.expand(positions)), ops.shape(x))

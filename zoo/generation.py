@@ -104,12 +104,15 @@ class ScatterCache(KeyValueCache):
     `ops.slice_update` becomes an operation of XLA's, which the stock server does not link.
     """
 
-    def _write(self, old, new):
+    def append(self, key, value):
         # One position at a time is written: row b of (B, S, H, K), position index.
-        batch = ops.shape(new)[0]
-        rows = ops.arange(batch)
-        at = ops.stack([rows, ops.broadcast_to(self.index, (batch,))], axis=-1)
-        return ops.scatter_update(old, at, ops.cast(new[:, 0], old.dtype))
+        batch = ops.shape(key)[0]
+        at = ops.stack([ops.arange(batch), ops.broadcast_to(self.index, (batch,))], axis=-1)
+        key, value = (
+            ops.scatter_update(old, at, ops.cast(new[:, 0], old.dtype))
+            for old, new in ((self.key, key), (self.value, value))
+        )
+        return type(self)(key, value, self.index + 1)
 
 
 def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY):
@@ -151,9 +154,13 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
         logits, caches = step(current, caches)
         logits = ops.reshape(ops.cast(logits[:, 0], "float32"), (-1, beams, logits.shape[-1]))
         last = index + 1 >= limit
-        # Log-probabilities are only taken of the few that may be chosen: V is large.
-        logits, normalizer = permitted(logits, tokens, index, last)
+        logits, lost = permitted(logits, tokens, index, last)
         gain, token = ops.top_k(logits, min(2 * beams, logits.shape[-1]))
+        # V is large: log-probabilities are only taken of the few that may be chosen, and their
+        # normalizer, a logsumexp, has found its largest logit already.
+        most = ops.max(gain, axis=-1, keepdims=True)  # a slice would hide the top_k from XLA
+        rest = most + ops.log(ops.sum(ops.exp(logits - most), axis=-1, keepdims=True))
+        normalizer = ops.logsumexp(ops.concatenate([rest, *lost], axis=-1), -1, keepdims=True)
         total = score[..., None] + (gain - normalizer)
         total, candidate = ops.top_k(flat(total), min(2 * beams, beams * gain.shape[-1]))
         parent = candidate // gain.shape[-1]
@@ -182,7 +189,10 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
         return index + 1, current, tokens, score, ended, worth, done, caches
 
     def permitted(logits, tokens, index, last):
-        """``logits`` (B, K, V) without what the search forbids, and their normalizer (B, K, 1)."""
+        """``logits`` (B, K, V) without what the search forbids.
+
+        And those that it forbids, (B, K, 1) each, where they still count for the probabilities.
+        """
         token = ops.arange(logits.shape[-1])
         lost = []
         for *before, banned in search.banned:
@@ -193,15 +203,14 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
             matched = matched[..., None]
             lost.append(ops.where(matched, logits[..., banned : banned + 1], IMPOSSIBLE))
             logits = ops.where(ops.logical_and(matched, token == banned), IMPOSSIBLE, logits)
-        normalizer = ops.logsumexp(logits, axis=-1, keepdims=True)
-        if lost and not search.renormalized:
-            # Added here, so that only one tensor as large as the logits need be in memory.
-            kept = ops.concatenate([normalizer, *lost], axis=-1)
-            normalizer = ops.logsumexp(kept, axis=-1, keepdims=True)
+        if search.renormalized:
+            lost = []
         if search.forced_end:
-            only = ops.where(token == end_id, normalizer, IMPOSSIBLE)
-            logits = ops.where(last[:, None, None], only, logits)
-        return logits, normalizer
+            last = last[:, None, None]
+            only = ops.where(token == end_id, 0.0, IMPOSSIBLE)
+            logits = ops.where(last, only, logits)
+            lost = [ops.where(last, IMPOSSIBLE, x) for x in lost]
+        return logits, lost
 
     def flat(x):
         """``x`` (B, K, C) -> (B, K C)."""

@@ -154,7 +154,8 @@ def test_half_precision_is_near_float32_and_finite_under_masks(policy):
 def test_masks_by_hand():
     assert array(padding_mask(np.array([[5, 3, 0]]), 0)).tolist() == [[[[True, True, False]]]]
     assert array(causal_mask(2, 4, start=1)).tolist() == [
-        [[[True, True, False, False], [True, True, True, False]]]
+        [True, True, False, False],
+        [True, True, True, False],
     ]
 
 
