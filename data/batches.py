@@ -72,7 +72,7 @@ def translation_batches(
 
         def draw(number, room):
             """Both sides in the pieces of an epoch, or in the usual ones where there is no room."""
-            seeds = np.random.SeedSequence((seed, number)).generate_state(2)
+            seeds = np.random.SeedSequence((seed % 2**64, number)).generate_state(2)
             sampled = [tokenizer.sampled(texts[i], bpe_dropout, int(seeds[i])) for i in (0, 1)]
             return [
                 [row if len(row) <= most else plain for row, plain, most in zip(*rows, strict=True)]
@@ -95,7 +95,7 @@ def translation_batches(
         def arrays(number):
             return [
                 array
-                for rows in draw(int(number) + 1, ends[bucket])
+                for rows in draw(int(number) + 1, np.minimum(ends[bucket], max_length))
                 for array in (np.concatenate(rows), [len(row) for row in rows])
             ]
 

@@ -56,6 +56,7 @@ class MarianPieces(Tokenizer):
         self._unknown = tables[-1]["<unk>"]
         sides = tables[0], tables[-1]
         self._pieces = [sorted(table, key=table.get) for table in sides]
+        self._target_pieces = tf.constant(self._pieces[1])
         self._numbers = [numbers_of(table) for table in sides]
 
     def ragged(self, texts, max_length=None, target=False):
@@ -72,7 +73,7 @@ class MarianPieces(Tokenizer):
     def decode(self, tokens):
         """``tokens`` (B, T) -> texts (B,), without padding, end and unknown pieces."""
         rows = self.kept(tokens, self.pad_id, self.end_id, self._unknown)
-        texts = tf.strings.reduce_join(tf.gather(self._pieces[True], rows), axis=-1)
+        texts = tf.strings.reduce_join(tf.gather(self._target_pieces, rows), axis=-1)
         return tf.strings.strip(tf.strings.regex_replace(texts, SPACE, " "))
 
     def pieces(self, tokens, target=False):

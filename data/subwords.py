@@ -2,14 +2,17 @@
 
 import io
 import os
+import threading
 from pathlib import Path
 
 import sentencepiece
 import tensorflow as tf
+from sentencepiece import sentencepiece_model_pb2
 
 from .tokenizer import Tokenizer, read_pieces
 
 FILE = "tokenizer.model"
+SAMPLING = threading.Lock()
 
 
 class Subwords(Tokenizer):
@@ -83,12 +86,24 @@ class Subwords(Tokenizer):
 
         BPE-dropout (Provilkov et al. 2020, arXiv 1910.13267): a text is cut into other pieces
         each time, the same for the same ``seed``. ``dropout`` of 0.1 makes a third more of them.
+
+        Raises:
+            ValueError: the vocabulary is not of BPE, for which the rate would mean another thing.
         """
-        sentencepiece.set_random_generator_seed(seed)
-        # One thread: each has a generator of its own.
-        return self._pieces.encode(
-            texts, enable_sampling=True, nbest_size=-1, alpha=dropout, add_eos=True, num_threads=1
-        )
+        model = sentencepiece_model_pb2.ModelProto.FromString(self.model)
+        if model.trainer_spec.model_type != sentencepiece_model_pb2.TrainerSpec.BPE:
+            raise ValueError("BPE-dropout needs a BPE vocabulary")
+        with SAMPLING:  # the seed is the process's
+            sentencepiece.set_random_generator_seed(seed)
+            # One thread: each has a generator of its own.
+            return self._pieces.encode(
+                texts,
+                enable_sampling=True,
+                nbest_size=-1,
+                alpha=dropout,
+                add_eos=True,
+                num_threads=1,
+            )
 
     def decode(self, tokens):
         """``tokens`` (B, T) -> texts (B,), without pad, start and end pieces."""

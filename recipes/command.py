@@ -83,7 +83,10 @@ def train_translation(
     ] = DEFAULT.warmup,
     schedule: Annotated[
         Literal["sqrt", "cosine"],
-        typer.Option(help="How the learning rate falls: 1 / sqrt, or by a cosine to 0 at the end."),
+        typer.Option(
+            help="How the learning rate falls: as 1 / sqrt(update), or by a cosine to 0 after "
+            "--epochs or --steps (--minutes and --patience cut it short)."
+        ),
     ] = DEFAULT.schedule,
     bpe_dropout: Annotated[
         float,

@@ -87,10 +87,9 @@ def train(settings, out, restart=False, say=print):
     out = Path(out)
     if settings.data != SAMPLE:
         settings = dataclasses.replace(settings, data=str(Path(settings.data).resolve()))
-    if settings.accumulate < 1 or settings.interval is not None and settings.interval < 1:
-        raise ValueError(
-            f"accumulate and interval must be 1 or more: {settings.accumulate}, {settings.interval}"
-        )
+    for name in ("accumulate", "interval", "epochs", "updates"):
+        if (value := getattr(settings, name)) is not None and value < 1:
+            raise ValueError(f"{name} must be 1 or more: {value}")
     chief = is_chief()
     devices = strategy(settings.devices, say)
     goes_on = bool(from_chief(devices, check_run(settings, out, restart)))

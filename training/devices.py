@@ -12,8 +12,8 @@ def strategy(devices=None, say=print):
       them all, each with the GPUs it has, or its CPU.
     - Else over ``devices`` GPUs (all, if no number is given), by `MirroredStrategy`.
     - Without GPUs, the one CPU, or as many logical CPU devices as asked for. They share the
-      cores, so that each operation gets its part of them as threads: they show that a program
-      is right on several devices, and no gain in speed.
+      cores: they show that a program is right on several devices, and no gain in speed. Where
+      there are no more cores than devices, operations are told to use one thread each.
 
     Build the model within ``strategy(...).scope()``.
 
@@ -49,10 +49,10 @@ def strategy(devices=None, say=print):
     parts = [tf.config.LogicalDeviceConfiguration() for _ in range(devices)]
     try:
         tf.config.set_logical_device_configuration(cpu, parts)
-        # Else replicas take turns with all cores: 595 ms a step of `make bench-devices`, not 518.
-        if not tf.config.threading.get_intra_op_parallelism_threads():
-            threads = max((os.cpu_count() or 1) // devices, 1)
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
+        threads = tf.config.threading
+        if not threads.get_intra_op_parallelism_threads() and (os.cpu_count() or 1) <= devices:
+            # Else replicas get in each other's way: 595 ms a step of `make bench-devices`, not 518.
+            threads.set_intra_op_parallelism_threads(1)
     except RuntimeError:
         there_are = len(tf.config.list_logical_devices("CPU"))
         if there_are < devices:

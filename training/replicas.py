@@ -6,11 +6,19 @@ import keras
 import tensorflow as tf
 from keras.src.models.functional import Functional
 from tensorflow.python.distribute import distribute_lib
+from tensorflow.python.distribute.values import DistributedVariable
 
 from .averages import averages, inner
 from .global_loss import GlobalLoss, rows, share
 from .states import random_states
 
+DEFAULT = tf.distribute.get_strategy()  # where there is none
+SUPPORTED = (
+    type(DEFAULT),
+    tf.distribute.OneDeviceStrategy,
+    tf.distribute.MirroredStrategy,
+    tf.distribute.MultiWorkerMirroredStrategy,
+)
 STREAM = 0x9E3779B1  # 2**32 / the golden ratio: far from its small multiples
 
 
@@ -56,6 +64,12 @@ class Model(keras.Model):
             super().__init__(*args, **kwargs)
 
     def compile(self, *args, jit_compile="auto", **kwargs):
+        here = self.distribute_strategy
+        if not isinstance(here, SUPPORTED):
+            raise NotImplementedError(
+                f"{type(here).__name__} is not supported: MirroredStrategy and "
+                "MultiWorkerMirroredStrategy are, and on TPUs Keras's JAX backend"
+            )
         super().compile(*args, jit_compile=False, **kwargs)
         parts = forward_backward, update_copies, whole_step
         if jit_compile and not self.run_eagerly:
@@ -73,6 +87,14 @@ class Model(keras.Model):
         self.measured = {}
         optimizer = inner(self.optimizer)
         if optimizer is not None:
+            if optimizer._distribution_strategy is not here:
+                raise ValueError(
+                    f"the model is of {type(here).__name__}, the optimizer of "
+                    f"{type(optimizer._distribution_strategy).__name__}: make both, and call "
+                    "compile, within strategy.scope()"
+                )
+            if isinstance(optimizer, keras.optimizers.MultiOptimizer) and here is not DEFAULT:
+                raise NotImplementedError("MultiOptimizer is not supported under a strategy")
             # `train_step` has summed them already.
             optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: list(
                 gradients_and_variables
@@ -294,7 +316,7 @@ def whole_step(model, x, y, sample_weight):
     scale = model.optimizer.scale_loss(tf.ones(()))
     loss, counts, gradients, y_pred = forward_backward(model, x, y, sample_weight, None, scale, 0)
     model._apply(gradients, first_loss(counts))
-    return loss, counts, tf.linalg.global_norm(gradients) / scale, y_pred
+    return loss, counts, norm(gradients) / scale, y_pred
 
 
 def forward_backward(model, x, y, sample_weight, totals, scale, replica):
@@ -322,6 +344,11 @@ def forward_backward(model, x, y, sample_weight, totals, scale, replica):
     return loss, counts, gradients if totals is None else packed(gradients), y_pred
 
 
+def norm(gradients):
+    """The norm of all gradients together, which may be of several dtypes."""
+    return tf.linalg.global_norm([tf.cast(g, "float32") for g in gradients])
+
+
 def packed(tensors):
     """Tensors as one vector for each dtype: to reduce one costs less than to reduce many."""
     kinds = {tensor.dtype: [] for tensor in tensors}
@@ -347,7 +374,7 @@ def update_copies(model, gradients, scale, weight):
     gradients = unpacked(gradients, model.trainable_weights)
     with own_copies(model):
         model._apply(gradients, weight)
-    return tf.linalg.global_norm(gradients) / scale
+    return norm(gradients) / scale
 
 
 @contextlib.contextmanager
@@ -359,11 +386,13 @@ def own_copies(model):
     """
     optimizer = inner(model.optimizer)
     strategy = optimizer._distribution_strategy
-    mirrored = [(v, v._value) for v in model.optimizer.variables + model.trainable_weights]
-    for v, values in mirrored:
-        v._value = values._get()
+    variables = model.optimizer.variables + model.trainable_weights
+    mirrored = [(v, v._value) for v in variables if isinstance(v._value, DistributedVariable)]
+    copies = [values._get() for _, values in mirrored]
+    for (v, _), copy in zip(mirrored, copies, strict=True):
+        v._value = copy
     distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
-    optimizer._distribution_strategy = tf.distribute.get_strategy()
+    optimizer._distribution_strategy = DEFAULT
     try:
         yield
     finally:

@@ -258,6 +258,8 @@ def renamed(variables, tensors, rules, source):
         name = path
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
+        if name in named:
+            raise ValueError(f"two variables are read from {name}: {path}, {named[name].path}")
         named[name] = variable
         if name not in tensors:
             continue

@@ -275,7 +275,7 @@ class Transformer(Pretrained):
         """Translates a list of strings.
 
         Sources are sorted by length, batched and padded to a few lengths, for each of which the
-        search is compiled once (for a batch size; one text alone is a batch of 1). Those with
+        search is compiled once (for a batch size; one text alone has its own). Those with
         more than ``config.max_length`` pieces are truncated, with a warning. ``progress`` wraps
         the iteration over batches, as `rich.progress.track` does. ``search`` are settings of
         `Search` in the place of the model's own: ``beams=5, alpha=0.6``.

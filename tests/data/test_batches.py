@@ -81,7 +81,14 @@ def test_bpe_dropout_cuts_the_same_texts_anew_each_epoch_and_goes_on(sample, tok
     assert sum(b[3].sum() for b in first) > 1.1 * sum(b[3].sum() for b in usual)
     for start in (2, epoch + 1):
         for a, b in zip(stream(start, 2 * epoch - start), whole[start:], strict=True):
+            np.testing.assert_array_equal(a[0], b[0])
             np.testing.assert_array_equal(a[2], b[2])
+
+
+def test_bpe_dropout_keeps_to_the_longest_length(sample, tokenizer):
+    with pytest.warns(UserWarning, match="longer than 21 pieces"):
+        batches = translation_batches(sample, tokenizer, 512, 21, seed=-1, bpe_dropout=0.5)
+    assert max(b[3].sum(1).max() for b in arrays(batches)) <= 21
 
 
 def test_without_shuffling_it_is_the_same_each_time(sample, tokenizer):

@@ -1,3 +1,5 @@
+import io
+
 import keras
 import numpy as np
 import pytest
@@ -75,3 +77,18 @@ def test_what_is_wrong_is_named(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"no model")
     with pytest.raises(ValueError, match="tokenizer.model: not a SentencePiece model"):
         Subwords.load(tmp_path)
+
+
+def test_only_bpe_has_merges_to_leave_out(sample, tokenizer):
+    rows = tokenizer.sampled(sample.sources, 0.3, seed=1)
+    assert rows == tokenizer.sampled(sample.sources, 0.3, seed=1)
+    assert rows != tokenizer.sampled(sample.sources, 0.3, seed=2)
+    usual = tokenizer.ragged(sample.sources).to_list()
+    assert tokenizer.sampled(sample.sources, 0.0, seed=1) == usual
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sample.sources), model_writer=model, vocab_size=100,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, minloglevel=2,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="needs a BPE vocabulary"):
+        Subwords(model.getvalue()).sampled(["a dog"], 0.1, seed=1)

@@ -5,7 +5,7 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polyhead.training import Model, SmoothedCrossEntropy, strategy
+from polyhead.training import Model, SmoothedCrossEntropy, replicas, strategy
 from tests.conftest import small
 
 T, V = 6, 40
@@ -246,14 +246,17 @@ def test_a_strategy_of_one_replica_trains_as_none():
         assert largest_difference(alone, model) < 1e-6
 
 
+@pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize(
     "policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
 )
-def test_the_compiled_step_is_the_uncompiled_one(policy):
+def test_the_compiled_step_is_the_uncompiled_one(policy, devices):
     keras.config.set_dtype_policy(policy)
     settings = dict(gradient_accumulation_steps=2, use_ema=True, ema_overwrite_frequency=2)
-    plain, logs = trained(1, small, sgd(**settings), BATCHES[:1] * 4, jit_compile=False)
-    compiled, compiled_logs = trained(1, small, sgd(**settings), BATCHES[:1] * 4, jit_compile=True)
+    plain, logs = trained(1, translator, sgd(**settings), BATCHES[:1] * 4, jit_compile=False)
+    compiled, compiled_logs = trained(
+        devices, translator, sgd(**settings), BATCHES[:1] * 4, jit_compile=True
+    )
     tolerance = 1e-6 if policy == "float32" else 1e-4
     assert largest_difference(plain, compiled) < tolerance
     assert compiled_logs == pytest.approx(logs, rel=1e-5 if policy == "float32" else 1e-2)
@@ -498,10 +501,11 @@ def test_nothing_is_traced_after_the_first_epoch():
         model.compile(sgd()(), SMOOTHED, weighted_metrics=["accuracy"])
     data = dataset([TAGS[0], TAGS[1], TAGS[3]])
     model.fit(data, shuffle=False, verbose=0, validation_data=data)
-    traces = model._forward_backward.experimental_get_tracing_count()
-    assert traces > 0
+    parts = model._forward_backward, model._update_copies
+    traces = [part.experimental_get_tracing_count() for part in parts]
+    assert min(traces) > 0
     model.fit(data, shuffle=False, verbose=0, epochs=3, validation_data=data)
-    assert model._forward_backward.experimental_get_tracing_count() == traces
+    assert [part.experimental_get_tracing_count() for part in parts] == traces
 
 
 def test_a_step_is_measured():
@@ -562,6 +566,35 @@ def test_a_built_model_is_not_built_from_data():
     network = small()
     network.compile()
     network._maybe_symbolic_build(iterator=None)
+
+
+def test_what_would_train_wrongly_is_refused(monkeypatch):
+    with strategy(2).scope():
+        inside = translator()
+        inside.compile(sgd()())
+        with pytest.raises(NotImplementedError, match="MultiOptimizer is not supported under"):
+            several = keras.optimizers.OptimizerMap(sgd()())
+            inside.compile(keras.optimizers.MultiOptimizer(several))
+    with pytest.raises(ValueError, match="the model is of MirroredStrategy, the optimizer of"):
+        inside.compile(sgd()())
+    monkeypatch.setattr(replicas, "SUPPORTED", (tf.distribute.OneDeviceStrategy,))
+    with pytest.raises(NotImplementedError, match="DefaultDistributionStrategy is not supported"):
+        translator().compile(sgd()())
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_weights_may_be_of_several_dtypes(devices):
+    def mixed():
+        x = keras.Input([4])
+        y = keras.layers.Dense(8, dtype="float16")(x)
+        return Model(x, keras.layers.Dense(1)(y))
+
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    batches = [(x, x[:, :1])] * 2
+    model, logs = trained(devices, mixed, sgd(), batches, "mse", jit_compile=True)
+    alone, _ = trained(1, mixed, sgd(), batches, "mse")
+    assert {v.dtype for v in model.trainable_weights} == {"float16", "float32"}
+    assert largest_difference(alone, model) < 1e-2
 
 
 def test_a_number_of_devices_that_cannot_be_is_refused():
