@@ -3,7 +3,8 @@
 Each row is a process of its own: a GPT of four blocks (T 64, 65 tokens) trained by `fit` with Adam
 and clipping, on logical CPU devices, which share the cores: this shows overhead, not scaling.
 "Plain Keras" is the same layers in a `keras.Model`, as `compile` leaves it: XLA on one device, and
-off under a strategy. Writes bench/devices.md.
+off under a strategy; with TensorFlow's own number of threads, and in parentheses with that of
+`polyhead.training.strategy`. Writes bench/devices.md.
 """
 
 import json
@@ -18,11 +19,12 @@ from datetime import date
 from pathlib import Path
 
 T, V = 64, 65
+PEERS = ("polyhead", "keras", "keras, our threads")
 ROWS = [
     # peer, width, replicas, examples of the global batch
-    *[(peer, 128, n, 12) for n in (1, 2, 4) for peer in ("polyhead", "keras")],
+    *[(peer, 128, n, 12) for n in (1, 2, 4) for peer in PEERS],
     *[("polyhead", 128, n, 12 * n) for n in (2, 4)],
-    *[(peer, 512, n, 32) for n in (1, 2) for peer in ("polyhead", "keras")],
+    *[(peer, 512, n, 32) for n in (1, 2) for peer in PEERS],
 ]
 
 
@@ -36,6 +38,8 @@ def measure(peer, dim, replicas, batch, steps=None, blocks=4, remat=False):
     from polyhead.training import Model, strategy
 
     steps = steps or (60 if dim == 128 else 10)
+    if peer == "keras":  # which `strategy` would change
+        tf.config.threading.set_intra_op_parallelism_threads(os.cpu_count())
     with strategy(replicas, say=lambda line: None).scope():
         keras.utils.set_random_seed(0)
         tokens = keras.Input([T], dtype="int32")
@@ -139,7 +143,7 @@ def main():
         "float32, logical CPU devices (which share the cores), each row a process.",
         "",
         "| width | replicas | global batch | polyhead, ms a step | to its one replica | "
-        "plain Keras, ms | polyhead / Keras |",
+        "plain Keras, ms (with our threads) | polyhead / Keras |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for peer, dim, replicas, batch in ROWS:
@@ -147,10 +151,14 @@ def main():
             continue
         ours = found[peer, dim, replicas, batch]
         one = found[peer, dim, 1, 12 if dim == 128 else 32]
-        theirs = found.get(("keras", dim, replicas, batch))
+        theirs, same = (found.get((peer, dim, replicas, batch)) for peer in PEERS[1:])
         lines.append(
             f"| {dim} | {replicas} | {batch} | {ours:.1f} | {ours / one:.2f} | "
-            + (f"{theirs:.1f} | {ours / theirs:.2f} |" if theirs else "- | - |")
+            + (
+                f"{theirs:.1f} ({same:.1f}) | {ours / theirs:.2f} ({ours / same:.2f}) |"
+                if theirs and same
+                else "- | - |"
+            )
         )
     share, _ = asked("waiting")
     (kept, memory_kept), (again, memory_again) = (
