@@ -35,12 +35,12 @@ class Checkpoints(keras.callbacks.Callback):
     An epoch of `fit` (``steps_per_epoch``) is the interval of checkpoints; give it an endless
     dataset that begins at ``updates``, as `translation_batches` does with ``start``. A checkpoint,
     ``checkpoint-<updates>.safetensors`` (an update is a batch here, though the optimizer may gather
-    several), holds weights, optimizer, averages of weights, loss
-    scale, random states, the number of updates, the history, and the plain attributes of the
-    other ``callbacks``. The best model by ``monitor`` is saved with `save_pretrained` to
-    ``best``, with the averages of weights where the optimizer keeps them. ``history.csv`` has a
-    row an interval. All appear complete or not at all, written by a thread while training goes
-    on; on several machines by the chief alone. List it after the callbacks whose logs it keeps.
+    several), holds weights, optimizer, averages of weights, loss scale, random states, the number
+    of updates, the history, and of the other ``callbacks`` the plain attributes and lists of
+    arrays. The best model by ``monitor`` is saved with `save_pretrained` to ``best``, with the
+    averages of weights where the optimizer keeps them. ``history.csv`` has a row an interval. All
+    appear complete or not at all, written by a thread while training goes on; on several machines
+    by the chief alone. List it after the callbacks whose logs it keeps.
 
     Args:
         folder: where to write; on several machines one that all of them see.
@@ -50,7 +50,7 @@ class Checkpoints(keras.callbacks.Callback):
         minutes: stop at the end of the interval in which so much time was spent in all.
         keep: how many checkpoints stay.
         callbacks: others of the same `fit` whose state is to be kept, as far as it is numbers,
-            strings and truth values: early stopping's, for one.
+            strings, truth values and lists of arrays: early stopping's, for one.
         per_epoch: updates that make an epoch of the data; an interval where not given.
 
     Raises:
@@ -108,6 +108,7 @@ class Checkpoints(keras.callbacks.Callback):
             return 0
         try:
             tensors, about = read_tensors(saved[-1])
+            arrays = {k: tensors.pop(k) for k in list(tensors) if k.startswith("callbacks/")}
             assign(training_state(model), tensors, saved[-1])
         except CheckpointError as error:
             other = f"; delete it to go on from {saved[-2].name}" if len(saved) > 1 else ""
@@ -115,6 +116,9 @@ class Checkpoints(keras.callbacks.Callback):
         self.history = about["history"]
         self.updates = about["updates"]
         self.restored = about["callbacks"]
+        for name, array in sorted(arrays.items()):
+            _, i, attribute, _ = name.split("/")
+            self.restored[int(i)].setdefault(attribute, []).append(array)
         self.seconds = self.history[-1]["seconds"]
         return len(self.history)
 
@@ -231,6 +235,10 @@ class Checkpoints(keras.callbacks.Callback):
             "history": list(self.history),
             "callbacks": [plain(callback) for callback in self.others],
         }
+        for i, callback in enumerate(self.others):
+            for name, arrays in kept_arrays(callback).items():
+                for j, array in enumerate(arrays):
+                    state[f"callbacks/{i}/{name}/{j:06d}"] = array
         return best, state, about
 
     def write(self, best, state, about):
@@ -309,6 +317,15 @@ def plain(callback):
         if name not in given
     }
     return {name: value for name, value in scalars.items() if type(value) in PLAIN}
+
+
+def kept_arrays(callback):
+    """Of a callback's attributes the lists of arrays: the best weights of early stopping."""
+    return {
+        name: value
+        for name, value in vars(callback).items()
+        if isinstance(value, list) and value and all(isinstance(x, np.ndarray) for x in value)
+    }
 
 
 def write_table(path, rows):

@@ -61,7 +61,9 @@ def test_with_accumulation_averages_and_callbacks_too(tmp_path, devices):
                 1e-3, use_ema=True, ema_momentum=0.9, gradient_accumulation_steps=2
             )
             model.compile(optimizer, jit_compile=False)
-        stopping = keras.callbacks.EarlyStopping("loss", patience=2, min_delta=10.0)
+        stopping = keras.callbacks.EarlyStopping(
+            "loss", patience=2, min_delta=10.0, restore_best_weights=True
+        )
         averages = EvaluateAverages()
         checkpoints = Checkpoints(folder, monitor="val_loss", callbacks=[stopping])
         done = checkpoints.resume(model)
@@ -90,6 +92,9 @@ def test_with_accumulation_averages_and_callbacks_too(tmp_path, devices):
     assert set(tensors) == set(again)
     for name, value in tensors.items():
         np.testing.assert_array_equal(value, again[name], err_msg=name)
+    for a, b in zip(whole.get_weights(), parts.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)  # early stopping's best, of before the stop
+    assert "callbacks/0/best_weights/000000" in tensors
     # The best model is the averages, as validation saw them.
     best = type(whole).from_pretrained(tmp_path / "whole" / "best")
     best.compile(jit_compile=False)
