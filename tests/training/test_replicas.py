@@ -591,8 +591,12 @@ def test_weights_may_be_of_several_dtypes(devices):
 
     x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
     batches = [(x, x[:, :1])] * 2
-    model, logs = trained(devices, mixed, sgd(), batches, "mse", jit_compile=True)
-    alone, _ = trained(1, mixed, sgd(), batches, "mse")
+
+    def plain():  # Keras clips weights of one dtype only
+        return keras.optimizers.SGD(0.1)
+
+    model, _ = trained(devices, mixed, plain, batches, "mse", jit_compile=True)
+    alone, _ = trained(1, mixed, plain, batches, "mse")
     assert {v.dtype for v in model.trainable_weights} == {"float16", "float32"}
     assert largest_difference(alone, model) < 1e-2
 
