@@ -16,6 +16,7 @@ def translation_batches(
     seed=0,
     start=None,
     bpe_dropout=0.0,
+    twice=False,
 ):
     """Batches of ``({"source", "target"}, labels, sample_weight)`` for `Transformer.fit`.
 
@@ -38,6 +39,8 @@ def translation_batches(
             new order each time it is iterated.
         bpe_dropout: cuts the texts into other pieces each epoch (see `Subwords.sampled`). Where
             those are too many for the pair's bucket, it keeps its usual ones.
+        twice: each row is followed by the same again, as a loss of `consistency` wants it. There
+            are as many batches, of twice as many rows.
 
     Raises:
         ValueError: no pair is left, an argument is out of its range, or the tokenizer cannot
@@ -85,7 +88,7 @@ def translation_batches(
     ends = bucket_lengths(longest, buckets)
     bucket = np.searchsorted(ends, longest)
     first, size, length = (tf.constant(column) for column in plan(longest, ends, tokens))
-    count = int(first.shape[0])
+    count, copies = int(first.shape[0]), 1 + twice
 
     def pieces(number):
         """An epoch's number, and the ragged tokens of both its sides."""
@@ -106,11 +109,11 @@ def translation_batches(
         return number, *(tf.cast(side, tf.int32) for side in tokens)
 
     def batch(source, target, order, i):
-        rows = order[first[i] : first[i] + size[i]]
-        shape = [size[i], length[i]]
+        rows = tf.repeat(order[first[i] : first[i] + size[i]], copies)
+        shape = [copies * size[i], length[i]]
         pad = tokenizer.pad_id
         labels = tf.gather(target, rows).to_tensor(pad, shape=shape)
-        starts = tf.fill([size[i], 1], tokenizer.start_id)
+        starts = tf.fill([shape[0], 1], tokenizer.start_id)
         shifted = tf.concat([starts, labels[:, :-1]], axis=1)
         inputs = {
             "source": tf.gather(source, rows).to_tensor(pad, shape=shape),

@@ -95,6 +95,13 @@ def train_translation(
     label_smoothing: Annotated[
         float, typer.Option(help="As in the paper's section 5.4.")
     ] = DEFAULT.label_smoothing,
+    consistency: Annotated[
+        float,
+        typer.Option(
+            help="R-Drop: pass each sentence twice and weigh what dropout changed, 5 say. An epoch "
+            "takes twice as long."
+        ),
+    ] = DEFAULT.consistency,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = DEFAULT.clip,
     accumulate: Annotated[
         int, typer.Option(help="Batches whose gradients make one update.")

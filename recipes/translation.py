@@ -50,6 +50,7 @@ class Settings:
     schedule: str = "sqrt"
     bpe_dropout: float = 0.0
     label_smoothing: float = 0.1
+    consistency: float = 0.0
     clip: float = 1.0
     accumulate: int = 1
     ema: float | None = None
@@ -116,6 +117,7 @@ def train(settings, out, restart=False, say=print):
             settings.max_length,
             settings.buckets,
             seed=settings.seed,
+            twice=settings.consistency > 0,
             **options,
         )
 
@@ -142,7 +144,7 @@ def train(settings, out, restart=False, say=print):
                 use_ema=settings.ema is not None,
                 ema_momentum=settings.ema or 0.0,
             ),
-            SmoothedCrossEntropy(settings.label_smoothing),
+            SmoothedCrossEntropy(settings.label_smoothing, settings.consistency),
             remat=settings.remat,
         )
     say(

@@ -12,18 +12,26 @@ class SmoothedCrossEntropy(keras.losses.Loss):
     over the tokens by their weights: padding weighs nothing. Computed from the logits without
     making (B, T, V) targets.
 
+    With a ``consistency`` the rows are pairs of the same example, 2 i and 2 i + 1, that dropout
+    has made different (R-Drop, Liang et al. 2021, arXiv 2106.14448): each has a part in what
+    their distributions p and q differ by, consistency / 4 * (KL(p||q) + KL(q||p)).
+
     Args:
         smoothing: between 0 and 1; 0.1 in the paper.
+        consistency: R-Drop's alpha, 5 for translation there; 0 is none.
 
     Call with ``labels`` (B, T), ``logits`` (B, T, V) and ``sample_weight`` (B, T).
     """
 
-    def __init__(self, smoothing=0.1, name="smoothed_cross_entropy", **kwargs):
+    def __init__(self, smoothing=0.1, consistency=0.0, name="smoothed_cross_entropy", **kwargs):
         kwargs.setdefault("reduction", "mean_with_sample_weight")
         super().__init__(name=name, **kwargs)
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be in [0, 1): {smoothing}")
+        if consistency < 0:
+            raise ValueError(f"consistency must not be negative: {consistency}")
         self.smoothing = smoothing
+        self.consistency = consistency
 
     def call(self, labels, logits):
         labels = ops.cast(labels, "int32")  # Keras made floats of them
@@ -32,7 +40,14 @@ class SmoothedCrossEntropy(keras.losses.Loss):
         loss = normalizer - (1 - self.smoothing) * chosen
         if self.smoothing:
             loss = loss - self.smoothing * ops.mean(logits, axis=-1)
+        if self.consistency:
+            # sum_v (p - q) (log p - log q), in which the normalizers cancel out.
+            chance = ops.exp(logits - normalizer[..., None])
+            difference = (chance[::2] - chance[1::2]) * (logits[::2] - logits[1::2])
+            differs = ops.repeat(ops.sum(difference, axis=-1), 2, axis=0)
+            loss = loss + self.consistency / 4 * differs
         return loss
 
     def get_config(self):
-        return {**super().get_config(), "smoothing": self.smoothing}
+        own = {"smoothing": self.smoothing, "consistency": self.consistency}
+        return {**super().get_config(), **own}

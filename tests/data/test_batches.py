@@ -39,6 +39,14 @@ def test_there_are_no_more_shapes_than_buckets(sample, tokenizer):
         assert len({b[0].shape for b in batches}) <= buckets
 
 
+def test_each_row_may_come_twice(sample, tokenizer):
+    once = arrays(translation_batches(sample, tokenizer, 512, shuffle=False))
+    twice = arrays(translation_batches(sample, tokenizer, 512, shuffle=False, twice=True))
+    for batch, doubled in zip(once, twice, strict=True):
+        for one, two in zip(batch, doubled, strict=True):
+            np.testing.assert_array_equal(one.repeat(2, 0), two)
+
+
 def test_the_order_is_new_each_epoch_and_the_same_for_a_seed(sample, tokenizer):
     def epochs(seed):
         batches = translation_batches(sample, tokenizer, 512, seed=seed)

@@ -33,9 +33,27 @@ def test_padding_weighs_nothing():
     assert number(loss(LABELS, LOGITS, WEIGHT * 0)) == 0
 
 
-def test_a_smoothing_out_of_range_is_refused():
+def test_consistency_weighs_the_divergence_of_two_passes():
+    logits = np.random.default_rng(1).normal(size=(4, 3, 5)).astype("float32")
+    labels, weight = LABELS.repeat(4, 0), WEIGHT.repeat(4, 0)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    p, q = p[::2, :2], p[1::2, :2]
+    divergence = (p * np.log(p / q) + q * np.log(q / p)).sum(-1).mean()
+    plain = number(SmoothedCrossEntropy()(labels, logits, weight))
+    consistent = number(SmoothedCrossEntropy(consistency=5)(labels, logits, weight))
+    # R-Drop adds 5 / 2 of it to the sum of both passes, of which this is the mean.
+    assert consistent - plain == pytest.approx(5 / 4 * divergence, rel=1e-4)
+    same = logits[::2].repeat(2, 0)
+    assert number(SmoothedCrossEntropy(consistency=5)(labels, same, weight)) == pytest.approx(
+        number(SmoothedCrossEntropy()(labels, same, weight))
+    )
+
+
+def test_a_setting_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"smoothing must be in \[0, 1\): 1"):
         SmoothedCrossEntropy(1)
+    with pytest.raises(ValueError, match="consistency must not be negative: -1"):
+        SmoothedCrossEntropy(consistency=-1)
 
 
 def test_the_schedule_is_equation_3():
