@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from .dropout import Dropout
 from .projection import projection
 
 # Masks are boolean, True = may attend, broadcastable to (B, H, T, S): here and everywhere.
@@ -29,6 +30,7 @@ class MultiHeadAttention(keras.layers.Layer):
         num_heads: H.
         head_dim: K, the size of a head; D / H by default.
         causal: a position attends to itself and to those before it.
+        dropout: rate, in training, on the weights that the softmax gives.
 
     Call with ``x`` (B, T, D) for self-attention, and with ``memory`` (B, S, D) for
     cross-attention; the result is (B, T, D). ``memory`` may also be the pair that
@@ -44,11 +46,12 @@ class MultiHeadAttention(keras.layers.Layer):
         ValueError: D does not divide into heads.
     """
 
-    def __init__(self, num_heads, head_dim=None, causal=False, **kwargs):
+    def __init__(self, num_heads, head_dim=None, causal=False, dropout=0.0, **kwargs):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.causal = causal
+        self.dropout = dropout
 
     def build(self, x_shape, memory_shape=None):
         width = x_shape[-1]
@@ -85,10 +88,12 @@ class MultiHeadAttention(keras.layers.Layer):
             name="output",
         )
         self.output_projection.build((None, None, self.num_heads, self.head_dim))
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy, name="dropout")
 
-    def call(self, x, memory=None, mask=None, bias=None, cache=None):
+    def call(self, x, memory=None, mask=None, bias=None, cache=None, training=False):
         key, value, mask, extended = self._attended(x, memory, mask, cache)
         weights = self._softmax(self.query(x), key, mask, bias)
+        weights = self.drop(weights, training=training)
         heads = ops.einsum("bhts,bshk->bthk", ops.cast(weights, value.dtype), value)
         output = self.output_projection(heads)
         return output if cache is None else (output, extended)

@@ -19,6 +19,7 @@ class TransformerBlock(keras.layers.Layer):
             x = x + dropout(f(norm(x))), as in GPT-2 (the stack then ends in a norm of its own).
         activation: of the feed-forward network.
         dropout: rate, on what each sublayer adds to the residual (section 5.4).
+        attention_dropout: rate, on the weights of attention.
         epsilon: of the layer normalisation.
         remat: in training keep the block's input alone, and compute the rest again for the
             backward pass (Chen et al. 2016, arXiv 1604.06174): less memory, more time.
@@ -42,6 +43,7 @@ class TransformerBlock(keras.layers.Layer):
         norm="post",
         activation="relu",
         dropout=0.0,
+        attention_dropout=0.0,
         epsilon=1e-5,
         remat=False,
         **kwargs,
@@ -56,6 +58,7 @@ class TransformerBlock(keras.layers.Layer):
         self.norm = norm
         self.activation = activation
         self.dropout = dropout
+        self.attention_dropout = attention_dropout
         self.epsilon = epsilon
         self.remat = remat
 
@@ -67,15 +70,12 @@ class TransformerBlock(keras.layers.Layer):
             layer.build(x_shape)
             return layer
 
-        self.attention = MultiHeadAttention(
-            self.num_heads, causal=self.causal, dtype=dtype, name="attention"
-        )
+        attention = dict(num_heads=self.num_heads, dropout=self.attention_dropout, dtype=dtype)
+        self.attention = MultiHeadAttention(causal=self.causal, name="attention", **attention)
         self.attention.build(x_shape)
         self.attention_norm = norm("attention_norm")
         if self.cross:
-            self.cross_attention = MultiHeadAttention(
-                self.num_heads, dtype=dtype, name="cross_attention"
-            )
+            self.cross_attention = MultiHeadAttention(name="cross_attention", **attention)
             self.cross_attention.build(x_shape, memory_shape or x_shape)
             self.cross_attention_norm = norm("cross_attention_norm")
         self.feed_forward = FeedForward(
@@ -99,7 +99,9 @@ class TransformerBlock(keras.layers.Layer):
         dropout drops the same.
         """
         weights = self.weights
-        seeds = [self.drop.seed_generator.state] if self.dropout else []
+        drops = [self.drop, self.attention.drop]
+        drops += [self.cross_attention.drop] if self.cross else []
+        seeds = [drop.seed_generator.state for drop in drops if drop.rate]
         states = [seed.value * 1 for seed in seeds]  # copies: the seeds go on
         inputs = [x] if memory is None else [x, memory]
 
@@ -120,8 +122,8 @@ class TransformerBlock(keras.layers.Layer):
         def attend(x):
             nonlocal cache
             if cache is None:
-                return self.attention(x, mask=mask)
-            x, cache = self.attention(x, mask=mask, cache=cache)
+                return self.attention(x, mask=mask, training=training)
+            x, cache = self.attention(x, mask=mask, cache=cache, training=training)
             return x
 
         x = self.residual(x, self.attention_norm, attend, training)
@@ -129,7 +131,7 @@ class TransformerBlock(keras.layers.Layer):
             x = self.residual(
                 x,
                 self.cross_attention_norm,
-                lambda x: self.cross_attention(x, memory, mask=cross_mask),
+                lambda x: self.cross_attention(x, memory, mask=cross_mask, training=training),
                 training,
             )
         x = self.residual(x, self.feed_forward_norm, self.feed_forward, training)

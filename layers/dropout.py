@@ -26,9 +26,13 @@ class Dropout(keras.layers.Dropout):
             return inputs
         first, second = ops.unstack(ops.cast(self.seed_generator.next(), "uint32"))
         index = ops.reshape(ops.arange(ops.size(inputs)), ops.shape(inputs))
-        random = mix(ops.bitwise_xor(mix(ops.cast(index, "uint32") + first), second))
-        kept = random >= np.uint32(self.rate * 2**32)
+        kept = random_bits(index, first, second) >= np.uint32(self.rate * 2**32)
         return ops.where(kept, inputs / (1 - self.rate), ops.zeros_like(inputs))
+
+
+def random_bits(index, first, second):
+    """A random uint32 for each ``index``, by two keys of uint32: a hash of the three."""
+    return mix(ops.bitwise_xor(mix(ops.cast(index, "uint32") + first), second))
 
 
 def mix(x):

@@ -67,7 +67,9 @@ class PositionalEmbedding(keras.layers.Layer):
             half of the vector and the cosines the second, as in Marian (Junczys-Dowmunt 2018).
         max_length: the number of learned positions.
 
-    Call with ``x`` (B, T, D), whose first position is ``start``; the result is (B, T, D).
+    Call with ``x`` (B, T, D), whose first position is ``start``, a number or (B, 1), one for each
+    row; the result is (B, T, D). Where start is a tensor, those that lie outside of the learned
+    positions, of padding, get the nearest one.
 
     Raises:
         ValueError: an unknown kind, an odd D with sinusoids, learned positions without
@@ -102,6 +104,8 @@ class PositionalEmbedding(keras.layers.Layer):
                 raise ValueError(f"at most {self.max_length} positions: {start + length}")
         positions = ops.arange(ops.shape(x)[1]) + start
         if self.kind == "learned":
+            if not isinstance(start, int):
+                positions = ops.clip(positions, 0, self.max_length - 1)
             table = ops.take(self.embeddings, positions, axis=0)
         else:
             table = sinusoids(positions, x.shape[-1], self.interleaved)
@@ -109,9 +113,9 @@ class PositionalEmbedding(keras.layers.Layer):
 
 
 def sinusoids(positions, dim, interleaved=True):
-    """``positions`` (T,) -> (T, D), in float32: sines and cosines in turns, or in halves."""
+    """``positions`` (..., T) -> (..., T, D), in float32: sines and cosines in turns, or halves."""
     channel = ops.arange(0, dim, 2, dtype="float32")
     rate = ops.exp(channel * (-math.log(10000.0) / dim))
-    angle = ops.cast(positions, "float32")[:, None] * rate[None, :]
-    waves = ops.stack([ops.sin(angle), ops.cos(angle)], axis=-1 if interleaved else 1)
-    return ops.reshape(waves, (-1, dim))
+    angle = ops.cast(positions, "float32")[..., None] * rate
+    waves = ops.stack([ops.sin(angle), ops.cos(angle)], axis=-1 if interleaved else -2)
+    return ops.reshape(waves, (*ops.shape(positions), dim))

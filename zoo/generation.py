@@ -1,5 +1,6 @@
 """Decoding: the engine that turns a step of a decoder into sequences."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -7,8 +8,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from ..layers import KeyValueCache
-
-IMPOSSIBLE = -1e9  # a log-probability that no sequence has; finite, lest sums make NaN of it
+from .sampling import IMPOSSIBLE
 
 
 @dataclass(frozen=True)
@@ -105,37 +105,89 @@ class ScatterCache(KeyValueCache):
     """
 
     def append(self, key, value):
-        # One position at a time is written: row b of (B, S, H, K), position index.
-        batch = ops.shape(key)[0]
-        at = ops.stack([ops.arange(batch), ops.broadcast_to(self.index, (batch,))], axis=-1)
+        # Of (B, S, H, K) the rows b and the positions from index on are written.
+        batch, count = ops.shape(key)[:2]
+        if key.shape[1] == 1:
+            row, position = ops.arange(batch)[:, None], ops.broadcast_to(self.index, (batch, 1))
+        else:
+            row, position = ops.meshgrid(
+                ops.arange(batch), ops.arange(count) + self.index, indexing="ij"
+            )
+        at = ops.stack([row, position], axis=-1)
         key, value = (
-            ops.scatter_update(old, at, ops.cast(new[:, 0], old.dtype))
+            ops.scatter_update(old, at, ops.cast(new, old.dtype))
             for old, new in ((self.key, key), (self.value, value))
         )
-        return type(self)(key, value, self.index + 1)
+        return type(self)(key, value, self.index + count)
 
 
-def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY):
-    """Beam search: at each step the K likeliest continuations of K hypotheses are kept.
+class State(NamedTuple):
+    """Where a decoding stands: ``index`` tokens were looked for, for B sequences of K hypotheses.
 
-    Of 2 K candidates those among the first K that end are set aside, and the K best of those that
-    do not end go on, as in Hugging Face's search. With one beam this is greedy search: the
-    likeliest token at each step, until it is the end token.
+    ``current`` (B K, 1) are their last tokens, ``tokens`` (B, K, L) all of them and ``score``
+    (B, K) their log-probabilities; ``ended`` (B, K, L) and ``worth`` (B, K) are the best that
+    have ended; ``done`` (B,) says which sequences need no more.
+    """
+
+    index: Any
+    current: Any
+    tokens: Any
+    score: Any
+    ended: Any
+    worth: Any
+    done: Any
+    caches: Any
+
+    @property
+    def found(self):
+        return Found(self.ended, self.worth, self.done)
+
+
+def begin(current, caches, limit, length, pad_id, beams=1):
+    """The `State` before the first token.
 
     Args:
-        step: ``(tokens (B K, 1), caches) -> (logits (B K, 1, V), caches)``.
-        caches: a list of `KeyValueCache`s of B K rows that `step` reads and extends; the K
-            hypotheses of a sequence follow each other.
+        current: (B,) the token that each sequence begins with, and that no cache holds yet.
+        caches: a list of `KeyValueCache`s of B K rows; the K hypotheses of a sequence follow each
+            other.
         limit: (B,) the most tokens each sequence may get, its end token included.
-        length: L, the most that the caches hold.
-
-    Returns:
-        a `Found`.
+        length: L, the most of any.
     """
-    batch, beams = ops.shape(limit)[0], search.beams
-    position = ops.arange(length)
+    batch = ops.shape(limit)[0]
     nothing = ops.full((batch, beams, length), pad_id, "int32")
     first = ops.where(ops.arange(beams) == 0, 0.0, IMPOSSIBLE)[None, :]
+    return State(
+        ops.zeros((), "int32"),
+        ops.repeat(ops.cast(current, "int32")[:, None], beams, axis=0),
+        nothing,
+        ops.broadcast_to(first, (batch, beams)),
+        nothing,
+        ops.where(limit[:, None] <= 0, first, IMPOSSIBLE),  # nothing is what they shall get
+        limit <= 0,
+        caches,
+    )
+
+
+def advance(step, state, limit, end_ids, search=GREEDY, draw=None, until=None):
+    """Goes on from a `State` until all sequences are done, or have ``until`` tokens.
+
+    Beam search: at each step the K likeliest continuations of K hypotheses are kept. Of 2 K
+    candidates those among the first K that end are set aside, and the K best of those that do not
+    end go on, as in Hugging Face's search. With one beam this is greedy search, the likeliest
+    token at each step until it is an end token; or, with a ``draw``, sampling.
+
+    Args:
+        step: ``(tokens (B K, 1), caches) -> (logits (B K, 1, V), caches)``; it reads and extends
+            the caches.
+        limit: as for `begin`.
+        end_ids: the tokens that end a sequence.
+        search: a `Search`.
+        draw: a `Draw`, by which one beam's tokens are drawn.
+    """
+    beams = search.beams
+    batch, _, length = ops.shape(state.tokens)
+    until = length if until is None else ops.minimum(until, length)
+    position = ops.arange(length)
     rows = ops.arange(batch)[:, None] * beams
 
     def keep(kept, *tensors):
@@ -147,18 +199,26 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
             for x in tensors
         ]
 
+    def ending(token):
+        return functools.reduce(ops.logical_or, [token == end for end in end_ids])
+
     def unfinished(index, current, tokens, score, ended, worth, done, caches):
-        return ops.logical_and(index < length, ops.logical_not(ops.all(done)))
+        return ops.logical_and(index < until, ops.logical_not(ops.all(done)))
 
     def extend(index, current, tokens, score, ended, worth, done, caches):
         logits, caches = step(current, caches)
         logits = ops.reshape(ops.cast(logits[:, 0], "float32"), (-1, beams, logits.shape[-1]))
         last = index + 1 >= limit
         logits, lost = permitted(logits, tokens, index, last)
-        gain, token = ops.top_k(logits, min(2 * beams, logits.shape[-1]))
         # V is large: log-probabilities are only taken of the few that may be chosen, and their
         # normalizer, a logsumexp, has found its largest logit already.
-        most = ops.max(gain, axis=-1, keepdims=True)  # a slice would hide the top_k from XLA
+        if draw is None:
+            gain, token = ops.top_k(logits, min(2 * beams, logits.shape[-1]))
+            most = ops.max(gain, axis=-1, keepdims=True)  # a slice would hide the top_k from XLA
+        else:
+            token = draw(logits[:, 0], tokens[:, 0], index)[:, None, None]
+            gain = ops.take_along_axis(logits, token, axis=-1)
+            most = ops.max(logits, axis=-1, keepdims=True)
         rest = most + ops.log(ops.sum(ops.exp(logits - most), axis=-1, keepdims=True))
         normalizer = ops.logsumexp(ops.concatenate([rest, *lost], axis=-1), -1, keepdims=True)
         total = score[..., None] + (gain - normalizer)
@@ -167,7 +227,7 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
         token = ops.take_along_axis(flat(token), candidate, axis=1)
         longer = ops.take_along_axis(tokens, parent[..., None], axis=1)
         longer = ops.where(position == index, token[..., None], longer)
-        ends = ops.logical_or(token == end_id, last[:, None])
+        ends = ops.logical_or(ending(token), last[:, None])
 
         # Those that end ...
         enters = ops.logical_and(ends, ops.arange(total.shape[-1]) < beams)
@@ -207,7 +267,7 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
             lost = []
         if search.forced_end:
             last = last[:, None, None]
-            only = ops.where(token == end_id, 0.0, IMPOSSIBLE)
+            only = ops.where(token == end_ids[0], 0.0, IMPOSSIBLE)
             logits = ops.where(last, only, logits)
             lost = [ops.where(last, IMPOSSIBLE, x) for x in lost]
         return logits, lost
@@ -225,15 +285,4 @@ def decode(step, caches, limit, length, start_id, end_id, pad_id, search=GREEDY)
         best = search.worth(score, limit if longest else tokens)
         return ops.logical_and(full, best <= worst)
 
-    start = (
-        ops.zeros((), "int32"),
-        ops.full((batch * beams, 1), start_id, "int32"),
-        nothing,
-        ops.broadcast_to(first, (batch, beams)),
-        nothing,
-        ops.where(limit[:, None] <= 0, first, IMPOSSIBLE),  # nothing is what they shall get
-        limit <= 0,
-        caches,
-    )
-    *_, ended, worth, done, _ = ops.while_loop(unfinished, extend, start)
-    return Found(ended, worth, done)
+    return State(*ops.while_loop(unfinished, extend, tuple(state)))

@@ -19,7 +19,7 @@ from ..layers import (
 )
 from ..training import InverseSquareRoot, SmoothedCrossEntropy, compiled
 from .alignment import Alignment
-from .generation import GREEDY, ScatterCache, Search, decode, possible
+from .generation import GREEDY, ScatterCache, Search, advance, begin, possible
 from .pretrained import MARIAN, TOKENIZER, VOCABULARY, Pretrained
 
 
@@ -260,16 +260,15 @@ class Transformer(Pretrained):
             cache.empty(rows, length, c.num_heads, head_dim, self.compute_dtype)
             for _ in self.decoder
         ]
-        return decode(
+        start = ops.full((ops.shape(source)[0],), c.start_id, "int32")
+        state = begin(start, caches, limit, length, c.pad_id, search.beams)
+        return advance(
             lambda tokens, caches: self.decode(tokens, memories, mask, caches),
-            caches,
+            state,
             limit,
-            length,
-            c.start_id,
-            c.end_id,
-            c.pad_id,
+            (c.end_id,),
             search,
-        )
+        ).found
 
     def translate(self, texts, batch_size=32, scores=False, best=None, progress=iter, **search):
         """Translates a list of strings.

@@ -1,0 +1,186 @@
+"""Drawing tokens at random: what is left of a distribution, and which of it comes."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+from ..layers.dropout import mix, random_bits
+
+IMPOSSIBLE = -1e9  # a log-probability that no sequence has; finite, lest sums make NaN of it
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How each next token is drawn from the model's distribution.
+
+    In this order: what came before is made less likely, logits are divided by the temperature,
+    and of the tokens those that pass all filters are drawn from.
+
+    Args:
+        temperature: what logits are divided by; 0 takes the likeliest token.
+        top_k: the so many likeliest tokens pass (Fan et al. 2018, arXiv 1805.04833). None is all,
+            here and below; of tokens that tie with the last, all pass.
+        top_p: the fewest likeliest tokens that together have this probability pass: the nucleus
+            (Holtzman et al. 2020, arXiv 1904.09751).
+        min_p: tokens of at least this share of the likeliest's probability pass (Nguyen et al.
+            2024, arXiv 2407.01082).
+        repetition_penalty: positive logits of tokens that came before, in the prompt or since, are
+            divided by it, negative ones multiplied (Keskar et al. 2019, arXiv 1909.05858).
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if value is None and name in ("top_p", "min_p"):
+                continue
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a number: {value!r}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must not be negative: {self.temperature}")
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise ValueError(f"top_k must be a positive integer: {self.top_k!r}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1]: {self.top_p}")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be in [0, 1]: {self.min_p}")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty must be positive: {self.repetition_penalty}")
+
+    @property
+    def greedy(self):
+        """Whether the likeliest token always comes."""
+        return self.temperature == 0 and self.repetition_penalty == 1
+
+    def draw(self, seeds):
+        """The `Draw` of rows with ``seeds``, integers; None where nothing is left to chance."""
+        if self.greedy:
+            return None
+
+        def rows(value, dtype="float32"):
+            return None if value is None else np.full(len(seeds), value, dtype)
+
+        return Draw(
+            np.array([seed % 2**31 for seed in seeds], "int32"),
+            rows(self.temperature),
+            rows(self.top_k, "int32"),
+            rows(self.top_p),
+            rows(self.min_p),
+            None if self.repetition_penalty == 1 else rows(self.repetition_penalty),
+        )
+
+
+class Draw(NamedTuple):
+    """`Sampling` of each row of a batch: tensors (B,), or None of what no row asks for.
+
+    A row's tokens depend on its own ``seed`` (int32) and settings alone: not on the rows beside
+    it, nor on backend, compiler or machine but for rounding. ``seen`` is the prompt (B, P), which
+    `repetition_penalty` counts too.
+    """
+
+    seed: Any
+    temperature: Any
+    top_k: Any = None
+    top_p: Any = None
+    min_p: Any = None
+    repetition_penalty: Any = None
+    seen: Any = None
+
+    def __call__(self, logits, tokens, index):
+        """Which token (B,) comes at ``index``, by ``logits`` (B, V) and ``tokens`` (B, N) so far.
+
+        Where ``tokens`` are not known yet, from ``index`` on, anything may stand.
+        """
+        if self.repetition_penalty is not None:
+            before = ops.arange(ops.shape(tokens)[1]) < index
+            tokens = ops.where(before, tokens, self.seen[:, -1:])
+            tokens = ops.concatenate([self.seen, tokens], axis=1)
+            penalty = self.repetition_penalty[:, None]
+            changed = ops.where(logits < 0, logits * penalty, logits / penalty)
+            logits = ops.where(among(tokens, logits), changed, logits)
+        # Greedy rows are divided too, but their likeliest token is the same.
+        scaled = logits / ops.maximum(self.temperature, 1e-4)[:, None]
+        scaled = filtered(scaled, self.top_k, self.top_p, self.min_p)
+        chance = gumbel(self.seed, index, logits.shape[-1])
+        random = ops.argmax(scaled + chance, axis=-1)
+        chosen = ops.where(self.temperature > 0, random, ops.argmax(logits, axis=-1))
+        return ops.cast(chosen, "int32")
+
+
+def among(tokens, logits):
+    """Which of the vocabulary is among ``tokens`` (B, N): a mask like ``logits`` (B, V)."""
+    row = ops.broadcast_to(ops.arange(ops.shape(tokens)[0])[:, None], ops.shape(tokens))
+    at = ops.reshape(ops.stack([row, tokens], axis=-1), (-1, 2))
+    found = ops.scatter_update(ops.zeros_like(logits), at, ops.ones_like(at[:, 0], logits.dtype))
+    return found > 0
+
+
+def filtered(logits, top_k=None, top_p=None, min_p=None):
+    """``logits`` (B, V) with `IMPOSSIBLE` in the place of what does not pass (see `Sampling`).
+
+    The settings are (B,), or None; a ``top_k`` of 0 lets all pass.
+    """
+    most = ops.max(logits, axis=-1, keepdims=True)
+    if top_k is not None:
+        every = ops.shape(logits)[-1]
+        count = ops.where(top_k > 0, ops.minimum(top_k, every), every)[:, None]
+        passing = likeliest(logits, lambda among: ops.sum(ops.cast(among, "int32"), -1) >= count)
+        logits = ops.where(passing, logits, IMPOSSIBLE)
+    if top_p is not None:
+        mass = ops.exp(logits - most)
+        needed = top_p[:, None] * ops.sum(mass, axis=-1, keepdims=True)
+        passing = likeliest(
+            logits,
+            lambda among: ops.sum(ops.where(among, mass, 0.0), axis=-1, keepdims=True) >= needed,
+        )
+        logits = ops.where(passing, logits, IMPOSSIBLE)
+    if min_p is not None:
+        # log(0) may be computed by fast math as something finite; 0 lets all pass.
+        share = ops.log(ops.maximum(min_p, 1e-30))[:, None]
+        logits = ops.where(logits >= most + share, logits, IMPOSSIBLE)
+    return logits
+
+
+def likeliest(logits, enough):
+    """The fewest largest of ``logits`` (B, V) that are ``enough``, as a mask (B, V).
+
+    ``enough`` of a mask gives (B, 1), and of more entries it is no less true. The smallest that
+    passes is found by bisection over the bits of floats, which takes 32 sums over the vocabulary
+    where a sort would take longer.
+    """
+    bits = ops.view(ops.cast(logits, "float32"), "int32")
+    key = ops.where(bits < 0, ops.bitwise_xor(bits, np.int32(0x7FFFFFFF)), bits)
+
+    def halve(_, bounds):
+        low, high = bounds  # `enough` holds from low on, and not from high on
+        half = ops.bitwise_and(ops.bitwise_and(low, high), np.int32(1))
+        middle = ops.right_shift(low, np.int32(1)) + ops.right_shift(high, np.int32(1)) + half
+        holds = enough(key >= middle)
+        return ops.where(holds, middle, low), ops.where(holds, high, middle)
+
+    low = ops.full_like(key[:, :1], -(2**31))
+    low, _ = ops.fori_loop(0, 32, halve, (low, ops.full_like(low, 2**31 - 1)))
+    return key >= low
+
+
+def gumbel(seed, index, size):
+    """Noise (B, V) by which an argmax of logits becomes a draw (Gumbel 1954), of ``seed`` (B,).
+
+    -log(-log(u)), with u uniform; by 1 - u, of which floats tell more where it matters.
+    """
+    step = ops.cast(index, "uint32") + np.uint32(1)
+    first = mix(ops.cast(seed, "uint32"))[:, None]  # seeds that are near become far
+    bits = random_bits(ops.arange(size), first, step)
+    uniform = (ops.cast(bits, "float32") + 0.5) * 2.0**-32
+    return -ops.log(-ops.log1p(-ops.minimum(uniform, 1 - 2.0**-24)))
