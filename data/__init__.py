@@ -1,11 +1,15 @@
 """Data as `tf.data`, and tokenizers that run in the graph."""
 
 from .batches import translation_batches
+from .byte_pairs import BytePairs
+from .characters import Characters
 from .marian import MarianPieces
 from .parallel import ParallelText, read_parallel, read_split, read_tsv
 from .subwords import Subwords
 
 __all__ = [
+    "BytePairs",
+    "Characters",
     "MarianPieces",
     "ParallelText",
     "Subwords",

@@ -317,7 +317,7 @@ def check_run(settings, out, restart):
 def write_run(settings, out, tokenizer, restart):
     """The folder of a run: its settings come last, and make it one."""
     from ..training import write_file
-    from ..zoo.pretrained import TOKENIZER
+    from ..zoo.pretrained import SUBWORDS
 
     out.mkdir(parents=True, exist_ok=True)
     for path in out.iterdir() if restart else ():
@@ -326,7 +326,7 @@ def write_run(settings, out, tokenizer, restart):
         elif path.name != "settings.json":  # it says that this is a run, till the end
             path.unlink()
     if tokenizer is not None:
-        write_file(out / TOKENIZER, tokenizer.model)
+        write_file(out / SUBWORDS, tokenizer.model)
     content = json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
     write_file(out / "settings.json", content.encode())
 

@@ -1,5 +1,8 @@
 """Ready models, a file each."""
 
+from .generation import Search
+from .gpt import GPT, GPTConfig
+from .sampling import Sampling
 from .transformer import Transformer, TransformerConfig
 
-__all__ = ["Transformer", "TransformerConfig"]
+__all__ = ["GPT", "GPTConfig", "Sampling", "Search", "Transformer", "TransformerConfig"]

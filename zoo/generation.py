@@ -29,6 +29,7 @@ class Search:
         forced_end: a sequence of as many tokens ends with an end token.
         banned: sequences of tokens that never come.
         renormalized: what is banned leaves its probability to the others.
+        stop_tokens: tokens that end a sequence as its end token does.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -42,6 +43,7 @@ class Search:
     forced_end: bool = False
     banned: tuple[tuple[int, ...], ...] = ()
     renormalized: bool = False
+    stop_tokens: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("beams", "max_tokens"):
@@ -69,6 +71,9 @@ class Search:
             raise ValueError(f"banned must be sequences of tokens: {self.banned!r}")
         banned = tuple(tuple(tokens) for tokens in self.banned)
         object.__setattr__(self, "banned", banned)
+        if not all(type(t) is int and 0 <= t < 2**31 for t in self.stop_tokens):
+            raise ValueError(f"stop_tokens must be tokens: {self.stop_tokens!r}")
+        object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
 
     def worth(self, score, tokens):
         """What a hypothesis of so many ``tokens`` and log-probability ``score`` is worth."""
@@ -96,6 +101,14 @@ class Found(NamedTuple):
 def possible(score):
     """Whether a hypothesis with ``score`` may be: sums with `IMPOSSIBLE` are not that exactly."""
     return score > IMPOSSIBLE / 2
+
+
+def bucket(length, start=8):
+    """The least of 8, 16, 32, ... that holds ``length``: few sizes to compile for."""
+    size = start
+    while size < length:
+        size *= 2
+    return size
 
 
 class ScatterCache(KeyValueCache):
@@ -168,7 +181,7 @@ def begin(current, caches, limit, length, pad_id, beams=1):
     )
 
 
-def advance(step, state, limit, end_ids, search=GREEDY, draw=None, until=None):
+def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None):
     """Goes on from a `State` until all sequences are done, or have ``until`` tokens.
 
     Beam search: at each step the K likeliest continuations of K hypotheses are kept. Of 2 K
@@ -180,7 +193,7 @@ def advance(step, state, limit, end_ids, search=GREEDY, draw=None, until=None):
         step: ``(tokens (B K, 1), caches) -> (logits (B K, 1, V), caches)``; it reads and extends
             the caches.
         limit: as for `begin`.
-        end_ids: the tokens that end a sequence.
+        end_id: the token that ends a sequence, beside those of ``search``.
         search: a `Search`.
         draw: a `Draw`, by which one beam's tokens are drawn.
     """
@@ -200,7 +213,9 @@ def advance(step, state, limit, end_ids, search=GREEDY, draw=None, until=None):
         ]
 
     def ending(token):
-        return functools.reduce(ops.logical_or, [token == end for end in end_ids])
+        return functools.reduce(
+            ops.logical_or, [token == end for end in (end_id, *search.stop_tokens)]
+        )
 
     def unfinished(index, current, tokens, score, ended, worth, done, caches):
         return ops.logical_and(index < until, ops.logical_not(ops.all(done)))
@@ -267,7 +282,7 @@ def advance(step, state, limit, end_ids, search=GREEDY, draw=None, until=None):
             lost = []
         if search.forced_end:
             last = last[:, None, None]
-            only = ops.where(token == end_ids[0], 0.0, IMPOSSIBLE)
+            only = ops.where(token == end_id, 0.0, IMPOSSIBLE)
             logits = ops.where(last, only, logits)
             lost = [ops.where(last, IMPOSSIBLE, x) for x in lost]
         return logits, lost

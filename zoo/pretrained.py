@@ -18,11 +18,11 @@ from ..layers import TransformerBlock
 from ..training import CheckpointError, Model, read_tensors, write_tensors
 from ..training.states import assign, by_path
 
-# What a configuration and its tokenizer must agree on.
-VOCABULARY = ("vocab_size", "source_vocab_size", "pad_id", "start_id", "end_id")
 # The names of tokenizers' files, which can be seen without TensorFlow.
-TOKENIZER = "tokenizer.model"
+SUBWORDS = "tokenizer.model"
 MARIAN = ("source.spm", "target.spm", "vocab.json", "target_vocab.json")
+BYTE_PAIRS = ("tokenizer.json", "vocab.json", "merges.txt")
+CHARACTERS = "characters.txt"
 
 
 class Pretrained(Model):
@@ -34,6 +34,8 @@ class Pretrained(Model):
 
     Config: ClassVar[type]
     PRESETS: ClassVar[dict]
+    # What a configuration and its tokenizer must agree on.
+    VOCABULARY: ClassVar[tuple] = ("vocab_size", "end_id")
     # Modules that read other libraries' checkpoints, by the ``model_type`` of their config.json.
     FAMILIES: ClassVar[dict] = {}
 
@@ -43,9 +45,20 @@ class Pretrained(Model):
         if name not in cls.PRESETS:
             raise ValueError(f"{cls.__name__} has presets {', '.join(cls.PRESETS)}: {name!r}")
         if tokenizer is not None:
-            for agreed in VOCABULARY:
+            for agreed in cls.VOCABULARY:
                 overrides.setdefault(agreed, getattr(tokenizer, agreed))
         return cls(dataclasses.replace(cls.PRESETS[name], **overrides), tokenizer)
+
+    def __init__(self, config, tokenizer=None, **kwargs):
+        super().__init__(**kwargs)
+        for name in self.VOCABULARY if tokenizer is not None else ():
+            theirs, ours = getattr(tokenizer, name), getattr(config, name)
+            if theirs != ours:
+                raise ValueError(
+                    f"tokenizer and model must have one vocabulary: {name} {theirs} and {ours}"
+                )
+        self.config = config
+        self.tokenizer = tokenizer
 
     def get_config(self):
         return dataclasses.asdict(self.config)
@@ -157,13 +170,19 @@ class Pretrained(Model):
         names = {path.name for path in folder.iterdir()}
         if not names:
             return True
-        ours = {"config.json", "model.safetensors", TOKENIZER, *MARIAN}
+        ours = {"config.json", "model.safetensors", SUBWORDS, CHARACTERS, *MARIAN, *BYTE_PAIRS}
         if not {"config.json"} <= names <= ours:
             return False
         try:
             return json.loads((folder / "config.json").read_text("utf-8"))["model"] == cls.__name__
         except (ValueError, KeyError, TypeError):
             return False
+
+    def _need_tokenizer(self, verb):
+        if self.tokenizer is None:
+            name = type(self).__name__
+            raise ValueError(f"{verb} needs a tokenizer: {name}(config, tokenizer)")
+        return self.tokenizer
 
     def compile(self, *args, remat=False, **kwargs):
         """Keras's `compile`; with ``remat`` the backward pass computes blocks again.
@@ -194,6 +213,30 @@ def replace_folder(new, folder):
         raise
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def check_sizes(config, *sizes, optional=(), tokens=()):
+    """Raises a ValueError where settings that many configurations have are out of their range.
+
+    ``sizes`` are positive, ``optional`` ones may be None, ``tokens`` are of the vocabulary; heads
+    divide the width, and rates of dropout are rates.
+    """
+    for name in (*sizes, *optional):
+        value = getattr(config, name)
+        if value is None and name in optional:
+            continue
+        if type(value) is not int or value < 1:
+            none = ", or None" if name in optional else ""
+            raise ValueError(f"{name} must be a positive integer{none}: {value!r}")
+    for name in tokens:
+        value = getattr(config, name)
+        if type(value) is not int or not 0 <= value < config.vocab_size:
+            raise ValueError(f"{name} must be a token, of {config.vocab_size}: {value!r}")
+    if config.dim % config.num_heads:
+        raise ValueError(f"dim must divide into num_heads: {config.dim} / {config.num_heads}")
+    for name in ("dropout", "attention_dropout"):
+        if not 0 <= (value := getattr(config, name, 0)) < 1:
+            raise ValueError(f"{name} must be in [0, 1): {value}")
 
 
 class Settings:

@@ -135,7 +135,10 @@ def filtered(logits, top_k=None, top_p=None, min_p=None):
     if top_k is not None:
         every = ops.shape(logits)[-1]
         count = ops.where(top_k > 0, ops.minimum(top_k, every), every)[:, None]
-        passing = likeliest(logits, lambda among: ops.sum(ops.cast(among, "int32"), -1) >= count)
+        passing = likeliest(
+            logits,
+            lambda among: ops.sum(ops.cast(among, "int32"), axis=-1, keepdims=True) >= count,
+        )
         logits = ops.where(passing, logits, IMPOSSIBLE)
     if top_p is not None:
         mass = ops.exp(logits - most)

@@ -19,8 +19,8 @@ from ..layers import (
 )
 from ..training import InverseSquareRoot, SmoothedCrossEntropy, compiled
 from .alignment import Alignment
-from .generation import GREEDY, ScatterCache, Search, advance, begin, possible
-from .pretrained import MARIAN, TOKENIZER, VOCABULARY, Pretrained
+from .generation import GREEDY, ScatterCache, Search, advance, begin, bucket, possible
+from .pretrained import MARIAN, SUBWORDS, Pretrained, check_sizes
 
 
 @dataclass(frozen=True)
@@ -54,26 +54,13 @@ class TransformerConfig:
         for name in ("scale_embeddings", "interleaved_positions", "logits_bias"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be True or False: {getattr(self, name)!r}")
-        for name in ("vocab_size", "num_layers", "dim", "hidden_dim", "num_heads", "max_length"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a positive integer: {value!r}")
-        for name in ("pad_id", "start_id", "end_id"):
-            value = getattr(self, name)
-            if type(value) is not int or not 0 <= value < self.vocab_size:
-                raise ValueError(f"{name} must be a token, of {self.vocab_size}: {value!r}")
-        for name in ("source_vocab_size", "decoder_layers"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(f"{name} must be a positive integer, or None: {value!r}")
-        if self.dim % self.num_heads or self.dim % 2:
-            raise ValueError(
-                f"dim must be even and divide into num_heads: {self.dim} / {self.num_heads}"
-            )
+        sizes = ("vocab_size", "num_layers", "dim", "hidden_dim", "num_heads", "max_length")
+        optional = ("source_vocab_size", "decoder_layers")
+        check_sizes(self, *sizes, optional=optional, tokens=("pad_id", "start_id", "end_id"))
+        if self.dim % 2:
+            raise ValueError(f"dim must be even, of sines and cosines: {self.dim}")
         if self.norm not in ("pre", "post"):
             raise ValueError(f"norm must be 'pre' or 'post': {self.norm!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1): {self.dropout}")
 
 
 PRESETS = {
@@ -135,18 +122,11 @@ class Transformer(Pretrained):
 
     Config = TransformerConfig
     PRESETS = PRESETS
+    VOCABULARY = ("vocab_size", "source_vocab_size", "pad_id", "start_id", "end_id")
     FAMILIES = {"marian": ".marian"}
 
     def __init__(self, config, tokenizer=None, **kwargs):
-        super().__init__(**kwargs)
-        for name in VOCABULARY if tokenizer is not None else ():
-            theirs, ours = getattr(tokenizer, name), getattr(config, name)
-            if theirs != ours:
-                raise ValueError(
-                    f"tokenizer and model must have one vocabulary: {name} {theirs} and {ours}"
-                )
-        self.config = config
-        self.tokenizer = tokenizer
+        super().__init__(config, tokenizer, **kwargs)
         dtype = self.dtype_policy
         embed = dict(dim=config.dim, scale=config.scale_embeddings, dtype=dtype)
         self.tokens = TokenEmbedding(
@@ -266,7 +246,7 @@ class Transformer(Pretrained):
             lambda tokens, caches: self.decode(tokens, memories, mask, caches),
             state,
             limit,
-            (c.end_id,),
+            c.end_id,
             search,
         ).found
 
@@ -300,7 +280,7 @@ class Transformer(Pretrained):
         found = [[]] * len(texts)
         for start in progress(range(0, len(texts), batch_size)):
             rows = order[start : start + batch_size]
-            length = bucket(lengths[rows].max(), self.config.max_length)
+            length = min(bucket(lengths[rows].max()), self.config.max_length)
             # A short batch costs what a full one does, but needs no compilation of its own;
             # one text alone is common enough to have one.
             size = 1 if len(texts) == 1 else batch_size
@@ -416,11 +396,6 @@ class Transformer(Pretrained):
             examples=[{"text": EXAMPLES[:size]} for size in (1, 4, 8)],
         )
 
-    def _need_tokenizer(self, verb):
-        if self.tokenizer is None:
-            raise ValueError(f"{verb} needs a tokenizer: Transformer(config, tokenizer)")
-        return self.tokenizer
-
     def _sources(self, texts):
         """``texts`` as tokens (B, S), truncated with a warning to what the model can take."""
         source = np.array(self.tokenizer.encode(texts))
@@ -445,7 +420,7 @@ class Transformer(Pretrained):
 
     @classmethod
     def load_tokenizer(cls, folder):
-        if (folder / TOKENIZER).is_file():
+        if (folder / SUBWORDS).is_file():
             from ..data import Subwords
 
             return Subwords.load(folder)
@@ -459,11 +434,3 @@ class Transformer(Pretrained):
 def room(length):
     """The most tokens that a translation of ``length`` tokens gets, unless more is asked for."""
     return 2 * length + 10
-
-
-def bucket(length, longest):
-    """The least of 8, 16, 32, ... that holds ``length`` tokens, ``longest`` at most."""
-    size = 8
-    while size < length:
-        size *= 2
-    return min(size, longest)

@@ -8,7 +8,7 @@ from keras import ops
 from polyhead.layers import KeyValueCache
 from polyhead.zoo import Transformer, TransformerConfig
 from polyhead.zoo.generation import ScatterCache
-from polyhead.zoo.transformer import bucket
+from polyhead.zoo.generation import bucket
 from tests.conftest import TENSORFLOW, small
 
 text = pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
@@ -181,7 +181,7 @@ def test_sizes_that_cannot_be_are_refused():
 
 
 def test_lengths_fall_into_few_buckets():
-    assert [bucket(n, 100) for n in (1, 8, 9, 33, 90)] == [8, 8, 16, 64, 100]
+    assert [bucket(n) for n in (1, 8, 9, 33, 90)] == [8, 8, 16, 64, 128]
 
 
 @text
@@ -244,7 +244,7 @@ def test_the_search_is_traced_once_for_each_length(tokenizer, sample):
     model = small(tokenizer)
     model.translate(sample.sources[:41], batch_size=8)
     lengths = [len(row) for row in tokenizer.ragged(sample.sources[:41]).to_list()]
-    buckets = {bucket(n, 64) for n in lengths}
+    buckets = {bucket(n) for n in lengths}
 
     def traces():
         return sum(f.experimental_get_tracing_count() for f in model._searches.values())

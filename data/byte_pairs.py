@@ -1,0 +1,339 @@
+"""Byte-level byte-pair encoding (Radford et al. 2019, section 2.2), run in TensorFlow's graph."""
+
+import json
+import re
+from pathlib import Path
+
+import tensorflow as tf
+
+FILE = "tokenizer.json"
+END = "<|endoftext|>"
+NONE = 2**62  # the rank of a pair that is not merged
+
+# What Unicode calls white space; RE2's \s is that of ASCII alone.
+SPACE = (
+    r"\x{09}-\x{0d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}"
+    r"\x{3000}"
+)
+# GPT-2's words: 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+# RE2 cannot look ahead. So white space is first cut off all but its last character.
+CHUNK = f"[{SPACE}]*[^{SPACE}]+|[{SPACE}]+"
+TAIL = f"^[{SPACE}]*?([{SPACE}]?[^{SPACE}]+)$"
+HEAD = f"^([{SPACE}]*?)[{SPACE}]?[^{SPACE}]+$"
+WORD = rf"'s|'t|'re|'ve|'m|'ll|'d| ?\pL+| ?\pN+| ?[^{SPACE}\pL\pN]+|[{SPACE}]+"
+
+
+class ByteTokenizer(tf.Module):
+    """Tokens that stand for bytes each: text is what they are together.
+
+    Args:
+        pieces: the bytes of each token; the tokens of ``special`` are no text, and have none.
+        end_id: the token that ends a document.
+    """
+
+    def __init__(self, pieces, end_id):
+        super().__init__()
+        self.end_id = end_id
+        self.vocab_size = len(pieces)
+        self._bytes = pieces
+        self._table = tf.constant(pieces, tf.string)
+
+    def decode(self, tokens):
+        """``tokens`` (B, T) -> texts (B,); what is no UTF-8 becomes U+FFFD, as in Python.
+
+        Special tokens, and those that the vocabulary has not, are left out.
+        """
+        tokens = tf.cast(tokens, tf.int32)
+        if not isinstance(tokens, tf.RaggedTensor):
+            tokens = tf.RaggedTensor.from_tensor(tokens)
+        known = tf.logical_and(tokens >= 0, tokens < self.vocab_size)
+        pieces = tf.gather(self._table, tf.ragged.boolean_mask(tokens, known))
+        return valid(tf.strings.reduce_join(pieces, axis=-1))
+
+    def text(self, tokens):
+        """The bytes of ``tokens``, a list, which need not be whole characters."""
+        return b"".join(self._bytes[t] for t in tokens if 0 <= t < self.vocab_size)
+
+    @staticmethod
+    def spec(name):
+        """What `ragged` takes, as the input ``name`` of an exported function."""
+        return tf.TensorSpec([None], tf.string, name=name)
+
+
+def valid(texts):
+    """``texts`` with U+FFFD in the place of what is no UTF-8."""
+    return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
+
+
+class BytePairs(ByteTokenizer):
+    """GPT-2's tokenizer: words are cut into bytes, of which the most frequent pairs are merged.
+
+    `ragged` and `decode` take and give tensors, eagerly or inside a `tf.function`, and agree with
+    Hugging Face's.
+
+    Args:
+        vocabulary: ``{piece: token}``, the pieces written in GPT-2's alphabet of 256 characters.
+        merges: pairs of pieces, in the order in which they are merged.
+        special: ``{text: token}`` of texts that are one token wherever they stand, and end up in
+            no text.
+        end: the one that ends a document.
+
+    Raises:
+        ValueError: a byte has no token, two pieces have the same one, or a merge has none.
+    """
+
+    def __init__(self, vocabulary, merges, special, end=END):
+        vocabulary = {k: v for k, v in vocabulary.items() if k not in special}
+        if end not in special:
+            raise ValueError(f"a vocabulary needs the special token {end!r}")
+        tokens = [*vocabulary.values(), *special.values()]
+        if not all(type(t) is int and 0 <= t < 2**24 for t in tokens):
+            raise ValueError("tokens must be numbers from 0 on")
+        if len(set(tokens)) < len(tokens):
+            raise ValueError("two pieces of the vocabulary have the same token")
+        if lacking := [byte for byte, char in enumerate(ALPHABET) if char not in vocabulary]:
+            raise ValueError(f"the vocabulary has no token for the bytes {lacking}")
+        pieces = [b""] * (max(tokens) + 1)
+        for piece, token in vocabulary.items():
+            if not set(piece) <= BYTES.keys():
+                raise ValueError(f"a piece is no bytes in GPT-2's alphabet: {piece!r}")
+            pieces[token] = bytes(BYTES[char] for char in piece)
+        for pair in merges:
+            if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+                raise ValueError(f"a merge is not of pieces in the vocabulary: {pair}")
+        super().__init__(pieces, special[end])
+        self.vocabulary = vocabulary
+        self.merges = [tuple(pair) for pair in merges]
+        self.special = dict(special)
+        self.end = end
+        self._byte_tokens = tf.constant([vocabulary[char] for char in ALPHABET])
+        self._merged = tf.constant([vocabulary[a + b] for a, b in self.merges] or [0])
+        keys = [(vocabulary[a] << 32) + vocabulary[b] for a, b in self.merges]
+        first = {key: rank for rank, key in reversed(list(enumerate(keys)))}
+        self._ranks = table(list(first), list(first.values()), tf.int64, NONE)
+        self._special = table(list(special), list(special.values()), tf.string, -1)
+        found = sorted(special, key=len, reverse=True)
+        self._found = "|".join(re.sub(r"([^\w\s])", r"\\\1", text, flags=re.A) for text in found)
+
+    @classmethod
+    def train(cls, texts, vocab_size=10000):
+        """Learns a vocabulary of up to ``vocab_size`` tokens from strings: the end token is 0.
+
+        Raises:
+            ValueError: no text, or no room for all bytes and the end token.
+        """
+        import tokenizers
+
+        texts = [text for text in texts if text]
+        if not texts:
+            raise ValueError("a vocabulary is learned from text, and there is none")
+        if vocab_size < 257:
+            raise ValueError(f"256 bytes and an end need a vocab_size of 257: {vocab_size}")
+        learner = tokenizers.Tokenizer(tokenizers.models.BPE())
+        learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        learner.train_from_iterator(
+            texts,
+            tokenizers.trainers.BpeTrainer(
+                vocab_size=vocab_size,
+                special_tokens=[END],
+                initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+                show_progress=False,
+            ),
+        )
+        return cls.read(json.loads(learner.to_str()))
+
+    def ragged(self, texts):
+        """``texts`` (B,) -> ragged tokens (B, None)."""
+        texts = escaped(valid(tf.convert_to_tensor(texts, tf.string)))
+        parts = split(texts, self._found)
+        chunks = parts.with_flat_values(split(parts.flat_values, f"{self._found}|{CHUNK}"))
+        flat = chunks.flat_values
+        tail = tf.strings.regex_replace(flat, TAIL, r"\1", replace_global=False)
+        head = tf.strings.regex_replace(flat, HEAD, r"\1", replace_global=False)
+        # White space at the end is not changed by either, and stays whole.
+        tail = tf.where(tf.logical_and(head == flat, tail == flat), "", tail)
+        halves = tf.reshape(tf.stack([head, tail], axis=1), [-1])
+        halves = tf.RaggedTensor.from_uniform_row_length(halves, 2)
+        words = halves.with_flat_values(split(halves.flat_values, f"{self._found}|{WORD}"))
+        words = chunks.with_flat_values(words).merge_dims(1, -1)
+        unique, index = tf.unique(unescaped(words.flat_values), tf.int64)
+        return words.with_flat_values(tf.gather(self.merged(unique), index)).merge_dims(1, 2)
+
+    def merged(self, words):
+        """``words`` (W,) -> ragged tokens (W, None): pairs are merged, those of least rank first.
+
+        Those of one rank are merged at once, from left to right: what is merged later ranks later.
+        """
+        special = self._special.lookup(words)
+        plain = tf.where(special < 0, words, "-")  # a special token is one, and has no pairs
+        content = tf.io.decode_raw(tf.strings.reduce_join(plain), tf.uint8)
+        tokens = tf.gather(self._byte_tokens, tf.cast(content, tf.int32))
+        count = tf.size(words, tf.int64)
+        word = tf.repeat(tf.range(count), tf.strings.length(plain))
+        tokens = tf.where(
+            tf.gather(special, word) < 0, tokens, tf.cast(tf.gather(special, word), tf.int32)
+        )
+
+        def ranks(tokens, word):
+            pair = tf.bitwise.left_shift(tf.cast(tokens[:-1], tf.int64), 32)
+            rank = self._ranks.lookup(pair + tf.cast(tokens[1:], tf.int64))
+            return tf.where(word[:-1] == word[1:], rank, NONE)
+
+        def merge(tokens, word, rank):
+            least = tf.gather(tf.math.unsorted_segment_min(rank, word[:-1], count), word[:-1])
+            at = tf.logical_and(rank == least, rank < NONE)
+            # Of pairs that overlap, as in "aaa", every other one.
+            position, run = tf.range(tf.size(at)), tf.cumsum(tf.cast(~at, tf.int32))
+            start = tf.where(at, position, tf.int32.max)
+            start = tf.gather(tf.math.unsorted_segment_min(start, run, tf.size(at) + 1), run)
+            at = tf.logical_and(at, (position - start) % 2 == 0)
+            new = tf.gather(self._merged, tf.cast(tf.where(at, rank, 0), tf.int32))
+            at = tf.concat([at, tf.fill([tf.minimum(1, tf.size(tokens))], False)], axis=0)
+            new = tf.concat([new, tokens[-1:]], axis=0)
+            tokens = tf.where(at, new, tokens)
+            kept = tf.concat([tf.fill([tf.minimum(1, tf.size(tokens))], True), ~at[:-1]], axis=0)
+            tokens, word = tf.boolean_mask(tokens, kept), tf.boolean_mask(word, kept)
+            return tokens, word, ranks(tokens, word)
+
+        tokens, word, _ = tf.while_loop(
+            lambda tokens, word, rank: tf.reduce_any(rank < NONE),
+            merge,
+            (tokens, word, ranks(tokens, word)),
+            shape_invariants=(tf.TensorShape([None]),) * 3,
+        )
+        return tf.RaggedTensor.from_value_rowids(tokens, word, nrows=count)
+
+    def save(self, folder):
+        """Writes ``tokenizer.json``, which Hugging Face's library reads too."""
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+        byte_level["use_regex"] = True
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        content = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [
+                {"id": token, "content": text, **flags, "special": True}
+                for text, token in sorted(self.special.items(), key=lambda item: item[1])
+            ],
+            "normalizer": None,
+            "pre_tokenizer": byte_level,
+            "post_processor": byte_level,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": "",
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "vocab": {**self.vocabulary, **self.special},
+                "merges": [list(pair) for pair in self.merges],
+            },
+        }
+        text = json.dumps(content, ensure_ascii=False) + "\n"
+        (Path(folder) / FILE).write_text(text, "utf-8")
+
+    @classmethod
+    def load(cls, folder, end=None):
+        """Reads ``tokenizer.json`` or, where there is none, ``vocab.json`` and ``merges.txt``.
+
+        ``end`` is the token that ends a document: the special one ``<|endoftext|>`` if not given.
+
+        Raises:
+            FileNotFoundError: there is neither.
+            ValueError: naming the file, and what is wrong in it or is not honoured.
+        """
+        folder = Path(folder)
+        path = folder / FILE if (folder / FILE).is_file() else folder / "vocab.json"
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            if path.name == FILE:
+                return cls.read(content, end)
+            lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+            if lines[0].startswith("#version"):
+                del lines[0]
+            merges = [tuple(line.split(" ")) for line in lines if line]
+            special = {k: v for k, v in content.items() if v == end or k == END}
+            return cls(content, merges, special, name_of(special, end))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def read(cls, content, end=None):
+        """From what ``tokenizer.json`` holds."""
+        model = content["model"]
+        steps = content.get("pre_tokenizer") or {}
+        for said, rule in (
+            (model.get("type") == "BPE", "model must be of type BPE"),
+            (not content.get("normalizer"), "there must be no normalizer"),
+            (steps.get("type") == "ByteLevel", "pre_tokenizer must be ByteLevel"),
+            (steps.get("use_regex", True), "pre_tokenizer must cut by GPT-2's expression"),
+            (not steps.get("add_prefix_space"), "pre_tokenizer must not add a prefix space"),
+            (not model.get("ignore_merges"), "ignore_merges must be false"),
+            (not model.get("continuing_subword_prefix"), "pieces must have no prefix"),
+            (not model.get("end_of_word_suffix"), "pieces must have no suffix"),
+        ):
+            if not said:
+                raise ValueError(rule)
+        merges = [
+            tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]
+        ]
+        special = {}
+        for added in content.get("added_tokens") or ():
+            if any(added.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
+                raise ValueError(f"an added token must stand for its text alone: {added}")
+            special[added["content"]] = added["id"]
+        return cls(model["vocab"], merges, special, name_of(special, end))
+
+
+def name_of(special, end):
+    """The text of the token ``end``."""
+    if end is None:
+        return END
+    named = [text for text, token in special.items() if token == end]
+    if not named:
+        raise ValueError(f"the end token {end} is not among the special ones {special}")
+    return named[0]
+
+
+def split(texts, pattern):
+    """``texts`` (N,) -> ragged (N, None): what ``pattern`` matches, and what is between."""
+    import tensorflow_text
+
+    return tensorflow_text.regex_split(texts, pattern, pattern)
+
+
+# RegexSplit ends a text at a zero byte. So two characters stand for it that are no characters, and
+# as it are neither white space nor letter nor number; two others for the first of them.
+ZERO, ESCAPE = "\U0010ffff\U0010fffd", "\U0010ffff\U0010fffe"
+
+
+def escaped(texts):
+    return tf.strings.regex_replace(
+        tf.strings.regex_replace(texts, ESCAPE[0], ESCAPE), r"\x00", ZERO
+    )
+
+
+def unescaped(texts):
+    return tf.strings.regex_replace(
+        tf.strings.regex_replace(texts, ZERO, "\x00"), ESCAPE, ESCAPE[0]
+    )
+
+
+def table(keys, values, kind, default):
+    """A table in the graph, from ``kind`` to int64."""
+    keys, values = tf.constant(keys, kind, [len(keys)]), tf.constant(values, tf.int64, [len(keys)])
+    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), default)
+
+
+def alphabet():
+    """The character by which GPT-2's files write each byte: itself where it can be seen."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(256, 512))
+    return [chr(byte if byte in seen else next(others)) for byte in range(256)]
+
+
+ALPHABET = alphabet()
+BYTES = {char: byte for byte, char in enumerate(ALPHABET)}

@@ -1,0 +1,69 @@
+"""Characters as tokens: a vocabulary for small experiments."""
+
+from pathlib import Path
+
+import tensorflow as tf
+
+from .byte_pairs import ByteTokenizer, valid
+
+FILE = "characters.txt"
+
+
+class Characters(ByteTokenizer):
+    """Every character of a vocabulary is a token; token 0 ends a document.
+
+    The interface is that of `BytePairs`. In a graph, other characters than those become 0 too.
+
+    Args:
+        characters: a string, each character once.
+
+    Raises:
+        ValueError: there is none, or one comes twice.
+    """
+
+    def __init__(self, characters):
+        if not characters or len(set(characters)) < len(characters):
+            raise ValueError(f"a vocabulary has each character once: {characters!r:.100}")
+        super().__init__([b"", *(c.encode() for c in characters)], end_id=0)
+        self.characters = characters
+        keys = tf.constant(self._bytes[1:])
+        values = tf.range(1, self.vocab_size)
+        self._tokens = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(keys, values), 0
+        )
+
+    @classmethod
+    def train(cls, texts, vocab_size=None):
+        """The characters of strings: the ``vocab_size`` - 1 most frequent ones, or all."""
+        count = {}
+        for text in texts:
+            for character in text:
+                count[character] = count.get(character, 0) + 1
+        kept = sorted(count, key=lambda c: (-count[c], c))[: vocab_size and vocab_size - 1]
+        return cls("".join(sorted(kept)))
+
+    def ragged(self, texts):
+        """``texts`` (B,) -> ragged tokens (B, None).
+
+        Raises:
+            ValueError: outside of a graph, naming characters that the vocabulary has not.
+        """
+        texts = valid(tf.convert_to_tensor(texts, tf.string))
+        characters = tf.strings.unicode_split(texts, "UTF-8")
+        tokens = characters.with_flat_values(self._tokens.lookup(characters.flat_values))
+        if tf.executing_eagerly() and tf.reduce_any(tokens.flat_values == 0):
+            unknown = tf.boolean_mask(characters.flat_values, tokens.flat_values == 0)
+            unknown = b"".join(tf.unique(unknown).y.numpy()).decode()
+            raise ValueError(f"the vocabulary has no characters {unknown!r:.100}")
+        return tokens
+
+    def save(self, folder):
+        (Path(folder) / FILE).write_bytes(self.characters.encode())
+
+    @classmethod
+    def load(cls, folder):
+        path = Path(folder) / FILE
+        try:
+            return cls(path.read_bytes().decode())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None

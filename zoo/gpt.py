@@ -1,0 +1,512 @@
+"""GPT-2 (Radford et al. 2019): a decoder that continues text."""
+
+import codecs
+import dataclasses
+import secrets
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from ..layers import Dropout, KeyValueCache, PositionalEmbedding, TokenEmbedding, TransformerBlock
+from ..training import SmoothedCrossEntropy, compiled
+from .generation import Search, advance, begin, bucket, possible
+from .pretrained import BYTE_PAIRS, CHARACTERS, Pretrained, check_sizes
+from .sampling import Sampling
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes of a GPT; the defaults are the smallest GPT-2's."""
+
+    vocab_size: int = 50257
+    max_length: int = 1024  # of prompt and continuation, in tokens: the context
+    num_layers: int = 12
+    dim: int = 768
+    hidden_dim: int | None = None  # None: four times dim
+    num_heads: int = 12
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation: str = "gelu_tanh"
+    epsilon: float = 1e-5
+    end_id: int = 50256  # ends a document, and stands before the first
+    search: Search = Search(max_tokens=100)  # of `generate` and `export`, unless told otherwise
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self):
+        for name, kind in (("search", Search), ("sampling", Sampling)):
+            value = getattr(self, name)
+            if isinstance(value, dict):  # read from a file
+                object.__setattr__(self, name, kind(**value))
+            elif not isinstance(value, kind):
+                raise ValueError(f"{name} must be a {kind.__name__}: {value!r}")
+        sizes = ("vocab_size", "max_length", "num_layers", "dim", "num_heads")
+        check_sizes(self, *sizes, optional=("hidden_dim",), tokens=("end_id",))
+
+    @property
+    def parameters(self):
+        """The number of parameters, counted by formula."""
+        d, inner = self.dim, self.hidden_dim or 4 * self.dim
+        attention, feed_forward, norm = 4 * (d * d + d), d * inner + inner + inner * d + d, 2 * d
+        block = attention + feed_forward + 2 * norm
+        return (self.vocab_size + self.max_length) * d + self.num_layers * block + norm
+
+
+PRESETS = {
+    # Radford et al. 2019, table 2; the sizes of the files that OpenAI published.
+    "gpt2": GPTConfig(),
+    "gpt2-medium": GPTConfig(num_layers=24, dim=1024, num_heads=16),
+    "gpt2-large": GPTConfig(num_layers=36, dim=1280, num_heads=20),
+    "gpt2-xl": GPTConfig(num_layers=48, dim=1600, num_heads=25),
+    # nanoGPT's for Shakespeare by characters (A. Karpathy, github.com/karpathy/nanoGPT): on a GPU,
+    # and on a CPU.
+    "char": GPTConfig(
+        vocab_size=66,
+        max_length=256,
+        num_layers=6,
+        dim=384,
+        num_heads=6,
+        dropout=0.2,
+        attention_dropout=0.2,
+        end_id=0,
+    ),
+    "char-small": GPTConfig(
+        vocab_size=66,
+        max_length=64,
+        num_layers=4,
+        dim=128,
+        num_heads=4,
+        dropout=0.0,
+        attention_dropout=0.0,
+        end_id=0,
+    ),
+}
+
+# What an export is asked before it counts as written; several lengths, for warming up.
+EXAMPLES = [
+    "The old lighthouse keeper",
+    "",
+    "Once upon a time there was a small boat that wanted to see the other side of the sea, and so",
+    "It rains.",
+]
+
+
+class Generation(NamedTuple):
+    """A continuation; ``score`` is its log-probability, or by beams what `Search` calls its worth."""
+
+    text: str
+    score: float
+
+
+class Score(NamedTuple):
+    """How likely a text is: the log-likelihood of all its ``tokens``, in nats."""
+
+    log_likelihood: float
+    tokens: int
+
+
+class GPT(Pretrained):
+    """Decoder-only Transformer with pre-norm and learned positions (Radford et al. 2019, 2.3).
+
+    Called on ``tokens`` (B, T), it gives the logits (B, T, V) of what follows each. One matrix
+    embeds tokens and gives the logits. `generate`, `stream` and `score` are for strings.
+
+    Args:
+        config: a `GPTConfig`.
+        tokenizer: `polyhead.data.BytePairs` or `Characters`; needed for strings only.
+
+    Raises:
+        ValueError: the tokenizer's vocabulary is not the configuration's.
+    """
+
+    Config = GPTConfig
+    PRESETS = PRESETS
+    FAMILIES = {"gpt2": ".gpt2"}
+
+    def __init__(self, config, tokenizer=None, **kwargs):
+        super().__init__(config, tokenizer, **kwargs)
+        dtype = self.dtype_policy
+        self.tokens = TokenEmbedding(
+            config.vocab_size, config.dim, scale=False, dtype=dtype, name="tokens"
+        )
+        self.positions = PositionalEmbedding(
+            "learned", max_length=config.max_length, dtype=dtype, name="positions"
+        )
+        self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
+        self.blocks = [
+            TransformerBlock(
+                config.num_heads,
+                config.hidden_dim or 4 * config.dim,
+                causal=True,
+                norm="pre",
+                activation=config.activation,
+                dropout=config.dropout,
+                attention_dropout=config.attention_dropout,
+                epsilon=config.epsilon,
+                dtype=dtype,
+                name=f"block_{i}",
+            )
+            for i in range(config.num_layers)
+        ]
+        self.norm = keras.layers.LayerNormalization(
+            epsilon=config.epsilon, dtype=dtype, name="norm"
+        )
+        self.tokens.build()
+        for layer in (self.positions, *self.blocks, self.norm):
+            layer.build((None, None, config.dim))
+        self.built = True
+        self.initialize()
+        self._searches = {}
+
+    def initialize(self):
+        """Draws the weights anew as GPT-2 does (section 2.3, and its code).
+
+        Matrices from N(0, 0.02), those that end a residual branch from N(0, 0.02 / sqrt(2 L)).
+        """
+        for v in self.trainable_variables:
+            if v.name in ("kernel", "embeddings"):
+                ends = v.path.endswith(("output/kernel", "contract/kernel"))
+                scale = 0.02 / (2 * self.config.num_layers) ** 0.5 if ends else 0.02
+                v.assign(keras.random.normal(v.shape, stddev=scale, dtype=v.dtype))
+
+    def call(self, tokens):
+        x, _ = self.features(tokens)
+        return self.tokens.logits(x)
+
+    def features(self, tokens, start=0, mask=None, caches=None):
+        """``tokens`` (B, T), the first at position ``start`` -> (B, T, D), and extended caches."""
+        x = self.dropout(self.positions(self.tokens(tokens), start=start))
+        extended = []
+        for i, block in enumerate(self.blocks):
+            if caches is None:
+                x = block(x, mask=mask)
+            else:
+                x, cache = block(x, mask=mask, cache=caches[i])
+                extended.append(cache)
+        return self.norm(x), extended
+
+    def find(
+        self,
+        prompt,
+        count,
+        limit,
+        length,
+        search,
+        draw=None,
+        cache=KeyValueCache,
+        state=None,
+        until=None,
+    ):
+        """Continues ``prompt`` (B, P): a decoding's `State`.
+
+        A prompt's ``count`` (B,) tokens stand on the right, padding on the left: so that all rows
+        go on at the same place, and positions are counted from the first token. It gets at most
+        ``limit`` (B,) tokens, of ``length``; ``cache`` is how keys and values are kept. Where there
+        is a ``state`` of the same prompts, it goes on from there.
+        """
+        c, beams = self.config, search.beams
+        batch, width = ops.shape(prompt)
+        padding = ops.repeat(width - count, beams, axis=0)[:, None]
+        room = width - 1 + length
+        mask = (ops.arange(room) >= padding)[:, None, None, :]
+        if state is None:
+            head_dim = c.dim // c.num_heads
+            caches = [
+                cache.empty(batch, room, c.num_heads, head_dim, self.compute_dtype)
+                for _ in self.blocks
+            ]
+            # The last token is left to the first step.
+            first = mask[::beams]
+            _, caches = self.features(prompt[:, :-1], count[:, None] - width, first, caches)
+            if beams > 1:
+                rows = ops.repeat(ops.arange(batch), beams)
+                caches = [cache.take(rows) for cache in caches]
+            state = begin(prompt[:, -1], caches, limit, length, c.end_id, beams)
+
+        def step(tokens, caches):
+            x, caches = self.features(tokens, caches[0].index - padding, mask, caches)
+            return self.tokens.logits(x), caches
+
+        return advance(step, state, limit, c.end_id, search, draw, until)
+
+    def generate(
+        self,
+        prompts,
+        max_new_tokens=None,
+        samples=None,
+        seed=None,
+        stop=(),
+        truncate=False,
+        batch_size=8,
+        scores=False,
+        progress=iter,
+        **settings,
+    ):
+        """Continues a list of strings.
+
+        Prompts are sorted by length, batched and padded to a few lengths, for each of which the
+        search is compiled once. A row's tokens do not depend on the others. An empty prompt is the
+        beginning of a document.
+
+        Args:
+            max_new_tokens: the most tokens of a continuation; the model's own setting if absent,
+                and never more than the context has room for.
+            samples: so many continuations of each prompt; with beams, the best ones.
+            seed: what is drawn is the same for the same seed: an integer, of which the i-th
+                continuation gets ``seed + i``, or one for each continuation.
+            stop: strings, of which the first to come ends a continuation, without it.
+            truncate: of prompts too long for the context, with ``max_new_tokens`` after them,
+                keep the end; else they are refused.
+            progress: wraps the iteration over batches, as `rich.progress.track` does.
+            settings: of `Sampling` and of `Search`, in the place of the model's own:
+                ``temperature=0.8, top_p=0.95``, or ``beams=4, alpha=1.0``.
+
+        Returns:
+            a list of strings in the order of ``prompts``, or with ``scores`` of `Generation`; with
+            a number of ``samples``, each of them is a list.
+
+        Raises:
+            ValueError: naming a prompt that is too long, or a setting out of its range.
+        """
+        tokenizer = self._need_tokenizer("generate")
+        if isinstance(prompts, str):
+            raise TypeError("generate takes a list of strings: [prompt], not prompt")
+        if samples is not None and (type(samples) is not int or samples < 1):
+            raise ValueError(f"samples must be a positive integer: {samples!r}")
+        search, sampling = self._settings(max_new_tokens, settings)
+        kept = 1 if search.beams == 1 else samples or 1
+        drawn = (samples or 1) if search.beams == 1 else 1
+        if kept > search.beams:
+            raise ValueError(f"samples must be at most the beams: {kept}, {search.beams}")
+        prompts = list(prompts)
+        seeds = self._seeds(seed, len(prompts) * drawn)
+        tokens = self._prompts(prompts, search.max_tokens, truncate)
+        tokens = [row for row in tokens for _ in range(drawn)]
+        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        made = [[]] * len(tokens)
+        for start in progress(range(0, len(order), batch_size)):
+            rows = order[start : start + batch_size]
+            batch = self._batch([tokens[i] for i in rows], search, min(batch_size, len(order)))
+            draw = sampling.draw([seeds[i] for i in rows] + [0] * (len(batch[0]) - len(rows)))
+            found = self._found(batch, search, draw).found
+            found_tokens, found_score = (np.asarray(x)[: len(rows), :kept] for x in found[:2])
+            for i, hypotheses, worth in zip(rows, found_tokens, found_score, strict=True):
+                made[i] = [
+                    Generation(cut(tokenizer.text(ids).decode("utf-8", "replace"), stop), float(s))
+                    for k, (ids, s) in enumerate(zip(hypotheses.tolist(), worth, strict=True))
+                    if k == 0 or possible(s)  # a search may find fewer
+                ]
+        if not scores:
+            made = [[one.text for one in several] for several in made]
+        if search.beams == 1:
+            made = [sum(made[i : i + drawn], []) for i in range(0, len(made), drawn)]
+        return made if samples else [several[0] for several in made]
+
+    def stream(self, prompt, max_new_tokens=None, seed=None, stop=(), truncate=False, **settings):
+        """`generate` for one string, whose continuation comes piece by piece, as it is found.
+
+        Together the pieces are what `generate` gives; none ends within a character.
+        """
+        tokenizer = self._need_tokenizer("stream")
+        if not isinstance(prompt, str):
+            raise TypeError(f"stream takes a string: {type(prompt).__name__}")
+        search, sampling = self._settings(max_new_tokens, settings)
+        if search.beams > 1:
+            raise ValueError(f"beams end together, so stream takes one: {search.beams}")
+        [seed] = self._seeds(seed, 1)
+        batch = self._batch(self._prompts([prompt], search.max_tokens, truncate), search, 1)
+        draw = sampling.draw([seed] * len(batch[0]))
+        return self._pieces(tokenizer, batch, search, draw, stop)
+
+    def _pieces(self, tokenizer, batch, search, draw, stop):
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        stop = [stop] if isinstance(stop, str) else list(stop)
+        state, read, text, given = None, 0, "", 0
+        while state is None or not np.all(state.done):
+            state = self._found(batch, search, draw, state, read + 1)
+            read += 1
+            done = bool(np.all(state.done))
+            row = np.asarray(state.ended if done else state.tokens)[0, 0, read - 1 : read]
+            text += decoder.decode(tokenizer.text(row.tolist()), final=done)
+            whole = cut(text, stop)
+            # What may be the beginning of a stop string waits.
+            held = 0 if done else max((overlap(whole, s) for s in stop), default=0)
+            if len(whole) - held > given:
+                yield whole[given : len(whole) - held]
+                given = len(whole) - held
+            if len(whole) < len(text):
+                return
+
+    def _settings(self, max_new_tokens, settings):
+        """The `Search` and the `Sampling` that ``settings`` ask for."""
+        parts = []
+        for own in (self.config.search, self.config.sampling):
+            names = [field.name for field in dataclasses.fields(own)]
+            parts.append({name: settings.pop(name) for name in names if name in settings})
+        if settings:
+            raise TypeError(f"no setting of Search or Sampling: {sorted(settings)}")
+        search = dataclasses.replace(self.config.search, **parts[0])
+        if max_new_tokens is not None:
+            search = dataclasses.replace(search, max_tokens=max_new_tokens)
+        if search.max_tokens is None:
+            search = dataclasses.replace(search, max_tokens=100)
+        sampling = dataclasses.replace(self.config.sampling, **parts[1])
+        if search.beams > 1:
+            if parts[1]:
+                raise ValueError(f"beams do not draw: {search.beams} beams, {parts[1]}")
+            sampling = Sampling(temperature=0)
+        return search, sampling
+
+    def _seeds(self, seed, count):
+        if seed is None:
+            seed = secrets.randbelow(2**31)
+        if isinstance(seed, int):
+            return range(seed, seed + count)
+        seeds = list(seed)
+        if len(seeds) != count:
+            raise ValueError(f"there must be a seed for each continuation: {len(seeds)}, {count}")
+        return seeds
+
+    def _prompts(self, prompts, max_tokens, truncate):
+        """The tokens of ``prompts``, lists, each of which leaves room for some more."""
+        context = self.config.max_length
+        rows = self.tokenizer.ragged(prompts).to_list() if prompts else []
+        rows = [row or [self.config.end_id] for row in rows]
+        longest = max(context - max_tokens, 1) if truncate else context - 1
+        long = [i for i, row in enumerate(rows) if len(row) > longest]
+        if long and not truncate:
+            raise ValueError(
+                f"a prompt must have fewer tokens than the context of {context}, or be truncated: "
+                f"prompt {long[0]} has {len(rows[long[0]])}"
+            )
+        if long:
+            warnings.warn(
+                f"of {len(long)} of {len(rows)} prompts, the last {longest} tokens were kept",
+                stacklevel=3,
+            )
+        return [row[-longest:] for row in rows]
+
+    def _batch(self, rows, search, size):
+        """``rows`` of tokens as `find` takes them, padded to few shapes: prompt, count, limit."""
+        # XLA multiplies two rows by a matrix faster than one.
+        size = max(bucket(max(size, len(rows)), start=1), 2 if search.beams == 1 else 1)
+        width = bucket(max(map(len, rows)))
+        prompt = np.full((size, width), self.config.end_id, "int32")
+        count, limit = np.ones(size, "int32"), np.zeros(size, "int32")
+        for i, row in enumerate(rows):
+            prompt[i, width - len(row) :] = row
+            count[i] = len(row)
+            limit[i] = min(search.max_tokens, self.config.max_length - len(row))
+        return prompt, count, limit
+
+    def _found(self, batch, search, draw, state=None, until=None):
+        """`find`, compiled: once for each shape, and for settings that are not of rows."""
+        length = bucket(search.max_tokens)
+        search = dataclasses.replace(search, max_tokens=None)
+        key = (search, length, state is None, until is None)
+        if key not in self._searches:
+            self._searches[key] = compiled(
+                self,
+                lambda prompt, count, limit, draw, state, until: self.find(
+                    prompt, count, limit, length, search, draw, state=state, until=until
+                ),
+            )
+        if draw is not None and draw.repetition_penalty is not None:
+            draw = draw._replace(seen=seen(*batch[:2]))
+        until = None if until is None else np.int32(until)
+        return self._searches[key](*batch, draw, state, until)
+
+    def score(self, texts, truncate=False, batch_size=8, progress=iter):
+        """How likely each of a list of strings is: a list of `Score`.
+
+        Each of its tokens counts, the first as what follows the end of a document.
+
+        Raises:
+            ValueError: a text has more tokens than the context; with ``truncate`` only the first
+                count, with a warning.
+        """
+        self._need_tokenizer("score")
+        if isinstance(texts, str):
+            raise TypeError("score takes a list of strings: [text], not text")
+        rows, context = self.tokenizer.ragged(list(texts)).to_list(), self.config.max_length
+        long = [i for i, row in enumerate(rows) if len(row) > context]
+        if long and not truncate:
+            raise ValueError(
+                f"a text must not have more tokens than the context of {context}, or be "
+                f"truncated: text {long[0]} has {len(rows[long[0]])}"
+            )
+        if long:
+            warnings.warn(f"of {len(long)} texts, the first {context} tokens count", stacklevel=2)
+        rows = [row[:context] for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        scores = [Score(0.0, 0)] * len(rows)
+        if "score" not in self._searches:
+            self._searches["score"] = compiled(self, self.log_likelihood)
+        for start in progress(range(0, len(order), batch_size)):
+            chosen = order[start : start + batch_size]
+            width = min(bucket(max(len(rows[i]) for i in chosen)), context)
+            labels = np.full((batch_size, width), self.config.end_id, "int32")
+            count = np.zeros(batch_size, "int32")
+            for j, i in enumerate(chosen):
+                labels[j, : len(rows[i])] = rows[i]
+                count[j] = len(rows[i])
+            total = np.asarray(self._searches["score"](labels, count))
+            for j, i in enumerate(chosen):
+                scores[i] = Score(float(total[j]), len(rows[i]))
+        return scores
+
+    def log_likelihood(self, labels, count):
+        """The log-probability (B,) of the first ``count`` (B,) tokens of ``labels`` (B, T)."""
+        start = ops.full_like(labels[:, :1], self.config.end_id)
+        x, _ = self.features(ops.concatenate([start, labels[:, :-1]], axis=1))
+
+        def one(row):  # logits of one text at a time: those of a batch may be gigabytes
+            x, labels, count = row
+            logits = self.tokens.logits(x[None])[0]
+            chosen = ops.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+            gain = chosen - ops.logsumexp(logits, axis=-1)
+            return ops.sum(ops.where(ops.arange(ops.shape(labels)[0]) < count, gain, 0.0))
+
+        return ops.map(one, (x, labels, count))
+
+    def compile(self, optimizer=None, loss=None, **kwargs):
+        """Keras's `compile`; by default AdamW at 3e-4 with betas 0.9 and 0.95 (GPT-3, B)."""
+        if optimizer is None:
+            optimizer = keras.optimizers.AdamW(
+                3e-4, weight_decay=0.1, beta_1=0.9, beta_2=0.95, epsilon=1e-8, global_clipnorm=1.0
+            )
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        super().compile(optimizer, SmoothedCrossEntropy(0.0) if loss is None else loss, **kwargs)
+
+    @classmethod
+    def load_tokenizer(cls, folder, end_id=None):
+        if (folder / CHARACTERS).is_file():
+            from ..data import Characters
+
+            return Characters.load(folder)
+        if any((folder / name).is_file() for name in BYTE_PAIRS):
+            from ..data import BytePairs
+
+            return BytePairs.load(folder, end_id)
+        return None
+
+
+def seen(prompt, count):
+    """``prompt`` (B, P) with its last token in the place of padding."""
+    padding = np.arange(prompt.shape[1]) < prompt.shape[1] - count[:, None]
+    return np.where(padding, prompt[:, -1:], prompt)
+
+
+def cut(text, stop):
+    """``text`` up to the first of the strings ``stop``."""
+    found = [text.find(s) for s in ([stop] if isinstance(stop, str) else stop) if s in text]
+    return text[: min(found)] if found else text
+
+
+def overlap(text, stop):
+    """The length of the end of ``text`` with which ``stop`` may begin."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
