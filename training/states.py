@@ -16,7 +16,8 @@ class CheckpointError(ValueError):
 def write_tensors(path, tensors, about=None):
     """Writes ``{name: array}`` and, as JSON in the header, ``about``: complete or not at all."""
     arrays = {name: np.array(value, order="C") for name, value in tensors.items()}
-    write_file(path, save(arrays, metadata={"polyhead": json.dumps(about)}))
+    # Other libraries ask for a format: PyTorch's differs in nothing.
+    write_file(path, save(arrays, metadata={"format": "pt", "polyhead": json.dumps(about)}))
 
 
 def write_file(path, content):

@@ -95,7 +95,7 @@ EXAMPLES = [
 
 
 class Generation(NamedTuple):
-    """A continuation; ``score`` is its log-probability, or by beams what `Search` calls its worth."""
+    """A continuation; ``score`` is its log-probability, by beams what `Search` calls its worth."""
 
     text: str
     score: float
@@ -482,7 +482,7 @@ class GPT(Pretrained):
         super().compile(optimizer, SmoothedCrossEntropy(0.0) if loss is None else loss, **kwargs)
 
     @classmethod
-    def load_tokenizer(cls, folder, end_id=None):
+    def load_tokenizer(cls, folder, config):
         if (folder / CHARACTERS).is_file():
             from ..data import Characters
 
@@ -490,7 +490,7 @@ class GPT(Pretrained):
         if any((folder / name).is_file() for name in BYTE_PAIRS):
             from ..data import BytePairs
 
-            return BytePairs.load(folder, end_id)
+            return BytePairs.load(folder, config.end_id)
         return None
 
 

@@ -40,6 +40,13 @@ FIXED = {
 }  # fmt: skip
 
 
+LINEAR = True  # weights are those of linear layers, (out, in)
+
+
+def unpacked(settings, tensors, source):
+    return tensors
+
+
 def rules(config):
     return RULES + (SHARED if config.source_vocab_size is None else SEPARATE)
 

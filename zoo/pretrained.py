@@ -3,9 +3,7 @@
 import dataclasses
 import importlib
 import json
-import math
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from ..layers import TransformerBlock
 from ..training import CheckpointError, Model, read_tensors, write_tensors
 from ..training.states import assign, by_path
+from .published import Settings, fetched, named, read_json, read_published, renamed
 
 # The names of tokenizers' files, which can be seen without TensorFlow.
 SUBWORDS = "tokenizer.model"
@@ -67,11 +66,19 @@ class Pretrained(Model):
     def from_config(cls, config, custom_objects=None):
         return cls(cls.Config(**config))
 
-    def save_pretrained(self, folder, weights=None):
+    def save_pretrained(self, folder, weights=None, format="polyhead"):
         """Writes the model to ``folder``, complete or not at all; an older one is replaced.
 
-        ``weights``, ``{path: array}``, are written in the place of the model's own.
+        Args:
+            weights: ``{path: array}``, written in the place of the model's own.
+            format: "polyhead", or "huggingface" for a checkpoint that Hugging Face's library
+                loads, where the class has a family that can be written.
+
+        Raises:
+            FileExistsError: there is something else than a model in the folder.
+            ValueError: a format, or a setting, that cannot be written.
         """
+        files = self._files(format, weights)
         folder = Path(folder)
         if folder.is_file():
             raise FileExistsError(f"{folder} is a file; a model is saved as a folder")
@@ -80,11 +87,11 @@ class Pretrained(Model):
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            config = {"model": type(self).__name__, **self.get_config()}
-            (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            if weights is None:
-                weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
-            write_tensors(beside / "model.safetensors", weights)
+            for name, content in files.items():
+                if name.endswith(".json"):
+                    (beside / name).write_text(json.dumps(content, indent=2) + "\n")
+                else:
+                    write_tensors(beside / name, content)
             if self.tokenizer is not None:
                 self.tokenizer.save(beside)
             beside.chmod(0o755)  # mkdtemp's folders are their owner's alone
@@ -92,18 +99,37 @@ class Pretrained(Model):
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
+    def _files(self, format, weights):
+        """What `save_pretrained` writes: JSON, and tensors by name."""
+        if weights is None:
+            weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
+        if format == "polyhead":
+            config = {"model": type(self).__name__, **self.get_config()}
+            return {"config.json": config, "model.safetensors": weights}
+        families = {
+            name: importlib.import_module(module, __package__)
+            for name, module in self.FAMILIES.items()
+        }
+        written = [family for family in families.values() if hasattr(family, "written")]
+        if format != "huggingface" or not written:
+            formats = ["polyhead", "huggingface"][: 1 + bool(written)]
+            raise ValueError(f"{type(self).__name__} is saved as {formats}: {format!r}")
+        return written[0].written(self.config, weights)
+
     @classmethod
     def from_pretrained(cls, folder):
         """The model that `save_pretrained` wrote to ``folder``, or a published one.
 
-        Published models are those that Hugging Face's library saves, as safetensors: of which
-        families, the class says. All tensors and settings are accounted for, or it is an error.
+        Published models are those that Hugging Face's library saves, as safetensors, whole or in
+        shards; or as ``.bin`` where torch is installed. Of which families, the class says. All
+        tensors and settings are accounted for, or it is an error. Where there is no such folder,
+        it is the name of a model on Hugging Face's hub.
 
         Raises:
             FileNotFoundError: there is no model.
             CheckpointError: it is another model's, or broken; the message names what.
         """
-        folder = Path(folder)
+        folder = fetched(folder)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} holds no model: there is no config.json in it")
         config = read_json(folder / "config.json")
@@ -117,31 +143,22 @@ class Pretrained(Model):
         if unknown := sorted(set(config) - known):
             raise CheckpointError(f"{folder / 'config.json'} has unknown settings {unknown}")
         tensors, _ = read_tensors(folder / "model.safetensors")
-        try:
+        with named(folder / "config.json"):
             config = cls.Config(**config)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-        model = cls(config, cls.load_tokenizer(folder))
+        model = cls(config, cls.load_tokenizer(folder, config))
         assign(by_path(model.weights), tensors, folder / "model.safetensors")
         return model
 
     @classmethod
     def from_published(cls, folder, config):
         family = importlib.import_module(cls.FAMILIES[config["model_type"]], __package__)
-        weights = folder / "model.safetensors"
-        if not weights.is_file():
-            pickled = sorted(path.name for path in folder.glob("*.bin"))
-            other = f", and {pickled} may hold code: save it again as safetensors"
-            raise FileNotFoundError(f"{folder} has no model.safetensors{other if pickled else ''}")
         generation = folder / "generation_config.json"
         search = Settings(generation, read_json(generation) if generation.is_file() else {})
-        try:
-            config = family.read_config(Settings(folder / "config.json", config), search)
-        except CheckpointError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-        tensors, _ = read_tensors(weights)
+        settings = Settings(folder / "config.json", config)
+        with named(settings.file):
+            config = family.read_config(settings, search)
+        tensors, weights = read_published(folder)
+        tensors = family.unpacked(settings, tensors, weights)
         for name, shape in family.sizes(config).items():
             if name in tensors and tensors[name].shape != shape:
                 raise CheckpointError(
@@ -149,19 +166,19 @@ class Pretrained(Model):
                 )
             if name not in tensors:
                 raise CheckpointError(f"{weights} lacks {name}")
-        model = cls(config, cls.load_tokenizer(folder))
+        model = cls(config, cls.load_tokenizer(folder, config))
         for name, value in family.redundant(config, tensors).items():
             if name in tensors:
                 array = tensors.pop(name)
                 if array.shape != value.shape or not np.allclose(array, value, atol=1e-2):
                     raise CheckpointError(f"{weights}: {name} is not what the others say it is")
-        rules = family.rules(config)
-        assign(*renamed(by_path(model.weights), tensors, rules, weights), weights)
+        variables = by_path(model.weights)
+        assign(*renamed(variables, tensors, family.rules(config), weights, family.LINEAR), weights)
         return model
 
     @classmethod
-    def load_tokenizer(cls, folder):
-        """The tokenizer saved in ``folder``, or None."""
+    def load_tokenizer(cls, folder, config):
+        """The tokenizer saved in ``folder`` beside a model of ``config``, or None."""
         return None
 
     @classmethod
@@ -237,82 +254,3 @@ def check_sizes(config, *sizes, optional=(), tokens=()):
     for name in ("dropout", "attention_dropout"):
         if not 0 <= (value := getattr(config, name, 0)) < 1:
             raise ValueError(f"{name} must be in [0, 1): {value}")
-
-
-class Settings:
-    """The settings of a JSON file, each of which must be read: what is not honoured is an error."""
-
-    def __init__(self, file, values):
-        self.file = file
-        self.values = {name: value for name, value in values.items() if value is not None}
-        self.unread = set(self.values)
-
-    def get(self, name, *default):
-        self.unread.discard(name)
-        if name not in self.values and not default:
-            raise CheckpointError(f"{self.file} does not say {name}")
-        return self.values.get(name, *default)
-
-    def must(self, name, value):
-        """If it is said, it must be ``value``."""
-        if (said := self.get(name, value)) != value:
-            raise self.error(name, said, repr(value))
-
-    def error(self, name, said, rule):
-        return CheckpointError(f"{self.file}: {name} must be {rule}: {said!r}")
-
-    def ignore(self, *names):
-        self.unread.difference_update(names)
-
-    def default(self, name, value):
-        if name not in self.values:
-            self.values[name] = value
-            self.unread.add(name)
-
-    def all_read(self):
-        if self.unread:
-            raise CheckpointError(f"{self.file} has unknown settings {sorted(self.unread)}")
-
-
-def read_json(path):
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no configuration: it holds a {type(content).__name__}")
-    return content
-
-
-def renamed(variables, tensors, rules, source):
-    """What `assign` takes, for ``variables`` by path and tensors that PyTorch named and laid out.
-
-    ``rules`` are pairs of a pattern and what takes its place, one after the other. A kernel is
-    PyTorch's weight (out, in) transposed, with its axes split into heads.
-
-    Returns:
-        ``{name: variable}`` and ``{name: array}``, by PyTorch's names.
-
-    Raises:
-        CheckpointError: naming a tensor of another shape.
-    """
-    named, arrays = {}, dict(tensors)
-    for path, variable in variables.items():
-        name = path
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        if name in named:
-            raise ValueError(f"two variables are read from {name}: {path}, {named[name].path}")
-        named[name] = variable
-        if name not in tensors:
-            continue
-        array, shape = tensors[name], tuple(variable.shape)
-        theirs = array.shape
-        if path.endswith("kernel"):
-            array = array.T
-        splits = {(*shape[:i], math.prod(shape[i:])) for i in range(len(shape))}
-        joins = {(math.prod(shape[:i]), *shape[i:]) for i in range(1, len(shape) + 1)}
-        if array.shape not in splits | joins | {(1, *shape)}:
-            raise CheckpointError(f"{source}: {name} has shape {theirs}, of {shape} here")
-        arrays[name] = array.reshape(shape)
-    return named, arrays

@@ -419,7 +419,7 @@ class Transformer(Pretrained):
         super().compile(optimizer, SmoothedCrossEntropy(0.1) if loss is None else loss, **kwargs)
 
     @classmethod
-    def load_tokenizer(cls, folder):
+    def load_tokenizer(cls, folder, config):
         if (folder / SUBWORDS).is_file():
             from ..data import Subwords
 

@@ -7,8 +7,7 @@ from keras import ops
 
 from polyhead.layers import KeyValueCache
 from polyhead.zoo import Transformer, TransformerConfig
-from polyhead.zoo.generation import ScatterCache
-from polyhead.zoo.generation import bucket
+from polyhead.zoo.generation import ScatterCache, bucket
 from tests.conftest import TENSORFLOW, small
 
 text = pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")

@@ -1,0 +1,157 @@
+import json
+import random
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from polyhead.data import BytePairs, Characters
+from polyhead.data.byte_pairs import ALPHABET, END
+
+POOLS = (
+    "abc  \n\t'sdlltmrevé1٣²½",
+    " \u00a0\u2003\u3000\x0b\x85\u200b\ufeff",
+    "日本語漢字ひらがな",
+    "😀👩\u200d👧🇩🇪",
+    "\x00\x01\x1f\x7f\U0010ffff\U0010fffe\U0010fffd",
+    "العربيةहिन्दीไทย",
+    "!?.,;:()[]{}<|>_-^~`\"'",
+)
+
+
+def strange_texts(count):
+    """Strings of all that makes tokenizers differ."""
+    choose = random.Random(0)
+
+    def piece():
+        kind = choose.random()
+        if kind < 0.08:
+            return END
+        if kind < 0.12:
+            return chr(choose.choice([choose.randint(1, 0xD7FF), choose.randint(0xE000, 0x10FFFF)]))
+        return choose.choice(choose.choice(POOLS))
+
+    strange = ["".join(piece() for _ in range(choose.randint(0, 30))) for _ in range(count)]
+    return [*strange, "", " ", "  a", "a  ", "a" * 500, "don't we'll  'll", "\n\n  x\n\n"]
+
+
+@pytest.fixture(scope="module")
+def pairs(sample):
+    return BytePairs.train([*sample.sources, *sample.targets, "the  the\n\n 'll été"], 400)
+
+
+@pytest.fixture(scope="module")
+def peer(pairs, tmp_path_factory):
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    pairs.save(folder)
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def test_tokens_are_those_of_hugging_face(pairs, peer):
+    texts = strange_texts(2000)
+    expected = [encoding.ids for encoding in peer.encode_batch(texts)]
+    assert pairs.ragged(texts).to_list() == expected
+
+
+def test_any_tokens_are_decoded_as_python_and_hugging_face_do(pairs, peer):
+    choose = random.Random(1)
+    rows = [[choose.randrange(400) for _ in range(choose.randint(0, 12))] for _ in range(2000)]
+    decoded = [text.decode() for text in pairs.decode(tf.ragged.constant(rows, tf.int32)).numpy()]
+    assert decoded == [pairs.text(row).decode("utf-8", "replace") for row in rows]
+    assert decoded == peer.decode_batch(rows, skip_special_tokens=True)
+
+
+def test_text_comes_back(pairs):
+    texts = [text.replace(END, "") for text in strange_texts(300)]
+    assert [t.decode() for t in pairs.decode(pairs.ragged(texts)).numpy()] == texts
+
+
+def test_bytes_that_are_no_text_are_replaced(pairs):
+    broken = b"a\xff\xe2\x82b\xf0\x9f\x98"
+    [text] = pairs.decode(pairs.ragged([broken])).numpy()
+    assert text.decode() == broken.decode("utf-8", "replace")
+
+
+def test_special_tokens_are_one_token_and_no_text(pairs):
+    [row] = pairs.ragged([f"a{END}b"]).to_list()
+    assert row[1] == pairs.end_id == 0 and len(row) == 3
+    assert pairs.decode([row]).numpy() == [b"ab"]
+    assert pairs.decode([[*row, 399, 5000, -1]]).numpy()[0].startswith(b"ab")
+
+
+def test_it_runs_in_a_graph_of_unknown_sizes(pairs):
+    graph = tf.function(lambda texts: pairs.ragged(texts).to_tensor(), [pairs.spec("text")])
+    for texts in (["the dog", "  a"], [""], []):
+        expected = pairs.ragged(texts).to_tensor() if texts else np.zeros((0, 0))
+        np.testing.assert_array_equal(graph(tf.constant(texts, tf.string)), expected)
+
+
+def test_files_of_either_kind_are_read(pairs, tmp_path):
+    pairs.save(tmp_path)
+    again = BytePairs.load(tmp_path)
+    assert (again.vocabulary, again.merges, again.special) == (
+        pairs.vocabulary,
+        pairs.merges,
+        pairs.special,
+    )
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps({**pairs.vocabulary, **pairs.special}))
+    merges = "\n".join(" ".join(pair) for pair in pairs.merges)
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", "utf-8")
+    older = BytePairs.load(tmp_path, end=0)
+    assert (older.vocabulary, older.merges, older.special) == (
+        again.vocabulary,
+        again.merges,
+        again.special,
+    )
+
+
+def test_files_that_are_not_honoured_are_refused(pairs, tmp_path):
+    pairs.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    sound = json.loads(path.read_text())
+
+    def refused(message, **changes):
+        content = json.loads(json.dumps(sound))
+        for key, value in changes.items():
+            content[key] = {**content[key], **value} if isinstance(value, dict) else value
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=f"tokenizer.json: .*{message}"):
+            BytePairs.load(tmp_path)
+
+    refused("model must be of type BPE", model={"type": "WordPiece"})
+    refused("there must be no normalizer", normalizer=[{"type": "NFC"}])
+    refused("must not add a prefix space", pre_tokenizer={"add_prefix_space": True})
+    refused("a merge is not of pieces", model={"merges": [["a", "zz"]]})
+    refused("no token for the bytes", model={"vocab": {"a": 1}})
+    refused("needs the special token", added_tokens=[])
+    refused("tokens must be numbers", model={"vocab": {**sound["model"]["vocab"], "a": -1}})
+    same = {**sound["model"]["vocab"], ALPHABET[0]: 5, ALPHABET[1]: 5}
+    refused("have the same token", model={"vocab": same})
+    path.write_text("{")
+    with pytest.raises(ValueError, match="tokenizer.json"):
+        BytePairs.load(tmp_path)
+
+
+def test_a_vocabulary_needs_text_and_room():
+    with pytest.raises(ValueError, match="learned from text, and there is none"):
+        BytePairs.train(["", ""])
+    with pytest.raises(ValueError, match="need a vocab_size of 257: 256"):
+        BytePairs.train(["abc"], 256)
+
+
+def test_characters_are_tokens(tmp_path):
+    characters = Characters.train(["To be, or not\nto be: é😀"])
+    texts = ["be not\n", "", "é😀"]
+    rows = characters.ragged(texts)
+    assert rows.row_lengths().numpy().tolist() == [7, 0, 2]
+    assert [t.decode() for t in characters.decode(rows).numpy()] == texts
+    characters.save(tmp_path)
+    assert Characters.load(tmp_path).characters == characters.characters
+    with pytest.raises(ValueError, match="the vocabulary has no characters 'xz'"):
+        characters.ragged(["xbez"])
+    graph = tf.function(lambda texts: characters.ragged(texts).to_tensor())
+    assert graph(tf.constant(["xb"])).numpy()[0, 0] == 0
+    with pytest.raises(ValueError, match="each character once: 'aa'"):
+        Characters("aa")

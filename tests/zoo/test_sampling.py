@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+from keras import ops
+
+from polyhead.zoo.sampling import Draw, Sampling, filtered, gumbel
+
+V = 12
+
+
+def array(x):
+    return ops.convert_to_numpy(x)
+
+
+def softmax(x):
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
+def kept(logits, **settings):
+    """What passes the filters, by one row of settings."""
+    rows = {
+        name: np.full(len(logits), value, "int32" if name == "top_k" else "float32")
+        for name, value in settings.items()
+    }
+    return array(filtered(ops.convert_to_tensor(logits), **rows)) > -1e8
+
+
+def test_filters_keep_what_they_say():
+    logits = np.random.default_rng(0).normal(size=(50, V)).astype("float32") * 3
+    chance = softmax(logits)
+    order = np.argsort(-logits, axis=1)
+    ranks = np.argsort(order, axis=1)
+    for k in (1, 3, V, 100):
+        np.testing.assert_array_equal(kept(logits, top_k=k), ranks < k)
+    assert kept(logits, top_k=0).all()
+    for p in (0.01, 0.3, 0.9, 1.0):
+        ahead = np.cumsum(np.take_along_axis(chance, order, 1), 1)
+        ahead = np.take_along_axis(ahead, ranks, 1) - chance  # of all that are likelier
+        clear = np.abs(ahead - p) > 1e-5
+        np.testing.assert_array_equal(kept(logits, top_p=p)[clear], (ahead < p)[clear])
+    for p in (0.0, 0.1, 1.0):
+        np.testing.assert_array_equal(
+            kept(logits, min_p=p), chance >= p * chance.max(1, keepdims=True) * (1 - 1e-6)
+        )
+
+
+def test_the_filters_are_those_of_hugging_face():
+    torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
+    process = pytest.importorskip("transformers").generation.logits_process
+    logits = np.random.default_rng(1).normal(size=(40, 300)).astype("float32") * 2
+    warped = torch.tensor(logits)
+    for warper in (
+        process.TopKLogitsWarper(40),
+        process.TopPLogitsWarper(0.8),
+        process.MinPLogitsWarper(0.05),
+    ):
+        warped = warper(None, warped)
+    np.testing.assert_array_equal(
+        kept(logits, top_k=40, top_p=0.8, min_p=0.05), np.isfinite(warped.numpy())
+    )
+
+
+def frequencies(logits, count, **settings):
+    """How often each token is drawn, by as many seeds."""
+    sampling = Sampling(**settings)
+    draw = sampling.draw(range(count))
+    draw = draw._replace(seen=np.zeros((count, 1), "int32"))
+    rows = np.repeat(logits[None], count, 0)
+    tokens = array(draw(ops.convert_to_tensor(rows), ops.zeros((count, 4), "int32"), 3))
+    return np.bincount(tokens, minlength=len(logits)) / count
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(),
+        dict(temperature=0.7),
+        dict(temperature=2.0, top_k=4),
+        dict(top_p=0.8),
+        dict(min_p=0.2),
+        dict(temperature=1.3, top_k=6, top_p=0.9, min_p=0.05),
+    ],
+)
+def test_what_is_drawn_agrees_with_the_filtered_softmax(settings):
+    logits, count = np.random.default_rng(2).normal(size=V).astype("float32") * 1.5, 40_000
+    scaled = logits / settings.get("temperature", 1.0)
+    filters = {k: v for k, v in settings.items() if k != "temperature"}
+    expected = softmax(np.where(kept(scaled[None], **filters)[0], scaled, -1e9))
+    drawn = frequencies(logits, count, **settings)
+    assert not drawn[expected == 0].any()
+    # chi-squared: below its 99.99th percentile for as many degrees of freedom
+    likely = expected > 0
+    distance = (count * (drawn - expected)[likely] ** 2 / expected[likely]).sum()
+    degrees = likely.sum() - 1
+    assert distance < degrees + 4 * np.sqrt(2 * degrees) + 10
+
+
+def test_noise_does_not_depend_on_neighbours_and_differs_between_steps():
+    seeds = np.array([3, 4, 3], "int32")
+    first, second = (array(gumbel(seeds, step, 5000)) for step in (0, 1))
+    np.testing.assert_array_equal(first[0], first[2])
+    np.testing.assert_array_equal(first[1], array(gumbel(np.array([4], "int32"), 0, 5000))[0])
+    for a, b in ((first[0], first[1]), (first[0], second[0]), (first[0, 1:], first[1, :-1])):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.06
+    assert first.mean() == pytest.approx(0.5772, abs=0.05)  # Euler's constant
+    assert first.var() == pytest.approx(np.pi**2 / 6, rel=0.1)
+
+
+def test_what_came_before_is_penalised():
+    logits = ops.convert_to_tensor(np.array([[2.0, -1.0, 1.5, 0.0]], "float32"))
+    seen, tokens = np.array([[0, 0]], "int32"), np.array([[1, 2, 2]], "int32")
+    draw = Sampling(temperature=0, repetition_penalty=2.0).draw([0])._replace(seen=seen)
+    # 0 came in the prompt: 2 / 2; 2 stands behind what is decoded, and did not come
+    assert array(draw(logits, tokens, 1)).tolist() == [2]
+    assert array(draw(logits, tokens, 3)).tolist() == [0]  # 2 came: 1.5 / 2
+
+
+def test_rows_have_settings_of_their_own():
+    logits = np.random.default_rng(0).normal(size=(1, V)).astype("float32").repeat(3, 0)
+    draw = Draw(
+        seed=np.array([1, 1, 2], "int32"),
+        temperature=np.array([0.0, 5.0, 5.0], "float32"),
+        top_k=np.array([0, 1, 0], "int32"),
+        top_p=np.ones(3, "float32"),
+        min_p=np.zeros(3, "float32"),
+    )
+    likeliest = logits[0].argmax()
+    tokens = [array(draw(logits, np.zeros((3, 1), "int32"), step)) for step in range(40)]
+    assert all(row[0] == row[1] == likeliest for row in tokens)
+    assert len({int(row[2]) for row in tokens}) > 5
+
+
+def test_settings_that_cannot_be_are_refused():
+    for options, message in (
+        (dict(temperature=-1), "temperature must not be negative: -1"),
+        (dict(temperature=float("nan")), "temperature must be a number: nan"),
+        (dict(top_k=0), "top_k must be a positive integer: 0"),
+        (dict(top_k=2.5), "top_k must be a positive integer: 2.5"),
+        (dict(top_p=0), r"top_p must be in \(0, 1\]: 0"),
+        (dict(min_p=1.5), r"min_p must be in \[0, 1\]: 1.5"),
+        (dict(top_p="0.5"), "top_p must be a number: '0.5'"),
+        (dict(repetition_penalty=0), "repetition_penalty must be positive: 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Sampling(**options)
