@@ -1,0 +1,472 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from polyhead.training import CheckpointError
+from polyhead.zoo import GPT, GPTConfig
+from tests.conftest import TENSORFLOW
+
+SIZES = dict(vocab_size=300, max_length=64, num_layers=2, dim=32, num_heads=4, end_id=0)
+text = pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
+
+
+def array(x):
+    return ops.convert_to_numpy(x)
+
+
+def lively(model, seed=0):
+    """``model`` with weights whose next token depends on all before it."""
+    random = np.random.default_rng(seed)
+    for v in model.weights:
+        if v.name in ("kernel", "gamma", "embeddings"):
+            v.assign(v + random.normal(size=v.shape) * 0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(sample):
+    from polyhead.data import BytePairs
+
+    return BytePairs.train(sample.sources, 300)
+
+
+@pytest.fixture(scope="module")
+def gpt(tokenizer):
+    keras.utils.set_random_seed(1)
+    return lively(GPT(GPTConfig(**SIZES), tokenizer))
+
+
+PROMPTS = ["The dog", "", "A man on a bicycle rides past a large house", " a"]
+
+
+def test_presets_have_the_published_numbers_of_parameters():
+    counts = {name: config.parameters for name, config in GPT.PRESETS.items()}
+    assert counts == {
+        "gpt2": 124_439_808,
+        "gpt2-medium": 354_823_168,
+        "gpt2-large": 774_030_080,
+        "gpt2-xl": 1_557_611_200,
+        "char": 10_771_200,
+        "char-small": 809_984,
+    }
+    for overrides in (dict(), dict(hidden_dim=48), dict(num_layers=3, dim=24)):
+        model = GPT(GPTConfig(**{**SIZES, **overrides}))
+        assert model.count_params() == model.config.parameters
+    assert GPT.preset("char-small").count_params() == counts["char-small"]
+
+
+def test_weights_begin_as_gpt2s_do():
+    model = GPT(GPTConfig(**{**SIZES, "dim": 128}))
+    deviations = {v.path: array(v).std() for v in model.weights}
+    assert deviations["tokens/embeddings"] == pytest.approx(0.02, rel=0.05)
+    assert deviations["block_1/attention/query/kernel"] == pytest.approx(0.02, rel=0.05)
+    assert deviations["block_1/feed_forward/contract/kernel"] == pytest.approx(0.01, rel=0.05)
+
+
+def test_the_future_does_not_change_the_past():
+    model = lively(GPT(GPTConfig(**SIZES)))
+    tokens = np.random.default_rng(0).integers(0, 300, (2, 12))
+    changed = tokens.copy()
+    changed[:, 8:] = 7
+    before, after = array(model(tokens)), array(model(changed))
+    np.testing.assert_allclose(before[:, :8], after[:, :8], atol=1e-5)
+    assert np.abs(before[:, 8:] - after[:, 8:]).max() > 0.1
+
+
+def test_it_overfits_a_batch():
+    model = GPT(GPTConfig(**SIZES, dropout=0.0, attention_dropout=0.0))
+    model.compile(keras.optimizers.Adam(3e-3))
+    tokens = np.random.default_rng(0).integers(0, 300, (4, 17))
+    history = model.fit(tokens[:, :-1], tokens[:, 1:], epochs=120, batch_size=4, verbose=0)
+    assert history.history["loss"][-1] < 0.1
+
+
+@text
+@pytest.mark.parametrize(
+    "settings", [dict(temperature=0), dict(temperature=1.0), dict(top_k=20, top_p=0.9, min_p=0.01)]
+)
+def test_a_batch_and_a_stream_give_what_each_gets_alone(gpt, settings):
+    seeds = [11, 12, 13, 14]
+    together = gpt.generate(PROMPTS, max_new_tokens=16, seed=seeds, **settings)
+    for prompt, seed, made in zip(PROMPTS, seeds, together, strict=True):
+        asked = dict(max_new_tokens=16, seed=seed, **settings)
+        assert gpt.generate([prompt], **{**asked, "seed": [seed]}) == [made]
+        assert "".join(gpt.stream(prompt, **asked)) == made
+    assert gpt.generate(PROMPTS, max_new_tokens=16, seed=11, **settings) == together
+
+
+@text
+def test_a_continuation_is_what_the_model_finds_likeliest(gpt, tokenizer):
+    [made] = gpt.generate(PROMPTS[:1], max_new_tokens=12, temperature=0, scores=True)
+    tokens, total = tokenizer.ragged(PROMPTS[:1]).to_list()[0], 0.0
+    start = len(tokens)
+    while len(tokens) < start + 12 and (len(tokens) == start or tokens[-1] != 0):
+        gains = array(ops.log_softmax(gpt(np.array([tokens]))[0, -1]))
+        tokens.append(int(gains.argmax()))
+        total += float(gains.max())
+    assert made.text == tokenizer.text(tokens[start:]).decode("utf-8", "replace")
+    assert made.score == pytest.approx(total, abs=1e-3)
+
+
+@text
+def test_several_samples_differ_and_a_seed_repeats_them(gpt):
+    first = gpt.generate(PROMPTS[:2], max_new_tokens=8, samples=3, seed=5)
+    assert [len(several) for several in first] == [3, 3] and len(set(first[0])) == 3
+    assert gpt.generate(PROMPTS[:2], max_new_tokens=8, samples=3, seed=5) == first
+    assert gpt.generate(PROMPTS[:2], max_new_tokens=8, samples=3, seed=99) != first
+    assert gpt.generate(PROMPTS[:1], max_new_tokens=8) != gpt.generate(
+        PROMPTS[:1], max_new_tokens=8
+    )
+
+
+@text
+def test_beams_find_what_is_likelier(gpt):
+    greedy = gpt.generate(PROMPTS, max_new_tokens=8, temperature=0, scores=True)
+    wide = gpt.generate(PROMPTS, max_new_tokens=8, beams=4, alpha=0.0, samples=3, scores=True)
+    for one, several in zip(greedy, wide, strict=True):
+        assert several[0].score >= one.score - 1e-3
+        assert sorted(several, key=lambda made: -made.score) == several
+    alone = gpt.generate(PROMPTS[2:3], max_new_tokens=8, beams=4, alpha=0.0)
+    assert alone == [wide[2][0].text]
+
+
+@text
+def test_a_stop_string_ends_the_text(gpt):
+    [whole] = gpt.generate(PROMPTS[:1], max_new_tokens=24, temperature=0)
+    stop = whole[5:7]
+    at = whole.find(stop)
+    for asked in (stop, [stop, "never there"]):
+        assert gpt.generate(PROMPTS[:1], max_new_tokens=24, temperature=0, stop=asked) == [
+            whole[:at]
+        ]
+        pieces = list(gpt.stream(PROMPTS[0], max_new_tokens=24, temperature=0, stop=asked))
+        assert "".join(pieces) == whole[:at]
+
+
+@text
+def test_stop_tokens_end_a_sequence(gpt, tokenizer):
+    rows = tokenizer.ragged(PROMPTS[:1]).to_list()
+
+    def made(**settings):
+        search, _ = gpt._settings(12, settings)
+        return array(gpt._found(gpt._batch(rows, search, 1), search, None).ended)[0, 0].tolist()
+
+    free = made()
+    stop = free[4]
+    at = free.index(stop)
+    assert made(stop_tokens=(299, stop)) == [*free[: at + 1], *[0] * (len(free) - at - 1)]
+
+
+@text
+def test_pieces_of_a_stream_are_whole_characters(tokenizer):
+    model = lively(GPT(GPTConfig(**SIZES), tokenizer))
+    tokens = tokenizer.ragged(["dé😀f"]).to_list()[0]
+
+    class Scripted(GPT):
+        def _found(self, batch, search, draw, state=None, until=None):
+            from polyhead.zoo.generation import State
+
+            ended = np.array([[tokens]])
+            done = np.array([until == len(tokens)])
+            return State(until, None, ended, None, ended, None, done, None)
+
+    model.__class__ = Scripted
+    pieces = list(model.stream("x"))
+    assert "".join(pieces) == "dé😀f" and "😀" in pieces and "é" in pieces
+
+
+@text
+def test_prompts_beyond_the_context_are_refused_or_truncated(gpt):
+    long = "a dog and a cat " * 40
+    with pytest.raises(ValueError, match="fewer tokens than the context of 64.*prompt 1 has"):
+        gpt.generate(["a", long], max_new_tokens=8)
+    with pytest.warns(UserWarning, match="of 1 of 2 prompts, the last 56 tokens were kept"):
+        made = gpt.generate(["a", long], max_new_tokens=8, truncate=True, temperature=0)
+    [short] = gpt.generate(["a"], max_new_tokens=8, temperature=0)
+    assert made[0] == short and made[1]
+    search, _ = gpt._settings(500, {})
+    assert gpt._batch([[5] * 60, [5]], search, 2)[2].tolist() == [4, 63]  # ends with the context
+
+
+@text
+def test_the_score_of_a_text_is_the_sum_of_its_tokens(gpt, tokenizer):
+    for one, score in zip(PROMPTS, gpt.score(PROMPTS), strict=True):
+        tokens = tokenizer.ragged([one]).to_list()[0]
+        gains = array(ops.log_softmax(gpt(np.array([[0, *tokens]]))[0]))
+        expected = sum(gains[t, token] for t, token in enumerate(tokens))
+        assert score.tokens == len(tokens)
+        assert score.log_likelihood == pytest.approx(expected, abs=1e-3)
+    with pytest.raises(ValueError, match="not have more tokens than the context of 64"):
+        gpt.score(["a dog " * 100])
+
+
+@text
+def test_what_is_asked_wrongly_is_refused(gpt):
+    ask = gpt.generate
+    for error, message, call in (
+        (TypeError, r"\[prompt\], not prompt", lambda: ask("a")),
+        (
+            TypeError,
+            r"no setting of Search or Sampling: \['heat'\]",
+            lambda: ask([], heat=1),
+        ),
+        (ValueError, "top_k must be a positive integer", lambda: ask(["a"], top_k=-1)),
+        (ValueError, "beams do not draw", lambda: ask(["a"], beams=2, top_k=3)),
+        (ValueError, "samples must be a positive", lambda: ask(["a"], samples=0)),
+        (ValueError, "at most the beams: 5, 2", lambda: ask(["a"], samples=5, beams=2)),
+        (
+            ValueError,
+            "a seed for each continuation: 3, 1",
+            lambda: ask(["a"], seed=[1] * 3),
+        ),
+        (
+            ValueError,
+            "max_tokens must be a positive",
+            lambda: ask(["a"], max_new_tokens=0),
+        ),
+        (TypeError, "stream takes a string: list", lambda: list(gpt.stream(["a"]))),
+        (ValueError, "generate needs a tokenizer", lambda: GPT(GPTConfig(**SIZES)).generate(["a"])),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+    assert gpt.generate([]) == [] and gpt.score([]) == []
+
+
+@text
+def test_a_saved_model_is_the_same_again(gpt, tmp_path):
+    gpt.save_pretrained(tmp_path / "saved")
+    again = GPT.from_pretrained(tmp_path / "saved")
+    assert again.config == gpt.config
+    assert again.generate(PROMPTS, seed=1, max_new_tokens=8) == gpt.generate(
+        PROMPTS, seed=1, max_new_tokens=8
+    )
+    gpt.save_pretrained(tmp_path / "saved")  # over itself
+
+
+# Against Hugging Face's GPT-2.
+
+
+def published(folder, seed=0, **settings):
+    """A checkpoint of random weights, and the model of Hugging Face's that it holds."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    config = dict(vocab_size=300, n_positions=256, n_embd=32, n_layer=3, n_head=4)
+    config |= dict(bos_token_id=0, eos_token_id=0) | settings
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config)).eval()
+    with torch.no_grad():
+        for name, v in model.named_parameters():
+            v.add_(torch.randn(v.shape) * (0.3 if v.ndim > 1 or "ln" in name else 0.1))
+    model.save_pretrained(folder)
+    return model
+
+
+def same_logits(theirs, ours, tolerance=1e-4):
+    import torch
+
+    tokens = np.random.default_rng(0).integers(0, 300, (2, 40))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(array(ours(tokens)), expected, atol=tolerance * max(scale / 10, 1))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(),
+        dict(n_inner=48, activation_function="relu"),
+        dict(scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True),
+        dict(scale_attn_weights=False, activation_function="gelu", layer_norm_epsilon=1e-3),
+        dict(activation_function="silu", attn_pdrop=0.0, resid_pdrop=0.2, embd_pdrop=0.2),
+    ],
+)
+def test_logits_are_those_of_hugging_face_in_and_out(settings, tmp_path):
+    theirs = published(tmp_path / "theirs", **settings)
+    ours = GPT.from_pretrained(tmp_path / "theirs")
+    same_logits(theirs, ours)
+    import transformers
+
+    ours.save_pretrained(tmp_path / "ours", format="huggingface")
+    again, report = transformers.GPT2LMHeadModel.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    same_logits(again.eval(), ours)
+    assert again.config.resid_pdrop == theirs.config.resid_pdrop
+
+
+@text
+def test_greedy_text_is_that_of_hugging_face_over_200_tokens(tokenizer, tmp_path):
+    theirs = published(tmp_path, seed=3, n_positions=256)
+    tokenizer.save(tmp_path)
+    ours = GPT.from_pretrained(tmp_path)
+    import torch
+
+    prompts = ["The dog", "A man in a red coat"]
+    made = ours.generate(prompts, max_new_tokens=200, temperature=0)
+    for prompt, found in zip(prompts, made, strict=True):
+        tokens = torch.tensor(tokenizer.ragged([prompt]).to_list())
+        options = dict(do_sample=False, max_new_tokens=200, pad_token_id=0)
+        ids = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
+        expected = tokenizer.text(ids[0, tokens.shape[1] :].tolist())
+        assert found == expected.decode("utf-8", "replace") and len(expected) > 150
+
+
+@text
+@pytest.mark.parametrize("penalty", [1.2, 0.8])
+def test_the_repetition_penalty_is_that_of_hugging_face(penalty, tokenizer, tmp_path):
+    theirs = published(tmp_path, seed=4)
+    tokenizer.save(tmp_path)
+    ours = GPT.from_pretrained(tmp_path)
+    import torch
+
+    [made] = ours.generate(["A dog"], max_new_tokens=40, temperature=0, repetition_penalty=penalty)
+    tokens = torch.tensor(tokenizer.ragged(["A dog"]).to_list())
+    ids = theirs.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        do_sample=False,
+        max_new_tokens=40,
+        repetition_penalty=penalty,
+        pad_token_id=0,
+    )
+    expected = tokenizer.text(ids[0, tokens.shape[1] :].tolist())
+    assert made == expected.decode("utf-8", "replace")
+
+
+@text
+def test_beams_are_those_of_hugging_face(tokenizer, tmp_path):
+    theirs = published(tmp_path, seed=5)
+    tokenizer.save(tmp_path)
+    ours = GPT.from_pretrained(tmp_path)
+    import torch
+
+    [made] = ours.generate(["A dog"], max_new_tokens=24, beams=4, alpha=1.0)
+    tokens = torch.tensor(tokenizer.ragged(["A dog"]).to_list())
+    options = dict(num_beams=4, length_penalty=1.0, max_new_tokens=24, do_sample=False)
+    ids = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), pad_token_id=0, **options)
+    expected = tokenizer.text(ids[0, tokens.shape[1] :].tolist())
+    assert made == expected.decode("utf-8", "replace")
+
+
+def test_shards_and_pickled_tensors_are_read(tmp_path):
+    theirs = published(tmp_path / "whole")
+    import torch
+
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    same_logits(theirs, GPT.from_pretrained(tmp_path / "shards"))
+    # As older versions wrote: pickled, without the prefix, with masks and a tied head.
+    (tmp_path / "whole" / "model.safetensors").unlink()
+    old = {name.removeprefix("transformer."): v for name, v in theirs.state_dict().items()}
+    old |= {f"h.{i}.attn.bias": torch.ones(1, 1, 256, 256).tril() for i in range(3)}
+    old |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(3)}
+    torch.save(old, tmp_path / "whole" / "pytorch_model.bin")
+    same_logits(theirs, GPT.from_pretrained(tmp_path / "whole"))
+
+
+def test_generation_config_is_honoured(tmp_path):
+    published(tmp_path)
+    path = tmp_path / "generation_config.json"
+    content = json.loads(path.read_text())
+    config = GPT.from_pretrained(tmp_path).config
+    assert config.sampling.temperature == 0 and config.search.max_tokens == 100
+    content |= dict(do_sample=True, top_p=0.9, temperature=0.7, max_new_tokens=30)
+    path.write_text(json.dumps({**content, "eos_token_id": [0, 5]}))
+    config = GPT.from_pretrained(tmp_path).config
+    assert (config.sampling.top_k, config.sampling.top_p) == (50, 0.9)
+    assert (config.search.max_tokens, config.search.stop_tokens) == (30, (5,))
+
+
+class Harm:
+    def __reduce__(self):
+        return (print, ("code was run",))
+
+
+def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
+    folder = tmp_path / "gpt2"
+
+    def refused(message, error=CheckpointError):
+        with pytest.raises(error, match=message):
+            GPT.from_pretrained(folder)
+        for path in folder.iterdir():
+            path.unlink()
+        published(folder)
+
+    published(folder)
+    import torch
+    from safetensors.numpy import load_file, save_file
+
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    for settings, message in (
+        (dict(colour="red"), r"config.json has unknown settings \['colour'\]"),
+        (dict(activation_function="sine"), "activation_function must be one of .*: 'sine'"),
+        (dict(tie_word_embeddings=False), "tie_word_embeddings must be True: False"),
+        (dict(add_cross_attention=True), "add_cross_attention must be False: True"),
+        (dict(embd_pdrop=0.7), "embd_pdrop must be 0.1: 0.7"),
+        (dict(n_embd=10**12), "shape .* config.json says"),
+        (dict(n_layer=10**9), "lacks transformer.h.999999999.mlp.c_fc.weight"),
+        (dict(n_layer=2), r"has no \['transformer.h.2"),
+        (dict(n_head=5), "dim must divide into num_heads: 32 / 5"),
+        (dict(eos_token_id=10**6), "end_id must be a token, of 300"),
+        (dict(model_type="gptj"), "holds a gptj, not a GPT"),
+        (dict(scale_attn_weights="no"), "scale_attn_weights must be True or False: 'no'"),
+    ):
+        config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
+        refused(message)
+
+    def with_tensors(change):
+        tensors = load_file(weights)
+        change(tensors)
+        save_file(tensors, weights)
+
+    with_tensors(lambda t: t.update(surplus=np.zeros(3, "f")))
+    refused(r"the model has no \['transformer.surplus'\]")
+    with_tensors(lambda t: t.pop("transformer.h.1.attn.c_attn.bias"))
+    refused(r"it lacks \['transformer.h.1.attn.c_attn.key.bias'")
+    with_tensors(lambda t: t.update({"transformer.h.1.attn.c_attn.bias": np.zeros(95, "f")}))
+    refused(r"c_attn.bias has shape \(95,\), not three thirds")
+    with_tensors(lambda t: t.update({"lm_head.weight": np.zeros((300, 32), "f")}))
+    refused("lm_head.weight is not what the others say it is")
+    weights.write_bytes(weights.read_bytes()[:-10])
+    refused("no complete safetensors file")
+    weights.unlink()
+    refused("has no model.safetensors", FileNotFoundError)
+    weights.unlink()
+    torch.save({"wte.weight": Harm()}, folder / "pytorch_model.bin")
+    refused("pytorch_model.bin holds no tensors alone")
+    index = folder / "model.safetensors.index.json"
+    for file, message in (
+        ("../gpt2/model.safetensors", "names a file outside of its folder"),
+        ("gone.safetensors", "names gone.safetensors, which is not there"),
+    ):
+        weights.unlink()
+        index.write_text(json.dumps({"weight_map": {"wte.weight": file}}))
+        refused(message)
+    weights.rename(folder / "part.safetensors")
+    index.write_text(json.dumps({"weight_map": {"wte.weight": "part.safetensors"}}))
+    refused("part.safetensors is not what the index says")
+
+
+def test_a_name_that_is_no_folder_is_asked_of_the_hub(monkeypatch, tmp_path):
+    hub = pytest.importorskip("huggingface_hub", reason="EXTRAS=hub")
+    theirs = published(tmp_path / "fetched")
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append(name)
+        if name == "no/such":
+            raise OSError("no network")
+        return str(tmp_path / "fetched")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    same_logits(theirs, GPT.from_pretrained("somebody/gpt2"))
+    with pytest.raises(FileNotFoundError, match="no folder no/such, and the hub gave none: no net"):
+        GPT.from_pretrained("no/such")
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        GPT.from_pretrained("../no such folder")
+    assert asked == ["somebody/gpt2", "no/such"]
