@@ -6,6 +6,7 @@ from .characters import Characters
 from .marian import MarianPieces
 from .parallel import ParallelText, read_parallel, read_split, read_tsv
 from .subwords import Subwords
+from .text import read_text, text_batches, token_stream
 
 __all__ = [
     "BytePairs",
@@ -15,6 +16,9 @@ __all__ = [
     "Subwords",
     "read_parallel",
     "read_split",
+    "read_text",
     "read_tsv",
+    "text_batches",
+    "token_stream",
     "translation_batches",
 ]

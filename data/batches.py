@@ -134,16 +134,26 @@ def translation_batches(
             lambda i: batch(source, target, order, i), num_parallel_calls=2
         )
 
+    return epochs(
+        lambda numbers: numbers.map(pieces).prefetch(1).flat_map(epoch), count, seed, start
+    )
+
+
+def epochs(batches, count, seed, start=None):
+    """A dataset of ``batches(numbers)``, where the numbers are of epochs of ``count`` batches.
+
+    With ``start`` it has no end, and begins after so many batches; without, it is one epoch, of
+    known length, another each time it is iterated.
+    """
     # On several machines each takes its part of every batch, not every other file.
     split = tf.data.Options()
     split.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     if start is not None:
-        epochs = tf.data.Dataset.range(start // count, np.iinfo(np.int64).max)
-        batches = epochs.map(pieces).prefetch(1).flat_map(epoch)
-        return batches.skip(start % count).prefetch(4).with_options(split)
+        numbers = tf.data.Dataset.range(start // count, np.iinfo(np.int64).max)
+        return batches(numbers).skip(start % count).prefetch(4).with_options(split)
     number = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
     known = tf.data.experimental.assert_cardinality(count)
-    return number.map(pieces).flat_map(epoch).apply(known).prefetch(4).with_options(split)
+    return batches(number).apply(known).prefetch(4).with_options(split)
 
 
 def bucket_lengths(lengths, buckets):
