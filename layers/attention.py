@@ -1,9 +1,12 @@
 """Multi-head attention, section 3.2 of Vaswani et al. 2017, and its masks."""
 
+import contextlib
+
 import keras
 from keras import ops
 
 from .dropout import Dropout
+from .lora import LowRank
 from .projection import projection
 
 # Masks are boolean, True = may attend, broadcastable to (B, H, T, S): here and everywhere.
@@ -89,10 +92,31 @@ class MultiHeadAttention(keras.layers.Layer):
         )
         self.output_projection.build((None, None, self.num_heads, self.head_dim))
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy, name="dropout")
+        self.adapters = {}
+
+    def enable_lora(self, rank, alpha=None):
+        """Adds to query and value what training may change while all else is frozen.
+
+        (Hu et al. 2021, section 4.2: these two are what is worth adapting.)
+        """
+        if self.adapters:
+            raise ValueError("low-rank adaptation is enabled already")
+        self._tracker.unlock()  # a built layer takes no more weights
+        with contextlib.ExitStack() as scopes:
+            for part in self.path.split("/"):
+                scopes.enter_context(keras.name_scope(part))
+            for name in ("query", "value"):
+                kernel = getattr(self, name).kernel
+                adapter = LowRank(
+                    rank, kernel.shape[1:], alpha, dtype=self.dtype_policy, name=f"{name}_lora"
+                )
+                adapter.build((None, None, kernel.shape[0]))
+                self.adapters[name] = adapter
+        self._tracker.lock()
 
     def call(self, x, memory=None, mask=None, bias=None, cache=None, training=False):
         key, value, mask, extended = self._attended(x, memory, mask, cache)
-        weights = self._softmax(self.query(x), key, mask, bias)
+        weights = self._softmax(self._mapped("query", x), key, mask, bias)
         weights = self.drop(weights, training=training)
         heads = ops.einsum("bhts,bshk->bthk", ops.cast(weights, value.dtype), value)
         output = self.output_projection(heads)
@@ -103,12 +127,16 @@ class MultiHeadAttention(keras.layers.Layer):
 
     def project(self, memory):
         """``memory`` (B, S, D) -> its keys and values, each (B, S, H, K)."""
-        return self.key(memory), self.value(memory)
+        return self.key(memory), self._mapped("value", memory)
 
     def attention_weights(self, x, memory=None, mask=None, bias=None):
         """The softmax of the scores (B, H, T, S), in float32: for pictures."""
         key, _, mask, _ = self._attended(x, memory, mask, None)
-        return self._softmax(self.query(x), key, mask, bias)
+        return self._softmax(self._mapped("query", x), key, mask, bias)
+
+    def _mapped(self, name, x):
+        y = getattr(self, name)(x)
+        return y + self.adapters[name](x) if name in self.adapters else y
 
     def _attended(self, x, memory, mask, cache):
         """Keys and values to attend to, the mask over them, and the cache that holds them."""

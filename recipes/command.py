@@ -1,5 +1,6 @@
 """The `polyhead` command. Nothing heavy is imported before it is needed: --help is instant."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -7,9 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from .translation import Settings
+from . import generation, translation
 
-DEFAULT = Settings()
+TRANSLATION, GENERATION = translation.Settings(), generation.Settings()
 
 app = typer.Typer(
     help="Train, evaluate, use and export the transformers of polyhead.",
@@ -22,11 +23,55 @@ train_app = typer.Typer(
 )
 app.add_typer(train_app, name="train")
 
+# Options that several commands have.
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a saved model's.")]
 Beams = Annotated[
     int | None, typer.Option(help="Hypotheses kept; 1 is greedy, the model's own if absent.")
 ]
 Alpha = Annotated[float | None, typer.Option(help="Length penalty of beams: score / tokens^alpha.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="The most tokens of a continuation.")]
+Temperature = Annotated[float | None, typer.Option(help="What logits are divided by; 0 is greedy.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from so many likeliest tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest with this probability.")]
+MinP = Annotated[float | None, typer.Option(help="Draw from tokens with this share of the best's.")]
+Penalty = Annotated[float | None, typer.Option(help="Divide logits of tokens that came before.")]
+
+Out = Annotated[Path, typer.Option(help="The run's folder. What is there goes on.")]
+Dropout = Annotated[float | None, typer.Option(help="Rate; the preset's by default.")]
+Warmup = Annotated[int, typer.Option(help="Updates until the learning rate's peak.")]
+Schedule = Annotated[
+    Literal["sqrt", "cosine"],
+    typer.Option(
+        help="How the learning rate falls: as 1 / sqrt(update), or by a cosine that ends after "
+        "--epochs or --steps (--minutes and --patience cut it short)."
+    ),
+]
+Clip = Annotated[float, typer.Option(help="Largest norm of the gradient.")]
+Accumulate = Annotated[int, typer.Option(help="Batches whose gradients make one update.")]
+Ema = Annotated[
+    float | None,
+    typer.Option(help="Keep a moving average of the weights, 0.999 say, and use that."),
+]
+Precision = Annotated[
+    Literal["float32", "mixed_float16", "mixed_bfloat16"], typer.Option(help="Keras's policy.")
+]
+Seed = Annotated[int, typer.Option(help="Of weights, dropout and the order of the data.")]
+Epochs = Annotated[int, typer.Option(help="Stop after so many passes over the data.")]
+Steps = Annotated[int | None, typer.Option(help="Stop after so many batches.")]
+Minutes = Annotated[float | None, typer.Option(help="Stop after so much training.")]
+Patience = Annotated[int | None, typer.Option(help="Stop after so many checkpoints none better.")]
+Interval = Annotated[
+    int | None,
+    typer.Option(help="Batches from one checkpoint to the next; an epoch if absent."),
+]
+Keep = Annotated[int, typer.Option(help="How many checkpoints stay.")]
+Devices = Annotated[
+    int | None, typer.Option(help="GPUs, or where there is none logical CPU devices.")
+]
+Remat = Annotated[
+    bool, typer.Option("--remat", help="Compute blocks again, not keep them: less memory.")
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Delete what is there first.")]
 
 
 @app.callback()
@@ -38,7 +83,7 @@ def everywhere(
 
 @train_app.command("translation")
 def train_translation(
-    out: Annotated[Path, typer.Option(help="The run's folder. What is there goes on.")],
+    out: Out,
     data: Annotated[
         str,
         typer.Option(
@@ -46,103 +91,70 @@ def train_translation(
             help="A folder with train, val and test as in Multi30k (train.en, train.de, plain or "
             ".gz) or as TSV (train.tsv); or 'sample', a small corpus that comes with polyhead.",
         ),
-    ] = DEFAULT.data,
+    ] = TRANSLATION.data,
     source: Annotated[
         str, typer.Option(help="Language to translate from, as files name it.")
-    ] = DEFAULT.source,
-    target: Annotated[str, typer.Option(help="Language to translate into.")] = DEFAULT.target,
+    ] = TRANSLATION.source,
+    target: Annotated[str, typer.Option(help="Language to translate into.")] = TRANSLATION.target,
     variant: Annotated[
         str | None, typer.Option(help="Files' variant, as in train.lc.norm.tok.en.gz.")
-    ] = DEFAULT.variant,
+    ] = TRANSLATION.variant,
     preset: Annotated[
         str, typer.Option(help="Size of the model: tiny, base or big.")
-    ] = DEFAULT.preset,
+    ] = TRANSLATION.preset,
     vocab_size: Annotated[
         int, typer.Option(help="Pieces of the shared vocabulary.")
-    ] = DEFAULT.vocab_size,
+    ] = TRANSLATION.vocab_size,
     norm: Annotated[
         str | None, typer.Option(help="Layer normalisation, 'post' (as the paper) or 'pre'.")
-    ] = DEFAULT.norm,
-    dropout: Annotated[
-        float | None, typer.Option(help="Rate; the preset's by default.")
-    ] = DEFAULT.dropout,
+    ] = TRANSLATION.norm,
+    dropout: Dropout = TRANSLATION.dropout,
     max_length: Annotated[
         int, typer.Option(help="Pieces in a sentence; longer are left out.")
-    ] = DEFAULT.max_length,
+    ] = TRANSLATION.max_length,
     tokens: Annotated[
         int, typer.Option(help="Tokens in a batch, padding included.")
-    ] = DEFAULT.tokens,
+    ] = TRANSLATION.tokens,
     buckets: Annotated[
         int, typer.Option(help="Lengths of batches, each compiled once.")
-    ] = DEFAULT.buckets,
+    ] = TRANSLATION.buckets,
     peak: Annotated[
         float | None, typer.Option(help="Highest learning rate; by the paper's formula if absent.")
-    ] = DEFAULT.peak,
-    warmup: Annotated[
-        int, typer.Option(help="Updates until the learning rate's peak.")
-    ] = DEFAULT.warmup,
-    schedule: Annotated[
-        Literal["sqrt", "cosine"],
-        typer.Option(
-            help="How the learning rate falls: as 1 / sqrt(update), or by a cosine to 0 after "
-            "--epochs or --steps (--minutes and --patience cut it short)."
-        ),
-    ] = DEFAULT.schedule,
+    ] = TRANSLATION.peak,
+    warmup: Warmup = TRANSLATION.warmup,
+    schedule: Schedule = TRANSLATION.schedule,
     bpe_dropout: Annotated[
         float,
         typer.Option(help="Cut words into other pieces each epoch: a rate, 0.1 say."),
-    ] = DEFAULT.bpe_dropout,
+    ] = TRANSLATION.bpe_dropout,
     label_smoothing: Annotated[
         float, typer.Option(help="As in the paper's section 5.4.")
-    ] = DEFAULT.label_smoothing,
+    ] = TRANSLATION.label_smoothing,
     consistency: Annotated[
         float,
         typer.Option(
             help="R-Drop: pass each sentence twice and weigh what dropout changed, 5 say. An epoch "
             "takes twice as long."
         ),
-    ] = DEFAULT.consistency,
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = DEFAULT.clip,
-    accumulate: Annotated[
-        int, typer.Option(help="Batches whose gradients make one update.")
-    ] = DEFAULT.accumulate,
-    ema: Annotated[
-        float | None,
-        typer.Option(help="Keep a moving average of the weights, 0.999 say, and use that."),
-    ] = DEFAULT.ema,
-    precision: Annotated[
-        Literal["float32", "mixed_float16", "mixed_bfloat16"], typer.Option(help="Keras's policy.")
-    ] = DEFAULT.precision,
+    ] = TRANSLATION.consistency,
+    clip: Clip = TRANSLATION.clip,
+    accumulate: Accumulate = TRANSLATION.accumulate,
+    ema: Ema = TRANSLATION.ema,
+    precision: Precision = TRANSLATION.precision,
     bleu: Annotated[
         Literal["13a", "none"],
         typer.Option(help="sacrebleu's tokenizer: 13a for raw text, none for tokenized."),
-    ] = DEFAULT.bleu,
-    seed: Annotated[
-        int, typer.Option(help="Of weights, dropout and the order of the data.")
-    ] = DEFAULT.seed,
-    epochs: Annotated[
-        int, typer.Option(help="Stop after so many passes over the data.")
-    ] = DEFAULT.epochs,
-    steps: Annotated[int | None, typer.Option(help="Stop after so many batches.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Stop after so much training.")
-    ] = DEFAULT.minutes,
-    patience: Annotated[
-        int, typer.Option(help="Stop after so many epochs of no better BLEU.")
-    ] = DEFAULT.patience,
-    interval: Annotated[
-        int | None,
-        typer.Option(help="Batches from one checkpoint to the next; an epoch if absent."),
-    ] = DEFAULT.interval,
-    keep: Annotated[int, typer.Option(help="How many checkpoints stay.")] = DEFAULT.keep,
-    devices: Annotated[
-        int | None, typer.Option(help="GPUs, or where there is none logical CPU devices.")
-    ] = DEFAULT.devices,
-    remat: Annotated[
-        bool,
-        typer.Option("--remat", help="Compute blocks again, not keep them: less memory."),
-    ] = DEFAULT.remat,
-    restart: Annotated[bool, typer.Option("--restart", help="Delete what is there first.")] = False,
+    ] = TRANSLATION.bleu,
+    seed: Seed = TRANSLATION.seed,
+    epochs: Epochs = TRANSLATION.epochs,
+    steps: Steps = None,
+    minutes: Minutes = TRANSLATION.minutes,
+    patience: Patience = TRANSLATION.patience,
+    interval: Interval = TRANSLATION.interval,
+    keep: Keep = TRANSLATION.keep,
+    devices: Devices = TRANSLATION.devices,
+    remat: Remat = TRANSLATION.remat,
+    restart: Restart = False,
 ):
     """Train a translation model, English to German unless said otherwise.
 
@@ -152,12 +164,87 @@ def train_translation(
 
     Example: polyhead train translation --data sample --out runs/sample
     """
-    from .translation import Settings, train
+    train(translation, locals())
 
-    options = {**locals(), "updates": steps}
-    chosen = {k: options[k] for k in Settings.__dataclass_fields__}
+
+@train_app.command("generation")
+def train_generation(
+    out: Out,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|DIR|sample",
+            help="A text file, of which the last tenth is for validation; a folder with train.txt "
+            "and val.txt, or of documents *.txt; or 'sample', text that comes with polyhead.",
+        ),
+    ] = GENERATION.data,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Size of the model: char-small or char, whose tokens are characters; gpt2, "
+            "gpt2-medium, gpt2-large or gpt2-xl, with byte pairs learned from the text."
+        ),
+    ] = GENERATION.preset,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|NAME",
+            help="Begin with the weights and the tokenizer of this model, in place of a preset.",
+        ),
+    ] = GENERATION.pretrained,
+    vocab_size: Annotated[
+        int, typer.Option(help="The most tokens of a vocabulary that is learned.")
+    ] = GENERATION.vocab_size,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens in a row; the context of the model by default.")
+    ] = GENERATION.length,
+    batch_size: Annotated[int, typer.Option(help="Rows in a batch.")] = GENERATION.batch_size,
+    dropout: Dropout = GENERATION.dropout,
+    peak: Annotated[float, typer.Option(help="Highest learning rate.")] = GENERATION.peak,
+    warmup: Warmup = GENERATION.warmup,
+    schedule: Schedule = GENERATION.schedule,
+    weight_decay: Annotated[
+        float, typer.Option(help="Of matrices, by AdamW.")
+    ] = GENERATION.weight_decay,
+    lora: Annotated[
+        int | None, typer.Option(help="Train low-rank changes of this rank alone.")
+    ] = GENERATION.lora,
+    freeze: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Leave weights as they are whose names match."),
+    ] = GENERATION.freeze,
+    clip: Clip = GENERATION.clip,
+    accumulate: Accumulate = GENERATION.accumulate,
+    ema: Ema = GENERATION.ema,
+    precision: Precision = GENERATION.precision,
+    seed: Seed = GENERATION.seed,
+    epochs: Epochs = GENERATION.epochs,
+    steps: Steps = None,
+    minutes: Minutes = GENERATION.minutes,
+    patience: Patience = GENERATION.patience,
+    interval: Interval = GENERATION.interval,
+    keep: Keep = GENERATION.keep,
+    devices: Devices = GENERATION.devices,
+    remat: Remat = GENERATION.remat,
+    restart: Restart = False,
+):
+    """Train a GPT on text, or fine-tune a published one.
+
+    Stop it with Ctrl-C whenever you like: the same command goes on after its last checkpoint.
+    The best model by validation loss is RUN/best; curves are in RUN/curve.png, RUN/history.csv
+    and, for TensorBoard, RUN/logs.
+
+    Example: polyhead train generation --data book.txt --preset char-small --out runs/book
+    """
+    train(generation, locals())
+
+
+def train(recipe, options):
+    """Trains as a command's ``options`` say, by a recipe's module."""
+    options["updates"] = options["steps"]
+    chosen = {field.name: options[field.name] for field in dataclasses.fields(recipe.Settings)}
     try:
-        train(Settings(**chosen), out, restart)
+        recipe.train(recipe.Settings(**chosen), options["out"], options["restart"])
     except KeyboardInterrupt:
         print("interrupted: the same command goes on after the last epoch", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -166,17 +253,36 @@ def train_translation(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
-    data: Annotated[str | None, typer.Option(metavar="DIR", help="Another folder of data.")] = None,
-    variant: Annotated[str | None, typer.Option(help="Another variant of its files.")] = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    show: Annotated[int, typer.Option(help="How many translations to show.")] = 3,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Other data.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Translation: another variant of its files.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, val or test; by default test for translation, val for text."),
+    ] = None,
+    show: Annotated[int, typer.Option(help="Translation: how many to show.")] = 3,
     beams: Beams = None,
     alpha: Alpha = None,
 ):
-    """Score a run's best model on a split of its data, by sacrebleu."""
-    from .translation import evaluate
+    """Score a run's best model on a split of its data.
 
-    score, pairs, translations = evaluate(run, data, split, variant, **given(beams, alpha))
+    Translations by sacrebleu's BLEU; text by the loss of a token, its perplexity, and bits a byte.
+    """
+    from .run import read_settings
+
+    if read_settings(run).task == "generation":
+        only("translation", variant=variant, beams=beams, alpha=alpha)
+        score = generation.evaluate(run, data, split or "val")
+        print(
+            f"loss {score['loss']:.4f}, perplexity {score['perplexity']:.2f}, "
+            f"{score['bits_per_byte']:.4f} bits a byte; {score['tokens']:,} tokens, "
+            f"{score['bytes']:,} bytes of {split or 'val'}"
+        )
+        return
+    split = split or "test"
+    search = given(beams=beams, alpha=alpha)
+    score, pairs, translations = translation.evaluate(run, data, split, variant, **search)
     for i in range(min(show, len(pairs))):
         print(f"source       {pairs.sources[i]}")
         print(f"reference    {pairs.targets[i]}")
@@ -196,30 +302,81 @@ def average(
     The weights themselves are averaged, not the moving averages of --ema, which RUN/best holds.
     RUN/average may stand where RUN does: for evaluate, predict and export.
     """
-    from .translation import average
+    from .run import average, read_settings
 
-    print(average(run, last, **given(beams, alpha)))
+    text = read_settings(run).task == "generation"
+    if text:
+        only("translation", beams=beams, alpha=alpha)
+    folder, updates = average(run, last)
+    mean = f"the mean of updates {updates[0]} to {updates[-1]}"
+    for name, model in ((mean, folder), ("the best", run)):
+        if text:
+            score = f"loss {generation.evaluate(model)['loss']:.4f}"
+        else:
+            search = given(beams=beams, alpha=alpha)
+            score = f"BLEU {translation.evaluate(model, split='val', **search)[0].score:.2f}"
+        print(f"validation {score}: {name}")
+    print(folder)
 
 
 @app.command()
 def predict(
     run: Run,
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT ...", help="Sentences to translate.")
+        list[str] | None,
+        typer.Argument(metavar="TEXT ...", help="Sentences to translate, or text to continue."),
     ] = None,
     beams: Beams = None,
     alpha: Alpha = None,
     best: Annotated[
-        int | None, typer.Option(help="So many translations of each, with their scores.")
+        int | None, typer.Option(help="Translation: so many of each, with their scores.")
     ] = None,
     attention: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Draw what the translation of the text attends to."),
+        typer.Option(
+            metavar="FILE.png", help="Translation: draw what that of the text attends to."
+        ),
     ] = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    samples: Annotated[int | None, typer.Option(help="So many continuations of a text.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends a continuation, without it.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same continuation each time.")] = None,
 ):
-    """Translate sentences, or the lines of standard input."""
-    from .translation import load, shown
+    """Translate sentences, or the lines of standard input; or continue text, as it comes."""
+    from ..zoo import GPT
+    from .run import load, shown
 
+    sampling = given(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    asked = given(max_new_tokens=max_new_tokens, samples=samples, stop=stop or None, seed=seed)
+    search = given(beams=beams, alpha=alpha)
+    model = load(run)
+    if isinstance(model, GPT):
+        only("translation", best=best, attention=attention)
+        for prompt in texts if texts else [sys.stdin.read()]:
+            if samples is None and (beams or 1) == 1:
+                print(prompt, end="", flush=True)
+                for piece in model.stream(prompt, **asked, **sampling, **search):
+                    print(piece, end="", flush=True)
+                print()
+            else:
+                made = model.generate([prompt], **asked, **sampling, **search)[0]
+                for text in [made] if samples is None else made:
+                    print(f"{prompt}{text}")
+        return
+    only("text generation", **asked, **sampling)
     if not texts:
         if sys.stdin.isatty():
             print("one sentence a line; end with Ctrl-D", file=sys.stderr)
@@ -229,8 +386,8 @@ def predict(
             raise ValueError(f"--attention draws one text: {len(texts)} were given")
         if not attention.resolve().parent.is_dir():
             raise FileNotFoundError(f"no folder {attention.resolve().parent}")
-    model, search = load(run), given(beams, alpha)
-    found = model.translate(texts, scores=True, best=best, progress=shown, **search)
+    progress = shown("translating")
+    found = model.translate(texts, scores=True, best=best, progress=progress, **search)
     for translations in found:
         for text, score in translations if best else [translations]:
             print(f"{score:.4f}\t{text}" if best else text)
@@ -239,9 +396,15 @@ def predict(
         model.attention(texts[0], (translations[0] if best else translations).text).draw(attention)
 
 
-def given(beams, alpha):
-    """The settings of the search that were given."""
-    return {k: v for k, v in (("beams", beams), ("alpha", alpha)) if v is not None}
+def given(**options):
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def only(task, **options):
+    """Raises where options were given that are for another ``task``."""
+    if named := [f"--{name.replace('_', '-')}" for name in given(**options)]:
+        raise ValueError(f"{' and '.join(named)}: for {task} only")
 
 
 @app.command()
@@ -250,14 +413,32 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="EXPORT", help="The model's base folder.")],
     beams: Beams = None,
     alpha: Alpha = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
 ):
-    """Write a SavedModel for TensorFlow Serving that takes sentences and gives sentences.
+    """Write a SavedModel for TensorFlow Serving that takes text and gives text.
 
     It becomes EXPORT/1, or the next free number, with the server's configuration beside it.
     """
-    from .translation import load
+    from ..zoo import GPT
+    from .run import load
 
-    print(load(run).export(folder, **given(beams, alpha)))
+    sampling = given(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    model = load(run)
+    if not isinstance(model, GPT):
+        only("text generation", **sampling)
+    print(model.export(folder, **given(beams=beams, alpha=alpha), **sampling))
 
 
 @app.command()

@@ -44,7 +44,8 @@ class Checkpoints(keras.callbacks.Callback):
 
     Args:
         folder: where to write; on several machines one that all of them see.
-        monitor: the log that says which epoch is best, the larger the better.
+        monitor: the log that says which epoch is best.
+        mode: "max", the larger the better, or "min".
         patience: stop when so many intervals brought nothing better.
         updates: stop after so many updates in all, though an interval be unfinished.
         minutes: stop at the end of the interval in which so much time was spent in all.
@@ -63,6 +64,7 @@ class Checkpoints(keras.callbacks.Callback):
         self,
         folder,
         monitor="val_bleu",
+        mode="max",
         patience=None,
         updates=None,
         minutes=None,
@@ -72,7 +74,10 @@ class Checkpoints(keras.callbacks.Callback):
     ):
         super().__init__()
         self.folder = Path(folder)
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode must be 'max' or 'min': {mode!r}")
         self.monitor = monitor
+        self.mode = mode
         self.patience = patience
         self.updates_limit = updates
         self.minutes = minutes
@@ -152,7 +157,8 @@ class Checkpoints(keras.callbacks.Callback):
         return None
 
     def best_epoch(self):
-        scores = [epoch.get(self.monitor, float("-inf")) for epoch in self.history]
+        sign = 1 if self.mode == "max" else -1
+        scores = [sign * epoch.get(self.monitor, -sign * math.inf) for epoch in self.history]
         return scores.index(max(scores)) if scores else -1
 
     def on_train_begin(self, logs=None):

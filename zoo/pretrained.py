@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import ClassVar
 import keras
 import numpy as np
 
-from ..layers import TransformerBlock
+from ..layers import MultiHeadAttention, TransformerBlock
 from ..training import CheckpointError, Model, read_tensors, write_tensors
 from ..training.states import assign, by_path
 from .published import Settings, fetched, named, read_json, read_published, renamed
@@ -22,6 +23,7 @@ SUBWORDS = "tokenizer.model"
 MARIAN = ("source.spm", "target.spm", "vocab.json", "target_vocab.json")
 BYTE_PAIRS = ("tokenizer.json", "vocab.json", "merges.txt")
 CHARACTERS = "characters.txt"
+TOKENIZERS = (SUBWORDS, CHARACTERS, *MARIAN, *BYTE_PAIRS)
 
 
 class Pretrained(Model):
@@ -66,6 +68,62 @@ class Pretrained(Model):
     def from_config(cls, config, custom_objects=None):
         return cls(cls.Config(**config))
 
+    def freeze(self, pattern):
+        """Training leaves the weights as they are whose paths match ``pattern``, an expression.
+
+        Call it before `compile`. Paths are those of ``[v.path for v in model.weights]``.
+
+        Raises:
+            ValueError: none matches, or it is no regular expression.
+        """
+        try:
+            frozen = [v for v in self.weights if re.search(pattern, v.path)]
+        except re.error as error:
+            raise ValueError(f"no regular expression: {pattern!r}: {error}") from None
+        if not frozen:
+            raise ValueError(f"no weight matches {pattern!r}")
+        for v in frozen:
+            v.trainable = False
+
+    def enable_lora(self, rank, alpha=None):
+        """Freezes the model but for low-rank changes of every attention's query and value.
+
+        Call it before `compile`. What is saved and exported has them merged into the weights.
+        (Hu et al. 2021, arXiv 2106.09685.)
+
+        Args:
+            rank: of the changes; their scale is ``alpha`` / rank, 1 where there is no alpha.
+        """
+        attentions = self._attentions()
+        if any(attention.adapters for attention in attentions):
+            raise ValueError("low-rank adaptation is enabled already")
+        before = self.weights
+        for attention in attentions:
+            attention.enable_lora(rank, alpha)
+        for v in before:
+            v.trainable = False
+
+    def _attentions(self):
+        return [x for x in self._flatten_layers() if isinstance(x, MultiHeadAttention)]
+
+    def _merged(self, weights):
+        """``weights``, ``{path: array}``, with low-rank changes in the kernels that they are of."""
+        weights = dict(weights)
+        for attention in self._attentions():
+            for name, adapter in attention.adapters.items():
+                down, up = (weights.pop(v.path) for v in (adapter.down, adapter.up))
+                weights[getattr(attention, name).kernel.path] += adapter.product(down, up)
+        return weights
+
+    def _whole(self):
+        """The model, or where it has low-rank changes, another that has them merged."""
+        if not any(attention.adapters for attention in self._attentions()):
+            return self
+        model = type(self)(self.config, self.tokenizer, dtype=self.dtype_policy)
+        weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
+        assign(by_path(model.weights), self._merged(weights), "this model")
+        return model
+
     def save_pretrained(self, folder, weights=None, format="polyhead"):
         """Writes the model to ``folder``, complete or not at all; an older one is replaced.
 
@@ -103,6 +161,7 @@ class Pretrained(Model):
         """What `save_pretrained` writes: JSON, and tensors by name."""
         if weights is None:
             weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
+        weights = self._merged(weights)
         if format == "polyhead":
             config = {"model": type(self).__name__, **self.get_config()}
             return {"config.json": config, "model.safetensors": weights}
@@ -117,13 +176,14 @@ class Pretrained(Model):
         return written[0].written(self.config, weights)
 
     @classmethod
-    def from_pretrained(cls, folder):
+    def from_pretrained(cls, folder, **overrides):
         """The model that `save_pretrained` wrote to ``folder``, or a published one.
 
         Published models are those that Hugging Face's library saves, as safetensors, whole or in
         shards; or as ``.bin`` where torch is installed. Of which families, the class says. All
         tensors and settings are accounted for, or it is an error. Where there is no such folder,
-        it is the name of a model on Hugging Face's hub.
+        it is the name of a model on Hugging Face's hub. ``overrides`` change the configuration:
+        ``dropout=0.2``.
 
         Raises:
             FileNotFoundError: there is no model.
@@ -135,7 +195,7 @@ class Pretrained(Model):
         config = read_json(folder / "config.json")
         kind = config.pop("model", None)
         if kind is None and str(config.get("model_type")) in cls.FAMILIES:
-            return cls.from_published(folder, config)
+            return cls.from_published(folder, config, overrides)
         kind = kind or config.get("model_type")
         if kind != cls.__name__:
             raise CheckpointError(f"{folder} holds a {kind}, not a {cls.__name__}")
@@ -144,19 +204,19 @@ class Pretrained(Model):
             raise CheckpointError(f"{folder / 'config.json'} has unknown settings {unknown}")
         tensors, _ = read_tensors(folder / "model.safetensors")
         with named(folder / "config.json"):
-            config = cls.Config(**config)
+            config = cls.Config(**{**config, **overrides})
         model = cls(config, cls.load_tokenizer(folder, config))
         assign(by_path(model.weights), tensors, folder / "model.safetensors")
         return model
 
     @classmethod
-    def from_published(cls, folder, config):
+    def from_published(cls, folder, config, overrides):
         family = importlib.import_module(cls.FAMILIES[config["model_type"]], __package__)
         generation = folder / "generation_config.json"
         search = Settings(generation, read_json(generation) if generation.is_file() else {})
         settings = Settings(folder / "config.json", config)
         with named(settings.file):
-            config = family.read_config(settings, search)
+            config = dataclasses.replace(family.read_config(settings, search), **overrides)
         tensors, weights = read_published(folder)
         tensors = family.unpacked(settings, tensors, weights)
         for name, shape in family.sizes(config).items():
@@ -187,7 +247,7 @@ class Pretrained(Model):
         names = {path.name for path in folder.iterdir()}
         if not names:
             return True
-        ours = {"config.json", "model.safetensors", SUBWORDS, CHARACTERS, *MARIAN, *BYTE_PAIRS}
+        ours = {"config.json", "model.safetensors", *TOKENIZERS}
         if not {"config.json"} <= names <= ours:
             return False
         try:

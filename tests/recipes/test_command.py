@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from polyhead.recipes.command import main
-from polyhead.recipes.translation import Settings, check_run, learning_rate, write_run
-from polyhead.training import read_tensors
+from polyhead.recipes.run import check_run, learning_rate, write_run
+from polyhead.recipes.translation import Settings
+from polyhead.training import InverseSquareRoot, read_tensors
 
 SMALL = (
     "--vocab-size 300 --tokens 1024 --buckets 1 --warmup 20 --max-length 64 --dropout 0.1 --seed 3"
@@ -156,15 +157,18 @@ def test_errors_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
 
 
 def test_the_learning_rate_is_the_papers_or_a_cosine_that_ends_at_zero():
-    paper = learning_rate(Settings(warmup=10), 64, 100)
+    rate = InverseSquareRoot.of_width(64, 10)
+    paper = learning_rate(Settings(), rate, 100)
     assert float(paper(9)) == pytest.approx(64**-0.5 * 10**-0.5)
-    cosine = learning_rate(Settings(schedule="cosine", peak=0.3, warmup=10), 64, 110)
+    cosine = learning_rate(Settings(schedule="cosine", peak=0.3, warmup=10), rate, 110)
     found = [float(cosine(update)) for update in (0, 5, 10, 60, 110)]
     assert found == pytest.approx([0, 0.15, 0.3, 0.15, 0], abs=1e-7)
+    cosine = learning_rate(Settings(schedule="cosine", peak=0.3, warmup=10), rate, 110, floor=0.1)
+    assert float(cosine(110)) == pytest.approx(0.03)
     with pytest.raises(ValueError, match="warmup must be shorter"):
-        learning_rate(Settings(schedule="cosine", warmup=10), 64, 10)
+        learning_rate(Settings(schedule="cosine", warmup=10), rate, 10)
     with pytest.raises(ValueError, match="sqrt or cosine"):
-        learning_rate(Settings(schedule="linear"), 64, 10)
+        learning_rate(Settings(schedule="linear"), rate, 10)
 
 
 def test_a_cosine_keeps_its_end(tmp_path):

@@ -1,0 +1,104 @@
+import csv
+
+import numpy as np
+import pytest
+
+from polyhead.recipes.generation import Settings, evaluate, train
+from polyhead.training import read_tensors
+from polyhead.zoo import GPT
+from tests.recipes.test_command import polyhead
+
+
+@pytest.fixture(scope="module")
+def text(sample, tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(sample.sources), "utf-8")
+    return path
+
+
+SMALL = dict(length=32, batch_size=8, interval=20, warmup=5, updates=60, keep=2)
+
+
+@pytest.fixture(scope="module")
+def trained(text, tmp_path_factory):
+    """A run of 60 updates; tests may not change it."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train(Settings(data=str(text), **SMALL), run, say=lambda line: None)
+    return run
+
+
+def test_a_run_learns_and_keeps_the_best(trained):
+    rows = list(csv.DictReader((trained / "history.csv").open()))
+    losses = [float(row["val_loss"]) for row in rows]
+    assert [row["updates"] for row in rows] == ["20", "40", "60"]
+    assert losses[-1] < losses[0] < 4 and min(losses) == losses[-1]
+    found = evaluate(trained)
+    assert found["loss"] == pytest.approx(losses[-1], rel=1e-4)
+    assert found["perplexity"] == pytest.approx(np.exp(found["loss"]))
+    bits = found["loss"] * found["tokens"] / np.log(2) / found["bytes"]
+    assert found["bits_per_byte"] == pytest.approx(bits)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(trained, text, tmp_path):
+    settings = Settings(data=str(text), **{**SMALL, "schedule": "sqrt"})
+    train(settings, tmp_path / "whole", say=lambda line: None)
+    stopped = Settings(data=str(text), **{**SMALL, "schedule": "sqrt", "updates": 40})
+    train(stopped, tmp_path / "parts", say=lambda line: None)
+    train(settings, tmp_path / "parts", say=lambda line: None)
+    one, other = (
+        read_tensors(tmp_path / run / "checkpoint-00000060.safetensors")[0]
+        for run in ("whole", "parts")
+    )
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name])
+
+
+def test_the_command_continues_text(trained, monkeypatch, capfd, tmp_path):
+    ask = ("predict", trained, "The dog", "--max-new-tokens", 20, "--seed", 3)
+    status, out, err = polyhead(monkeypatch, capfd, *ask)
+    assert status == 0 and out.startswith("The dog") and len(out) > 10, err
+    assert polyhead(monkeypatch, capfd, *ask)[1] == out
+    status, several, _ = polyhead(monkeypatch, capfd, *ask, "--samples", 2)
+    assert status == 0 and several.count("The dog") >= 2
+    status, out, _ = polyhead(monkeypatch, capfd, "evaluate", trained)
+    assert status == 0 and "perplexity" in out and "bits a byte" in out
+    new = ("train", "generation", "--out", tmp_path / "r")
+    for arguments, message in (
+        (("predict", trained, "a", "--attention", "x.png"), "--attention: for translation only"),
+        (("predict", trained, "a", "--top-p", 2), "top_p must be in (0, 1]: 2"),
+        (("predict", trained, "§"), "the vocabulary has no characters '§'"),
+        (("evaluate", trained, "--beams", 2), "--beams: for translation only"),
+        ((*new, "--data", tmp_path / "no.txt"), "No such"),
+        ((*new, "--preset", "gpt9"), "GPT has presets"),
+        (("train", "translation", "--out", trained), "is a run of generation"),
+    ):
+        status, _, err = polyhead(monkeypatch, capfd, *arguments)
+        assert status == 1 and message in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_published_weights_are_fine_tuned_by_low_rank_changes(trained, text, tmp_path):
+    options = {**SMALL, "updates": 20, "peak": 1e-2}
+    settings = Settings(data=str(text), pretrained=str(trained / "best"), lora=2, **options)
+    train(settings, tmp_path / "tuned", say=lambda line: None)
+    before, after = (
+        GPT.from_pretrained(trained / "best"),
+        GPT.from_pretrained(tmp_path / "tuned" / "best"),
+    )
+    changed = {
+        v.path
+        for v, w in zip(before.weights, after.weights, strict=True)
+        if not np.array_equal(v.numpy(), w.numpy())
+    }
+    assert changed == {
+        f"block_{i}/attention/{name}/kernel" for i in range(4) for name in ("query", "value")
+    }
+    assert evaluate(tmp_path / "tuned")["loss"] < evaluate(trained)["loss"]
+    frozen = Settings(
+        data=str(text), pretrained=str(trained / "best"), freeze="block_[0-2]", **options
+    )
+    train(frozen, tmp_path / "frozen", say=lambda line: None)
+    after = GPT.from_pretrained(tmp_path / "frozen" / "best")
+    for v, w in zip(before.weights, after.weights, strict=True):
+        same = np.array_equal(v.numpy(), w.numpy())
+        assert same == v.path.startswith(("block_0", "block_1", "block_2")), v.path
