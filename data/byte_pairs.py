@@ -54,10 +54,25 @@ class ByteTokenizer(tf.Module):
         """The bytes of ``tokens``, a list, which need not be whole characters."""
         return b"".join(self._bytes[t] for t in tokens if 0 <= t < self.vocab_size)
 
+    def prompts(self, texts, longest):
+        """``texts`` (B,) -> tokens (B, P), padded on the left, and how many (B,) are of the text.
+
+        Of more than ``longest`` tokens the last ones stay; without one, there is the end token.
+        """
+        rows = self.ragged(texts)
+        rows = rows[:, -longest:]
+        empty = tf.cast(rows.row_lengths() == 0, tf.int64)
+        ends = tf.RaggedTensor.from_row_lengths(tf.fill([tf.reduce_sum(empty)], self.end_id), empty)
+        rows = tf.concat([rows, ends], axis=1)
+        count = rows.row_lengths()
+        tokens = tf.reverse_sequence(rows.to_tensor(self.end_id), count, seq_axis=1)
+        none = tf.cast(tf.shape(tokens)[1] == 0, tf.int32)  # of no text at all P is 1 too
+        return tf.pad(tf.reverse(tokens, [1]), [[0, 0], [none, 0]]), tf.cast(count, tf.int32)
+
     @staticmethod
-    def spec(name):
-        """What `ragged` takes, as the input ``name`` of an exported function."""
-        return tf.TensorSpec([None], tf.string, name=name)
+    def spec(name, dtype="string"):
+        """What `ragged` takes, as the input ``name`` of an exported function; or numbers."""
+        return tf.TensorSpec([None], dtype, name=name)
 
 
 def valid(texts):

@@ -79,18 +79,18 @@ allowed_batch_sizes: 32
 """
 
 
-def export(folder, name, signatures, variables, tracked=(), examples=()):
+def export(folder, name, signatures, variables, tracked=()):
     """Writes a SavedModel as the next version of ``folder``, with what the server needs.
 
     Args:
         folder: the model's base folder: versions are the folders 1, 2, ... in it.
         name: of the model, in the server's configuration and addresses.
-        signatures: ``{name: (function, {input: tf.TensorSpec})}``; a function takes those
-            inputs by keyword and gives a dict of tensors, all with the batch as first axis.
+        signatures: ``{name: (function, {input: tf.TensorSpec}, examples)}``; a function takes
+            those inputs by keyword and gives a dict of tensors, all with the batch as first axis.
+            Examples are lists of values for the inputs, a dict each: the saved model is asked
+            them before it counts as written, and they are its warm-up requests.
         variables: the Keras variables that the functions read.
         tracked: `tf.Module`s that the functions use: tokenizers, for instance.
-        examples: lists of values for the inputs of every signature, a dict each. The saved
-            model is asked them before it counts as written, and they are its warm-up requests.
 
     Returns:
         the version's folder.
@@ -107,27 +107,33 @@ def export(folder, name, signatures, variables, tracked=(), examples=()):
     module.tracked = list(tracked)
     functions = {
         key: tf.function(function, autograph=False).get_concrete_function(**inputs)
-        for key, (function, inputs) in signatures.items()
+        for key, (function, inputs, _) in signatures.items()
     }
     beside = Path(tempfile.mkdtemp(prefix=".export.", dir=folder))
     try:
         tf.saved_model.save(module, str(beside), signatures=functions)
         check_operations(beside)
-        requests = [(key, example) for key in signatures for example in examples]
+        requests = [
+            (key, {k: tf.constant(v, inputs[k].dtype) for k, v in example.items()})
+            for key, (_, inputs, examples) in signatures.items()
+            for example in examples
+        ]
         check_answers(beside, functions, requests)
         write_warmup(beside, name, requests)
         beside.chmod(0o755)  # mkdtemp's folders are their owner's alone: the server is another user
         version = rename_to_next_version(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    write_server_files(folder, name, version, signatures, examples)
+    write_server_files(folder, name, version, signatures)
     return version
 
 
 def check_answers(saved, functions, requests):
     """Asks the saved model through the C++ loader, as the server would, and compares."""
     lines = "".join(
-        json.dumps({"signature_name": key, "inputs": example}) + "\n" for key, example in requests
+        json.dumps({"signature_name": key, "inputs": {k: listed(v) for k, v in example.items()}})
+        + "\n"
+        for key, example in requests
     )
     loader = [sys.executable, "-m", "polyhead.serving.loader", str(saved)]
     # On the CPU: this process may hold all of a GPU's memory.
@@ -137,7 +143,7 @@ def check_answers(saved, functions, requests):
         raise ContractError(f"the saved model does not answer: {asked.stderr.strip()[-2000:]}")
     answers = [json.loads(line) for line in asked.stdout.splitlines()]
     for (signature, example), answer in zip(requests, answers, strict=True):
-        expected = functions[signature](**{k: tf.constant(v) for k, v in example.items()})
+        expected = functions[signature](**example)
         batch = len(next(iter(example.values())))
         for key, value in expected.items():
             if value.shape.rank == 0 or value.shape[0] != batch or value.dtype not in SERVED:
@@ -146,14 +152,21 @@ def check_answers(saved, functions, requests):
                     f"REST can tell: {key} of {signature} is {value.dtype.name} {value.shape}"
                 )
             if value.dtype == tf.string:
-                texts = [text.decode("utf-8", "backslashreplace") for text in value.numpy().flat]
-                same = texts == np.ravel(answer[key]).tolist()
+                same = listed(tf.reshape(value, [-1])) == np.ravel(answer[key]).tolist()
             else:
                 same = np.allclose(value, answer[key], rtol=1e-3, atol=1e-3)
             if not same:
                 raise ContractError(
                     f"{key} of the saved model's {signature} is {answer[key]}, not {value}"
                 )
+
+
+def listed(values):
+    """A tensor (B,) as a list for JSON."""
+    return [
+        value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+        for value in values.numpy().tolist()
+    ]
 
 
 def write_warmup(saved, name, requests):
@@ -185,15 +198,15 @@ def rename_to_next_version(beside, folder):
                 raise
 
 
-def write_server_files(folder, name, version, signatures, examples):
+def write_server_files(folder, name, version, signatures):
     """``models.config``, ``batching.config`` and a README with the container's commands."""
-    example = {k: [str(v) for v in values] for k, values in examples[-1].items()}
+    example = signatures["serving_default"][2][-1]
     instances = [
         dict(zip(example, row, strict=True)) for row in zip(*example.values(), strict=True)
     ]
     listed = "\n".join(
         f"- `{key}`: " + ", ".join(f"`{k}` {spec.dtype.name} (batch)" for k, spec in inputs.items())
-        for key, (_, inputs) in signatures.items()
+        for key, (_, inputs, _) in signatures.items()
     )
     texts = {
         "models.config": MODELS.format(name=name),

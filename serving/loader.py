@@ -17,7 +17,8 @@ import os
 import sys
 from pathlib import Path
 
-FLOAT, STRING = 1, 7  # tensorflow/core/framework/types.proto
+FLOAT, INT32, STRING = 1, 3, 7  # tensorflow/core/framework/types.proto
+NUMBERS = {FLOAT: (ctypes.c_float, (int, float)), INT32: (ctypes.c_int32, (int,))}
 POINTER = ctypes.c_void_p
 
 
@@ -34,7 +35,9 @@ class Bytes(ctypes.Structure):
 
 
 class SavedModel:
-    """A SavedModel whose signatures take strings (B,) and give strings or floats.
+    """A SavedModel whose signatures take and give strings, floats and integers of 32 bits.
+
+    What they take is of shape (B,).
 
     Raises:
         RuntimeError: TensorFlow refuses to load or to run it; the message is its own.
@@ -68,28 +71,25 @@ class SavedModel:
         self.signatures = read_signatures(ctypes.string_at(meta_graph.data, meta_graph.length))
 
     def __call__(self, feeds, signature="serving_default"):
-        """``{input: list of strings}`` -> ``{output: list}``, nested as its axes are."""
+        """``{input: list of values}`` -> ``{output: list}``, nested as its axes are."""
         if signature not in self.signatures:
             raise RuntimeError(f"no signature {signature!r}; there are {sorted(self.signatures)}")
         inputs, outputs = self.signatures[signature]
-        if not isinstance(feeds, dict) or not all(
-            isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-            for texts in feeds.values()
-        ):
-            raise RuntimeError(f"inputs are lists of strings by name, not {feeds!r:.100}")
+        if not isinstance(feeds, dict) or not all(isinstance(v, list) for v in feeds.values()):
+            raise RuntimeError(f"inputs are lists of values by name, not {feeds!r:.100}")
         if set(feeds) != set(inputs):
             raise RuntimeError(f"{signature} takes {sorted(inputs)}, not {sorted(feeds)}")
-        given = [self._strings(feeds[name]) for name in inputs]
+        given = [self._tensor(name, feeds[name], kind) for name, (_, kind) in inputs.items()]
         answers = (POINTER * len(outputs))()
         self._checked(
             "TF_SessionRun",
             None,
             POINTER(self._session),
             None,
-            (Endpoint * len(given))(*map(self._endpoint, inputs.values())),
+            (Endpoint * len(given))(*(self._endpoint(tensor) for tensor, _ in inputs.values())),
             (POINTER * len(given))(*given),
             len(given),
-            (Endpoint * len(answers))(*map(self._endpoint, outputs.values())),
+            (Endpoint * len(answers))(*(self._endpoint(tensor) for tensor, _ in outputs.values())),
             answers,
             len(answers),
             None,
@@ -122,6 +122,23 @@ class SavedModel:
         operation = self._c("TF_GraphOperationByName", POINTER, POINTER(self._graph), name.encode())
         return Endpoint(operation, int(index))
 
+    def _tensor(self, name, values, kind):
+        if kind == STRING and all(isinstance(value, str) for value in values):
+            return self._strings(values)
+        number, types = NUMBERS.get(kind, (None, ()))
+        if number is None or not all(type(value) in types for value in values):
+            rule = {STRING: "strings", FLOAT: "numbers", INT32: "integers"}.get(kind, "not known")
+            raise RuntimeError(f"values of {name} are {rule}, not {values!r:.100}")
+        if number is ctypes.c_int32 and not all(-(2**31) <= value < 2**31 for value in values):
+            raise RuntimeError(f"values of {name} have 32 bits: {values!r:.100}")
+        shape = (ctypes.c_int64 * 1)(len(values))
+        size = ctypes.c_size_t(4 * len(values))
+        tensor = POINTER(self._c("TF_AllocateTensor", POINTER, kind, shape, 1, size))
+        if values:
+            start = self._c("TF_TensorData", POINTER, tensor)
+            (number * len(values)).from_address(start)[:] = values
+        return tensor.value
+
     def _strings(self, texts):
         shape = (ctypes.c_int64 * 1)(len(texts))
         tensor = POINTER(
@@ -142,12 +159,12 @@ class SavedModel:
         count = math.prod(shape)
         start = self._c("TF_TensorData", POINTER, tensor)
         kind = self._c("TF_TensorType", ctypes.c_int, tensor)
-        if kind not in (FLOAT, STRING):
-            raise RuntimeError(f"outputs are strings or floats here, not of type {kind}")
+        if kind not in (*NUMBERS, STRING):
+            raise RuntimeError(f"outputs are strings, floats or int32 here, not of type {kind}")
         if not count:
             values = []
-        elif kind == FLOAT:
-            values = list((ctypes.c_float * count).from_address(start))
+        elif kind in NUMBERS:
+            values = list((NUMBERS[kind][0] * count).from_address(start))
         else:
             values = [self._text(POINTER(start + 24 * i)) for i in range(count)]
         for size in reversed(shape[1:]):
@@ -170,7 +187,7 @@ def package(name):
 
 
 def read_signatures(meta_graph):
-    """``{signature: ({input: tensor}, {output: tensor})}`` of a serialized MetaGraphDef.
+    """``{signature: ({input: (tensor, type)}, {output: ...})}`` of a serialized MetaGraphDef.
 
     Field numbers are those of tensorflow/core/protobuf/meta_graph.proto; its Python module
     would import tensorflow.
@@ -182,7 +199,7 @@ def read_signatures(meta_graph):
 
     def tensors(signature, number):
         infos = {name: dict(fields(info)) for name, info in mapping(signature, number).items()}
-        return {name: info[1].decode() for name, info in infos.items() if 1 in info}
+        return {name: (info[1].decode(), info.get(2)) for name, info in infos.items() if 1 in info}
 
     return {
         name: (tensors(signature, 1), tensors(signature, 2))

@@ -13,9 +13,9 @@ from keras import ops
 
 from ..layers import Dropout, KeyValueCache, PositionalEmbedding, TokenEmbedding, TransformerBlock
 from ..training import SmoothedCrossEntropy, compiled
-from .generation import Search, advance, begin, bucket, possible
+from .generation import ScatterCache, Search, advance, begin, bucket, possible
 from .pretrained import BYTE_PAIRS, CHARACTERS, Pretrained, check_sizes
-from .sampling import Sampling
+from .sampling import Draw, Sampling
 
 
 @dataclass(frozen=True)
@@ -472,6 +472,85 @@ class GPT(Pretrained):
 
         return ops.map(one, (x, labels, count))
 
+    def export(self, filepath, max_new_tokens=None, **settings):
+        """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
+
+        Its signatures take ``text`` (B,), of which the last tokens count where there are more than
+        the context has room for before ``max_new_tokens``:
+
+        - ``serving_default`` gives ``text`` (B,), what follows, by the model's own settings or
+          ``settings`` of `Search` and `Sampling`; what is drawn is the same for the same text;
+        - ``generate`` takes a tensor (B,) of each setting too, so that the server can batch
+          requests that differ: ``max_new_tokens`` (at most that of the export), ``temperature``,
+          ``top_k`` (0: all), ``top_p``, ``min_p`` and ``seed``; and gives ``text``;
+        - ``score`` gives ``log_likelihood`` and ``tokens`` (B,): how likely the text is, of which
+          the first tokens count where there are more than the context.
+
+        Tokens end a text in the graph (the end token and ``stop_tokens``); stop strings are for
+        Python alone. Returns the version's folder; see `polyhead.serving.export`.
+        """
+        from ..serving.export import export
+
+        tokenizer = self._need_tokenizer("export")
+        search, sampling = self._settings(max_new_tokens, dict(settings))
+        if (whole := self._whole()) is not self:
+            return whole.export(filepath, max_new_tokens, **settings)
+        length, context = search.max_tokens, self.config.max_length
+        if length >= context:
+            raise ValueError(
+                f"max_new_tokens must leave room for a text in the context: {length}, {context}"
+            )
+
+        def follow(text, search, draw, limit=None):
+            prompt, count = tokenizer.prompts(text, context - length)
+            most = ops.full_like(count, length)
+            limit = most if limit is None else ops.clip(limit, 0, length)
+            if draw is not None and draw.repetition_penalty is not None:
+                draw = draw._replace(seen=seen(prompt, count))
+            state = self.find(prompt, count, limit, length, search, draw, cache=ScatterCache)
+            return {"text": tokenizer.decode(state.ended[:, 0])}
+
+        def default(text):
+            one = sampling.draw([0])
+            if one is None:
+                return follow(text, search, None)
+            batch = ops.shape(text)[:1]
+            rows = [None if x is None else ops.broadcast_to(x, batch) for x in one]
+            return follow(text, search, Draw(*rows))
+
+        def generate(text, max_new_tokens, temperature, top_k, top_p, min_p, seed):
+            draw = Draw(seed, temperature, top_k, top_p, min_p)
+            plain = dataclasses.replace(search, beams=1)
+            return follow(text, plain, draw, max_new_tokens)
+
+        def score(text):
+            labels = tokenizer.ragged(text)[:, :context]
+            count = ops.cast(labels.row_lengths(), "int32")
+            # One token at least, lest there be none to compute.
+            labels = ops.pad(labels.to_tensor(self.config.end_id), [(0, 0), (0, 1)])[:, :context]
+            return {"log_likelihood": self.log_likelihood(labels, count), "tokens": count}
+
+        spec = tokenizer.spec
+        numbers = {"max_new_tokens": "int32", "temperature": "float32", "top_k": "int32"}
+        numbers |= {"top_p": "float32", "min_p": "float32", "seed": "int32"}
+        asked = {"text": spec("text")}
+        asked |= {name: spec(name, dtype) for name, dtype in numbers.items()}
+        texts = [{"text": examples(tokenizer)[:size]} for size in (1, 4)]
+        chosen = {
+            "max_new_tokens": [8, length, 1, 0],
+            "temperature": [0.0, 0.7, 1.0, 1.0],
+            "top_k": [0, 40, 0, 1],
+            "top_p": [1.0, 0.9, 0.5, 1.0],
+            "min_p": [0.0, 0.05, 0.0, 0.0],
+            "seed": [0, 1, 2, 3],
+        }
+        signatures = {
+            "serving_default": (default, {"text": spec("text")}, texts),
+            "generate": (generate, asked, [{**texts[-1], **chosen}]),
+            "score": (score, {"text": spec("text")}, texts),
+        }
+        return export(filepath, "generation", signatures, self.weights, tracked=[tokenizer])
+
     def compile(self, optimizer=None, loss=None, **kwargs):
         """Keras's `compile`; by default AdamW at 3e-4 with betas 0.9 and 0.95 (GPT-3, B)."""
         if optimizer is None:
@@ -494,10 +573,21 @@ class GPT(Pretrained):
         return None
 
 
+def examples(tokenizer):
+    """What an export is asked: `EXAMPLES`, or where they are not of its vocabulary, parts of it."""
+    try:
+        tokenizer.ragged(EXAMPLES)
+        return EXAMPLES
+    except ValueError:
+        known = tokenizer.text(range(tokenizer.vocab_size)).decode("utf-8", "ignore")
+        return [known[:4], "", known[:9], known[-3:]]
+
+
 def seen(prompt, count):
     """``prompt`` (B, P) with its last token in the place of padding."""
-    padding = np.arange(prompt.shape[1]) < prompt.shape[1] - count[:, None]
-    return np.where(padding, prompt[:, -1:], prompt)
+    width = ops.shape(prompt)[1]
+    padding = ops.arange(width) < (width - ops.convert_to_tensor(count))[:, None]
+    return ops.where(padding, prompt[:, -1:], prompt)
 
 
 def cut(text, stop):

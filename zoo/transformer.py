@@ -363,6 +363,8 @@ class Transformer(Pretrained):
         from ..serving.export import export
 
         tokenizer = self._need_tokenizer("export")
+        if (whole := self._whole()) is not self:
+            return whole.export(filepath, **search)
         own = self.config.search
         if own.beams == 1:
             search.setdefault("beams", 4)
@@ -387,13 +389,13 @@ class Transformer(Pretrained):
             return {"text": text, "score": score}
 
         inputs = {"text": tokenizer.spec("text")}
+        examples = [{"text": EXAMPLES[:size]} for size in (1, 4, 8)]
         return export(
             filepath,
             "translation",
-            {"serving_default": (greedy, inputs), "beam": (beams, inputs)},
+            {"serving_default": (greedy, inputs, examples), "beam": (beams, inputs, examples)},
             variables=self.weights,
             tracked=[tokenizer],
-            examples=[{"text": EXAMPLES[:size]} for size in (1, 4, 8)],
         )
 
     def _sources(self, texts):

@@ -117,11 +117,13 @@ class Doubler:
         return {"text": tf.strings.join([text, text])}
 
     signatures = property(
-        lambda self: {"serving_default": (self, {"text": tf.TensorSpec([None], tf.string)})}
+        lambda self: {
+            "serving_default": (self, {"text": tf.TensorSpec([None], tf.string)}, [{"text": ["a"]}])
+        }
     )
 
     def export(self, folder):
-        return export(folder, "doubler", self.signatures, [], examples=[{"text": ["a"]}])
+        return export(folder, "doubler", self.signatures, [])
 
 
 def test_versions_follow_each_other(tmp_path):
