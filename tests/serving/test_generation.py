@@ -41,7 +41,14 @@ def ask(version, *requests):
 
 
 def test_the_server_gives_what_python_gives(gpt, exported):
-    texts = ["The old man", "", "A cat and a dog", "It", "é😀<|endoftext|>", "a dog and a cat " * 40]
+    texts = [
+        "The old man",
+        "",
+        "A cat and a dog",
+        "It",
+        "é😀<|endoftext|>",
+        "a dog and a cat " * 40,
+    ]
     settings = dict(
         max_new_tokens=[8, 16, 3, 0, 16, 500],
         temperature=[0.0, 1.0, 0.7, 1.0, 1.3, 0.8],
