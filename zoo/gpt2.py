@@ -7,7 +7,7 @@ import numpy as np
 from ..training import CheckpointError
 from .generation import Search
 from .gpt import GPTConfig
-from .published import published_name
+from .published import NEUTRAL, published_name
 from .sampling import Sampling
 
 # The name of a tensor, from the path of the variable that it belongs to.
@@ -125,15 +125,6 @@ def read_config(s, g):
     )  # fmt: skip
     s.all_read()
     return config
-
-
-# Settings of generation that Hugging Face may write out though they change nothing.
-NEUTRAL = {
-    "typical_p": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0, "min_length": 0, "num_beam_groups": 1,
-    "diversity_penalty": 0.0, "num_return_sequences": 1, "remove_invalid_values": False,
-    "guidance_scale": 1.0, "penalty_alpha": 0.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
-}  # fmt: skip
 
 
 def read_generation(g, end):

@@ -4,6 +4,7 @@ import numpy as np
 
 from ..training import CheckpointError
 from .generation import Search
+from .published import NEUTRAL
 from .transformer import TransformerConfig
 
 # The name of a tensor, from the path of the variable that it belongs to.
@@ -146,19 +147,15 @@ SEARCH = (
     "bad_words_ids", "early_stopping", "forced_eos_token_id", "length_penalty", "max_length",
     "max_new_tokens", "num_beams", "renormalize_logits",
 )  # fmt: skip
-# Settings of a search that Hugging Face may write out though they change nothing.
-NEUTRAL = {
-    "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0,
-    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0, "min_length": 0, "num_beam_groups": 1,
-    "diversity_penalty": 0.0, "num_return_sequences": 1, "remove_invalid_values": False,
-    "guidance_scale": 1.0, "penalty_alpha": 0.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+# Settings of drawing, which a translation is not looked for by.
+UNDRAWN = {
+    "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0,
 }  # fmt: skip
 
 
 def read_search(g, config):
     """The `Search` of a ``generation_config.json``."""
-    for name, value in NEUTRAL.items():
+    for name, value in {**NEUTRAL, **UNDRAWN}.items():
         g.must(name, value)
     g.must("pad_token_id", config["pad_id"])
     g.must("eos_token_id", config["end_id"])

@@ -11,6 +11,13 @@ from ..training import CheckpointError, read_tensors
 
 # What of a model on the hub is fetched; pickled weights only where there are no others.
 FILES = ("*.json", "*.txt", "*.spm", "*.model", "*.safetensors")
+# Settings of generation that Hugging Face may write out though they change nothing.
+NEUTRAL = {
+    "typical_p": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "min_length": 0, "num_beam_groups": 1,
+    "diversity_penalty": 0.0, "num_return_sequences": 1, "remove_invalid_values": False,
+    "guidance_scale": 1.0, "penalty_alpha": 0.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+}  # fmt: skip
 
 
 def fetched(name):
