@@ -476,7 +476,8 @@ class GPT(Pretrained):
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
         Its signatures take ``text`` (B,), of which the last tokens count where there are more than
-        the context has room for before ``max_new_tokens``:
+        the context has room for before ``max_new_tokens`` (the model's own setting if not given,
+        and at most half of the context):
 
         - ``serving_default`` gives ``text`` (B,), what follows, by the model's own settings or
           ``settings`` of `Search` and `Sampling`; what is drawn is the same for the same text;
@@ -496,6 +497,8 @@ class GPT(Pretrained):
         if (whole := self._whole()) is not self:
             return whole.export(filepath, max_new_tokens, **settings)
         length, context = search.max_tokens, self.config.max_length
+        if max_new_tokens is None:
+            length = min(length, max(context // 2, 1))
         if length >= context:
             raise ValueError(
                 f"max_new_tokens must leave room for a text in the context: {length}, {context}"

@@ -107,3 +107,5 @@ def test_low_rank_changes_are_merged_in_what_is_exported(gpt, tmp_path):
     with pytest.raises(ValueError, match="must leave room for a text in the context: 64, 64"):
         model.export(tmp_path, max_new_tokens=64)
     assert list(tmp_path.iterdir()) == []
+    [answer] = ask(model.export(tmp_path), ("serving_default", {"text": ["a dog"]}))
+    assert len(answer["text"]) == 1  # by default within the context
