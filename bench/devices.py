@@ -7,16 +7,12 @@ off under a strategy; with TensorFlow's own number of threads, and in parenthese
 `polyhead.training.strategy`. Writes bench/devices.md.
 """
 
-import json
 import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import time
-from datetime import date
 from pathlib import Path
+
+from measure import asked, machine, run, write
 
 T, V = 64, 65
 PEERS = ("polyhead", "keras", "keras, our threads")
@@ -28,9 +24,8 @@ ROWS = [
 ]
 
 
-def measure(peer, dim, replicas, batch, steps=None, blocks=4, remat=False):
-    """The median time of a step in ms, once compiled, and the process's largest memory in MB."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+def step(peer, dim, replicas, batch, steps=None, blocks=4, remat=False):
+    """The median time of a step in ms, once compiled."""
     import keras
     import tensorflow as tf
 
@@ -70,13 +65,11 @@ def measure(peer, dim, replicas, batch, steps=None, blocks=4, remat=False):
             times.append(time.perf_counter() - self.began)
 
     model.fit(data, steps_per_epoch=steps, callbacks=[Clock()], verbose=0, shuffle=False)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return 1000 * statistics.median(times[3:]), memory
+    return 1000 * statistics.median(times[3:])
 
 
 def waiting():
     """The share of time that a translation's training waits for its data, on the sample."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from polyhead.data import Subwords, translation_batches
     from polyhead.data.parallel import read_split
     from polyhead.recipes.translation import SAMPLE, folder_of
@@ -103,7 +96,6 @@ def waiting():
 
 def saving():
     """The share of time in which a translation's training stands still for checkpoints."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tempfile
 
     from polyhead.recipes.translation import Settings, train
@@ -122,25 +114,16 @@ def saving():
     return 100 * stood[0] / history[-1]["seconds"]
 
 
-def asked(*arguments):
-    command = [sys.executable, __file__, "measure", json.dumps(arguments)]
-    process = subprocess.run(command, capture_output=True, text=True)
-    if process.returncode:
-        return None, process.stderr.strip().splitlines()[-1]
-    return json.loads(process.stdout.strip().splitlines()[-1]), None
-
-
 def main():
     found = {}
     for row in ROWS:
-        answer, error = asked(*row)
-        found[row] = answer and answer[0]
-        print(*row, f"{found[row]:.1f} ms" if answer else error, flush=True)
+        found[row], _ = asked(step, *row)
+        print(*row, f"{found[row]:.1f} ms" if found[row] else "", flush=True)
     lines = [
         "# Training on several replicas",
         "",
-        "`make bench-devices`; " + f"{date.today()}, {os.cpu_count()} cores of {processor()}, "
-        "float32, logical CPU devices (which share the cores), each row a process.",
+        f"`make bench-devices`; {machine()}, float32, logical CPU devices (which share the "
+        "cores), each row a process.",
         "",
         "| width | replicas | global batch | polyhead, ms a step | to its one replica | "
         "plain Keras, ms (with our threads) | polyhead / Keras |",
@@ -160,11 +143,11 @@ def main():
                 else "- | - |"
             )
         )
-    share, _ = asked("waiting")
+    share, _ = asked(waiting)
     (kept, memory_kept), (again, memory_again) = (
-        asked("polyhead", 256, 1, 64, 6, 16, remat)[0] for remat in (False, True)
+        asked(step, "polyhead", 256, 1, 64, 6, 16, remat) for remat in (False, True)
     )
-    still, _ = asked("saving")
+    still, _ = asked(saving)
     lines += [
         "",
         f"Translation on the sample corpus (tiny, 2,048 tokens a batch): {share:.2f}% of the time "
@@ -175,22 +158,8 @@ def main():
         f"process's memory ({memory_again:,.0f} for {memory_kept:,.0f} MB) at "
         f"{again / kept:.2f} of the time of a step.",
     ]
-    print("\n".join(lines))
-    Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n")
-
-
-def processor():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
+    write(__file__, lines)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["measure"]:
-        arguments = json.loads(sys.argv[2])
-        named = {"waiting": waiting, "saving": saving}
-        result = named[arguments[0]]() if arguments[0] in named else measure(*arguments)
-        print(json.dumps(result))
-    else:
-        main()
+    run(main)

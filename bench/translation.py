@@ -8,33 +8,17 @@ Writes bench/translation.md.
 """
 
 import json
-import os
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from measure import asked, limits, machine, ratio, run, timed, write
 
 VOCAB, TOKENS, BEAMS = 58101, 20, 4
 SEARCHES = [(beams, batch) for beams in (1, BEAMS) for batch in (1, 32)]
 TRAIN_BATCH = 32
-
-
-def timed(call, least=5, seconds=8.0):
-    """The median time of ``call`` in seconds, once it is compiled and warm."""
-    call()
-    call()
-    times = []
-    while len(times) < least or sum(times) < seconds and len(times) < 100:
-        began = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
 
 
 def sources(batch):
@@ -191,67 +175,33 @@ def start_in_python(version):
     return time.perf_counter() - began
 
 
-def limits():
-    """What the machine can: arithmetic in GFLOP/s, reading memory in GB/s."""
-    import torch
-
-    a = torch.randn(2048, 2048)
-    product = 2 * 2048**3 / timed(lambda: a @ a, seconds=2.0) / 1e9
-    b = torch.randn(2**28)
-    return product, b.numel() * 4 / timed(lambda: b.sum(), seconds=2.0) / 1e9
-
-
-def asked(*arguments, needed=False):
-    """(result, peak memory in MB) of one of these functions in a process of its own."""
-    command = [
-        sys.executable,
-        __file__,
-        "measure",
-        json.dumps([str(a) if isinstance(a, Path) else a for a in arguments]),
-    ]
-    process = subprocess.run(command, capture_output=True, text=True)
-    if process.returncode and needed:
-        sys.exit(process.stderr)
-    if process.returncode:
-        print(*arguments, process.stderr.strip().splitlines()[-1], file=sys.stderr)
-        return None, None
-    return json.loads(process.stdout.strip().splitlines()[-1])
-
-
 def shown(seconds, count, memory):
     return "-" if seconds is None else f"{count / seconds:.1f} ({memory:,.0f} MB)"
 
 
-def ratio(theirs, seconds):
-    return "-" if theirs is None or seconds is None else f"**{theirs / seconds:.2f}**"
-
-
 def main():
-    from devices import processor
-
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         (folder / "marian").mkdir()
-        text, _ = asked("make", folder / "marian", needed=True)
-        version, _ = asked("export", folder / "marian", folder / "export", needed=True)
-        (product, memory_speed), _ = asked("limits", needed=True)
+        text, _ = asked(make, folder / "marian", needed=True)
+        version, _ = asked(export, folder / "marian", folder / "export", needed=True)
+        (product, _, memory_speed), _ = asked(limits, needed=True)
         lines += [
             "# Translation against Hugging Face's Marian",
             "",
-            f"`make bench`; {date.today()}, {os.cpu_count()} cores of {processor()}, float32. "
-            f"Measured in the same run: a matrix product {product:.0f} GFLOP/s, reading memory "
-            f"{memory_speed:.0f} GB/s. Ratios are of speed, ours to theirs; then sentences a "
-            "second, and the process's peak of memory.",
+            f"`make bench`; {machine()}, float32. Measured in the same run: a matrix product "
+            f"{product:.0f} GFLOP/s, reading memory {memory_speed:.0f} GB/s. Ratios are of speed, "
+            "ours to theirs; then sentences a second, and the process's peak of memory.",
             "",
             "| search | batch | in process (XLA) / HF | exported / HF | HF | ours | exported |",
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]
         for beams, batch in SEARCHES:
             rows = [
-                asked("peer", folder / "marian", beams, batch),
-                asked("ours", folder / "marian", beams, batch),
-                asked("exported", version, beams, batch, text),
+                asked(peer, folder / "marian", beams, batch),
+                asked(ours, folder / "marian", beams, batch),
+                asked(exported, version, beams, batch, text),
             ]
             (theirs, _), (xla, _), (served, _) = rows
             name = "greedy" if beams == 1 else f"{beams} beams"
@@ -259,9 +209,9 @@ def main():
             lines.append(line + " | ".join(shown(s, batch, m) for s, m in rows) + " |")
             print(lines[-1], flush=True)
         rows = [
-            asked("peer_training", folder / "marian", False),
-            asked("peer_training", folder / "marian", True),
-            asked("our_training", folder / "marian"),
+            asked(peer_training, folder / "marian", False),
+            asked(peer_training, folder / "marian", True),
+            asked(our_training, folder / "marian"),
         ]
         times = [f"{1000 * s:,.0f} ms ({m:,.0f} MB)" if s else "-" for s, m in rows]
         lines += [
@@ -271,25 +221,19 @@ def main():
             f"Speed, ours to theirs: {ratio(rows[0][0], rows[2][0])} and "
             f"{ratio(rows[1][0], rows[2][0])}.",
         ]
-        tiny, _ = asked("export_tiny", folder / "tiny", needed=True)
+        tiny, _ = asked(export_tiny, folder / "tiny", needed=True)
         began = time.perf_counter()
         loader = [sys.executable, "-m", "polyhead.serving.loader", tiny, "A dog runs."]
         subprocess.run(loader, check=True, capture_output=True)
         native = time.perf_counter() - began
-        python, _ = asked("start_in_python", tiny, needed=True)
+        python, _ = asked(start_in_python, tiny, needed=True)
         lines += [
             "",
             f"An exported tiny model answers {native:.1f} s after the start of a process through "
             f"the C++ loader, and in Python {python:.1f} s after TensorFlow is imported.",
         ]
-    print("\n".join(lines))
-    Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n")
+    write(__file__, lines)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["measure"]:
-        name, *arguments = json.loads(sys.argv[2])
-        result = globals()[name](*arguments)
-        print(json.dumps([result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
-    else:
-        main()
+    run(main)

@@ -115,8 +115,8 @@ class MultiHeadAttention(keras.layers.Layer):
         self._tracker.lock()
 
     def call(self, x, memory=None, mask=None, bias=None, cache=None, training=False):
-        key, value, mask, extended = self._attended(x, memory, mask, cache)
-        weights = self._softmax(self._mapped("query", x), key, mask, bias)
+        query, key, value, mask, extended = self._attended(x, memory, mask, cache)
+        weights = self._softmax(query, key, mask, bias)
         weights = self.drop(weights, training=training)
         heads = ops.einsum("bhts,bshk->bthk", ops.cast(weights, value.dtype), value)
         output = self.output_projection(heads)
@@ -127,23 +127,40 @@ class MultiHeadAttention(keras.layers.Layer):
 
     def project(self, memory):
         """``memory`` (B, S, D) -> its keys and values, each (B, S, H, K)."""
-        return self.key(memory), self._mapped("value", memory)
+        return tuple(self._mapped(memory, "key", "value"))
 
     def attention_weights(self, x, memory=None, mask=None, bias=None):
         """The softmax of the scores (B, H, T, S), in float32: for pictures."""
-        key, _, mask, _ = self._attended(x, memory, mask, None)
-        return self._softmax(self._mapped("query", x), key, mask, bias)
+        query, key, _, mask, _ = self._attended(x, memory, mask, None)
+        return self._softmax(query, key, mask, bias)
 
-    def _mapped(self, name, x):
-        y = getattr(self, name)(x)
-        return y + self.adapters[name](x) if name in self.adapters else y
+    def _mapped(self, x, *names):
+        """``x`` (B, T, D) by each of the maps ``names``, (B, T, H, K), in one product.
+
+        Where T is 1, while decoding, in one each: there, putting the kernels together costs more.
+        """
+        maps = [getattr(self, name) for name in names]
+        if len(maps) == 1 or x.shape[1] == 1:
+            mapped = [layer(x) for layer in maps]
+        else:
+            width, inner = x.shape[-1], self.num_heads * self.head_dim
+            kernel = ops.concatenate([ops.reshape(m.kernel, (width, inner)) for m in maps], axis=1)
+            bias = ops.concatenate([ops.reshape(m.bias, (inner,)) for m in maps], axis=0)
+            together = ops.matmul(ops.reshape(x, (-1, width)), kernel) + bias
+            shape = (*ops.shape(x)[:2], len(maps), self.num_heads, self.head_dim)
+            mapped = ops.unstack(ops.reshape(together, shape), axis=2)
+        return [
+            y + self.adapters[name](x) if name in self.adapters else y
+            for name, y in zip(names, mapped, strict=True)
+        ]
 
     def _attended(self, x, memory, mask, cache):
-        """Keys and values to attend to, the mask over them, and the cache that holds them."""
-        if isinstance(memory, tuple):
-            key, value = memory
+        """Queries, keys and values, the mask over them, and the cache that holds the latter."""
+        if memory is None:
+            query, key, value = self._mapped(x, "query", "key", "value")
         else:
-            key, value = self.project(x if memory is None else memory)
+            [query] = self._mapped(x, "query")
+            key, value = memory if isinstance(memory, tuple) else self.project(memory)
         start = 0
         if cache is not None:
             start = cache.index
@@ -152,7 +169,7 @@ class MultiHeadAttention(keras.layers.Layer):
         if self.causal:
             past = causal_mask(ops.shape(x)[1], ops.shape(key)[1], start)
             mask = past if mask is None else ops.logical_and(mask, past)
-        return key, value, mask, cache
+        return query, key, value, mask, cache
 
     def _softmax(self, query, key, mask, bias):
         query = query * (self.head_dim**-0.5)

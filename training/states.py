@@ -71,6 +71,8 @@ def some(names):
 def assign(variables, tensors, source):
     """Gives ``{name: variable}`` the values ``{name: array}``, all of them or none.
 
+    It takes them out of ``tensors`` one by one, so that memory does not hold all of them twice.
+
     Raises:
         CheckpointError: naming what is missing, left over, or of another shape.
     """
@@ -88,4 +90,4 @@ def assign(variables, tensors, source):
                 f"the model's is {tuple(variable.shape)}"
             )
     for name, variable in variables.items():
-        variable.assign(tensors[name])
+        variable.assign(tensors.pop(name))

@@ -126,7 +126,7 @@ class GPT(Pretrained):
     PRESETS = PRESETS
     FAMILIES = {"gpt2": ".gpt2"}
 
-    def __init__(self, config, tokenizer=None, **kwargs):
+    def __init__(self, config, tokenizer=None, initialize=True, **kwargs):
         super().__init__(config, tokenizer, **kwargs)
         dtype = self.dtype_policy
         self.tokens = TokenEmbedding(
@@ -158,7 +158,8 @@ class GPT(Pretrained):
         for layer in (self.positions, *self.blocks, self.norm):
             layer.build((None, None, config.dim))
         self.built = True
-        self.initialize()
+        if initialize:
+            self.initialize()
         self._searches = {}
 
     def initialize(self):

@@ -31,6 +31,9 @@ class Pretrained(Model):
 
     ``config.json``, ``model.safetensors`` (the variables' paths are the tensors' names) and,
     where there is a tokenizer, its file. Nothing in them is code.
+
+    Without ``initialize`` weights are not drawn as the model's paper has it, which costs memory:
+    of a model whose weights will be read.
     """
 
     Config: ClassVar[type]
@@ -50,7 +53,7 @@ class Pretrained(Model):
                 overrides.setdefault(agreed, getattr(tokenizer, agreed))
         return cls(dataclasses.replace(cls.PRESETS[name], **overrides), tokenizer)
 
-    def __init__(self, config, tokenizer=None, **kwargs):
+    def __init__(self, config, tokenizer=None, initialize=True, **kwargs):
         super().__init__(**kwargs)
         for name in self.VOCABULARY if tokenizer is not None else ():
             theirs, ours = getattr(tokenizer, name), getattr(config, name)
@@ -119,7 +122,7 @@ class Pretrained(Model):
         """The model, or where it has low-rank changes, another that has them merged."""
         if not any(attention.adapters for attention in self._attentions()):
             return self
-        model = type(self)(self.config, self.tokenizer, dtype=self.dtype_policy)
+        model = type(self)(self.config, self.tokenizer, initialize=False, dtype=self.dtype_policy)
         weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
         assign(by_path(model.weights), self._merged(weights), "this model")
         return model
@@ -205,7 +208,7 @@ class Pretrained(Model):
         tensors, _ = read_tensors(folder / "model.safetensors")
         with named(folder / "config.json"):
             config = cls.Config(**{**config, **overrides})
-        model = cls(config, cls.load_tokenizer(folder, config))
+        model = cls(config, cls.load_tokenizer(folder, config), initialize=False)
         assign(by_path(model.weights), tensors, folder / "model.safetensors")
         return model
 
@@ -226,7 +229,7 @@ class Pretrained(Model):
                 )
             if name not in tensors:
                 raise CheckpointError(f"{weights} lacks {name}")
-        model = cls(config, cls.load_tokenizer(folder, config))
+        model = cls(config, cls.load_tokenizer(folder, config), initialize=False)
         for name, value in family.redundant(config, tensors).items():
             if name in tensors:
                 array = tensors.pop(name)

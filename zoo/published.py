@@ -165,6 +165,7 @@ def read_json(path):
 def renamed(variables, tensors, rules, source, linear):
     """What `assign` takes, for ``variables`` by path and tensors that PyTorch named and laid out.
 
+    It takes what it names out of ``tensors``, as `assign` does.
     ``rules`` are pairs of a pattern and what takes its place, one after the other. A kernel has
     the axes of PyTorch's weight split into heads; where those are ``linear`` layers', (out, in),
     it is transposed.
@@ -175,7 +176,7 @@ def renamed(variables, tensors, rules, source, linear):
     Raises:
         CheckpointError: naming a tensor of another shape.
     """
-    found, arrays = {}, dict(tensors)
+    found, arrays = {}, {}
     for path, variable in variables.items():
         name = published_name(path, rules)
         if name in found:
@@ -183,7 +184,7 @@ def renamed(variables, tensors, rules, source, linear):
         found[name] = variable
         if name not in tensors:
             continue
-        array, shape = tensors[name], tuple(variable.shape)
+        array, shape = tensors.pop(name), tuple(variable.shape)
         theirs = array.shape
         if linear and path.endswith("kernel"):
             array = array.T
@@ -192,7 +193,7 @@ def renamed(variables, tensors, rules, source, linear):
         if array.shape not in splits | joins | {(1, *shape)}:
             raise CheckpointError(f"{source}: {name} has shape {theirs}, of {shape} here")
         arrays[name] = array.reshape(shape)
-    return found, arrays
+    return found, arrays | tensors
 
 
 def published_name(path, rules):

@@ -322,6 +322,27 @@ def test_excluded_weights_do_not_decay():
         assert np.array_equal(with_decay.numpy(), without.numpy()) == excluded, with_decay.path
 
 
+def test_a_part_of_a_model_trains_as_one_on_replicas():
+    def adapted():
+        model = translator()
+        model.enable_lora(2)
+        return model
+
+    def partly():
+        model = translator()
+        model.freeze("encoder|tokens")
+        return model
+
+    for make in (adapted, partly):
+        keras.utils.set_random_seed(5)
+        before = make()
+        after = agree(make, sgd(), replicas=(1, 2))
+        for a, b in zip(before.weights, after.weights, strict=True):
+            kept = np.array_equal(a.numpy(), b.numpy())
+            assert kept or b.trainable, b.path
+        assert largest_difference(before, after) > 1e-3
+
+
 @pytest.mark.parametrize("devices", REPLICAS)
 def test_accumulated_batches_are_one_big_batch(devices):
     batches = TAGS[:3]

@@ -1,0 +1,288 @@
+"""GPT side by side with Hugging Face's GPT-2 in PyTorch and KerasHub's: `make bench`.
+
+A training step (AdamW, gradients clipped, no dropout) of four blocks, 64 tokens, 65 characters;
+and greedy generation with GPT-2 small of random weights, 32 tokens and 64 more, in process and as
+the exported SavedModel, strings in and strings out, without XLA, through TensorFlow Serving's C++
+loader. Each figure is a process of its own, which compiles and warms up first and then takes the
+median of several calls; its peak of memory is the process's. Writes bench/generation.md.
+"""
+
+import string
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from measure import asked, limits, machine, ratio, run, timed, write
+
+T, V, BLOCKS = 64, 65, 4
+STEPS = [(128, 4, 12), (512, 8, 32)]  # width, heads, rows of a batch
+PROMPT, NEW = 32, 64
+BATCHES = (1, 8)
+LETTERS = (string.ascii_lowercase + string.digits)[:PROMPT]  # each a token
+END = 50256
+GPT2_PARAMETERS = 124_439_808
+
+
+def rows(batch):
+    return np.random.default_rng(0).integers(0, V, (batch, T + 1)).astype("int32")
+
+
+def peer_step(dim, heads, batch, compile=False, autocast=False):
+    """Hugging Face's GPT-2: seconds a step."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = GPT2Config(
+        vocab_size=V, n_positions=T, n_embd=dim, n_layer=BLOCKS, n_head=heads, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(sizes).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.1)
+    tokens = torch.tensor(rows(batch)).long()
+
+    def loss():
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(tokens[:, :-1], use_cache=False).logits.float()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+    forward = torch.compile(loss) if compile else loss
+
+    def call():
+        optimizer.zero_grad()
+        forward().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return timed(call)
+
+
+def optimizer():
+    import keras
+
+    return keras.optimizers.AdamW(1e-3, weight_decay=0.1, global_clipnorm=1.0)
+
+
+def train_step(model, batch):
+    """Seconds that a compiled Keras model takes for a step, as `fit` runs it."""
+    import tensorflow as tf
+
+    model.make_train_function()
+    stream = iter(tf.data.Dataset.from_tensors(batch).repeat())
+    return timed(lambda: [np.asarray(log) for log in model.train_function(stream).values()])
+
+
+def hub_step(dim, heads, batch, jit):
+    import keras
+    import keras_hub
+
+    backbone = keras_hub.models.GPT2Backbone(
+        V, BLOCKS, heads, dim, 4 * dim, dropout=0.0, max_sequence_length=T
+    )
+    model = keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer(), loss, jit_compile=jit)
+    tokens = rows(batch)
+    inputs = {"token_ids": tokens[:, :-1], "padding_mask": np.ones((batch, T), "int32")}
+    return train_step(model, (inputs, tokens[:, 1:]))
+
+
+def our_step(dim, heads, batch, policy="float32", jit=True):
+    import keras
+
+    from polyhead.zoo import GPT
+
+    keras.config.set_dtype_policy(policy)
+    model = GPT.preset("char-small", vocab_size=V, max_length=T, dim=dim, num_heads=heads)
+    model.compile(optimizer(), jit_compile=jit)
+    model.build_optimizer()
+    tokens = rows(batch)
+    return train_step(model, (tokens[:, :-1], tokens[:, 1:], np.ones((batch, T), "float32")))
+
+
+def make(folder):
+    """GPT-2 small as Hugging Face saves it, and a tokenizer whose pieces are single letters."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from polyhead.data import BytePairs
+    from polyhead.data.byte_pairs import ALPHABET
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config())
+    with torch.no_grad():
+        model.transformer.wte.weight[END] = 0  # none ends before the limit
+    model.save_pretrained(folder)
+    pieces = [*ALPHABET, *(f"piece{i}" for i in range(END - 256))]
+    vocabulary = {piece: token for token, piece in enumerate(pieces)}
+    BytePairs(vocabulary, [], {"<|endoftext|>": END}).save(Path(folder))
+
+
+def prompts(batch):
+    return [LETTERS[i:] + LETTERS[:i] for i in range(batch)]
+
+
+def peer_generation(folder, batch, dtype="float32"):
+    """Hugging Face's `generate`: seconds a call."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    tokens = torch.tensor(np.random.default_rng(0).integers(0, END, (batch, PROMPT)))
+    mask = torch.ones_like(tokens)
+
+    def call():
+        made = model.generate(
+            tokens, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=END
+        )
+        assert made.shape[1] == PROMPT + NEW, made.shape
+
+    return timed(call)
+
+
+def hub_generation(batch, jit):
+    import keras_hub
+
+    sizes = dict(num_layers=12, num_heads=12, hidden_dim=768, intermediate_dim=3072)
+    backbone = keras_hub.models.GPT2Backbone(END + 1, **sizes, max_sequence_length=1024)
+    model = keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
+    model.compile(sampler="greedy", jit_compile=jit)
+    tokens = np.zeros((batch, PROMPT + NEW), "int32")
+    tokens[:, :PROMPT] = np.random.default_rng(0).integers(0, END, (batch, PROMPT))
+    inputs = {"token_ids": tokens, "padding_mask": np.int32(np.arange(PROMPT + NEW) < PROMPT)}
+    inputs["padding_mask"] = np.broadcast_to(inputs["padding_mask"], tokens.shape)
+    return timed(lambda: model.generate(inputs, stop_token_ids=None))
+
+
+def our_generation(folder, batch):
+    """`GPT.generate`, strings in and strings out."""
+    from polyhead.zoo import GPT
+
+    model = GPT.from_pretrained(folder)
+    texts = prompts(batch)
+    return timed(lambda: model.generate(texts, max_new_tokens=NEW, temperature=0.0))
+
+
+def export(folder, base):
+    from polyhead.zoo import GPT
+
+    model = GPT.from_pretrained(folder)
+    return str(model.export(base, max_new_tokens=NEW, temperature=0.0))
+
+
+def exported(version, batch):
+    """The SavedModel through the C++ loader: seconds a call."""
+    from polyhead.serving.loader import SavedModel
+
+    model, texts = SavedModel(version), prompts(batch)
+    return timed(lambda: model({"text": texts}, "serving_default"))
+
+
+def operations(dim, batch):
+    """Floating-point operations of a training step's products (Kaplan et al. 2020, 2.1)."""
+    per_token = BLOCKS * (12 * dim**2 + 2 * T * dim) + V * dim
+    return 6 * per_token * T * batch
+
+
+def shown(answer, unit):
+    seconds, memory = answer
+    return "-" if seconds is None else f"{unit(seconds)} ({memory:,.0f} MB)"
+
+
+def best(answers):
+    """Of several ways to the same, (seconds, memory) of the fastest that ran."""
+    return min((a for a in answers if a[0] is not None), default=(None, None))
+
+
+def training(products):
+    lines = [
+        "| width, batch, precision | ours / HF eager | / HF compiled | / KerasHub | of the "
+        "machine's arithmetic | HF eager | HF compiled | KerasHub | ours |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for dim, heads, batch in STEPS:
+        for low in (False, True)[: 1 + (dim == 512)]:
+            eager = asked(peer_step, dim, heads, batch, False, low)
+            compiled = asked(peer_step, dim, heads, batch, True, low)
+            if low:
+                hub = (None, None)
+                ours = asked(our_step, dim, heads, batch, "mixed_bfloat16", False)
+            else:
+                hub = best([asked(hub_step, dim, heads, batch, jit) for jit in (True, False)])
+                ours = asked(our_step, dim, heads, batch)
+            share = operations(dim, batch) / ours[0] / products[low] / 1e9
+            ratios = " | ".join(ratio(ours[0], peer[0]) for peer in (eager, compiled, hub))
+            times = [
+                shown(x, lambda s: f"{1000 * s:,.1f} ms") for x in (eager, compiled, hub, ours)
+            ]
+            precision = "bfloat16 (ours without XLA)" if low else "float32"
+            lines.append(
+                f"| {dim}, {batch}, {precision} | {ratios} | {share:.0%} | {' | '.join(times)} |"
+            )
+            print(lines[-1], flush=True)
+    return lines
+
+
+def generating(folder, bandwidth):
+    lines = [
+        "| batch | in process / HF | / KerasHub | exported / HF | in process, of the machine's "
+        "memory bandwidth | HF | HF, bfloat16 | KerasHub | in process (XLA) | exported |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    version, _ = asked(export, folder / "gpt2", folder / "export", needed=True)
+    for batch in BATCHES:
+        theirs = asked(peer_generation, folder / "gpt2", batch)
+        low = asked(peer_generation, folder / "gpt2", batch, "bfloat16")
+        hub = best([asked(hub_generation, batch, jit) for jit in (True, False)])
+        ours = asked(our_generation, folder / "gpt2", batch)
+        served = asked(exported, version, batch)
+        share = 4 * GPT2_PARAMETERS * (NEW + 1) / ours[0] / bandwidth / 1e9
+        ratios = [ratio(theirs[0], ours[0]), ratio(hub[0], ours[0]), ratio(theirs[0], served[0])]
+        speeds = [
+            shown(x, lambda s, batch=batch: f"{batch * NEW / s:.1f}")
+            for x in (theirs, low, hub, ours, served)
+        ]
+        lines.append(f"| {batch} | {' | '.join(ratios)} | {share:.0%} | {' | '.join(speeds)} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def importing(name):
+    import importlib
+
+    importlib.import_module(name)
+
+
+def main():
+    (*products, bandwidth), _ = asked(limits, needed=True)
+    idle = [
+        asked(importing, name)[1]
+        for name in ("polyhead.zoo", "transformers.models.gpt2.modeling_gpt2")
+    ]
+    lines = [
+        "# GPT against Hugging Face's GPT-2 and KerasHub's",
+        "",
+        f"`make bench`; {machine()}. Measured in the same run: a matrix product "
+        f"{products[0]:.0f} GFLOP/s in float32, {products[1]:.0f} in bfloat16; reading memory "
+        f"{bandwidth:.0f} GB/s. KerasHub with XLA or without, whichever is faster. Memory is the "
+        f"process's peak; that of importing polyhead alone is {idle[0]:,.0f} MB, of transformers "
+        f"{idle[1]:,.0f}.",
+        "",
+        f"A training step, {BLOCKS} blocks, {T} tokens, AdamW. The time, ours to theirs:",
+        "",
+        *training(products),
+        "",
+        f"Greedy generation, GPT-2 small, float32, {PROMPT} tokens and {NEW} more. Speed, ours to "
+        "theirs; then tokens a second. The share of the bandwidth counts the weights alone, read "
+        "once a token:",
+        "",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        (folder / "gpt2").mkdir()
+        asked(make, folder / "gpt2", needed=True)
+        lines += generating(folder, bandwidth)
+    write(__file__, lines)
+
+
+if __name__ == "__main__":
+    run(main)

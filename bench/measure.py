@@ -1,0 +1,98 @@
+"""How benchmarks measure: each figure is a function in a process of its own.
+
+Processes do not share memory, threads or a backend, and the peak of memory is the figure's own.
+A benchmark's script calls `asked` for each figure, and ends in ``run(main)``.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def timed(call, least=5, seconds=8.0):
+    """The median time of ``call`` in seconds, once it is compiled and warm."""
+    call()
+    call()
+    times = []
+    while len(times) < least or sum(times) < seconds and len(times) < 100:
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def asked(function, *arguments, needed=False):
+    """(result, peak memory in MB) of a function of the script, asked in a process of its own.
+
+    Where that fails it is (None, None), and the last line of its error is printed; or, where the
+    result is ``needed``, the end.
+    """
+    plain = [str(a) if isinstance(a, Path) else a for a in arguments]
+    command = [sys.executable, sys.argv[0], "measure", json.dumps([function.__name__, *plain])]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode and needed:
+        sys.exit(process.stderr)
+    if process.returncode:
+        print(function.__name__, *arguments, process.stderr.strip().splitlines()[-1], flush=True)
+        return None, None
+    return json.loads(process.stdout.strip().splitlines()[-1])
+
+
+def run(main):
+    """The end of a script: ``main``, or in a process of `asked` the function that it names."""
+    if sys.argv[1:2] != ["measure"]:
+        return main()
+    name, *arguments = json.loads(sys.argv[2])
+    result = getattr(sys.modules["__main__"], name)(*arguments)
+    print(json.dumps([result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+
+
+def limits():
+    """What the machine can: arithmetic in GFLOP/s, float32 and bfloat16; reading memory in GB/s.
+
+    Products of matrices are the faster of PyTorch's and TensorFlow's.
+    """
+    import tensorflow as tf
+    import torch
+
+    rates = []
+    for theirs, ours in ((torch.float32, tf.float32), (torch.bfloat16, tf.bfloat16)):
+        a = torch.randn(2048, 2048).to(theirs)
+        b = tf.cast(tf.random.normal((2048, 2048)), ours)
+        times = [timed(lambda a=a: a @ a, seconds=2.0)]
+        times.append(timed(lambda b=b: (b @ b)[0, 0].numpy(), seconds=2.0))
+        rates.append(2 * 2048**3 / min(times) / 1e9)
+    long = torch.randn(2**28)
+    return *rates, long.numel() * 4 / timed(lambda: long.sum(), seconds=2.0) / 1e9
+
+
+def machine():
+    """The day and the processor, as a table's heading says them."""
+    return f"{date.today()}, {os.cpu_count()} cores of {processor()}"
+
+
+def processor():
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
+
+
+def ratio(theirs, ours):
+    """How often as fast ours is, of seconds, in bold; "-" where one was not measured."""
+    return "-" if theirs is None or ours is None else f"**{theirs / ours:.2f}**"
+
+
+def write(script, lines):
+    """Writes the lines beside ``script`` as Markdown, and prints them."""
+    print("\n".join(lines))
+    Path(script).with_suffix(".md").write_text("\n".join(lines) + "\n")
