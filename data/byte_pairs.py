@@ -125,6 +125,7 @@ class BytePairs(ByteTokenizer):
         self._merged = tf.constant([vocabulary[a + b] for a, b in self.merges] or [0])
         keys = [(vocabulary[a] << 32) + vocabulary[b] for a, b in self.merges]
         first = {key: rank for rank, key in reversed(list(enumerate(keys)))}
+        first = first or {-1: NONE}  # a table must not be empty
         self._ranks = table(list(first), list(first.values()), tf.int64, NONE)
         self._special = table(list(special), list(special.values()), tf.string, -1)
         found = sorted(special, key=len, reverse=True)

@@ -141,6 +141,14 @@ def test_a_vocabulary_needs_text_and_room():
         BytePairs.train(["abc"], 256)
 
 
+def test_a_vocabulary_may_be_of_bytes_alone():
+    bytes_alone = BytePairs.train(["ab"], 257)
+    assert bytes_alone.merges == []
+    rows = bytes_alone.ragged(["abé", ""]).to_list()
+    assert [len(row) for row in rows] == [4, 0]
+    assert bytes_alone.decode(rows[:1]).numpy()[0].decode() == "abé"
+
+
 def test_characters_are_tokens(tmp_path):
     characters = Characters.train(["To be, or not\nto be: é😀"])
     texts = ["be not\n", "", "é😀"]
