@@ -3,6 +3,7 @@
 from .batches import translation_batches
 from .byte_pairs import BytePairs
 from .characters import Characters
+from .images import LabelledImages, image_batches, read_images
 from .marian import MarianPieces
 from .parallel import ParallelText, read_parallel, read_split, read_tsv
 from .subwords import Subwords
@@ -11,9 +12,12 @@ from .text import read_text, text_batches, token_stream
 __all__ = [
     "BytePairs",
     "Characters",
+    "LabelledImages",
     "MarianPieces",
     "ParallelText",
     "Subwords",
+    "image_batches",
+    "read_images",
     "read_parallel",
     "read_split",
     "read_text",

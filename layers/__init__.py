@@ -6,12 +6,16 @@ from .cache import KeyValueCache
 from .dropout import Dropout
 from .embedding import PositionalEmbedding, TokenEmbedding
 from .feed_forward import FeedForward
+from .patches import ClassToken, GridPositions, PatchEmbedding
 
 __all__ = [
+    "ClassToken",
     "Dropout",
     "FeedForward",
+    "GridPositions",
     "KeyValueCache",
     "MultiHeadAttention",
+    "PatchEmbedding",
     "PositionalEmbedding",
     "TokenEmbedding",
     "TransformerBlock",

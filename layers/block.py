@@ -20,6 +20,8 @@ class TransformerBlock(keras.layers.Layer):
         activation: of the feed-forward network.
         dropout: rate, on what each sublayer adds to the residual (section 5.4).
         attention_dropout: rate, on the weights of attention.
+        stochastic_depth: rate at which an example skips a sublayer (Huang et al. 2016, arXiv
+            1603.09382).
         epsilon: of the layer normalisation.
         remat: in training keep the block's input alone, and compute the rest again for the
             backward pass (Chen et al. 2016, arXiv 1604.06174): less memory, more time.
@@ -44,6 +46,7 @@ class TransformerBlock(keras.layers.Layer):
         activation="relu",
         dropout=0.0,
         attention_dropout=0.0,
+        stochastic_depth=0.0,
         epsilon=1e-5,
         remat=False,
         **kwargs,
@@ -59,6 +62,7 @@ class TransformerBlock(keras.layers.Layer):
         self.activation = activation
         self.dropout = dropout
         self.attention_dropout = attention_dropout
+        self.stochastic_depth = stochastic_depth
         self.epsilon = epsilon
         self.remat = remat
 
@@ -84,6 +88,7 @@ class TransformerBlock(keras.layers.Layer):
         self.feed_forward.build(x_shape)
         self.feed_forward_norm = norm("feed_forward_norm")
         self.drop = Dropout(self.dropout, dtype=dtype, name="dropout")
+        self.skip = Dropout(self.stochastic_depth, (None, 1, 1), dtype=dtype, name="skip")
 
     def call(self, x, memory=None, mask=None, cross_mask=None, cache=None, training=False):
         if self.cross == (memory is None):
@@ -99,7 +104,7 @@ class TransformerBlock(keras.layers.Layer):
         dropout drops the same.
         """
         weights = self.weights
-        drops = [self.drop, self.attention.drop]
+        drops = [self.drop, self.skip, self.attention.drop]
         drops += [self.cross_attention.drop] if self.cross else []
         seeds = [drop.seed_generator.state for drop in drops if drop.rate]
         states = [seed.value * 1 for seed in seeds]  # copies: the seeds go on
@@ -147,9 +152,9 @@ class TransformerBlock(keras.layers.Layer):
         return None  # masks are arguments here: Keras must not attach them to tensors
 
     def residual(self, x, norm, f, training=False):
-        if self.norm == "pre":
-            return x + self.drop(f(norm(x)), training=training)
-        return norm(x + self.drop(f(x), training=training))
+        y = f(norm(x)) if self.norm == "pre" else f(x)
+        y = self.skip(self.drop(y, training=training), training=training)
+        return x + y if self.norm == "pre" else norm(x + y)
 
     def project(self, memory):
         """``memory`` (B, S, D) -> the keys and values of the cross-attention, computed once."""

@@ -1,5 +1,7 @@
 """Dropout (Srivastava et al. 2014) whose random numbers cost next to nothing."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -10,22 +12,26 @@ class Dropout(keras.layers.Dropout):
 
     As `keras.layers.Dropout`, but whether an element is dropped is a hash of its index and of the
     layer's seed: integer arithmetic that XLA fuses into what comes before and after, where
-    Keras's generator is a loop of its own.
+    Keras's generator is a loop of its own. What a ``noise_shape`` says to be 1 is dropped as one:
+    (None, 1, 1) drops whole rows of (B, T, D).
 
     Raises:
-        ValueError: a rate that is not in [0, 1), or a ``noise_shape``, which it has not.
+        ValueError: a rate that is not in [0, 1).
     """
 
     def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
-        super().__init__(rate, seed=seed, **kwargs)
-        if not 0 <= rate < 1 or noise_shape is not None:
-            raise ValueError(f"rate must be in [0, 1), without noise_shape: {rate}, {noise_shape}")
+        super().__init__(rate, noise_shape=noise_shape, seed=seed, **kwargs)
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate must be in [0, 1): {rate}")
 
     def call(self, inputs, training=False):
         if not training or self.rate == 0:
             return inputs
         first, second = ops.unstack(ops.cast(self.seed_generator.next(), "uint32"))
-        index = ops.reshape(ops.arange(ops.size(inputs)), ops.shape(inputs))
+        shape = ops.shape(inputs)
+        if self.noise_shape is not None:
+            shape = [n or size for n, size in zip(self.noise_shape, shape, strict=True)]
+        index = ops.reshape(ops.arange(math.prod(shape)), shape)
         kept = random_bits(index, first, second) >= np.uint32(self.rate * 2**32)
         return ops.where(kept, inputs / (1 - self.rate), ops.zeros_like(inputs))
 

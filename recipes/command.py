@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from . import generation, translation
+from . import classification, generation, translation
 
 TRANSLATION, GENERATION = translation.Settings(), generation.Settings()
+CLASSIFICATION = classification.Settings()
 
 app = typer.Typer(
     help="Train, evaluate, use and export the transformers of polyhead.",
@@ -239,6 +240,91 @@ def train_generation(
     train(generation, locals())
 
 
+@train_app.command("classification")
+def train_classification(
+    out: Out,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR|sample",
+            help="A folder of folders train, val, test, or of images alone, each with a folder for "
+            "every class; or of TFRecords train*, val*, test* (features image, label) and "
+            "labels.txt; or 'sample', shapes that polyhead draws. Without val, a tenth of train.",
+        ),
+    ] = CLASSIFICATION.data,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Size of the model: lite-4 for images of 32 pixels; ti-16, s-16, s-32, b-16, "
+            "b-32, l-16, h-14 for those of 224 (the number is a patch's side)."
+        ),
+    ] = CLASSIFICATION.preset,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|NAME",
+            help="Begin with the weights of this model and a new head, in place of a preset.",
+        ),
+    ] = CLASSIFICATION.pretrained,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side in pixels; the model's by default.")
+    ] = CLASSIFICATION.image_size,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = CLASSIFICATION.batch_size,
+    augment: Annotated[
+        Literal["none", "light", "strong"],
+        typer.Option(help="light: crops and flips; strong: RandAugment too."),
+    ] = CLASSIFICATION.augment,
+    mix: Annotated[
+        bool, typer.Option("--mix", help="Mix the images of a batch: MixUp and CutMix by turns.")
+    ] = CLASSIFICATION.mix,
+    broken: Annotated[
+        Literal["refuse", "skip"],
+        typer.Option(help="What becomes of an image that cannot be decoded; it is named."),
+    ] = CLASSIFICATION.broken,
+    dropout: Dropout = CLASSIFICATION.dropout,
+    stochastic_depth: Annotated[
+        float, typer.Option(help="Rate at which an image skips the last block's sublayers.")
+    ] = CLASSIFICATION.stochastic_depth,
+    label_smoothing: Annotated[
+        float, typer.Option(help="As Szegedy et al. 2016, section 7.")
+    ] = CLASSIFICATION.label_smoothing,
+    peak: Annotated[float, typer.Option(help="Highest learning rate.")] = CLASSIFICATION.peak,
+    warmup: Warmup = CLASSIFICATION.warmup,
+    schedule: Schedule = CLASSIFICATION.schedule,
+    weight_decay: Annotated[
+        float, typer.Option(help="Of matrices, by AdamW.")
+    ] = CLASSIFICATION.weight_decay,
+    freeze: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Leave weights as they are whose names match."),
+    ] = CLASSIFICATION.freeze,
+    clip: Clip = CLASSIFICATION.clip,
+    accumulate: Accumulate = CLASSIFICATION.accumulate,
+    ema: Ema = CLASSIFICATION.ema,
+    precision: Precision = CLASSIFICATION.precision,
+    seed: Seed = CLASSIFICATION.seed,
+    epochs: Epochs = CLASSIFICATION.epochs,
+    steps: Steps = None,
+    minutes: Minutes = CLASSIFICATION.minutes,
+    patience: Patience = CLASSIFICATION.patience,
+    interval: Interval = CLASSIFICATION.interval,
+    keep: Keep = CLASSIFICATION.keep,
+    devices: Devices = CLASSIFICATION.devices,
+    remat: Remat = CLASSIFICATION.remat,
+    restart: Restart = False,
+):
+    """Train a ViT to classify images, or fine-tune a published one.
+
+    Stop it with Ctrl-C whenever you like: the same command goes on after its last epoch.
+    The best model by accuracy on validation is RUN/best; curves are in RUN/curve.png,
+    RUN/history.csv and, for TensorBoard, RUN/logs.
+
+    Example: polyhead train classification --data photos --pretrained google/vit-base-patch16-224
+    --out runs/photos
+    """
+    train(classification, locals())
+
+
 def train(recipe, options):
     """Trains as a command's ``options`` say, by a recipe's module."""
     options["updates"] = options["steps"]
@@ -259,19 +345,38 @@ def evaluate(
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="train, val or test; by default test for translation, val for text."),
+        typer.Option(help="train, val or test; by default test for translation, else val."),
     ] = None,
     show: Annotated[int, typer.Option(help="Translation: how many to show.")] = 3,
     beams: Beams = None,
     alpha: Alpha = None,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Images: draw which classes are taken for which."),
+    ] = None,
 ):
     """Score a run's best model on a split of its data.
 
-    Translations by sacrebleu's BLEU; text by the loss of a token, its perplexity, and bits a byte.
+    Translations by sacrebleu's BLEU; text by the loss of a token, its perplexity, and bits a byte;
+    images by how many are of the likeliest class, and of the likeliest five.
     """
     from .run import read_settings
 
-    if read_settings(run).task == "generation":
+    task = read_settings(run).task
+    if confusion is not None:
+        writable(confusion)
+    if task == "classification":
+        only("translation", variant=variant, beams=beams, alpha=alpha)
+        score = classification.evaluate(run, data, split or "val")
+        print(
+            f"accuracy {score['accuracy']:.2%}, of the likeliest five {score['top5']:.2%}; "
+            f"{score['images']:,} images of {split or 'val'}"
+        )
+        if confusion is not None:
+            classification.draw_confusion(score["confusion"], score["classes"], confusion)
+        return
+    only("image classification", confusion=confusion)
+    if task == "generation":
         only("translation", variant=variant, beams=beams, alpha=alpha)
         score = generation.evaluate(run, data, split or "val")
         print(
@@ -304,14 +409,16 @@ def average(
     """
     from .run import average, read_settings
 
-    text = read_settings(run).task == "generation"
-    if text:
+    task = read_settings(run).task
+    if task != "translation":
         only("translation", beams=beams, alpha=alpha)
     folder, updates = average(run, last)
     mean = f"the mean of updates {updates[0]} to {updates[-1]}"
     for name, model in ((mean, folder), ("the best", run)):
-        if text:
+        if task == "generation":
             score = f"loss {generation.evaluate(model)['loss']:.4f}"
+        elif task == "classification":
+            score = f"accuracy {classification.evaluate(model)['accuracy']:.2%}"
         else:
             search = given(beams=beams, alpha=alpha)
             score = f"BLEU {translation.evaluate(model, split='val', **search)[0].score:.2f}"
@@ -324,7 +431,10 @@ def predict(
     run: Run,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TEXT ...", help="Sentences to translate, or text to continue."),
+        typer.Argument(
+            metavar="TEXT|IMAGE ...",
+            help="Sentences to translate, text to continue, or files of images.",
+        ),
     ] = None,
     beams: Beams = None,
     alpha: Alpha = None,
@@ -348,9 +458,14 @@ def predict(
         list[str] | None, typer.Option(help="Text that ends a continuation, without it.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same continuation each time.")] = None,
+    top: Annotated[int | None, typer.Option(help="Images: so many classes of each.")] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Images: draw where the model looks in one."),
+    ] = None,
 ):
-    """Translate sentences, or the lines of standard input; or continue text, as it comes."""
-    from ..zoo import GPT
+    """Translate sentences, or the lines of standard input; continue text; or classify images."""
+    from ..zoo import GPT, ViT
     from .run import load, shown
 
     sampling = given(
@@ -363,6 +478,22 @@ def predict(
     asked = given(max_new_tokens=max_new_tokens, samples=samples, stop=stop or None, seed=seed)
     search = given(beams=beams, alpha=alpha)
     model = load(run)
+    if isinstance(model, ViT):
+        only("text", **asked, **sampling, **search, best=best, attention=attention)
+        if not texts:
+            raise ValueError("name files of images to classify")
+        if explain is not None:
+            if len(texts) != 1:
+                raise ValueError(f"--explain draws one image: {len(texts)} were given")
+            writable(explain)
+        found = model.classify(texts, top=top or 1, progress=shown("classifying"))
+        for name, classes in zip(texts, found, strict=True):
+            for label, probability in classes:
+                print(f"{name}\t{label}\t{probability:.4f}")
+        if explain is not None:
+            classification.draw_rollout(model, texts[0], explain)
+        return
+    only("images", top=top, explain=explain)
     if isinstance(model, GPT):
         only("translation", best=best, attention=attention)
         for prompt in texts if texts else [sys.stdin.read()]:
@@ -384,8 +515,7 @@ def predict(
     if attention is not None:
         if len(texts) != 1:
             raise ValueError(f"--attention draws one text: {len(texts)} were given")
-        if not attention.resolve().parent.is_dir():
-            raise FileNotFoundError(f"no folder {attention.resolve().parent}")
+        writable(attention)
     progress = shown("translating")
     found = model.translate(texts, scores=True, best=best, progress=progress, **search)
     for translations in found:
@@ -394,6 +524,12 @@ def predict(
     if attention is not None:
         [translations] = found
         model.attention(texts[0], (translations[0] if best else translations).text).draw(attention)
+
+
+def writable(file):
+    """Raises where a picture could not be written, before it is computed."""
+    if not file.resolve().parent.is_dir():
+        raise FileNotFoundError(f"no folder {file.resolve().parent}")
 
 
 def given(**options):
@@ -419,12 +555,13 @@ def export(
     top_p: TopP = None,
     min_p: MinP = None,
     repetition_penalty: Penalty = None,
+    top: Annotated[int | None, typer.Option(help="Images: so many classes of each.")] = None,
 ):
-    """Write a SavedModel for TensorFlow Serving that takes text and gives text.
+    """Write a SavedModel for TensorFlow Serving: text or images in, text or labels out.
 
     It becomes EXPORT/1, or the next free number, with the server's configuration beside it.
     """
-    from ..zoo import GPT
+    from ..zoo import GPT, ViT
     from .run import load
 
     sampling = given(
@@ -436,9 +573,14 @@ def export(
         repetition_penalty=repetition_penalty,
     )
     model = load(run)
+    search = given(beams=beams, alpha=alpha)
+    if isinstance(model, ViT):
+        only("text", **search, **sampling)
+    else:
+        only("images", top=top)
     if not isinstance(model, GPT):
         only("text generation", **sampling)
-    print(model.export(folder, **given(beams=beams, alpha=alpha), **sampling))
+    print(model.export(folder, **search, **sampling, **given(top=top)))
 
 
 @app.command()

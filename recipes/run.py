@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 SAMPLE = "sample"
-TASKS = ("translation", "generation")
+TASKS = ("translation", "generation", "classification")
 # What a continued run may change; "cosine" depends on where it is to end.
 LIMITS = ("epochs", "updates", "minutes", "patience", "keep", "devices", "remat")
 
@@ -98,7 +98,16 @@ class Run:
         )
 
     def fit(
-        self, model, batches, validation, per_epoch, monitor, callbacks=(), mode="max", draw=None
+        self,
+        model,
+        batches,
+        validation,
+        per_epoch,
+        monitor,
+        callbacks=(),
+        mode="max",
+        draw=None,
+        unit="tokens",
     ):
         """Trains a compiled ``model`` till the settings' limits; returns the history.
 
@@ -109,6 +118,7 @@ class Run:
             monitor: the log that says which checkpoint is best, by ``mode`` "max" or "min".
             callbacks: what makes logs, before the others.
             draw: a function of the history and a path, which draws a picture.
+            unit: what the weights of a batch count.
         """
         from ..training import Checkpoints, Curves, EvaluateAverages, Progress
 
@@ -144,7 +154,7 @@ class Run:
             say(f"nothing to do: {why()}")
             return checkpoints.history
         callbacks = list(callbacks)
-        progress = Progress("tokens", per_epoch, checkpoints.updates, say)
+        progress = Progress(unit, per_epoch, checkpoints.updates, say)
         if s.ema is not None:
             callbacks.insert(0, EvaluateAverages())
         if self.chief:
@@ -216,17 +226,18 @@ def average(run, last=10):
 
 def load(run):
     """The best model of a run, or the model of a folder that `save_pretrained` wrote."""
-    from ..zoo import GPT, Transformer
+    from ..zoo import GPT, Transformer, ViT
 
     folder = model_folder(run)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no model: there is no config.json in it")
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        kind = config.get("model", config.get("model_type"))
+        kind = config.get("model", config.get("model_type", "timm" in str(config) and "vit"))
     except (ValueError, AttributeError):
         kind = None  # what is wrong, the class says
-    return (GPT if kind in ("GPT", "gpt2") else Transformer).from_pretrained(folder)
+    models = {"GPT": GPT, "gpt2": GPT, "ViT": ViT, "vit": ViT}
+    return models.get(kind, Transformer).from_pretrained(folder)
 
 
 def model_folder(run):
@@ -322,8 +333,6 @@ def draw_curve(history, path, score=None, label=None):
     """A score on validation, if there is one, and losses against wall time, as a picture."""
     from matplotlib.figure import Figure
 
-    from ..training import write_file
-
     minutes = [epoch["seconds"] / 60 for epoch in history]
     figure = Figure(figsize=(7, 4), layout="constrained")
     loss = figure.subplots()
@@ -336,6 +345,13 @@ def draw_curve(history, path, score=None, label=None):
     loss.plot(minutes, [epoch["loss"] for epoch in history], color="tab:orange", label="training")
     loss.plot(minutes, [epoch["val_loss"] for epoch in history], color="tab:orange", ls="--")
     loss.set_ylabel("loss: training (solid), validation (dashed)", color="tab:orange")
+    save(figure, path)
+
+
+def save(figure, path):
+    """Writes a picture: it appears complete or not at all."""
+    from ..training import write_file
+
     picture = io.BytesIO()
     figure.savefig(picture, dpi=120)
     write_file(path, picture.getvalue())

@@ -1,5 +1,6 @@
 """From functions to a folder that TensorFlow Serving loads: complete or not at all."""
 
+import base64
 import json
 import os
 import re
@@ -131,7 +132,7 @@ def export(folder, name, signatures, variables, tracked=()):
 def check_answers(saved, functions, requests):
     """Asks the saved model through the C++ loader, as the server would, and compares."""
     lines = "".join(
-        json.dumps({"signature_name": key, "inputs": {k: listed(v) for k, v in example.items()}})
+        json.dumps({"signature_name": key, "inputs": {k: as_json(v) for k, v in example.items()}})
         + "\n"
         for key, example in requests
     )
@@ -152,7 +153,9 @@ def check_answers(saved, functions, requests):
                     f"REST can tell: {key} of {signature} is {value.dtype.name} {value.shape}"
                 )
             if value.dtype == tf.string:
-                same = listed(tf.reshape(value, [-1])) == np.ravel(answer[key]).tolist()
+                flat = tf.reshape(value, [-1]).numpy()
+                texts = [text.decode("utf-8", "backslashreplace") for text in flat]
+                same = texts == np.ravel(answer[key]).tolist()
             else:
                 same = np.allclose(value, answer[key], rtol=1e-3, atol=1e-3)
             if not same:
@@ -161,12 +164,18 @@ def check_answers(saved, functions, requests):
                 )
 
 
-def listed(values):
-    """A tensor (B,) as a list for JSON."""
-    return [
-        value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-        for value in values.numpy().tolist()
-    ]
+def as_json(value):
+    """A tensor or a list as JSON; bytes that are no text as the server's REST has them."""
+    if isinstance(value, tf.Tensor):
+        value = value.numpy().tolist()
+    if isinstance(value, list):
+        return [as_json(one) for one in value]
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(value).decode()}
 
 
 def write_warmup(saved, name, requests):
@@ -202,8 +211,10 @@ def write_server_files(folder, name, version, signatures):
     """``models.config``, ``batching.config`` and a README with the container's commands."""
     example = signatures["serving_default"][2][-1]
     instances = [
-        dict(zip(example, row, strict=True)) for row in zip(*example.values(), strict=True)
+        dict(zip(example, map(as_json, row), strict=True))
+        for row in zip(*example.values(), strict=True)
     ]
+    first = next(iter(example.values()))[0]
     listed = "\n".join(
         f"- `{key}`: " + ", ".join(f"`{k}` {spec.dtype.name} (batch)" for k, spec in inputs.items())
         for key, (_, inputs, _) in signatures.items()
@@ -216,7 +227,7 @@ def write_server_files(folder, name, version, signatures):
             version=version.name,
             signatures=listed,
             request=json.dumps({"instances": instances[:1]}),
-            texts=next(iter(example.values()))[0],
+            texts="photo.jpg" if isinstance(first, bytes) else first,
         ),
     }
     for file, text in texts.items():

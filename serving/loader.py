@@ -2,6 +2,7 @@
 
     python -m polyhead.serving.loader EXPORT/1 "A dog runs."
     python -m polyhead.serving.loader --signature beam EXPORT/1 "A dog runs."
+    python -m polyhead.serving.loader EXPORT/1 photo.jpg
 
 TensorFlow Serving loads with this loader and runs sessions, with XLA off and with no operation
 but core TensorFlow's and TensorFlow Text's. So does this module, through the C API, in a process
@@ -9,6 +10,8 @@ that must not have imported Python's tensorflow: what works here does not lean o
 """
 
 import argparse
+import base64
+import binascii
 import ctypes
 import importlib.util
 import json
@@ -37,7 +40,8 @@ class Bytes(ctypes.Structure):
 class SavedModel:
     """A SavedModel whose signatures take and give strings, floats and integers of 32 bits.
 
-    What they take is of shape (B,).
+    What they take is of shape (B,), or lists of lists of numbers. Bytes that are no text are
+    ``{"b64": "..."}``, as in the server's REST interface.
 
     Raises:
         RuntimeError: TensorFlow refuses to load or to run it; the message is its own.
@@ -123,17 +127,23 @@ class SavedModel:
         return Endpoint(operation, int(index))
 
     def _tensor(self, name, values, kind):
-        if kind == STRING and all(isinstance(value, str) for value in values):
-            return self._strings(values)
+        if kind == STRING and all(isinstance(value, str | bytes | dict) for value in values):
+            return self._strings([content(value) for value in values])
+        shape, asked = [len(values)], values
+        while values and all(isinstance(value, list) for value in values):
+            if len({len(value) for value in values}) > 1:
+                raise RuntimeError(f"lists in {name} must be of one length: {asked!r:.100}")
+            shape.append(len(values[0]))
+            values = [one for value in values for one in value]
         number, types = NUMBERS.get(kind, (None, ()))
         if number is None or not all(type(value) in types for value in values):
             rule = {STRING: "strings", FLOAT: "numbers", INT32: "integers"}.get(kind, "not known")
-            raise RuntimeError(f"values of {name} are {rule}, not {values!r:.100}")
+            raise RuntimeError(f"values of {name} are {rule}, not {asked!r:.100}")
         if number is ctypes.c_int32 and not all(-(2**31) <= value < 2**31 for value in values):
             raise RuntimeError(f"values of {name} have 32 bits: {values!r:.100}")
-        shape = (ctypes.c_int64 * 1)(len(values))
+        axes = (ctypes.c_int64 * len(shape))(*shape)
         size = ctypes.c_size_t(4 * len(values))
-        tensor = POINTER(self._c("TF_AllocateTensor", POINTER, kind, shape, 1, size))
+        tensor = POINTER(self._c("TF_AllocateTensor", POINTER, kind, axes, len(shape), size))
         if values:
             start = self._c("TF_TensorData", POINTER, tensor)
             (number * len(values)).from_address(start)[:] = values
@@ -148,9 +158,9 @@ class SavedModel:
         )
         start = self._c("TF_TensorData", POINTER, tensor)
         for i, text in enumerate(texts):
-            content, slot = text.encode(), POINTER((start or 0) + 24 * i)
+            slot = POINTER((start or 0) + 24 * i)
             self._c("TF_StringInit", None, slot)
-            self._c("TF_StringCopy", None, slot, content, ctypes.c_size_t(len(content)))
+            self._c("TF_StringCopy", None, slot, text, ctypes.c_size_t(len(text)))
         return tensor.value
 
     def _list(self, tensor):
@@ -176,6 +186,18 @@ class SavedModel:
             self._c("TF_StringGetDataPointer", POINTER, slot),
             self._c("TF_StringGetSize", ctypes.c_size_t, slot),
         ).decode("utf-8", "backslashreplace")
+
+
+def content(value):
+    """The bytes of a string, as JSON has it."""
+    if isinstance(value, dict):
+        if set(value) != {"b64"} or not isinstance(value["b64"], str):
+            raise RuntimeError(f'bytes are {{"b64": "..."}}, not {value!r:.100}')
+        try:
+            return base64.b64decode(value["b64"], validate=True)
+        except binascii.Error as error:
+            raise RuntimeError(f"no base64: {value['b64']!r:.100}: {error}") from None
+    return value.encode() if isinstance(value, str) else value
 
 
 def package(name):
@@ -240,16 +262,18 @@ def main():
         'them: {"signature_name": "beam", "inputs": {"text": ["A dog runs."]}}.',
     )
     parser.add_argument("version", metavar="EXPORT/1", help="folder of a version")
-    parser.add_argument("texts", metavar="TEXT", nargs="*")
+    parser.add_argument("texts", metavar="TEXT|IMAGE", nargs="*")
     parser.add_argument("--signature", default="serving_default")
     options = parser.parse_args()
     try:
         model = SavedModel(options.version)
-        asked = (
-            [{"inputs": {"text": options.texts}}]
-            if options.texts
-            else map(json.loads, filter(str.strip, sys.stdin))
-        )
+        asked = map(json.loads, filter(str.strip, sys.stdin))
+        if options.texts:
+            inputs = model.signatures.get(options.signature, ({},))[0]
+            given = {"text": options.texts}
+            if set(inputs) == {"image_bytes"}:
+                given = {"image_bytes": [Path(path).read_bytes() for path in options.texts]}
+            asked = [{"inputs": given}]
         for request in asked:
             if not isinstance(request, dict):
                 raise ValueError(f"a request is a JSON object, not {request!r:.100}")
@@ -257,7 +281,7 @@ def main():
             print(json.dumps(model(request["inputs"], signature), ensure_ascii=False), flush=True)
     except KeyError as error:
         sys.exit(f"error: a request has no {error}")
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

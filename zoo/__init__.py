@@ -4,5 +4,15 @@ from .generation import Search
 from .gpt import GPT, GPTConfig
 from .sampling import Sampling
 from .transformer import Transformer, TransformerConfig
+from .vit import ViT, ViTConfig
 
-__all__ = ["GPT", "GPTConfig", "Sampling", "Search", "Transformer", "TransformerConfig"]
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "Sampling",
+    "Search",
+    "Transformer",
+    "TransformerConfig",
+    "ViT",
+    "ViTConfig",
+]

@@ -26,6 +26,7 @@ RULES = (
     (r"beta$", "bias"),
 )
 LINEAR = False  # weights are those of convolutions of width 1, (in, out)
+BESIDE = "generation_config.json"  # is read with config.json
 PARTS = ("query", "key", "value")  # thirds of c_attn
 
 ACTIVATIONS = {

@@ -42,6 +42,7 @@ FIXED = {
 
 
 LINEAR = True  # weights are those of linear layers, (out, in)
+BESIDE = "generation_config.json"  # is read with config.json
 
 
 def unpacked(settings, tensors, source):

@@ -40,7 +40,8 @@ class Pretrained(Model):
     PRESETS: ClassVar[dict]
     # What a configuration and its tokenizer must agree on.
     VOCABULARY: ClassVar[tuple] = ("vocab_size", "end_id")
-    # Modules that read other libraries' checkpoints, by the ``model_type`` of their config.json.
+    # Modules that read other libraries' checkpoints, by the ``model_type`` of their config.json, or
+    # "timm".
     FAMILIES: ClassVar[dict] = {}
 
     @classmethod
@@ -197,8 +198,9 @@ class Pretrained(Model):
             raise FileNotFoundError(f"{folder} holds no model: there is no config.json in it")
         config = read_json(folder / "config.json")
         kind = config.pop("model", None)
-        if kind is None and str(config.get("model_type")) in cls.FAMILIES:
-            return cls.from_published(folder, config, overrides)
+        family = "timm" if "pretrained_cfg" in config else str(config.get("model_type"))
+        if kind is None and family in cls.FAMILIES:
+            return cls.from_published(folder, family, config, overrides)
         kind = kind or config.get("model_type")
         if kind != cls.__name__:
             raise CheckpointError(f"{folder} holds a {kind}, not a {cls.__name__}")
@@ -213,13 +215,13 @@ class Pretrained(Model):
         return model
 
     @classmethod
-    def from_published(cls, folder, config, overrides):
-        family = importlib.import_module(cls.FAMILIES[config["model_type"]], __package__)
-        generation = folder / "generation_config.json"
-        search = Settings(generation, read_json(generation) if generation.is_file() else {})
+    def from_published(cls, folder, family, config, overrides):
+        family = importlib.import_module(cls.FAMILIES[family], __package__)
+        beside = folder / family.BESIDE
+        others = Settings(beside, read_json(beside) if beside.is_file() else {})
         settings = Settings(folder / "config.json", config)
         with named(settings.file):
-            config = dataclasses.replace(family.read_config(settings, search), **overrides)
+            config = dataclasses.replace(family.read_config(settings, others), **overrides)
         tensors, weights = read_published(folder)
         tensors = family.unpacked(settings, tensors, weights)
         for name, shape in family.sizes(config).items():
@@ -250,7 +252,7 @@ class Pretrained(Model):
         names = {path.name for path in folder.iterdir()}
         if not names:
             return True
-        ours = {"config.json", "model.safetensors", *TOKENIZERS}
+        ours = {"config.json", "preprocessor_config.json", "model.safetensors", *TOKENIZERS}
         if not {"config.json"} <= names <= ours:
             return False
         try:

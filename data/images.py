@@ -1,0 +1,452 @@
+"""Images: read by class, decoded, fitted to a size, augmented, batched."""
+
+import re
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from .batches import epochs
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+SHARE = 0.9  # of a split that has no validation of its own, so much is for training
+BROKEN = ("refuse", "skip")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images and the classes that they are of.
+
+    Args:
+        images: paths, encoded bytes (JPEG, PNG, GIF or BMP), or an array (N, Y, X, C) of pixels
+            from 0 to 255.
+        labels: (N,) numbers of classes.
+        classes: their names.
+        names: what errors call each image; paths, if they are not given.
+
+    Raises:
+        ValueError: there are not as many labels as images, or a label has no class.
+    """
+
+    images: list | np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    names: list[str] | None = None
+
+    def __post_init__(self):
+        labels = np.asarray(self.labels, "int32")
+        object.__setattr__(self, "labels", labels)
+        if labels.shape != (len(self.images),):
+            raise ValueError(f"{len(self.images)} images need as many labels: {labels.shape}")
+        if not len(labels):
+            raise ValueError("there are no images")
+        if labels.min() < 0 or labels.max() >= len(self.classes):
+            raise ValueError(
+                f"labels must be from 0 to {len(self.classes) - 1}: "
+                f"{labels.min()} to {labels.max()}"
+            )
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, chosen):
+        """Those of an array of indices."""
+        images = self.images
+        images = images[chosen] if hasattr(images, "shape") else [images[i] for i in chosen]
+        names = None if self.names is None else [self.names[i] for i in chosen]
+        return replace(self, images=images, labels=self.labels[chosen], names=names)
+
+    def name(self, i):
+        if self.names is not None:
+            return self.names[i]
+        return self.images[i] if isinstance(self.images[i], str) else f"image {i}"
+
+    def pixels(self, size, broken="refuse", progress=iter, **fit):
+        """The same with an array (N, Y, X, 3) in the place of files: for sets that fit in memory.
+
+        Args:
+            size: height and width.
+            broken: "refuse" one that cannot be decoded, or "skip" it with a warning.
+            fit: of `fitted`.
+
+        Raises:
+            ValueError: naming an image that cannot be decoded.
+        """
+        if broken not in BROKEN:
+            raise ValueError(f"broken must be one of {BROKEN}: {broken!r}")
+        if hasattr(self.images, "shape") and self.images.shape[1:3] == tuple(size):
+            return self
+        array, kept = np.zeros((len(self), *size, 3), "uint8"), []
+        shaped = tf.function(
+            lambda image: rounded(fitted(image, size, **fit)),
+            input_signature=[tf.TensorSpec([None, None, None], tf.uint8)],
+        )
+        for i in progress(range(len(self))):
+            try:
+                image = self.images[i]
+                array[i] = shaped(image if hasattr(image, "shape") else decoded(content(image)))
+                kept.append(i)
+            except (tf.errors.InvalidArgumentError, OSError) as error:
+                reason = told(error)
+                if broken == "refuse":
+                    raise ValueError(f"{self.name(i)} is no image: {reason}") from None
+                warnings.warn(f"{self.name(i)} is left out: {reason}", stacklevel=2)
+        return replace(self[np.array(kept, int)], images=array[kept])
+
+
+def told(error):
+    """What an error of TensorFlow's says, without where it stood."""
+    return re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", str(error).splitlines()[0])
+
+
+def content(image):
+    """The bytes of an encoded image, or of the file at a path."""
+    return image if isinstance(image, bytes) else Path(image).read_bytes()
+
+
+def decoded(content, channels=3):
+    """Encoded bytes, a scalar -> pixels (Y, X, C) of uint8; of an animation the first.
+
+    Raises:
+        tf.errors.InvalidArgumentError: they are no JPEG, PNG, GIF or BMP.
+    """
+    return tf.io.decode_image(content, channels=channels, expand_animations=False)
+
+
+def fitted(image, size, interpolation="bilinear", crop=None):
+    """Pixels (Y, X, C) -> (height, width, C) of float32, from 0 to 255.
+
+    With a ``crop`` of the middle, which that share of the shorter side is; else the whole image,
+    squashed where it has another shape. Resizing averages over the pixels that become one, as
+    Pillow does.
+    """
+    height, width = size
+    image = tf.cast(image, tf.float32)
+    if crop is not None:
+        shape = tf.cast(tf.shape(image)[:2], tf.float32)
+        # The largest rectangle of the size's shape, and of it the share.
+        scale = tf.reduce_min(shape / tf.constant([height, width], tf.float32)) * crop
+        part = tf.maximum(
+            tf.cast(tf.round(scale * tf.constant([height, width], tf.float32)), tf.int32), 1
+        )
+        start = (tf.shape(image)[:2] - part) // 2
+        image = tf.slice(image, [start[0], start[1], 0], [part[0], part[1], -1])
+    image = tf.image.resize(image, size, method=interpolation, antialias=True)
+    return tf.clip_by_value(image, 0.0, 255.0)
+
+
+def rounded(image):
+    return tf.cast(tf.round(image), tf.uint8)
+
+
+class Pixels:
+    """How images become a model's pixels, in Python and in what is exported.
+
+    Args:
+        size: height and width.
+        channels: 3 of colour, 1 of grey.
+        fit: of `fitted`.
+    """
+
+    def __init__(self, size, channels=3, **fit):
+        self.size, self.channels, self.fit = tuple(size), channels, fit
+
+    def read(self, image):
+        """A path, encoded bytes or an array (Y, X, C) -> an array of the size, from 0 to 255.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no image.
+        """
+        try:
+            if isinstance(image, str | bytes | Path):
+                image = decoded(content(image), self.channels)
+            elif np.ndim(image) != 3 or np.shape(image)[-1] != self.channels:
+                raise ValueError(f"an array (Y, X, {self.channels}), not {np.shape(image)}")
+            return np.asarray(fitted(image, self.size, **self.fit))
+        except tf.errors.InvalidArgumentError as error:
+            raise ValueError(told(error)) from None
+
+    def batch(self, contents):
+        """Encoded bytes (B,) -> (B, Y, X, C), in the graph."""
+        return tf.map_fn(
+            lambda content: fitted(decoded(content, self.channels), self.size, **self.fit),
+            contents,
+            fn_output_signature=tf.TensorSpec([*self.size, self.channels], tf.float32),
+        )
+
+    def specs(self):
+        """What an export takes: encoded bytes, or pixels."""
+        encoded = {"image_bytes": tf.TensorSpec([None], tf.string)}
+        return encoded, {"images": tf.TensorSpec([None, *self.size, self.channels], tf.float32)}
+
+    def examples(self):
+        """The same, as lists, that an export is asked."""
+        random = np.random.default_rng(0)
+        squares = random.integers(0, 256, (4, 8, 12, self.channels)).astype("uint8")
+        files = [tf.io.encode_png(square).numpy() for square in squares]
+        pixels = random.integers(0, 256, (1, *self.size, self.channels)).astype("float32")
+        encoded = [{"image_bytes": files[:n]} for n in (1, len(files))]
+        return encoded, [{"images": pixels.tolist()}]
+
+
+def named(labels):
+    """A function that gives the ``labels``, strings, of classes in the graph."""
+    table = tf.constant(labels)
+    return lambda classes: tf.gather(table, classes)
+
+
+def read_images(path, split="train", classes=None):
+    """The `LabelledImages` of a folder, by split.
+
+    A folder holds a folder for each split (train, val, test), or the images themselves: in a
+    folder for each class, or in TFRecords whose names begin with the split (features ``image``,
+    encoded, and ``label``, a number), with the names of classes in ``labels.txt``. Files of images
+    are read when they are needed; records are kept in memory. Where there is no "val", a tenth of
+    the training images is that: every tenth of each class.
+
+    Raises:
+        FileNotFoundError: there are no images of the split.
+        ValueError: classes or records that are not so.
+    """
+    path = Path(path)
+    if split not in ("train", "val", "test"):
+        raise ValueError(f"a split is train, val or test: {split!r}")
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path}")
+    found = {s: records(path, s) for s in ("train", "val", "test")}
+    reader, places = read_records, found
+    if not any(found.values()):
+        reader = read_folders
+        places = {s: path / s if (path / s).is_dir() else None for s in found}
+        if not any(places.values()):
+            places["train"] = path
+    if split == "test" or places["val"]:
+        if not places[split]:
+            raise FileNotFoundError(f"{path} has no images of a split {split}")
+        return reader(path, places[split])
+    if not places["train"]:
+        raise FileNotFoundError(f"{path} has no images of a split train")
+    images = reader(path, places["train"])
+    # Of each class every tenth.
+    order = np.argsort(images.labels, kind="stable")
+    first = np.concatenate([[0], np.cumsum(np.bincount(images.labels))])
+    place = np.empty(len(images), int)
+    place[order] = np.arange(len(images)) - first[images.labels[order]]
+    held = place % round(1 / (1 - SHARE)) == 9
+    chosen = np.flatnonzero(held if split == "val" else ~held)
+    if not len(chosen):
+        raise FileNotFoundError(f"{path} has too few images for a split {split}")
+    return images[chosen]
+
+
+def records(path, split):
+    return sorted(str(file) for file in path.glob(f"{split}*.tfrecord*"))
+
+
+def read_records(path, files):
+    if not (path / "labels.txt").is_file():
+        raise ValueError(f"TFRecords need the names of their classes: {path / 'labels.txt'}")
+    classes = tuple((path / "labels.txt").read_text("utf-8").split("\n"))
+    classes = tuple(name.strip() for name in classes if name.strip())
+    features = {
+        "image": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.FixedLenFeature([], tf.int64),
+    }
+    images, labels, names = [], [], []
+    for file in files:
+        try:
+            for batch in tf.data.TFRecordDataset(file).batch(1000):
+                parsed = tf.io.parse_example(batch, features)
+                names += [f"{file}, record {i}" for i in range(len(names), len(names) + len(batch))]
+                images += parsed["image"].numpy().tolist()
+                labels += parsed["label"].numpy().tolist()
+        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+            reason = told(error)
+            raise ValueError(f"{file} holds no images with labels: {reason}") from None
+    if not images:
+        raise ValueError(f"{', '.join(files)}: there are no images in them")
+    return LabelledImages(images, labels, classes, names)
+
+
+def read_folders(path, folder):
+    classes = tuple(sorted(place.name for place in folder.iterdir() if place.is_dir()))
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        for file in sorted((folder / name).rglob("*")):
+            if file.suffix.lower() in SUFFIXES:
+                images.append(str(file))
+                labels.append(label)
+    if not images:
+        raise FileNotFoundError(f"{folder} has no images {', '.join(SUFFIXES)} in folders by class")
+    return LabelledImages(images, labels, classes)
+
+
+def image_batches(
+    images,
+    size,
+    batch_size=128,
+    augment=None,
+    mix=False,
+    shuffle=True,
+    seed=0,
+    start=None,
+    broken="refuse",
+    **fit,
+):
+    """Batches of ``(pixels (B, Y, X, 3), labels (B, K), sample_weight (B,))`` for `ViT.fit`.
+
+    Pixels are floats from 0 to 255, labels the chances of the classes: 1 for one of them, unless
+    images are mixed. The last batch is filled up with images of weight 0.
+
+    Args:
+        images: `LabelledImages`.
+        size: Y and X.
+        batch_size: B.
+        augment: None; "light", a crop and a flip; or "strong", and then two operations of
+            RandAugment (Cubuk et al. 2020), the same for the whole batch. Arrays of the size
+            itself are moved by up to an eighth; of others a part is cut out and resized.
+        mix: each batch is mixed with itself, by turns as MixUp (Zhang et al. 2018) and as CutMix
+            (Yun et al. 2019) do it.
+        shuffle: a new order each epoch, the same for the same ``seed``, as is all that is drawn.
+        start: with a number of updates, the dataset has no end and begins there, as an
+            interrupted run would have gone on. Without, it is one epoch, of known length.
+        broken: "refuse" an image that cannot be decoded, or "skip" it with a warning: then its
+            weight is 0.
+        fit: of `fitted`, for what is not augmented.
+
+    Raises:
+        ValueError: an argument is out of its range; while it is read, naming the image that
+            cannot be decoded.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive: {batch_size}")
+    if augment not in (None, "light", "strong"):
+        raise ValueError(f"augment must be None, 'light' or 'strong': {augment!r}")
+    if broken not in BROKEN:
+        raise ValueError(f"broken must be one of {BROKEN}: {broken!r}")
+    count, classes = -(-len(images) // batch_size), len(images.classes)
+    labels = tf.constant(images.labels)
+    pixels = None
+    if hasattr(images.images, "shape") and images.images.shape[1:3] == tuple(size):
+        pixels = tf.constant(images.images)
+    distort = tf.random.experimental.stateless_fold_in
+
+    def read(i):
+        try:
+            image = images.images[i]
+            image = image if hasattr(image, "shape") else decoded(content(image)).numpy()
+            return image, np.float32(1)
+        except (tf.errors.InvalidArgumentError, OSError) as error:
+            reason = told(error)
+            if broken == "refuse":
+                raise ValueError(f"{images.name(i)} is no image: {reason}") from None
+            warnings.warn(f"{images.name(i)} is left out: {reason}", stacklevel=2)
+            return np.zeros((1, 1, 3), "uint8"), np.float32(0)
+
+    def one(i, key):
+        """An image of the size, and its weight."""
+        image, weight = tf.numpy_function(read, [i], [tf.uint8, tf.float32])
+        image.set_shape([None, None, 3])
+        image = fitted(image, size, **fit) if augment is None else cut(image, size, key)
+        return tf.ensure_shape(image, [*size, 3]), tf.ensure_shape(weight, [])
+
+    def batch(order, number, i):
+        # The last batch is filled up with images that were before.
+        at = tf.range(i * batch_size, (i + 1) * batch_size)
+        chosen = tf.gather(order, at % len(images))
+        weight = tf.cast(at < len(images), tf.float32)
+        key = distort(tf.stack([tf.cast(seed, tf.int64), number]), i)
+        if pixels is None:
+            made, whole = tf.map_fn(
+                lambda row: one(row[0], distort(key, row[1])),
+                (chosen, at),
+                fn_output_signature=(tf.float32, tf.float32),
+            )
+            weight = weight * whole
+        else:
+            made = tf.gather(pixels, chosen)
+            made = tf.cast(made if augment is None else shifted(made, key), tf.float32)
+        if augment is not None:
+            flips = tf.random.stateless_uniform([batch_size, 1, 1, 1], distort(key, -1)) < 0.5
+            made = tf.where(flips, made[:, :, ::-1], made)
+        if augment == "strong":
+            made = drawn(strong, made, key)
+        target = tf.one_hot(tf.gather(labels, chosen), classes)
+        if mix:
+            made, target = tf.cond(
+                key[0] % 2 == 0,
+                lambda: mixed(mixes[0], made, target, key),
+                lambda: mixed(mixes[1], made, target, key),
+            )
+        return made, target, weight
+
+    strong = keras.layers.RandAugment(dtype="float32")
+    mixes = keras.layers.MixUp(dtype="float32"), keras.layers.CutMix(dtype="float32")
+
+    def epoch(number):
+        order = tf.range(len(images))
+        if shuffle:
+            key = tf.stack([tf.cast(seed, tf.int64), tf.cast(number, tf.int64)])
+            order = tf.random.experimental.stateless_shuffle(order, key)
+        return tf.data.Dataset.range(count, output_type=tf.int32).map(
+            lambda i: batch(order, tf.cast(number, tf.int64), i), num_parallel_calls=2
+        )
+
+    return epochs(lambda numbers: numbers.flat_map(epoch), count, seed, start)
+
+
+def cut(image, size, key):
+    """A part of an image (Y, X, C) of 8 to 100% of its area, resized (Szegedy et al. 2015)."""
+    start, part, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.shape(image),
+        tf.zeros([1, 0, 4]),
+        key,
+        area_range=(0.08, 1.0),
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        use_image_if_no_bounding_boxes=True,
+    )
+    return fitted(tf.slice(image, start, part), size)
+
+
+def shifted(images, key):
+    """``images`` (B, Y, X, C), moved by up to an eighth in any direction; what comes in is black.
+
+    As a crop from the image in a frame (He et al. 2015, section 4.2).
+    """
+    batch, size = tf.shape(images)[0], images.shape[1:3]
+    frame = [side // 8 for side in size]
+    images = tf.pad(images, [[0, 0], *([side, side] for side in frame), [0, 0]])
+    for axis, (side, most) in enumerate(zip(size, frame, strict=True), start=1):
+        first = tf.random.stateless_uniform([batch, 1], key + axis, 0, 2 * most + 1, tf.int32)
+        images = tf.gather(images, first + tf.range(side), axis=axis, batch_dims=1)
+    return images
+
+
+class Keyed(keras.random.SeedGenerator):
+    """Seeds that are functions of ``key``: what Keras's layers draw is the same for the same."""
+
+    def __init__(self, key):
+        self.key, self.count = key, 0
+
+    def next(self, ordered=True):
+        self.count += 1
+        return tf.random.experimental.stateless_fold_in(self.key, self.count)
+
+
+def transformation(layer, images, key):
+    generator = Keyed(key)
+    layer._get_seed_generator = lambda backend=None: generator
+    return layer.get_random_transformation(images, training=True, seed=generator)
+
+
+def drawn(layer, images, key):
+    return layer.transform_images(images, transformation(layer, images, key), training=True)
+
+
+def mixed(layer, images, labels, key):
+    how = transformation(layer, images, key)
+    return layer.transform_images(images, how), layer.transform_labels(labels, how)

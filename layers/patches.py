@@ -1,0 +1,124 @@
+"""Images as sequences of patches, section 3.1 of Dosovitskiy et al. 2020."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+class PatchEmbedding(keras.layers.Layer):
+    """Cuts an image into squares and maps the pixels of each to a vector (equation 1's E).
+
+    Args:
+        patch_size: P, a square's side in pixels.
+        dim: D.
+
+    Call with ``images`` (B, Y, X, C), whose sides are multiples of P; the result is
+    (B, Y / P * X / P, D), row by row.
+
+    Raises:
+        ValueError: an image's side is no multiple of P.
+    """
+
+    def __init__(self, patch_size, dim, **kwargs):
+        super().__init__(**kwargs)
+        self.patch_size = patch_size
+        self.dim = dim
+
+    def build(self, images_shape):
+        dtype = self.dtype_policy
+        self.projection = keras.layers.Dense(self.dim, dtype=dtype, name="projection")
+        self.projection.build((None, None, self.patch_size**2 * images_shape[-1]))
+
+    def call(self, images):
+        size = self.patch_size
+        _, height, width, channels = images.shape
+        rows, columns = grid(height, width, size)
+        squares = ops.reshape(images, (-1, rows, size, columns, size, channels))
+        squares = ops.transpose(squares, (0, 1, 3, 2, 4, 5))
+        return self.projection(ops.reshape(squares, (-1, rows * columns, size**2 * channels)))
+
+
+def grid(height, width, patch_size):
+    """The rows and columns of patches in an image.
+
+    Raises:
+        ValueError: a side is no multiple of ``patch_size``.
+    """
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"an image's sides must be multiples of {patch_size}: {height} x {width}")
+    return height // patch_size, width // patch_size
+
+
+def interpolated(table, old, new):
+    """Positions ``table`` (Y X, D) of an ``old`` grid (Y, X) -> (Y' X', D) of a ``new`` one.
+
+    By cubic convolution, as the reference implementations do it (section 3.2): a new position takes
+    from the four old ones around it in each direction; those beyond an edge are the edge's.
+    """
+    if old == new:
+        return table
+    table = ops.reshape(table, (*old, -1))
+    down, across = (ops.convert_to_tensor(cubic(a, b)) for a, b in zip(old, new, strict=True))
+    return ops.reshape(ops.einsum("ai,bj,ijd->abd", down, across, table), (-1, table.shape[-1]))
+
+
+def cubic(old, new):
+    """The matrix (new, old) of cubic convolution with a = -3/4 (Keys 1981, equation 15)."""
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(at).astype(int)
+    matrix = np.zeros((new, old), "float32")
+    for tap in range(-1, 3):
+        x, a = np.abs(at - (first + tap)), -0.75
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+        weight = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), weight)
+    return matrix
+
+
+class ClassToken(keras.layers.Layer):
+    """Puts a learned vector before each sequence (equation 1's x_class).
+
+    Call with ``x`` (B, N, D); the result is (B, 1 + N, D).
+    """
+
+    def build(self, x_shape):
+        self.embeddings = self.add_weight(
+            name="embeddings", shape=(1, x_shape[-1]), initializer="zeros"
+        )
+
+    def call(self, x):
+        token = ops.cast(self.embeddings, x.dtype)[None]
+        return ops.concatenate([ops.broadcast_to(token, (ops.shape(x)[0], 1, x.shape[-1])), x], 1)
+
+
+class GridPositions(keras.layers.Layer):
+    """Adds to the patches of an image what tells their places (equation 1's E_pos).
+
+    Args:
+        grid: rows and columns of patches, Y and X.
+        extra: tokens before the patches, each with a position of its own.
+
+    Call with ``x`` (B, extra + Y' X', D) and the ``grid`` (Y', X') that it is of; the result is of
+    the same shape. Another grid than that of the weights has interpolated positions.
+    """
+
+    def __init__(self, grid, extra=0, **kwargs):
+        super().__init__(**kwargs)
+        self.grid = tuple(grid)
+        self.extra = int(extra)
+
+    def build(self, x_shape):
+        self.embeddings = self.add_weight(
+            name="embeddings",
+            shape=(self.extra + self.grid[0] * self.grid[1], x_shape[-1]),
+            initializer=keras.initializers.RandomNormal(stddev=0.02),
+        )
+
+    def call(self, x, grid=None):
+        return x + ops.cast(self.table(grid or self.grid), x.dtype)
+
+    def table(self, grid):
+        """The positions (extra + Y' X', D) of a ``grid`` (Y', X')."""
+        before, places = ops.split(ops.convert_to_tensor(self.embeddings), [self.extra], axis=0)
+        return ops.concatenate([before, interpolated(places, self.grid, tuple(grid))], axis=0)

@@ -1,0 +1,207 @@
+"""Classification: images in, a trained ViT, its accuracy, its export."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from .run import SAMPLE, Run, RunSettings, draw_curve, load, read_settings, save, shown
+
+IN_MEMORY = 2**31  # bytes of pixels; larger sets are decoded anew each epoch
+
+
+@dataclass(frozen=True)
+class Settings(RunSettings):
+    """All that a training of `ViT` depends on, as the command's options say it."""
+
+    task: ClassVar[str] = "classification"
+
+    preset: str = "lite-4"
+    pretrained: str | None = None
+    image_size: int | None = None
+    batch_size: int = 128
+    peak: float | None = 1e-3
+    warmup: int = 500
+    schedule: str = "cosine"
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    stochastic_depth: float = 0.1
+    augment: str = "light"
+    mix: bool = False
+    broken: str = "refuse"
+    freeze: str | None = None
+    epochs: int = 30
+
+
+def train(settings, out, restart=False, say=print):
+    """Trains in the folder ``out``, from where an interrupted run of the same settings stopped."""
+    import keras
+
+    from ..data import image_batches
+    from ..training import InverseSquareRoot
+
+    run = Run(settings, out, restart, say)
+    settings = run.settings
+    images = {split: labelled(settings.data, split) for split in ("train", "val")}
+    if images["val"].classes != images["train"].classes:
+        raise ValueError(f"{settings.data}: train and val are of different classes")
+    say(f"{len(images['train']):,} images of {len(images['train'].classes)} classes")
+    with run.devices.scope():
+        model = begin(settings, images["train"].classes)
+    config = model.config
+    fit = {"interpolation": config.interpolation, "crop": config.crop}
+    for split in images:
+        images[split] = loaded(images[split], config, settings.broken)
+
+    def batches(split, **options):
+        return image_batches(
+            images[split],
+            config.image_size,
+            settings.batch_size,
+            seed=settings.seed,
+            broken=settings.broken,
+            **options,
+        )
+
+    drawn = {"augment": settings.augment if settings.augment != "none" else None}
+    drawn |= {"mix": settings.mix} | (fit if drawn["augment"] is None else {})
+    per_epoch = len(batches("train", **drawn))
+    with run.devices.scope():
+        optimizer = run.optimizer(
+            keras.optimizers.AdamW,
+            InverseSquareRoot(settings.peak or 1e-3, settings.warmup),
+            per_epoch,
+            weight_decay=settings.weight_decay,
+        )
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "embeddings"])
+        loss = keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=settings.label_smoothing
+        )
+        accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
+        model.compile(optimizer, loss, [accuracy], remat=settings.remat)
+    return run.fit(
+        model,
+        lambda update: batches("train", start=update, **drawn),
+        batches("val", shuffle=False, **fit),
+        per_epoch,
+        "val_accuracy",
+        draw=lambda history, path: draw_curve(
+            history, path, "val_accuracy", "accuracy on validation"
+        ),
+        unit="images",
+    )
+
+
+def begin(settings, classes):
+    """The model that training begins with: of a preset, or published weights."""
+    from ..zoo import ViT
+
+    overrides = {"stochastic_depth": settings.stochastic_depth}
+    if settings.dropout is not None:
+        overrides["dropout"] = settings.dropout
+    if settings.image_size is not None:
+        overrides["image_size"] = settings.image_size
+    if settings.pretrained is not None:
+        model = ViT.from_pretrained(settings.pretrained, labels=classes, **overrides)
+    else:
+        model = ViT.preset(settings.preset, num_classes=len(classes), labels=classes, **overrides)
+    if settings.freeze:
+        model.freeze(settings.freeze)
+    return model
+
+
+def labelled(data, split):
+    """The images of a split of a run's data."""
+    from ..data import read_images
+    from ..data.shapes import shapes
+
+    return shapes(split) if data == SAMPLE else read_images(Path(data), split)
+
+
+def loaded(images, config, broken):
+    """``images`` as an array of the model's size, where they fit in memory and are not larger."""
+    height, width = config.image_size
+    if 3 * height * width * len(images) > IN_MEMORY or max(height, width) > 64:
+        return images
+    fit = {"interpolation": config.interpolation, "crop": config.crop}
+    return images.pixels(config.image_size, broken, shown("decoding"), **fit)
+
+
+def evaluate(run, data=None, split="val", batch_size=64):
+    """How well a run's best model classifies a split of its data.
+
+    Returns:
+        a dict: ``accuracy`` and ``top5``, shares of the ``images``, a number, and ``confusion``
+        (K, K), how many of each of the ``classes`` (row) were taken for each (column).
+    """
+    import numpy as np
+
+    from ..data import image_batches
+
+    settings, model = read_settings(run), load(run)
+    images = labelled(data or settings.data, split)
+    c = model.config
+    if images.classes != c.labels:
+        raise ValueError(f"the images are of other classes than the model: {images.classes[:5]}")
+    batches = image_batches(
+        images, c.image_size, batch_size, shuffle=False, broken=settings.broken,
+        interpolation=c.interpolation, crop=c.crop,
+    )  # fmt: skip
+    confusion, hits, total = np.zeros((c.num_classes,) * 2, int), 0, 0
+    for pixels, labels, weight in shown("evaluating")(batches):
+        logits = model.predict_on_batch(pixels)
+        chosen = weight.numpy() > 0
+        ranked, label = np.argsort(-logits, axis=1), labels.numpy().argmax(1)
+        np.add.at(confusion, (label[chosen], ranked[chosen, 0]), 1)
+        hits += (ranked[:, :5] == label[:, None]).any(1)[chosen].sum()
+        total += chosen.sum()
+    return {
+        "accuracy": confusion.trace() / total,
+        "top5": hits / total,
+        "confusion": confusion,
+        "classes": images.classes,
+        "images": int(total),
+    }
+
+
+def draw_confusion(confusion, classes, path):
+    """Which classes (rows) were taken for which (columns), as a picture."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    side = min(3 + 0.35 * len(classes), 30)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the row")
+    axes.set(xlabel="taken for", ylabel="class")
+    if len(classes) <= 60:
+        places = range(len(classes))
+        axes.set_xticks(places, classes, rotation=90)
+        axes.set_yticks(places, classes)
+    if len(classes) <= 20:
+        for row, column in np.argwhere(confusion):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            text = dict(ha="center", va="center", fontsize=7, color=color)
+            axes.text(column, row, confusion[row, column], **text)
+    save(figure, path)
+
+
+def draw_rollout(model, image, path):
+    """An image beside where the model looks in it: attention rollout over it."""
+    from matplotlib.figure import Figure
+
+    pixels = model.pixels(image)
+    shares = model.attention(image)
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    first, second = figure.subplots(1, 2)
+    for axes in (first, second):
+        axes.imshow(pixels / 255)
+        axes.axis("off")
+    height, width = pixels.shape[:2]
+    second.imshow(
+        shares, cmap="inferno", alpha=0.6, interpolation="bilinear", extent=(0, width, height, 0)
+    )
+    [(label, probability)] = model.classify([image], top=1)[0]
+    first.set_title(f"{label}, {probability:.2f}")
+    second.set_title("attention rollout")
+    save(figure, path)

@@ -1,0 +1,174 @@
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from polyhead.data import LabelledImages, image_batches, read_images
+from polyhead.data.images import Pixels, decoded, fitted
+from polyhead.data.shapes import SHAPES, shapes
+
+RANDOM = np.random.default_rng(0)
+SQUARES = RANDOM.integers(0, 256, (10, 16, 16, 3)).astype("uint8")
+CLASSES = ("cat", "dog")
+ARRAYS = LabelledImages(SQUARES, np.arange(10) % 2, CLASSES)
+
+
+def write(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tf.io.encode_png(image).numpy())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twenty images of each of two classes."""
+    for label, name in enumerate(CLASSES):
+        for i in range(20):
+            image = np.full((20 + i, 24, 3), 100 * label + i, "uint8")
+            write(tmp_path / "images" / name / f"{i:02}.png", image)
+    return tmp_path / "images"
+
+
+def test_a_folder_is_read_by_class(folder):
+    train, val = read_images(folder), read_images(folder, "val")
+    assert train.classes == val.classes == CLASSES
+    assert (len(train), len(val)) == (36, 4)
+    assert not set(train.images) & set(val.images)
+    assert val.labels.tolist() == [0, 0, 1, 1]
+    assert all(
+        f"/{CLASSES[label]}/" in name for name, label in zip(val.images, val.labels, strict=True)
+    )
+    with pytest.raises(FileNotFoundError, match="no images of a split test"):
+        read_images(folder, "test")
+    for split in ("train", "val", "test"):
+        write(folder / split / "cat" / "a.png", SQUARES[0])
+    assert [len(read_images(folder, split)) for split in ("train", "val", "test")] == [1, 1, 1]
+
+
+def test_records_are_read(tmp_path):
+    def example(image, label):
+        features = {
+            "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
+            "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+        }
+        return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+    files = [tf.io.encode_png(square).numpy() for square in SQUARES]
+    for split, chosen in (("train", range(8)), ("test", range(8, 10))):
+        with tf.io.TFRecordWriter(str(tmp_path / f"{split}-0.tfrecord")) as writer:
+            for i in chosen:
+                writer.write(example(files[i], i % 2))
+    with pytest.raises(ValueError, match="labels.txt"):
+        read_images(tmp_path)
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    test = read_images(tmp_path, "test")
+    assert test.classes == CLASSES and test.labels.tolist() == [0, 1]
+    np.testing.assert_array_equal(test.pixels((16, 16)).images, SQUARES[8:])
+    (tmp_path / "test-0.tfrecord").write_bytes(b"broken" * 9)
+    with pytest.raises(ValueError, match="test-0.tfrecord holds no images"):
+        read_images(tmp_path, "test")
+
+
+@pytest.mark.parametrize("broken", ["refuse", "skip"])
+def test_a_broken_image_is_refused_or_left_out_by_name(folder, broken):
+    (folder / "cat" / "03.png").write_bytes(b"no image")
+    (folder / "dog" / "04.png").write_bytes((folder / "dog" / "05.png").read_bytes()[:60])
+    images = read_images(folder)
+    batches = image_batches(images, (8, 8), 6, shuffle=False, broken=broken)
+    if broken == "refuse":
+        with pytest.raises(ValueError, match="cat/03.png is no image"):
+            images.pixels((8, 8), broken)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="cat/03.png is no image"):
+            list(batches)
+        return
+    with pytest.warns(UserWarning, match="0[34].png is left out: "):
+        assert len(images.pixels((8, 8), broken)) == 34
+    with pytest.warns(UserWarning, match="0[34].png is left out: "):
+        weights = np.concatenate([weight for _, _, weight in batches])
+    assert weights.sum() == 34 and weights[3] == 0
+
+
+def test_every_image_comes_once_an_epoch_and_a_run_goes_on():
+    def epoch(**options):
+        return [tuple(x.numpy() for x in b) for b in image_batches(ARRAYS, (16, 16), 4, **options)]
+
+    batches = epoch(seed=1)
+    assert [pixels.shape for pixels, _, _ in batches] == [(4, 16, 16, 3)] * 3
+    pixels, labels, weight = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    assert weight.tolist() == [1] * 10 + [0] * 2
+    seen = [np.abs(SQUARES - image).sum((1, 2, 3)).argmin() for image in pixels[:10]]
+    assert sorted(seen) == list(range(10)) and seen != list(range(10))
+    np.testing.assert_array_equal(labels[:10], np.eye(2)[np.array(seen) % 2])
+    for options in (dict(), dict(augment="strong", mix=True)):
+        whole = image_batches(ARRAYS, (16, 16), 4, start=0, seed=3, **options).take(7)
+        late = image_batches(ARRAYS, (16, 16), 4, start=5, seed=3, **options).take(2)
+        for a, b in zip(list(whole)[5:], late, strict=True):
+            for x, y in zip(a, b, strict=True):
+                np.testing.assert_array_equal(x, y)
+
+
+def test_augmented_images_are_the_same_in_other_places():
+    whole = LabelledImages(np.full((4, 16, 16, 3), 200, "uint8"), [0] * 4, CLASSES)
+    [(pixels, labels, _)] = image_batches(whole, (16, 16), 4, augment="light")
+    assert set(np.unique(pixels)) <= {0, 200} and (pixels.numpy() == 200).mean() > 0.7
+    larger = LabelledImages(np.full((4, 40, 30, 3), 200, "uint8"), [0] * 4, CLASSES)
+    [(pixels, _, _)] = image_batches(larger, (16, 16), 4, augment="light")
+    np.testing.assert_allclose(pixels, 200, atol=1e-3)
+    batches = list(image_batches(ARRAYS, (16, 16), 10, augment="strong", mix=True, start=0).take(4))
+    for pixels, labels, _ in batches:
+        assert np.isfinite(pixels).all()
+        np.testing.assert_allclose(np.sum(labels, 1), 1, atol=1e-5)
+    assert any(((labels > 0.01) & (labels < 0.99)).numpy().any() for _, labels, _ in batches)
+
+
+def test_resizing_is_pillows():
+    image = pytest.importorskip("PIL.Image")
+    photo = RANDOM.integers(0, 256, (50, 70, 3)).astype("uint8")
+    for size in ((20, 24), (80, 90)):
+        for name, method in (("bilinear", 2), ("bicubic", 3)):
+            theirs = np.asarray(image.fromarray(photo).resize(size[::-1], method), "float32")
+            ours = fitted(photo, size, name).numpy()
+            assert np.abs(ours - theirs).mean() < 1.0, (size, name)
+    middle = fitted(photo, (10, 10), crop=0.2).numpy()
+    np.testing.assert_array_equal(middle, photo[20:30, 30:40])
+
+
+def test_what_is_read_in_the_graph_is_what_python_reads():
+    reader = Pixels((12, 10), crop=0.8)
+    files = [tf.io.encode_jpeg(square, quality=95).numpy() for square in SQUARES]
+    batch = tf.function(reader.batch)(tf.constant(files))
+    for file, pixels in zip(files, batch, strict=True):
+        np.testing.assert_allclose(reader.read(file), pixels, atol=1e-3)
+        np.testing.assert_allclose(reader.read(decoded(file).numpy()), pixels, atol=1e-3)
+    for bad in (b"", b"\xff\xd8\xff\xe0 no jpeg", files[0][:100], np.zeros((3, 3))):
+        with pytest.raises(ValueError):
+            reader.read(bad)
+
+
+def test_bad_arguments_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="as many labels"):
+        LabelledImages(SQUARES, [0], CLASSES)
+    with pytest.raises(ValueError, match="labels must be from 0 to 1"):
+        LabelledImages(SQUARES, [2] * 10, CLASSES)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        read_images(tmp_path / "no")
+    with pytest.raises(FileNotFoundError, match="in folders by class"):
+        read_images(tmp_path)
+    for options, message in (
+        (dict(batch_size=0), "batch_size must be positive"),
+        (dict(augment="much"), "augment must be"),
+        (dict(broken="ignore"), "broken must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            image_batches(ARRAYS, (16, 16), **options)
+
+
+def test_shapes_are_drawn_the_same_each_time():
+    train, val = shapes("train"), shapes("val")
+    assert train.classes == SHAPES and train.images.shape == (4000, 32, 32, 3)
+    assert np.bincount(val.labels).tolist() == [50] * 8
+    np.testing.assert_array_equal(val.images, shapes("val").images)
+    assert not any((train.images == image).all((1, 2, 3)).any() for image in val.images[:5])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert val.images.std(axis=(1, 2, 3)).min() > 10

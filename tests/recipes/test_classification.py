@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from polyhead.recipes import command
+from polyhead.recipes.classification import Settings, evaluate, train
+from polyhead.zoo import ViT
+
+SMALL = dict(batch_size=16, warmup=5, peak=3e-3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images of two colours, by class."""
+    folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for label, name in enumerate(("blue", "red")):
+        (folder / name).mkdir()
+        for i in range(40):
+            image = random.integers(0, 60, (40, 36, 3)).astype("uint8")
+            image[:, :, 2 * (1 - label)] += 150
+            (folder / name / f"{i}.jpg").write_bytes(tf.io.encode_jpeg(image).numpy())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    history = train(Settings(data=str(folder), epochs=3, **SMALL), out, say=lambda line: None)
+    assert history[-1]["val_accuracy"] == 1.0
+    return out
+
+
+def polyhead(monkeypatch, capfd, *arguments):
+    monkeypatch.setattr("sys.argv", ["polyhead", *map(str, arguments)])
+    try:
+        command.main()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code or 0
+    return status, *capfd.readouterr()
+
+
+def test_a_run_is_evaluated_and_predicts(trained, folder, tmp_path, monkeypatch, capfd):
+    picture = tmp_path / "confusion.png"
+    status, out, _ = polyhead(monkeypatch, capfd, "evaluate", trained, "--confusion", picture)
+    assert status == 0 and "accuracy 100.00%" in out and "8 images of val" in out
+    assert picture.read_bytes()[1:4] == b"PNG"
+    assert evaluate(trained, split="train")["confusion"].sum() == 72
+    red, picture = folder / "red" / "3.jpg", tmp_path / "where.png"
+    ask = ("predict", trained, red, "--top", 2, "--explain", picture)
+    status, out, _ = polyhead(monkeypatch, capfd, *ask)
+    first, second = (line.split("\t") for line in out.splitlines())
+    assert status == 0 and first[:2] == [str(red), "red"] and second[1] == "blue"
+    assert float(first[2]) + float(second[2]) == pytest.approx(1, abs=1e-3)
+    assert picture.read_bytes()[1:4] == b"PNG"
+    (tmp_path / "no.jpg").write_bytes(b"no image")
+    for arguments, message in (
+        (("predict", trained), "name files of images"),
+        (("predict", trained, tmp_path / "none.jpg"), "none.jpg"),
+        (("predict", trained, tmp_path / "no.jpg"), "no.jpg is no image"),
+        (("predict", trained, red, "--beams", 2), "--beams: for text only"),
+        (("predict", trained, red, "--top", 3), "top must be from 1 to 2: 3"),
+        (("evaluate", trained, "--split", "test"), "no images of a split test"),
+        (("evaluate", trained, "--confusion", tmp_path / "a" / "b.png"), "no folder"),
+        (
+            ("train", "classification", "--out", tmp_path / "r", "--data", tmp_path / "no"),
+            "no fold",
+        ),
+        (("train", "classification", "--out", tmp_path / "r", "--preset", "xl"), "ViT has presets"),
+    ):
+        status, _, err = polyhead(monkeypatch, capfd, *arguments)
+        assert status == 1 and message in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_published_model_gets_a_new_head(trained, folder, tmp_path):
+    options = dict(augment="strong", mix=True, freeze="block_[0-5]", updates=4)
+    options = {**SMALL, **options, "warmup": 1}
+    settings = Settings(data=str(folder), pretrained=str(trained / "best"), **options)
+    train(settings, tmp_path / "tuned", say=lambda line: None)
+    before = ViT.from_pretrained(trained / "best")
+    after = ViT.from_pretrained(tmp_path / "tuned" / "best")
+    for v, w in zip(before.weights, after.weights, strict=True):
+        same = np.array_equal(v.numpy(), w.numpy())
+        frozen = v.path.startswith("block_") and not v.path.startswith("block_6")
+        assert same == frozen, v.path

@@ -1,0 +1,96 @@
+"""An exported ViT, asked through the C++ loader."""
+
+import base64
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from polyhead.zoo import ViT, ViTConfig
+
+SIZES = dict(
+    image_size=(24, 32), patch_size=8, num_layers=2, dim=32, hidden_dim=48, num_heads=4,
+    num_classes=3, labels=("a", "b", "ç"), crop=0.9,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vit():
+    model, random = ViT(ViTConfig(**SIZES)), np.random.default_rng(0)
+    for v in model.weights:
+        if v.name != "gamma":
+            v.assign(random.normal(size=v.shape) * 0.2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(vit, tmp_path_factory):
+    return vit.export(tmp_path_factory.mktemp("exports") / "classification", top=2)
+
+
+def encoded():
+    random, files = np.random.default_rng(1), []
+    for i, encode in enumerate((tf.io.encode_jpeg, tf.io.encode_png) * 3):
+        image = random.integers(0, 256, (20 + 9 * i, 50 - 5 * i, 3)).astype("uint8")
+        files.append(encode(image).numpy())
+    return [*files, tf.io.encode_png(np.zeros((9, 9, 4), "uint8")).numpy()]
+
+
+def as_json(files):
+    return [{"b64": base64.b64encode(file).decode()} for file in files]
+
+
+def ask(version, *requests, arguments=()):
+    lines = "".join(json.dumps({"signature_name": n, "inputs": x}) + "\n" for n, x in requests)
+    command = [sys.executable, "-m", "polyhead.serving.loader", str(version), *map(str, arguments)]
+    return subprocess.run(command, input=lines, capture_output=True, text=True)
+
+
+def test_the_server_gives_what_python_gives(vit, exported, tmp_path):
+    files = encoded()
+    pixels = [vit.pixels(file) for file in files]
+    done = ask(
+        exported,
+        ("serving_default", {"image_bytes": as_json(files)}),
+        ("serving_default", {"image_bytes": []}),
+        ("pixels", {"images": [image.tolist() for image in pixels]}),
+    )
+    assert done.returncode == 0, done.stderr
+    answer, none, same = map(json.loads, done.stdout.splitlines())
+    expected = vit.classify(files, top=2)
+    assert answer["labels"] == [[label for label, _ in classes] for classes in expected]
+    chances = [[chance for _, chance in classes] for classes in expected]
+    np.testing.assert_allclose(answer["probabilities"], chances, atol=1e-3)
+    np.testing.assert_allclose(same["probabilities"], chances, atol=1e-3)
+    assert none == {"labels": [], "probabilities": []}
+    (tmp_path / "photo.jpg").write_bytes(files[0])
+    done = ask(exported, arguments=[tmp_path / "photo.jpg"])
+    assert json.loads(done.stdout)["labels"] == answer["labels"][:1]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"b64": base64.b64encode(b"no image").decode()}, "refuses with code 3"),
+        ({"b64": ""}, "refuses with code 3"),
+        ({"b64": base64.b64encode(encoded()[0][:200]).decode()}, "refuses with code 3"),
+        ({"b64": "?"}, "no base64"),
+        ({"b65": "aa"}, "bytes are"),
+    ],
+)
+def test_what_is_no_image_is_an_error(exported, content, message):
+    done = ask(exported, ("serving_default", {"image_bytes": [*as_json(encoded()[:1]), content]}))
+    assert done.returncode == 1 and message in done.stderr
+
+
+def test_pixels_of_the_wrong_shape_are_refused(exported):
+    for images, message in (
+        ([[[[1.0, 2.0, 3.0]]]], "refuses with code 3"),
+        ([[1.0], [1.0, 2.0]], "of one length"),
+        ([["a"]], "are numbers"),
+    ):
+        done = ask(exported, ("pixels", {"images": images}))
+        assert done.returncode == 1 and message in done.stderr

@@ -1,0 +1,317 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from polyhead.training import CheckpointError
+from polyhead.zoo import ViT, ViTConfig
+
+SIZES = dict(
+    image_size=32, patch_size=8, num_layers=2, dim=32, hidden_dim=48, num_heads=4, num_classes=5
+)
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype("float32")
+
+
+def small(**overrides):
+    return ViT(ViTConfig(**{**SIZES, **overrides}))
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        # Of the checkpoints that DeiT, timm and the paper published, with 1,000 classes.
+        ("ti-16", 5_717_416),
+        ("s-16", 22_050_664),
+        ("b-16", 86_567_656),
+        ("b-32", 88_224_232),
+        ("l-16", 304_326_632),
+        ("h-14", 632_045_800),
+        # Hassani et al. 2021 count 3.717M: the biases of queries, keys and values are left out.
+        ("lite-4", 3_716_874 + 7 * 3 * 256),
+    ],
+)
+def test_presets_have_their_papers_sizes(name, count):
+    config = ViT.PRESETS[name]
+    assert config.parameters == count
+    if count < 30e6:
+        assert ViT(config).count_params() == count
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+def test_the_formula_counts_what_is_built(pooling):
+    model = small(pooling=pooling, image_size=(32, 48))
+    assert model.count_params() == model.config.parameters
+
+
+def test_patches_are_squares_row_by_row():
+    model = small(image_size=(16, 24))
+    images = np.random.default_rng(1).normal(size=(1, 16, 24, 3)).astype("float32")
+    kernel = ops.convert_to_numpy(model.patches.projection.kernel)
+    square = images[0, 8:16, 16:24].reshape(-1)  # the last of two rows of three
+    found = ops.convert_to_numpy(model.patches(images))
+    assert found.shape == (1, 6, 32)
+    np.testing.assert_allclose(found[0, 5], square @ kernel, atol=1e-4)
+    with pytest.raises(ValueError, match="multiples of 8: 16 x 20"):
+        model.patches(images[:, :, :20])
+
+
+def test_an_example_skips_whole_sublayers():
+    from polyhead.layers import TransformerBlock
+
+    block = TransformerBlock(2, 16, norm="pre", stochastic_depth=0.5)
+    x = np.random.default_rng(0).normal(size=(64, 3, 8)).astype("float32")
+    block.build(x.shape)
+    kept = ops.convert_to_numpy(block(x, training=True)) - x
+    skipped = np.abs(kept).reshape(64, -1).max(1) < 1e-6
+    assert 6 <= skipped.sum() <= 28  # both of two, a quarter of the examples
+    same = ops.convert_to_numpy(block(x))
+    assert np.abs(same - x).reshape(64, -1).max(1).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        (dict(image_size=30), "multiples of 8"),
+        (dict(image_size=(32,)), "a height and a width"),
+        (dict(pooling="max"), "pooling must be"),
+        (dict(std=(0, 1, 1)), "std must be positive"),
+        (dict(labels=("a", "b")), "a label for each class: 2, 5"),
+        (dict(crop=1.5), "crop must be in"),
+        (dict(num_heads=5), "dim must divide into num_heads"),
+        (dict(stochastic_depth=1.0), "stochastic_depth must be in"),
+    ],
+)
+def test_bad_settings_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        ViTConfig(**{**SIZES, **setting})
+
+
+def drawn(model, seed=0):
+    random = np.random.default_rng(seed)
+    for v in model.weights:
+        if v.name != "gamma":
+            v.assign(random.normal(size=v.shape) * 0.1)
+    return model
+
+
+def test_it_comes_back_from_a_folder(tmp_path):
+    model = drawn(small(labels=("a", "b", "c", "d", "e"), mean=(0.1, 0.2, 0.3), crop=0.9))
+    model.save_pretrained(tmp_path / "saved")
+    again = ViT.from_pretrained(tmp_path / "saved")
+    assert again.config == model.config
+    np.testing.assert_array_equal(model(PIXELS), again(PIXELS))
+
+
+def test_the_rollout_is_a_distribution_over_patches():
+    for pooling in ("token", "mean"):
+        shares = ops.convert_to_numpy(drawn(small(pooling=pooling)).rollout(PIXELS))
+        assert shares.shape == (3, 4, 4) and shares.min() >= 0
+        np.testing.assert_allclose(shares.sum((1, 2)), 1, atol=1e-5)
+
+
+def test_it_overfits_a_batch():
+    keras.utils.set_random_seed(0)
+    model = small()
+    model.compile(keras.optimizers.Adam(3e-3), metrics=["accuracy"])
+    labels = np.eye(5, dtype="float32")[[0, 3, 4]]
+    model.fit(PIXELS, labels, epochs=60, batch_size=3, verbose=0)
+    assert (ops.convert_to_numpy(model(PIXELS)).argmax(1) == [0, 3, 4]).all()
+
+
+class TestHuggingFace:
+    """Random-weight models that the reference library itself saves."""
+
+    @pytest.fixture(autouse=True)
+    def library(self):
+        pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
+
+    def saved(self, folder, head=True, **settings):
+        import torch
+        from transformers import ViTConfig as Config
+        from transformers import ViTForImageClassification, ViTModel
+
+        torch.manual_seed(0)
+        sizes = dict(
+            image_size=32, patch_size=8, num_hidden_layers=2, hidden_size=32,
+            intermediate_size=48, num_attention_heads=4, num_labels=5,
+        )  # fmt: skip
+        kind = ViTForImageClassification if head else ViTModel
+        model = kind(Config(**{**sizes, **settings})).eval()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.randn_like(p) * 0.1)
+        model.save_pretrained(folder)
+        return model
+
+    def logits(self, model, pixels, **options):
+        import torch
+
+        images = torch.tensor((pixels / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            return model(images, **options)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            dict(),
+            dict(layer_norm_eps=1e-3, hidden_act="gelu_new"),
+            dict(qkv_bias=False, hidden_act="relu", num_labels=2),
+        ],
+    )
+    def test_logits_are_the_references(self, settings, tmp_path):
+        theirs = self.saved(tmp_path / "theirs", **settings)
+        model = ViT.from_pretrained(tmp_path / "theirs")
+        expected = self.logits(theirs, PIXELS).logits.numpy()
+        np.testing.assert_allclose(model(PIXELS), expected, atol=1e-4)
+
+    def test_features_without_a_head_are_the_references(self, tmp_path):
+        theirs = self.saved(tmp_path / "theirs", head=False)
+        model = ViT.from_pretrained(tmp_path / "theirs")
+        assert model.config.num_classes == 0
+        expected = self.logits(theirs, PIXELS).last_hidden_state[:, 0].numpy()
+        np.testing.assert_allclose(model(PIXELS), expected, atol=1e-4)
+        with pytest.raises(ValueError, match="without a head"):
+            model.classify([PIXELS[0]])
+
+    def test_names_of_both_versions_are_read(self, tmp_path):
+        from safetensors.numpy import load_file, save_file
+
+        from polyhead.zoo.published import published_name
+        from polyhead.zoo.vit_huggingface import OLDER
+
+        theirs = self.saved(tmp_path / "theirs")
+        expected = self.logits(theirs, PIXELS).logits.numpy()
+        file = tmp_path / "theirs" / "model.safetensors"
+        newer = {name: p.detach().numpy() for name, p in theirs.state_dict().items()}
+        older = {published_name(name, OLDER): array for name, array in newer.items()}
+        assert older.keys() != newer.keys()
+        assert load_file(file).keys() in (older.keys(), newer.keys())
+        for tensors in (newer, older):
+            save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, file)
+            model = ViT.from_pretrained(tmp_path / "theirs")
+            np.testing.assert_allclose(model(PIXELS), expected, atol=1e-4)
+
+    @pytest.mark.parametrize("size", [(48, 48), (64, 32), (16, 24)])
+    def test_other_sizes_have_the_references_positions(self, size, tmp_path):
+        theirs = self.saved(tmp_path / "theirs")
+        model = ViT.from_pretrained(tmp_path / "theirs")
+        pixels = np.random.default_rng(2).integers(0, 256, (2, *size, 3)).astype("float32")
+        expected = self.logits(theirs, pixels, interpolate_pos_encoding=True).logits.numpy()
+        np.testing.assert_allclose(model(pixels), expected, atol=1e-4)
+        adapted = ViT.from_pretrained(tmp_path / "theirs", image_size=size)
+        assert adapted.config.image_size == size
+        np.testing.assert_allclose(adapted(pixels), expected, atol=1e-4)
+
+    def test_a_new_head_has_other_classes(self, tmp_path):
+        self.saved(tmp_path / "theirs")
+        old = ViT.from_pretrained(tmp_path / "theirs")
+        model = ViT.from_pretrained(tmp_path / "theirs", labels=["x", "y", "z"])
+        assert model.config.num_classes == 3 and model(PIXELS).shape == (3, 3)
+        np.testing.assert_array_equal(model.features(PIXELS), old.features(PIXELS))
+        np.testing.assert_array_equal(model(PIXELS), 0)
+
+    def test_what_is_written_is_read_there(self, tmp_path):
+        from transformers import ViTForImageClassification
+
+        model = drawn(small(labels=("a", "b", "c", "d", "e"), activation="gelu_tanh"))
+        model.save_pretrained(tmp_path / "ours", format="huggingface")
+        theirs, info = ViTForImageClassification.from_pretrained(
+            tmp_path / "ours", output_loading_info=True
+        )
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert theirs.config.id2label[4] == "e"
+        expected = self.logits(theirs.eval(), PIXELS).logits.numpy()
+        np.testing.assert_allclose(model(PIXELS), expected, atol=1e-4)
+        again = ViT.from_pretrained(tmp_path / "ours")
+        assert again.config == model.config
+        np.testing.assert_array_equal(model(PIXELS), again(PIXELS))
+        with pytest.raises(ValueError, match="has a class token"):
+            small(pooling="mean").save_pretrained(tmp_path / "mean", format="huggingface")
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            (dict(hidden_act="selu"), "hidden_act must be one of"),
+            (dict(new_setting=1), r"unknown settings \['new_setting'\]"),
+            (dict(patch_size=[8, 16]), "patch_size must be a square's"),
+            (dict(hidden_size=36), "shape"),
+        ],
+    )
+    def test_what_is_not_honoured_is_refused(self, change, message, tmp_path):
+        self.saved(tmp_path / "theirs")
+        file = tmp_path / "theirs" / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+        with pytest.raises(CheckpointError, match=message):
+            ViT.from_pretrained(tmp_path / "theirs")
+
+    def test_preprocessing_is_read(self, tmp_path):
+        self.saved(tmp_path / "theirs")
+        said = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1], "resample": 3}
+        said |= {"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": 32}
+        file = tmp_path / "theirs" / "preprocessor_config.json"
+        file.write_text(json.dumps(said))
+        config = ViT.from_pretrained(tmp_path / "theirs").config
+        assert config.mean == (0.1, 0.2, 0.3) and config.interpolation == "bicubic"
+        assert config.crop == 0.8
+        file.write_text(json.dumps({"do_rescale": False}))
+        with pytest.raises(CheckpointError, match="do_rescale must be True: False"):
+            ViT.from_pretrained(tmp_path / "theirs")
+
+    def test_timms_checkpoints_are_read(self, tmp_path, monkeypatch):
+        """timm's file, with queries, keys and values in one tensor; made of the reference's."""
+        from safetensors.numpy import save_file
+
+        from polyhead.zoo import vit_timm
+
+        monkeypatch.setitem(vit_timm.SIZES, "tiny", (32, 2, 4))
+        theirs = self.saved(tmp_path / "theirs", intermediate_size=128, layer_norm_eps=1e-6)
+        tensors = {name: p.numpy() for name, p in theirs.state_dict().items()}
+        model = ViT.from_pretrained(tmp_path / "theirs")
+        timm = {}
+        for name, array in timm_names(model, tensors).items():
+            timm[name] = np.ascontiguousarray(array)
+        folder = tmp_path / "timm"
+        folder.mkdir()
+        save_file(timm, folder / "model.safetensors")
+        cfg = dict(input_size=[3, 32, 32], crop_pct=1.0, interpolation="bicubic", num_classes=5)
+        config = dict(architecture="vit_tiny_patch8_32", num_classes=5, pretrained_cfg=cfg)
+        (folder / "config.json").write_text(json.dumps(config))
+        read = ViT.from_pretrained(folder)
+        np.testing.assert_allclose(read(PIXELS), self.logits(theirs, PIXELS).logits, atol=1e-4)
+        assert read.config.crop == 1.0 and read.config.interpolation == "bicubic"
+        config["architecture"] = "vit_base_patch16_clip_224"
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match="architecture must be like"):
+            ViT.from_pretrained(folder)
+
+
+def timm_names(model, tensors):
+    """timm's tensors, by its names, from Hugging Face's of either version."""
+    from polyhead.zoo.published import published_name
+    from polyhead.zoo.vit_huggingface import OLDER
+
+    named = {published_name(name, OLDER): array for name, array in tensors.items()}
+    embeddings = "vit.embeddings."
+    timm = {
+        "cls_token": named[f"{embeddings}cls_token"],
+        "pos_embed": named[f"{embeddings}position_embeddings"],
+    }
+    for kind in ("weight", "bias"):
+        timm[f"patch_embed.proj.{kind}"] = named[f"{embeddings}patch_embeddings.projection.{kind}"]
+        timm[f"norm.{kind}"] = named[f"vit.layernorm.{kind}"]
+        timm[f"head.{kind}"] = named[f"classifier.{kind}"]
+        for i in range(model.config.num_layers):
+            theirs, ours = f"vit.encoder.layer.{i}.", f"blocks.{i}."
+            parts = [
+                named[f"{theirs}attention.attention.{part}.{kind}"]
+                for part in ("query", "key", "value")
+            ]
+            timm[f"{ours}attn.qkv.{kind}"] = np.concatenate(parts)
+            timm[f"{ours}attn.proj.{kind}"] = named[f"{theirs}attention.output.dense.{kind}"]
+            timm[f"{ours}norm1.{kind}"] = named[f"{theirs}layernorm_before.{kind}"]
+            timm[f"{ours}norm2.{kind}"] = named[f"{theirs}layernorm_after.{kind}"]
+            timm[f"{ours}mlp.fc1.{kind}"] = named[f"{theirs}intermediate.dense.{kind}"]
+            timm[f"{ours}mlp.fc2.{kind}"] = named[f"{theirs}output.dense.{kind}"]
+    return timm

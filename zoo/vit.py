@@ -1,0 +1,367 @@
+"""ViT (Dosovitskiy et al. 2020): a Transformer that classifies images."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from ..layers import ClassToken, Dropout, GridPositions, PatchEmbedding, TransformerBlock
+from ..training import compiled
+from .pretrained import Pretrained, check_sizes
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Sizes of a ViT, and how images become its pixels; the defaults are B/16's."""
+
+    image_size: int | tuple[int, int] = 224  # pixels; height and width, where they differ
+    patch_size: int = 16
+    channels: int = 3
+    num_classes: int = 1000  # 0: no head, features in the place of logits
+    num_layers: int = 12
+    dim: int = 768
+    hidden_dim: int = 3072
+    num_heads: int = 12
+    pooling: str = "token"  # or "mean", of the patches, without a class token
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    stochastic_depth: float = 0.0  # the rate of the last block; it grows linearly
+    activation: str = "gelu"
+    epsilon: float = 1e-6
+    labels: tuple[str, ...] | None = None  # names of the classes
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixels from 0 to 1, by channel
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    interpolation: str = "bilinear"  # of resizing
+    crop: float | None = (
+        None  # the share of the shorter side that is seen; None: the whole, squashed
+    )
+
+    def __post_init__(self):
+        size = self.image_size
+        size = (size, size) if type(size) is int else tuple(size)
+        for name, value in (
+            ("image_size", size), ("mean", tuple(self.mean)), ("std", tuple(self.std)),
+            ("labels", None if self.labels is None else tuple(self.labels)),
+        ):  # fmt: skip
+            object.__setattr__(self, name, value)
+        sizes = ("patch_size", "channels", "num_layers", "dim", "hidden_dim", "num_heads")
+        check_sizes(self, *sizes)
+        if type(self.num_classes) is not int or self.num_classes < 0:
+            raise ValueError(f"num_classes must be an integer from 0 on: {self.num_classes!r}")
+        if len(size) != 2 or not all(type(s) is int and s > 0 for s in size):
+            raise ValueError(f"image_size must be a height and a width: {size!r}")
+        if any(s % self.patch_size for s in size):
+            raise ValueError(f"image_size must be multiples of {self.patch_size}: {size}")
+        if self.pooling not in ("token", "mean"):
+            raise ValueError(f"pooling must be 'token' or 'mean': {self.pooling!r}")
+        if not 0 <= self.stochastic_depth < 1:
+            raise ValueError(f"stochastic_depth must be in [0, 1): {self.stochastic_depth}")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.channels:
+                raise ValueError(f"{name} must be of {self.channels} channels: {self.mean}")
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std must be positive: {self.std}")
+        if self.interpolation not in ("bilinear", "bicubic", "nearest"):
+            raise ValueError(f"no interpolation: {self.interpolation!r}")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ValueError(f"crop must be in (0, 1]: {self.crop}")
+        if self.labels is not None and len(self.labels) != self.num_classes:
+            raise ValueError(
+                f"there must be a label for each class: {len(self.labels)}, {self.num_classes}"
+            )
+
+    @property
+    def grid(self):
+        """Rows and columns of patches."""
+        return tuple(side // self.patch_size for side in self.image_size)
+
+    @property
+    def parameters(self):
+        """The number of parameters, counted by formula."""
+        d, inner, rows, columns = self.dim, self.hidden_dim, *self.grid
+        token = self.pooling == "token"
+        patch = self.patch_size**2 * self.channels * d + d
+        positions = (rows * columns + token) * d + token * d
+        block = 4 * (d * d + d) + d * inner + inner + inner * d + d + 4 * d
+        return patch + positions + self.num_layers * block + 2 * d + (d + 1) * self.num_classes
+
+
+def preset(dim, num_layers, num_heads, patch_size, **others):
+    return ViTConfig(
+        dim=dim, num_layers=num_layers, num_heads=num_heads, hidden_dim=4 * dim,
+        patch_size=patch_size, **others,
+    )  # fmt: skip
+
+
+PRESETS = {
+    # B, L and H: Dosovitskiy et al. 2020, table 1; Ti: Touvron et al. 2020 (DeiT), table 1; S:
+    # Steiner et al. 2021, table 2. The number is the side of a patch.
+    "ti-16": preset(192, 12, 3, 16),
+    "s-16": preset(384, 12, 6, 16),
+    "s-32": preset(384, 12, 6, 32),
+    "b-16": preset(768, 12, 12, 16),
+    "b-32": preset(768, 12, 12, 32),
+    "l-16": preset(1024, 24, 16, 16),
+    "h-14": preset(1280, 32, 16, 14),
+    # ViT-Lite-7/4 for images of 32 pixels: Hassani et al. 2021 (arXiv 2104.05704), table 1.
+    "lite-4": ViTConfig(
+        image_size=32, patch_size=4, num_classes=10, num_layers=7, dim=256, hidden_dim=512,
+        num_heads=4,
+    ),
+}  # fmt: skip
+
+
+class Classification(NamedTuple):
+    """What an image shows; a class without a name is its number."""
+
+    label: str
+    probability: float
+
+
+class ViT(Pretrained):
+    """Vision Transformer (Dosovitskiy et al. 2020, section 3.1, equations 1 to 4).
+
+    Called on ``images`` (B, Y, X, C), pixels from 0 to 255, it gives logits (B, classes). Images
+    of another size than the configuration's have interpolated positions (section 3.2).
+    `classify` is for files, bytes and arrays of any size.
+
+    Args:
+        config: a `ViTConfig`.
+    """
+
+    Config = ViTConfig
+    PRESETS = PRESETS
+    FAMILIES = {"vit": ".vit_huggingface", "timm": ".vit_timm"}
+
+    def __init__(self, config, tokenizer=None, initialize=True, **kwargs):
+        super().__init__(config, None, **kwargs)
+        dtype = self.dtype_policy
+        token = config.pooling == "token"
+        self.patches = PatchEmbedding(config.patch_size, config.dim, dtype=dtype, name="patches")
+        self.token = ClassToken(dtype=dtype, name="token") if token else None
+        self.positions = GridPositions(config.grid, extra=token, dtype=dtype, name="positions")
+        self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
+        last = max(config.num_layers - 1, 1)
+        self.blocks = [
+            TransformerBlock(
+                config.num_heads,
+                config.hidden_dim,
+                norm="pre",
+                activation=config.activation,
+                dropout=config.dropout,
+                attention_dropout=config.attention_dropout,
+                stochastic_depth=config.stochastic_depth * i / last,
+                epsilon=config.epsilon,
+                dtype=dtype,
+                name=f"block_{i}",
+            )
+            for i in range(config.num_layers)
+        ]
+        self.norm = keras.layers.LayerNormalization(
+            epsilon=config.epsilon, dtype=dtype, name="norm"
+        )
+        # Of zeros, as the paper's code has it: training begins with equal chances.
+        self.head = config.num_classes and keras.layers.Dense(
+            config.num_classes, kernel_initializer="zeros", dtype=dtype, name="head"
+        )
+        self.patches.build((None, *config.image_size, config.channels))
+        layers = [self.token, self.positions, *self.blocks, self.norm, self.head]
+        for layer in filter(None, layers):
+            layer.build((None, None, config.dim))
+        self.built = True
+        self._classifier = None
+
+    def call(self, images):
+        x = self.features(images)
+        return ops.cast(self.head(x), "float32") if self.head else x
+
+    def features(self, images):
+        """``images`` (B, Y, X, C) -> (B, D): the class token, or the mean of the patches."""
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)[:, 0] if self.token else self.norm(ops.mean(x, axis=1))
+
+    def embed(self, images):
+        """``images`` (B, Y, X, C) -> patches with their positions (B, N, D), after the token."""
+        c = self.config
+        pixels = ops.cast(images, "float32") / 255
+        pixels = (pixels - np.float32(c.mean)) / np.float32(c.std)
+        grid = tuple(side // c.patch_size for side in images.shape[1:3])
+        x = self.patches(ops.cast(pixels, self.compute_dtype))
+        x = self.token(x) if self.token else x
+        return self.dropout(self.positions(x, grid=grid))
+
+    def rollout(self, images):
+        """How much of the class token comes from each patch (B, Y / P, X / P), of sum 1.
+
+        Attention rollout (Abnar & Zuidema 2020, equation 1): of each block the mean of its heads'
+        weights and of the residual, multiplied through all blocks. Without a class token it is
+        the mean over the patches.
+        """
+        grid = tuple(side // self.config.patch_size for side in images.shape[1:3])
+        x, rolled = self.embed(images), None
+        for block in self.blocks:
+            weights = block.attention.attention_weights(block.attention_norm(x))
+            weights = (ops.mean(weights, axis=1) + ops.eye(x.shape[1])) / 2
+            rolled = weights if rolled is None else ops.matmul(weights, rolled)
+            x = block(x)
+        shares = rolled[:, 0, 1:] if self.token else ops.mean(rolled, axis=1)
+        shares = shares / ops.sum(shares, axis=1, keepdims=True)
+        return ops.reshape(shares, (-1, *grid))
+
+    def classify(self, images, top=None, batch_size=16, progress=iter):
+        """What a list of images shows.
+
+        Args:
+            images: paths, encoded bytes (JPEG, PNG, GIF or BMP), or arrays (Y, X, C) of pixels
+                from 0 to 255, of any size.
+            top: so many of the likeliest classes of each.
+            progress: wraps the iteration over batches, as `rich.progress.track` does.
+
+        Returns:
+            a list of `Classification` in the order of ``images``; with ``top``, of lists of it.
+
+        Raises:
+            ValueError: naming what cannot be decoded, or is no image; the model has no head.
+        """
+        if isinstance(images, str | bytes | Path):
+            raise TypeError("classify takes a list of images: [image], not image")
+        c, count = self.config, 1 if top is None else top
+        if not self.head:
+            raise ValueError("a model without a head classifies nothing: num_classes is 0")
+        if type(count) is not int or not 0 < count <= c.num_classes:
+            raise ValueError(f"top must be from 1 to {c.num_classes}: {top!r}")
+        if self._classifier is None:
+            self._classifier = compiled(self, lambda images: ops.softmax(self(images)))
+        reader, images, found = self._reader(), list(images), []
+
+        def read(i):
+            try:
+                return reader.read(images[i])
+            except ValueError as error:
+                name = images[i] if isinstance(images[i], str | Path) else f"image {i}"
+                raise ValueError(f"{name} is no image: {error}") from None
+
+        for start in progress(range(0, len(images), batch_size)):
+            pixels = [read(i) for i in range(start, min(start + batch_size, len(images)))]
+            batch = np.zeros((batch_size if len(images) > 1 else 1, *pixels[0].shape), "float32")
+            batch[: len(pixels)] = pixels
+            for chances in np.asarray(self._classifier(batch))[: len(pixels)]:
+                best = np.argsort(-chances, kind="stable")[:count]
+                classes = [Classification(self.label(i), float(chances[i])) for i in best]
+                found.append(classes[0] if top is None else classes)
+        return found
+
+    def label(self, i):
+        return str(i) if self.config.labels is None else self.config.labels[i]
+
+    def pixels(self, image):
+        """A path, encoded bytes or an array of any size -> an array (Y, X, C) of the model's size.
+
+        Raises:
+            ValueError: it is no image.
+        """
+        return self._reader().read(image)
+
+    def attention(self, image):
+        """Where the model looks in an image: shares (Y / P, X / P), of sum 1; see `rollout`."""
+        [shares] = ops.convert_to_numpy(self.rollout(self.pixels(image)[None]))
+        return shares
+
+    def _reader(self):
+        from ..data.images import Pixels
+
+        c = self.config
+        return Pixels(c.image_size, c.channels, interpolation=c.interpolation, crop=c.crop)
+
+    def adapted(self, num_classes=None, labels=None, **overrides):
+        """A new model with these weights for other classes, or images of another size.
+
+        Args:
+            num_classes: with another number, or other ``labels``, the head begins anew.
+            overrides: of the configuration; with another ``image_size``, positions are
+                interpolated (section 3.2).
+        """
+        old = self.config
+        if labels is not None:
+            labels = tuple(labels)
+            num_classes = len(labels) if num_classes is None else num_classes
+        renewed = num_classes is not None and (num_classes, labels) != (old.num_classes, None)
+        if renewed:
+            overrides |= {"num_classes": num_classes, "labels": labels}
+        model = type(self)(dataclasses.replace(old, **overrides), dtype=self.dtype_policy)
+        weights = {v.path: v for v in self.weights}
+        for v in model.weights:
+            if v.path == "positions/embeddings":
+                v.assign(self.positions.table(model.positions.grid))
+            elif not (renewed and v.path.startswith("head/")):
+                v.assign(weights[v.path])
+        return model
+
+    @classmethod
+    def from_pretrained(cls, folder, num_classes=None, labels=None, image_size=None, **overrides):
+        """The model that `save_pretrained` wrote to ``folder``, or a published one.
+
+        As for all models of the zoo (`Pretrained.from_pretrained`); of Hugging Face's ViT, or of
+        timm's. With ``num_classes`` or ``labels`` it gets a new head, with another ``image_size``
+        interpolated positions: see `adapted`.
+        """
+        model = super().from_pretrained(folder, **overrides)
+        sized = {} if image_size is None else {"image_size": image_size}
+        if num_classes is None and labels is None and not sized:
+            return model
+        return model.adapted(num_classes, labels, **sized)
+
+    def compile(self, optimizer=None, loss=None, metrics=None, **kwargs):
+        """Keras's `compile`; by default AdamW and label smoothing of 0.1.
+
+        As Steiner et al. 2021 (section 3.3) train from nothing: a learning rate of 1e-3, weight
+        decay of matrices, gradients clipped at 1. Labels are chances of the classes (B, K), as
+        `polyhead.data.image_batches` gives them.
+        """
+        if optimizer is None:
+            optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1, global_clipnorm=1.0)
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        if loss is None:
+            loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+        super().compile(optimizer, loss, weighted_metrics=metrics, **kwargs)
+
+    def export(self, filepath, top=5):
+        """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
+
+        - ``serving_default`` takes ``image_bytes`` (B,), JPEG, PNG, GIF or BMP, and gives the
+          ``top`` likeliest ``labels`` (B, top), strings, and their ``probabilities``;
+        - ``pixels`` takes ``images`` (B, Y, X, C), floats from 0 to 255, of the model's size.
+
+        Bytes that are no image are an error for the whole batch. Returns the version's folder; see
+        `polyhead.serving.export`.
+        """
+        from ..data.images import named
+        from ..serving.export import export
+
+        c = self.config
+        if not self.head:
+            raise ValueError("a model without a head classifies nothing: num_classes is 0")
+        if type(top) is not int or top < 1:
+            raise ValueError(f"top must be a positive integer: {top!r}")
+        top, pixels = min(top, c.num_classes), self._reader()
+        names = named([self.label(i) for i in range(c.num_classes)])
+
+        def answer(images):
+            chances, classes = ops.top_k(ops.softmax(self(images)), top)
+            return {"labels": names(classes), "probabilities": chances}
+
+        def from_bytes(image_bytes):
+            return answer(pixels.batch(image_bytes))
+
+        (encoded, plain), (files, arrays) = pixels.specs(), pixels.examples()
+        signatures = {
+            "serving_default": (from_bytes, encoded, files),
+            "pixels": (answer, plain, arrays),
+        }
+        return export(filepath, "classification", signatures, self.variables)
