@@ -16,7 +16,7 @@ help:
 	@echo "make demo      train on the sample, print BLEU and translations, export, ask the export"
 	@echo "make test      the fast tests; EXTRAS=parity adds those against PyTorch"
 	@echo "make test-all  and what is slow: kills, several devices, JAX, the wheel"
-	@echo "make bench     training, translating, generating against Hugging Face and KerasHub"
+	@echo "make bench     training and using every model against Hugging Face and KerasHub"
 	@echo "make bench-devices  training steps on 1, 2 and 4 replicas against plain Keras"
 	@echo "make lint      ruff and pyright"
 	@echo "make sample    write data/samples again from its grammar"
@@ -46,6 +46,7 @@ bench:
 bench-peers: $(STAMP)
 	$(BIN)/python bench/translation.py
 	$(BIN)/python bench/generation.py
+	$(BIN)/python bench/classification.py
 
 bench-devices: $(STAMP)
 	$(BIN)/python bench/devices.py

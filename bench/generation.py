@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from measure import asked, limits, machine, ratio, run, timed, write
+from measure import asked, best, limits, machine, profiled, ratio, run, shown, timed, write
 
 T, V, BLOCKS = 64, 65, 4
 STEPS = [(128, 4, 12), (512, 8, 32)]  # width, heads, rows of a batch
@@ -62,13 +62,17 @@ def optimizer():
     return keras.optimizers.AdamW(1e-3, weight_decay=0.1, global_clipnorm=1.0)
 
 
-def train_step(model, batch):
-    """Seconds that a compiled Keras model takes for a step, as `fit` runs it."""
+def train_step(model, batch, profile=False):
+    """Seconds that a compiled Keras model takes for a step, as `fit` runs it; or its profile."""
     import tensorflow as tf
 
     model.make_train_function()
     stream = iter(tf.data.Dataset.from_tensors(batch).repeat())
-    return timed(lambda: [np.asarray(log) for log in model.train_function(stream).values()])
+
+    def call():
+        return [np.asarray(log) for log in model.train_function(stream).values()]
+
+    return profiled(call, 10) if profile else timed(call)
 
 
 def hub_step(dim, heads, batch, jit):
@@ -86,7 +90,7 @@ def hub_step(dim, heads, batch, jit):
     return train_step(model, (inputs, tokens[:, 1:]))
 
 
-def our_step(dim, heads, batch, policy="float32", jit=True):
+def our_step(dim, heads, batch, policy="float32", jit=True, profile=False):
     import keras
 
     from polyhead.zoo import GPT
@@ -96,7 +100,8 @@ def our_step(dim, heads, batch, policy="float32", jit=True):
     model.compile(optimizer(), jit_compile=jit)
     model.build_optimizer()
     tokens = rows(batch)
-    return train_step(model, (tokens[:, :-1], tokens[:, 1:], np.ones((batch, T), "float32")))
+    weights = np.ones((batch, T), "float32")
+    return train_step(model, (tokens[:, :-1], tokens[:, 1:], weights), profile)
 
 
 def make(folder):
@@ -153,13 +158,19 @@ def hub_generation(batch, jit):
     return timed(lambda: model.generate(inputs, stop_token_ids=None))
 
 
-def our_generation(folder, batch):
-    """`GPT.generate`, strings in and strings out."""
+def our_generation(folder, batch, profile=False):
+    """`GPT.generate`, strings in and strings out: seconds a call, or a token's profile."""
     from polyhead.zoo import GPT
 
     model = GPT.from_pretrained(folder)
     texts = prompts(batch)
-    return timed(lambda: model.generate(texts, max_new_tokens=NEW, temperature=0.0))
+
+    def call():
+        return model.generate(texts, max_new_tokens=NEW, temperature=0.0)
+
+    if profile:
+        return [(kind, spent / NEW) for kind, spent in profiled(call)]
+    return timed(call)
 
 
 def export(folder, base):
@@ -181,16 +192,6 @@ def operations(dim, batch):
     """Floating-point operations of a training step's products (Kaplan et al. 2020, 2.1)."""
     per_token = BLOCKS * (12 * dim**2 + 2 * T * dim) + V * dim
     return 6 * per_token * T * batch
-
-
-def shown(answer, unit):
-    seconds, memory = answer
-    return "-" if seconds is None else f"{unit(seconds)} ({memory:,.0f} MB)"
-
-
-def best(answers):
-    """Of several ways to the same, (seconds, memory) of the fastest that ran."""
-    return min((a for a in answers if a[0] is not None), default=(None, None))
 
 
 def training(products):
@@ -247,6 +248,11 @@ def generating(folder, bandwidth):
     return lines
 
 
+def spent(profile):
+    """A profile, in words."""
+    return ", ".join(f"{kind} {milliseconds:.2f}" for kind, milliseconds in profile[0] or ())
+
+
 def importing(name):
     import importlib
 
@@ -272,6 +278,10 @@ def main():
         "",
         *training(products),
         "",
+        "Where a step's time goes at width 512, float32, in milliseconds by XLA's kinds of "
+        f"operations (reduce-window: sums, of biases' gradients above all): "
+        f"{spent(asked(our_step, *STEPS[1], 'float32', True, True))}.",
+        "",
         f"Greedy generation, GPT-2 small, float32, {PROMPT} tokens and {NEW} more. Speed, ours to "
         "theirs; then tokens a second. The share of the bandwidth counts the weights alone, read "
         "once a token:",
@@ -282,6 +292,8 @@ def main():
         (folder / "gpt2").mkdir()
         asked(make, folder / "gpt2", needed=True)
         lines += generating(folder, bandwidth)
+        profile = spent(asked(our_generation, folder / "gpt2", 1, True))
+        lines += ["", f"Where a token's time goes at batch 1, in milliseconds: {profile}."]
     write(__file__, lines)
 
 

@@ -4,9 +4,11 @@ Processes do not share memory, threads or a backend, and the peak of memory is t
 A benchmark's script calls `asked` for each figure, and ends in ``run(main)``.
 """
 
+import collections
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -16,6 +18,9 @@ from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# XLA's names of what it runs, among those of what runs it.
+OPERATION = re.compile(r"(MatMul|dot|custom-call|copy|transpose|wrapped_|[\w.-]*fusion)[\w.-]*$")
 
 
 def timed(call, least=5, seconds=8.0):
@@ -75,6 +80,33 @@ def limits():
     return *rates, long.numel() * 4 / timed(lambda: long.sum(), seconds=2.0) / 1e9
 
 
+def profiled(call, calls=1):
+    """Milliseconds of one of ``calls`` by kind of XLA's operations, the longest first."""
+    import glob
+    import tempfile
+
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf.xplane_pb2 import XSpace
+
+    call()
+    call()
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder)
+        for _ in range(calls):
+            call()
+        tf.profiler.experimental.stop()
+        [file] = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+        space = XSpace.FromString(Path(file).read_bytes())
+    spent = collections.Counter()
+    for plane in space.planes:
+        for event in (event for line in plane.lines for event in line.events):
+            name = plane.event_metadata[event.metadata_id].name
+            if OPERATION.match(name):
+                kind = re.sub(r"[._0-9]*$", "", name)
+                spent[kind] += event.duration_ps / 1e9 / calls
+    return spent.most_common(6)
+
+
 def machine():
     """The day and the processor, as a table's heading says them."""
     return f"{date.today()}, {os.cpu_count()} cores of {processor()}"
@@ -90,6 +122,17 @@ def processor():
 def ratio(theirs, ours):
     """How often as fast ours is, of seconds, in bold; "-" where one was not measured."""
     return "-" if theirs is None or ours is None else f"**{theirs / ours:.2f}**"
+
+
+def shown(answer, unit):
+    """An answer of `asked`, its seconds as ``unit`` has them, and its memory."""
+    seconds, memory = answer
+    return "-" if seconds is None else f"{unit(seconds)} ({memory:,.0f} MB)"
+
+
+def best(answers):
+    """Of several ways to the same, (seconds, memory) of the fastest that ran."""
+    return min((a for a in answers if a[0] is not None), default=(None, None))
 
 
 def write(script, lines):

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import asked, limits, machine, ratio, run, timed, write
+from measure import asked, limits, machine, ratio, run, shown, timed, write
 
 VOCAB, TOKENS, BEAMS = 58101, 20, 4
 SEARCHES = [(beams, batch) for beams in (1, BEAMS) for batch in (1, 32)]
@@ -175,10 +175,6 @@ def start_in_python(version):
     return time.perf_counter() - began
 
 
-def shown(seconds, count, memory):
-    return "-" if seconds is None else f"{count / seconds:.1f} ({memory:,.0f} MB)"
-
-
 def main():
     lines = []
     with tempfile.TemporaryDirectory() as folder:
@@ -206,14 +202,18 @@ def main():
             (theirs, _), (xla, _), (served, _) = rows
             name = "greedy" if beams == 1 else f"{beams} beams"
             line = f"| {name} | {batch} | {ratio(theirs, xla)} | {ratio(theirs, served)} | "
-            lines.append(line + " | ".join(shown(s, batch, m) for s, m in rows) + " |")
+            lines.append(
+                line
+                + " | ".join(shown(row, lambda s, b=batch: f"{b / s:.1f}") for row in rows)
+                + " |"
+            )
             print(lines[-1], flush=True)
         rows = [
             asked(peer_training, folder / "marian", False),
             asked(peer_training, folder / "marian", True),
             asked(our_training, folder / "marian"),
         ]
-        times = [f"{1000 * s:,.0f} ms ({m:,.0f} MB)" if s else "-" for s, m in rows]
+        times = [shown(row, lambda s: f"{1000 * s:,.0f} ms") for row in rows]
         lines += [
             "",
             f"A training step, {TRAIN_BATCH} pairs of {TOKENS} + {TOKENS} tokens, Adam, dropout "

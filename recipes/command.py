@@ -255,8 +255,8 @@ def train_classification(
     preset: Annotated[
         str,
         typer.Option(
-            help="Size of the model: lite-4 for images of 32 pixels; ti-16, s-16, s-32, b-16, "
-            "b-32, l-16, h-14 for those of 224 (the number is a patch's side)."
+            help="Size of the model: nano-4 or lite-4 for images of 32 pixels; ti-16, s-16, s-32, "
+            "b-16, b-32, l-16, h-14 for those of 224 (the number is a patch's side)."
         ),
     ] = CLASSIFICATION.preset,
     pretrained: Annotated[

@@ -30,6 +30,7 @@ def small(**overrides):
         ("h-14", 632_045_800),
         # Hassani et al. 2021 count 3.717M: the biases of queries, keys and values are left out.
         ("lite-4", 3_716_874 + 7 * 3 * 256),
+        ("nano-4", 810_890),
     ],
 )
 def test_presets_have_their_papers_sizes(name, count):

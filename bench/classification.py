@@ -1,0 +1,280 @@
+"""ViT side by side with Hugging Face's in PyTorch and KerasHub's: `make bench`.
+
+Inference with B/16 of random weights on images of 224 pixels, in process (`ViT.classify`, arrays
+in) and as the exported SavedModel, JPEG bytes in and labels out, without XLA, through TensorFlow
+Serving's C++ loader; training steps (AdamW, gradients clipped, no dropout) of S/16 at 224 pixels
+and of lite-4 at 32; and the input pipeline alone. Each figure is a process of its own, which
+compiles and warms up first and then takes the median of several calls; its peak of memory is the
+process's. Writes bench/classification.md.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from measure import asked, best, limits, machine, ratio, run, shown, timed, write
+
+SIDE = 224
+BATCHES = (1, 16)
+STEPS = [("s-16", SIDE, 16), ("lite-4", 32, 128)]  # preset, pixels, images of a batch
+
+
+def images(batch, side):
+    return np.random.default_rng(0).integers(0, 256, (batch, side, side, 3)).astype("uint8")
+
+
+def labels(batch, classes):
+    return np.eye(classes, dtype="float32")[np.arange(batch) % classes]
+
+
+def peer_model(preset):
+    """Hugging Face's ViT of the sizes of a preset."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    from polyhead.zoo import ViT
+
+    c = ViT.PRESETS[preset]
+    sizes = ViTConfig(
+        image_size=c.image_size[0], patch_size=c.patch_size, hidden_size=c.dim,
+        num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads,
+        intermediate_size=c.hidden_dim, num_labels=c.num_classes, layer_norm_eps=c.epsilon,
+    )  # fmt: skip
+    return ViTForImageClassification(sizes)
+
+
+def hub_model(preset):
+    import keras_hub
+
+    from polyhead.zoo import ViT
+
+    c = ViT.PRESETS[preset]
+    backbone = keras_hub.models.ViTBackbone(
+        image_shape=(*c.image_size, 3), patch_size=c.patch_size, num_layers=c.num_layers,
+        num_heads=c.num_heads, hidden_dim=c.dim, mlp_dim=c.hidden_dim, dropout_rate=0.0,
+        attention_dropout=0.0, layer_norm_epsilon=c.epsilon,
+    )  # fmt: skip
+    return keras_hub.models.ViTImageClassifier(backbone, c.num_classes, preprocessor=None)
+
+
+def torch_pixels(batch, side):
+    import torch
+
+    return torch.tensor(images(batch, side) / 127.5 - 1).float().permute(0, 3, 1, 2)
+
+
+def peer(batch):
+    import torch
+
+    model, pixels = peer_model("b-16").eval(), torch_pixels(batch, SIDE)
+
+    def call():
+        with torch.no_grad():
+            return model(pixels).logits.softmax(-1).argmax(-1)
+
+    return timed(call)
+
+
+def hub(batch, jit):
+    model, pixels = hub_model("b-16"), images(batch, SIDE).astype("float32")
+    model.compile(jit_compile=jit)
+    return timed(lambda: model.predict_on_batch(pixels))
+
+
+def ours(batch):
+    from polyhead.zoo import ViT
+
+    model, arrays = ViT.preset("b-16"), list(images(batch, SIDE))
+    return timed(lambda: model.classify(arrays, batch_size=batch))
+
+
+def export(base):
+    from polyhead.zoo import ViT
+
+    return str(ViT.preset("b-16").export(base))
+
+
+def encode(folder):
+    """JPEG files of 256 pixels, of one class."""
+    import tensorflow as tf
+
+    place = Path(folder) / "train" / "noise"
+    place.mkdir(parents=True)
+    for i in range(64):
+        smooth = tf.image.resize(np.random.default_rng(i).integers(0, 256, (16, 16, 3)), (256, 256))
+        content = tf.io.encode_jpeg(tf.cast(smooth, tf.uint8), quality=90)
+        (place / f"{i}.jpg").write_bytes(content.numpy())
+
+
+def exported(version, folder, batch):
+    """The SavedModel through the C++ loader: JPEG bytes in, labels out."""
+    from polyhead.serving.loader import SavedModel
+
+    files = [path.read_bytes() for path in sorted(Path(folder).rglob("*.jpg"))[:batch]]
+    model = SavedModel(version)
+    return timed(lambda: model({"image_bytes": files}))
+
+
+def peer_step(preset, side, batch, compile=False):
+    import torch
+
+    model = peer_model(preset).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
+    pixels = torch_pixels(batch, side)
+    target = torch.tensor(labels(batch, model.config.num_labels))
+
+    def loss():
+        return torch.nn.functional.cross_entropy(model(pixels).logits, target)
+
+    forward = torch.compile(loss) if compile else loss
+
+    def call():
+        optimizer.zero_grad()
+        forward().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return timed(call)
+
+
+def train_step(model, side, batch, jit, *weights):
+    import keras
+    import tensorflow as tf
+
+    optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.05, global_clipnorm=1.0)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, jit_compile=jit)
+    pixels = images(batch, side).astype("float32")
+    target = labels(batch, model.output_shape[-1] if not weights else model.config.num_classes)
+    model.make_train_function()
+    stream = iter(tf.data.Dataset.from_tensors((pixels, target, *weights)).repeat())
+    return timed(lambda: [np.asarray(log) for log in model.train_function(stream).values()])
+
+
+def hub_step(preset, side, batch, jit):
+    return train_step(hub_model(preset), side, batch, jit)
+
+
+def our_step(preset, side, batch, policy="float32", jit=True):
+    import keras
+
+    from polyhead.zoo import ViT
+
+    keras.config.set_dtype_policy(policy)
+    return train_step(ViT.preset(preset), side, batch, jit, np.ones(batch, "float32"))
+
+
+def pipeline(folder, augment):
+    """Seconds for a batch of 64 from JPEG files of 256 pixels."""
+    from polyhead.data import image_batches, read_images
+
+    files = read_images(folder)
+    stream = iter(image_batches(files, (SIDE, SIDE), 64, augment=augment, start=0))
+    return timed(lambda: next(stream))
+
+
+def small_pipeline(augment, mix):
+    """Seconds for a batch of 128 from an array of 32 pixels."""
+    from polyhead.data import image_batches
+    from polyhead.data.shapes import shapes
+
+    stream = iter(image_batches(shapes(), (32, 32), 128, augment=augment, mix=mix, start=0))
+    return timed(lambda: next(stream))
+
+
+def operations(preset, side):
+    """Floating-point operations of an image's products, forwards."""
+    from polyhead.zoo import ViT
+
+    c = ViT.PRESETS[preset]
+    tokens = (side // c.patch_size) ** 2 + 1
+    block = 4 * c.dim**2 + 2 * c.dim * c.hidden_dim + 2 * tokens * c.dim
+    return 2 * (c.num_layers * tokens * block + tokens * c.patch_size**2 * 3 * c.dim)
+
+
+def inference(folder, rate):
+    version, _ = asked(export, folder / "export", needed=True)
+    asked(encode, folder / "images", needed=True)
+    lines = [
+        "| batch | in process / HF | / KerasHub | exported, from JPEG / in process | of the "
+        "machine's arithmetic | HF | KerasHub | in process (XLA) | exported |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for batch in BATCHES:
+        rows = [
+            asked(peer, batch),
+            best([asked(hub, batch, jit) for jit in (True, False)]),
+            asked(ours, batch),
+            asked(exported, version, folder / "images", batch),
+        ]
+        theirs, other, own, served = (seconds for seconds, _ in rows)
+        share = operations("b-16", SIDE) * batch / own / rate / 1e9
+        ratios = f"{ratio(theirs, own)} | {ratio(other, own)} | {ratio(own, served)}"
+        speeds = " | ".join(shown(row, lambda s, b=batch: f"{b / s:.1f}") for row in rows)
+        lines.append(f"| {batch} | {ratios} | {share:.0%} | {speeds} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def training(rate):
+    lines = [
+        "| model, batch | ours / HF eager | / HF compiled | / KerasHub | bfloat16 without XLA / "
+        "ours | of the machine's arithmetic | HF eager | HF compiled | KerasHub | ours | "
+        "bfloat16 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for sizes in STEPS:
+        rows = [
+            asked(peer_step, *sizes),
+            asked(peer_step, *sizes, True),
+            best([asked(hub_step, *sizes, jit) for jit in (True, False)]),
+            asked(our_step, *sizes),
+            asked(our_step, *sizes, "mixed_bfloat16", False),
+        ]
+        eager, compiled, other, own, low = (seconds for seconds, _ in rows)
+        share = 3 * operations(*sizes[:2]) * sizes[2] / own / rate / 1e9
+        ratios = " | ".join(ratio(own, theirs) for theirs in (eager, compiled, other))
+        times = " | ".join(shown(row, lambda s: f"{1000 * s:,.0f} ms") for row in rows)
+        lines.append(
+            f"| {sizes[0]} at {sizes[1]}, {sizes[2]} | {ratios} | {ratio(low, own)} | "
+            f"{share:.0%} | {times} |"
+        )
+        print(lines[-1], flush=True)
+    return lines
+
+
+def main():
+    (rate, *_), _ = asked(limits, needed=True)
+    lines = [
+        "# ViT against Hugging Face's and KerasHub's",
+        "",
+        f"`make bench`; {machine()}, float32 where nothing else is said. A matrix product, "
+        f"measured in the same run: {rate:.0f} GFLOP/s. KerasHub with XLA or without, whichever is "
+        "faster. Memory is the process's peak.",
+        "",
+        "Inference, B/16 at 224 pixels. Speed, ours to theirs; then images a second:",
+        "",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        lines += inference(folder, rate)
+        lines += ["", "A training step, AdamW. The time, ours to theirs:", "", *training(rate)]
+        speeds = [
+            f"{name} {count / asked(*call)[0]:,.0f}"
+            for name, count, call in (
+                (
+                    "JPEG files of 256 pixels to 224, fitted",
+                    64,
+                    (pipeline, folder / "images", None),
+                ),
+                ("cut and flipped", 64, (pipeline, folder / "images", "light")),
+                ("and RandAugment", 64, (pipeline, folder / "images", "strong")),
+                ("arrays of 32 pixels, moved and flipped", 128, (small_pipeline, "light", False)),
+                ("with RandAugment, MixUp and CutMix", 128, (small_pipeline, "strong", True)),
+            )
+        ]
+    lines += ["", f"The input pipeline alone, images a second: {'; '.join(speeds)}."]
+    write(__file__, lines)
+
+
+if __name__ == "__main__":
+    run(main)
