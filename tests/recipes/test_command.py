@@ -18,7 +18,8 @@ from polyhead.recipes.translation import Settings
 from polyhead.training import InverseSquareRoot, read_tensors
 
 SMALL = (
-    "--vocab-size 300 --tokens 1024 --buckets 1 --warmup 20 --max-length 64 --dropout 0.1 --seed 3"
+    "--vocab-size 300 --tokens 1024 --buckets 1 --warmup 20 --max-length 64 --dropout 0.1 --seed 3 "
+    "--bpe-dropout 0.1"
 ).split()
 
 
@@ -56,7 +57,8 @@ def trained(data, tmp_path_factory):
 
     run = tmp_path_factory.mktemp("runs") / "run"
     options = dict(vocab_size=300, tokens=1024, buckets=1, warmup=20, max_length=64)
-    train(Settings(data=str(data), dropout=0.1, seed=3, epochs=3, **options), run)
+    options |= dict(dropout=0.1, bpe_dropout=0.1, seed=3)
+    train(Settings(data=str(data), epochs=3, **options), run)
     return run
 
 

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 
 import keras
@@ -439,6 +440,10 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
     weights.unlink()
     torch.save({"wte.weight": Harm()}, folder / "pytorch_model.bin")
     refused("pytorch_model.bin holds no tensors alone")
+    find = importlib.util.find_spec
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: name != "torch" and find(name))
+        refused("is read by torch, which is not installed", FileNotFoundError)
     index = folder / "model.safetensors.index.json"
     for file, message in (
         ("../gpt2/model.safetensors", "names a file outside of its folder"),
