@@ -12,7 +12,19 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from measure import asked, best, limits, machine, ratio, run, shown, timed, write
+from measure import (
+    asked,
+    best,
+    keras_step,
+    limits,
+    machine,
+    ratio,
+    run,
+    shown,
+    timed,
+    torch_step,
+    write,
+)
 
 SIDE = 224
 BATCHES = (1, 16)
@@ -118,40 +130,24 @@ def peer_step(preset, side, batch, compile=False):
     import torch
 
     model = peer_model(preset).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
     pixels = torch_pixels(batch, side)
     target = torch.tensor(labels(batch, model.config.num_labels))
 
     def loss():
         return torch.nn.functional.cross_entropy(model(pixels).logits, target)
 
-    forward = torch.compile(loss) if compile else loss
-
-    def call():
-        optimizer.zero_grad()
-        forward().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return timed(call)
+    return torch_step(model, loss, compile)
 
 
-def train_step(model, side, batch, jit, *weights):
-    import keras
-    import tensorflow as tf
-
-    optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.05, global_clipnorm=1.0)
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, jit_compile=jit)
-    pixels = images(batch, side).astype("float32")
-    target = labels(batch, model.output_shape[-1] if not weights else model.config.num_classes)
-    model.make_train_function()
-    stream = iter(tf.data.Dataset.from_tensors((pixels, target, *weights)).repeat())
-    return timed(lambda: [np.asarray(log) for log in model.train_function(stream).values()])
+def batch_of(side, batch, classes):
+    return images(batch, side).astype("float32"), labels(batch, classes)
 
 
 def hub_step(preset, side, batch, jit):
-    return train_step(hub_model(preset), side, batch, jit)
+    import keras
+
+    model, loss = hub_model(preset), keras.losses.CategoricalCrossentropy(from_logits=True)
+    return keras_step(model, loss, jit, batch_of(side, batch, model.output_shape[-1]))
 
 
 def our_step(preset, side, batch, policy="float32", jit=True):
@@ -160,7 +156,10 @@ def our_step(preset, side, batch, policy="float32", jit=True):
     from polyhead.zoo import ViT
 
     keras.config.set_dtype_policy(policy)
-    return train_step(ViT.preset(preset), side, batch, jit, np.ones(batch, "float32"))
+    model, loss = ViT.preset(preset), keras.losses.CategoricalCrossentropy(from_logits=True)
+    weights = np.ones(batch, "float32")
+    pixels_and_labels = batch_of(side, batch, model.config.num_classes)
+    return keras_step(model, loss, jit, (*pixels_and_labels, weights))
 
 
 def pipeline(folder, augment):

@@ -12,7 +12,20 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from measure import asked, best, limits, machine, profiled, ratio, run, shown, timed, write
+from measure import (
+    asked,
+    best,
+    keras_step,
+    limits,
+    machine,
+    profiled,
+    ratio,
+    run,
+    shown,
+    timed,
+    torch_step,
+    write,
+)
 
 T, V, BLOCKS = 64, 65, 4
 STEPS = [(128, 4, 12), (512, 8, 32)]  # width, heads, rows of a batch
@@ -37,7 +50,6 @@ def peer_step(dim, heads, batch, compile=False, autocast=False):
         embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     model = GPT2LMHeadModel(sizes).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.1)
     tokens = torch.tensor(rows(batch)).long()
 
     def loss():
@@ -45,34 +57,7 @@ def peer_step(dim, heads, batch, compile=False, autocast=False):
             logits = model(tokens[:, :-1], use_cache=False).logits.float()
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
-    forward = torch.compile(loss) if compile else loss
-
-    def call():
-        optimizer.zero_grad()
-        forward().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return timed(call)
-
-
-def optimizer():
-    import keras
-
-    return keras.optimizers.AdamW(1e-3, weight_decay=0.1, global_clipnorm=1.0)
-
-
-def train_step(model, batch, profile=False):
-    """Seconds that a compiled Keras model takes for a step, as `fit` runs it; or its profile."""
-    import tensorflow as tf
-
-    model.make_train_function()
-    stream = iter(tf.data.Dataset.from_tensors(batch).repeat())
-
-    def call():
-        return [np.asarray(log) for log in model.train_function(stream).values()]
-
-    return profiled(call, 10) if profile else timed(call)
+    return torch_step(model, loss, compile)
 
 
 def hub_step(dim, heads, batch, jit):
@@ -84,24 +69,23 @@ def hub_step(dim, heads, batch, jit):
     )
     model = keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer(), loss, jit_compile=jit)
     tokens = rows(batch)
     inputs = {"token_ids": tokens[:, :-1], "padding_mask": np.ones((batch, T), "int32")}
-    return train_step(model, (inputs, tokens[:, 1:]))
+    return keras_step(model, loss, jit, (inputs, tokens[:, 1:]))
 
 
 def our_step(dim, heads, batch, policy="float32", jit=True, profile=False):
     import keras
 
+    from polyhead.training import SmoothedCrossEntropy
     from polyhead.zoo import GPT
 
     keras.config.set_dtype_policy(policy)
     model = GPT.preset("char-small", vocab_size=V, max_length=T, dim=dim, num_heads=heads)
-    model.compile(optimizer(), jit_compile=jit)
-    model.build_optimizer()
     tokens = rows(batch)
     weights = np.ones((batch, T), "float32")
-    return train_step(model, (tokens[:, :-1], tokens[:, 1:], weights), profile)
+    batch = tokens[:, :-1], tokens[:, 1:], weights
+    return keras_step(model, SmoothedCrossEntropy(0.0), jit, batch, profile)
 
 
 def make(folder):

@@ -35,6 +35,41 @@ def timed(call, least=5, seconds=8.0):
     return statistics.median(times)
 
 
+def torch_step(model, loss, compile=False):
+    """Seconds that PyTorch takes for a step of AdamW with gradients clipped, eager or compiled."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.1)
+    forward = torch.compile(loss) if compile else loss
+
+    def call():
+        optimizer.zero_grad()
+        forward().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return timed(call)
+
+
+def keras_step(model, loss, jit, batch, profile=False):
+    """Seconds that a Keras model takes for the same step, as `fit` runs it; or its profile."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1, global_clipnorm=1.0)
+    model.compile(optimizer, loss, metrics=None, jit_compile=jit)
+    if hasattr(model, "build_optimizer"):  # which our `fit` does first
+        model.build_optimizer()
+    model.make_train_function()
+    stream = iter(tf.data.Dataset.from_tensors(batch).repeat())
+
+    def call():
+        return [np.asarray(log) for log in model.train_function(stream).values()]
+
+    return profiled(call, 10) if profile else timed(call)
+
+
 def asked(function, *arguments, needed=False):
     """(result, peak memory in MB) of a function of the script, asked in a process of its own.
 

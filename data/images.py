@@ -374,7 +374,7 @@ def image_batches(
             flips = tf.random.stateless_uniform([batch_size, 1, 1, 1], distort(key, -1)) < 0.5
             made = tf.where(flips, made[:, :, ::-1], made)
         if augment == "strong":
-            made = drawn(strong, made, key)
+            made = operated(strong, made, key)
         target = tf.one_hot(tf.gather(labels, chosen), classes)
         if mix:
             made, target = tf.cond(
@@ -443,8 +443,21 @@ def transformation(layer, images, key):
     return layer.get_random_transformation(images, training=True, seed=generator)
 
 
-def drawn(layer, images, key):
-    return layer.transform_images(images, transformation(layer, images, key), training=True)
+def operated(layer, images, key):
+    """Two of the operations of a `RandAugment`, which itself computes all and takes two."""
+
+    def by(operation, key):
+        how = transformation(operation, images, key)
+        return tf.ensure_shape(operation.transform_images(images, how), images.shape)
+
+    operations = [getattr(layer, name) for name in layer._AUGMENT_LAYERS]
+    for i in range(layer.num_ops):
+        key = tf.random.experimental.stateless_fold_in(key, i)
+        chosen = tf.random.stateless_uniform([], key, 0, len(operations), tf.int32)
+        images = tf.switch_case(
+            chosen, [lambda operation=o, key=key: by(operation, key) for o in operations]
+        )
+    return images
 
 
 def mixed(layer, images, labels, key):
