@@ -82,7 +82,7 @@ def asked(function, *arguments, needed=False):
     if process.returncode and needed:
         sys.exit(process.stderr)
     if process.returncode:
-        print(function.__name__, *arguments, process.stderr.strip().splitlines()[-1], flush=True)
+        print(function.__name__, *arguments, *process.stderr.strip().splitlines()[-1:], flush=True)
         return None, None
     return json.loads(process.stdout.strip().splitlines()[-1])
 

@@ -21,14 +21,14 @@ class LabelledImages:
     """Images and the classes that they are of.
 
     Args:
-        images: paths, encoded bytes (JPEG, PNG, GIF or BMP), or an array (N, Y, X, C) of pixels
-            from 0 to 255.
+        images: paths, encoded bytes (JPEG, PNG, GIF or BMP), or an array (N, Y, X, 3) of uint8.
         labels: (N,) numbers of classes.
         classes: their names.
         names: what errors call each image; paths, if they are not given.
 
     Raises:
-        ValueError: there are not as many labels as images, or a label has no class.
+        ValueError: there are not as many labels as images, a label has no class, or an array is
+            none of colours.
     """
 
     images: list | np.ndarray
@@ -41,6 +41,11 @@ class LabelledImages:
         object.__setattr__(self, "labels", labels)
         if labels.shape != (len(self.images),):
             raise ValueError(f"{len(self.images)} images need as many labels: {labels.shape}")
+        array = self.images if hasattr(self.images, "shape") else np.zeros((1, 1, 1, 3), "uint8")
+        if array.dtype != "uint8" or array.ndim != 4 or array.shape[-1] != 3:
+            raise ValueError(
+                f"an array of images is (N, Y, X, 3) of uint8: {array.shape} of {array.dtype}"
+            )
         if not len(labels):
             raise ValueError("there are no images")
         if labels.min() < 0 or labels.max() >= len(self.classes):
@@ -62,7 +67,7 @@ class LabelledImages:
     def name(self, i):
         if self.names is not None:
             return self.names[i]
-        return self.images[i] if isinstance(self.images[i], str) else f"image {i}"
+        return str(image) if isinstance(image := self.images[i], str | Path) else f"image {i}"
 
     def pixels(self, size, broken="refuse", progress=iter, **fit):
         """The same with an array (N, Y, X, 3) in the place of files: for sets that fit in memory.
@@ -199,7 +204,7 @@ def named(labels):
     return lambda classes: tf.gather(table, classes)
 
 
-def read_images(path, split="train", classes=None):
+def read_images(path, split="train"):
     """The `LabelledImages` of a folder, by split.
 
     A folder holds a folder for each split (train, val, test), or the images themselves: in a
@@ -236,7 +241,8 @@ def read_images(path, split="train", classes=None):
     first = np.concatenate([[0], np.cumsum(np.bincount(images.labels))])
     place = np.empty(len(images), int)
     place[order] = np.arange(len(images)) - first[images.labels[order]]
-    held = place % round(1 / (1 - SHARE)) == 9
+    every = round(1 / (1 - SHARE))
+    held = place % every == every - 1
     chosen = np.flatnonzero(held if split == "val" else ~held)
     if not len(chosen):
         raise FileNotFoundError(f"{path} has too few images for a split {split}")
@@ -258,10 +264,12 @@ def read_records(path, files):
     }
     images, labels, names = [], [], []
     for file in files:
+        before = len(names)
         try:
             for batch in tf.data.TFRecordDataset(file).batch(1000):
                 parsed = tf.io.parse_example(batch, features)
-                names += [f"{file}, record {i}" for i in range(len(names), len(names) + len(batch))]
+                first = len(names) - before
+                names += [f"{file}, record {i}" for i in range(first, first + len(batch))]
                 images += parsed["image"].numpy().tolist()
                 labels += parsed["label"].numpy().tolist()
         except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
@@ -273,13 +281,14 @@ def read_records(path, files):
 
 
 def read_folders(path, folder):
-    classes = tuple(sorted(place.name for place in folder.iterdir() if place.is_dir()))
-    images, labels = [], []
-    for label, name in enumerate(classes):
-        for file in sorted((folder / name).rglob("*")):
-            if file.suffix.lower() in SUFFIXES:
-                images.append(str(file))
-                labels.append(label)
+    files = {
+        place.name: [str(f) for f in sorted(place.rglob("*")) if f.suffix.lower() in SUFFIXES]
+        for place in sorted(folder.iterdir())
+        if place.is_dir() and not place.name.startswith(".")
+    }
+    classes = tuple(name for name in files if files[name])
+    images = [file for name in classes for file in files[name]]
+    labels = [label for label, name in enumerate(classes) for _ in files[name]]
     if not images:
         raise FileNotFoundError(f"{folder} has no images {', '.join(SUFFIXES)} in folders by class")
     return LabelledImages(images, labels, classes)
@@ -319,8 +328,8 @@ def image_batches(
         fit: of `fitted`, for what is not augmented.
 
     Raises:
-        ValueError: an argument is out of its range; while it is read, naming the image that
-            cannot be decoded.
+        ValueError: an argument is out of its range.
+        tf.errors.InvalidArgumentError: while it is read, naming the image that cannot be decoded.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive: {batch_size}")
@@ -367,6 +376,11 @@ def image_batches(
                 fn_output_signature=(tf.float32, tf.float32),
             )
             weight = weight * whole
+            # In the place of a broken image stands a whole one, lest it be mixed into others.
+            instead = tf.where(
+                whole > 0, tf.range(batch_size), tf.argmax(whole, output_type=tf.int32)
+            )
+            made, chosen = tf.gather(made, instead), tf.gather(chosen, instead)
         else:
             made = tf.gather(pixels, chosen)
             made = tf.cast(made if augment is None else shifted(made, key), tf.float32)
@@ -378,7 +392,7 @@ def image_batches(
         target = tf.one_hot(tf.gather(labels, chosen), classes)
         if mix:
             made, target = tf.cond(
-                key[0] % 2 == 0,
+                i % 2 == 0,
                 lambda: mixed(mixes[0], made, target, key),
                 lambda: mixed(mixes[1], made, target, key),
             )
@@ -407,6 +421,7 @@ def cut(image, size, key):
         key,
         area_range=(0.08, 1.0),
         aspect_ratio_range=(3 / 4, 4 / 3),
+        min_object_covered=0.0,
         use_image_if_no_bounding_boxes=True,
     )
     return fitted(tf.slice(image, start, part), size)

@@ -8,6 +8,8 @@ images kept for validation, after 25 minutes. Nothing was tuned.
     polyhead evaluate RUN --confusion confusion.png
 """
 
+import contextlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -27,8 +29,8 @@ class Settings(RunSettings):
     pretrained: str | None = None
     image_size: int | None = None
     batch_size: int = 128
-    peak: float | None = 1e-3
-    warmup: int = 500
+    peak: float = 1e-3
+    warmup: int | None = None
     schedule: str = "cosine"
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
@@ -45,7 +47,6 @@ def train(settings, out, restart=False, say=print):
     import keras
 
     from ..data import image_batches
-    from ..training import InverseSquareRoot
 
     run = Run(settings, out, restart, say)
     settings = run.settings
@@ -56,7 +57,6 @@ def train(settings, out, restart=False, say=print):
     with run.devices.scope():
         model = begin(settings, images["train"].classes)
     config = model.config
-    fit = {"interpolation": config.interpolation, "crop": config.crop}
     for split in images:
         images[split] = loaded(images[split], config, settings.broken)
 
@@ -71,12 +71,12 @@ def train(settings, out, restart=False, say=print):
         )
 
     drawn = {"augment": settings.augment if settings.augment != "none" else None}
-    drawn |= {"mix": settings.mix} | (fit if drawn["augment"] is None else {})
+    drawn |= {"mix": settings.mix} | (config.fit if drawn["augment"] is None else {})
     per_epoch = len(batches("train", **drawn))
     with run.devices.scope():
         optimizer = run.optimizer(
             keras.optimizers.AdamW,
-            InverseSquareRoot(settings.peak or 1e-3, settings.warmup),
+            None,
             per_epoch,
             weight_decay=settings.weight_decay,
         )
@@ -86,17 +86,31 @@ def train(settings, out, restart=False, say=print):
         )
         accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
         model.compile(optimizer, loss, [accuracy], remat=settings.remat)
-    return run.fit(
-        model,
-        lambda update: batches("train", start=update, **drawn),
-        batches("val", shuffle=False, **fit),
-        per_epoch,
-        "val_accuracy",
-        draw=lambda history, path: draw_curve(
-            history, path, "val_accuracy", "accuracy on validation"
-        ),
-        unit="images",
-    )
+    with by_name():
+        return run.fit(
+            model,
+            lambda update: batches("train", start=update, **drawn),
+            batches("val", shuffle=False, **config.fit),
+            per_epoch,
+            "val_accuracy",
+            draw=lambda history, path: draw_curve(
+                history, path, "val_accuracy", "accuracy on validation"
+            ),
+            unit="images",
+        )
+
+
+@contextlib.contextmanager
+def by_name():
+    """Within it a broken image is a ValueError that names it, as TensorFlow's error does inside."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        if (found := re.search(r"ValueError: (.* is no image: .*)", str(error))) is None:
+            raise
+        raise ValueError(f"{found[1]} (--broken skip leaves it out)") from None
 
 
 def begin(settings, classes):
@@ -112,6 +126,8 @@ def begin(settings, classes):
         model = ViT.from_pretrained(settings.pretrained, labels=classes, **overrides)
     else:
         model = ViT.preset(settings.preset, num_classes=len(classes), labels=classes, **overrides)
+    if model.config.channels != 3:
+        raise ValueError(f"images are read with 3 channels, the model has {model.config.channels}")
     if settings.freeze:
         model.freeze(settings.freeze)
     return model
@@ -130,16 +146,18 @@ def loaded(images, config, broken):
     height, width = config.image_size
     if 3 * height * width * len(images) > IN_MEMORY or max(height, width) > 64:
         return images
-    fit = {"interpolation": config.interpolation, "crop": config.crop}
-    return images.pixels(config.image_size, broken, shown("decoding"), **fit)
+    return images.pixels(config.image_size, broken, shown("decoding"), **config.fit)
 
 
-def evaluate(run, data=None, split="val", batch_size=64):
+def evaluate(run, data=None, split="val", batch_size=64, broken=None):
     """How well a run's best model classifies a split of its data.
 
     Returns:
         a dict: ``accuracy`` and ``top5``, shares of the ``images``, a number, and ``confusion``
         (K, K), how many of each of the ``classes`` (row) were taken for each (column).
+
+    Raises:
+        ValueError: the images are of other classes, or one is ``broken`` and not to be skipped.
     """
     import numpy as np
 
@@ -151,17 +169,19 @@ def evaluate(run, data=None, split="val", batch_size=64):
     if images.classes != c.labels:
         raise ValueError(f"the images are of other classes than the model: {images.classes[:5]}")
     batches = image_batches(
-        images, c.image_size, batch_size, shuffle=False, broken=settings.broken,
-        interpolation=c.interpolation, crop=c.crop,
-    )  # fmt: skip
+        images, c.image_size, batch_size, shuffle=False, broken=broken or settings.broken, **c.fit
+    )
     confusion, hits, total = np.zeros((c.num_classes,) * 2, int), 0, 0
-    for pixels, labels, weight in shown("evaluating")(batches):
-        logits = model.predict_on_batch(pixels)
-        chosen = weight.numpy() > 0
-        ranked, label = np.argsort(-logits, axis=1), labels.numpy().argmax(1)
-        np.add.at(confusion, (label[chosen], ranked[chosen, 0]), 1)
-        hits += (ranked[:, :5] == label[:, None]).any(1)[chosen].sum()
-        total += chosen.sum()
+    with by_name():
+        for pixels, labels, weight in shown("evaluating")(batches):
+            logits = model.predict_on_batch(pixels)
+            chosen = weight.numpy() > 0
+            ranked, label = np.argsort(-logits, axis=1), labels.numpy().argmax(1)
+            np.add.at(confusion, (label[chosen], ranked[chosen, 0]), 1)
+            hits += (ranked[:, :5] == label[:, None]).any(1)[chosen].sum()
+            total += chosen.sum()
+    if not total:
+        raise ValueError(f"of {len(images)} images none can be decoded")
     return {
         "accuracy": confusion.trace() / total,
         "top5": hits / total,

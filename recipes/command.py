@@ -39,7 +39,7 @@ Penalty = Annotated[float | None, typer.Option(help="Divide logits of tokens tha
 
 Out = Annotated[Path, typer.Option(help="The run's folder. What is there goes on.")]
 Dropout = Annotated[float | None, typer.Option(help="Rate; the preset's by default.")]
-Warmup = Annotated[int, typer.Option(help="Updates until the learning rate's peak.")]
+Warmup = Annotated[int | None, typer.Option(help="Updates until the learning rate's peak.")]
 Schedule = Annotated[
     Literal["sqrt", "cosine"],
     typer.Option(
@@ -354,6 +354,10 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE.png", help="Images: draw which classes are taken for which."),
     ] = None,
+    broken: Annotated[
+        Literal["refuse", "skip"] | None,
+        typer.Option(help="Images: what becomes of one that cannot be decoded."),
+    ] = None,
 ):
     """Score a run's best model on a split of its data.
 
@@ -367,7 +371,7 @@ def evaluate(
         writable(confusion)
     if task == "classification":
         only("translation", variant=variant, beams=beams, alpha=alpha)
-        score = classification.evaluate(run, data, split or "val")
+        score = classification.evaluate(run, data, split or "val", broken=broken)
         print(
             f"accuracy {score['accuracy']:.2%}, of the likeliest five {score['top5']:.2%}; "
             f"{score['images']:,} images of {split or 'val'}"
@@ -375,7 +379,7 @@ def evaluate(
         if confusion is not None:
             classification.draw_confusion(score["confusion"], score["classes"], confusion)
         return
-    only("image classification", confusion=confusion)
+    only("image classification", confusion=confusion, broken=broken)
     if task == "generation":
         only("translation", variant=variant, beams=beams, alpha=alpha)
         score = generation.evaluate(run, data, split or "val")
@@ -486,10 +490,12 @@ def predict(
             if len(texts) != 1:
                 raise ValueError(f"--explain draws one image: {len(texts)} were given")
             writable(explain)
-        found = model.classify(texts, top=top or 1, progress=shown("classifying"))
-        for name, classes in zip(texts, found, strict=True):
-            for label, probability in classes:
-                print(f"{name}\t{label}\t{probability:.4f}")
+        for start in shown("classifying")(range(0, len(texts), 16)):
+            names = texts[start : start + 16]
+            found = model.classify(names, top=1 if top is None else top)
+            for name, classes in zip(names, found, strict=True):
+                for label, probability in classes:
+                    print(f"{name}\t{label}\t{probability:.4f}", flush=True)
         if explain is not None:
             classification.draw_rollout(model, texts[0], explain)
         return

@@ -25,7 +25,7 @@ class RunSettings:
     data: str = SAMPLE
     dropout: float | None = None
     peak: float | None = None
-    warmup: int = 1000
+    warmup: int | None = 1000
     schedule: str = "sqrt"
     clip: float = 1.0
     accumulate: int = 1
@@ -158,7 +158,7 @@ class Run:
         if s.ema is not None:
             callbacks.insert(0, EvaluateAverages())
         if self.chief:
-            callbacks += [progress, Curves(self.out / "logs")]
+            callbacks += [progress, Curves(self.out / "logs", unit=unit)]
         try:
             model.fit(
                 batches(checkpoints.updates),
@@ -188,7 +188,8 @@ class Run:
 def learning_rate(settings, rate, updates, floor=0.0):
     """The schedule of a training of so many ``updates``: "sqrt", Vaswani's, or "cosine".
 
-    Where the settings give no peak, it is that of ``rate``, an `InverseSquareRoot`.
+    Where the settings give no peak, it is that of ``rate``, an `InverseSquareRoot`; where they give
+    no warm-up, a tenth of the updates and at most 500.
     """
     import keras
 
@@ -196,12 +197,15 @@ def learning_rate(settings, rate, updates, floor=0.0):
 
     if settings.schedule not in ("sqrt", "cosine"):
         raise ValueError(f"schedule must be sqrt or cosine: {settings.schedule!r}")
+    warmup = min(500, updates // 10) if settings.warmup is None else settings.warmup
     if settings.peak is not None:
-        rate = InverseSquareRoot(settings.peak, settings.warmup)
+        rate = InverseSquareRoot(settings.peak, max(warmup, 1))
     if settings.schedule == "sqrt":
         return rate
-    if settings.warmup >= updates:
-        raise ValueError(f"warmup must be shorter than the training: {settings.warmup}, {updates}")
+    if rate.warmup >= updates:
+        raise ValueError(
+            f"warmup must be shorter than the training: {rate.warmup}, {updates} updates"
+        )
     return keras.optimizers.schedules.CosineDecay(
         0.0,
         updates - rate.warmup,
@@ -233,7 +237,7 @@ def load(run):
         raise FileNotFoundError(f"{folder} holds no model: there is no config.json in it")
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        kind = config.get("model", config.get("model_type", "timm" in str(config) and "vit"))
+        kind = config.get("model", config.get("model_type", "pretrained_cfg" in config and "vit"))
     except (ValueError, AttributeError):
         kind = None  # what is wrong, the class says
     models = {"GPT": GPT, "gpt2": GPT, "ViT": ViT, "vit": ViT}

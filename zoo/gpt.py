@@ -160,7 +160,6 @@ class GPT(Pretrained):
         self.built = True
         if initialize:
             self.initialize()
-        self._searches = {}
 
     def initialize(self):
         """Draws the weights anew as GPT-2 does (section 2.3, and its code).

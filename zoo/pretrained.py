@@ -64,6 +64,7 @@ class Pretrained(Model):
                 )
         self.config = config
         self.tokenizer = tokenizer
+        self._searches = {}  # what is compiled, of decoding above all
 
     def get_config(self):
         return dataclasses.asdict(self.config)
@@ -101,6 +102,7 @@ class Pretrained(Model):
         attentions = self._attentions()
         if any(attention.adapters for attention in attentions):
             raise ValueError("low-rank adaptation is enabled already")
+        self._searches.clear()  # they were compiled without
         before = self.weights
         for attention in attentions:
             attention.enable_lora(rank, alpha)
@@ -256,8 +258,9 @@ class Pretrained(Model):
         if not {"config.json"} <= names <= ours:
             return False
         try:
-            return json.loads((folder / "config.json").read_text("utf-8"))["model"] == cls.__name__
-        except (ValueError, KeyError, TypeError):
+            config = json.loads((folder / "config.json").read_text("utf-8"))
+            return config.get("model", config.get("model_type")) in (cls.__name__, *cls.FAMILIES)
+        except (ValueError, AttributeError):
             return False
 
     def _need_tokenizer(self, verb):
@@ -279,6 +282,7 @@ class Pretrained(Model):
     def compile_from_config(self, config):
         # Keras leaves models uncompiled whose `compile` has defaults of its own.
         self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)  # for its state, which is read next
 
 
 def replace_folder(new, folder):

@@ -93,7 +93,7 @@ def read_pickled(path):
     if importlib.util.find_spec("torch") is None:
         raise FileNotFoundError(
             f"{path} is read by torch, which is not installed. Where it is, it can be written as "
-            "safetensors: transformers' AutoModelForCausalLM.from_pretrained(folder)"
+            "safetensors: the model's class in transformers, .from_pretrained(folder)"
             ".save_pretrained(folder)"
         )
     import torch

@@ -170,7 +170,6 @@ class Transformer(Pretrained):
             self.encoder_norm.build(width)
             self.decoder_norm.build(width)
         self.built = True
-        self._searches = {}
 
     def call(self, inputs):
         mask = self.source_mask(inputs["source"])

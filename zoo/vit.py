@@ -62,7 +62,9 @@ class ViTConfig:
             raise ValueError(f"stochastic_depth must be in [0, 1): {self.stochastic_depth}")
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.channels:
-                raise ValueError(f"{name} must be of {self.channels} channels: {self.mean}")
+                raise ValueError(
+                    f"{name} must be of {self.channels} channels: {getattr(self, name)}"
+                )
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std must be positive: {self.std}")
         if self.interpolation not in ("bilinear", "bicubic", "nearest"):
@@ -73,6 +75,11 @@ class ViTConfig:
             raise ValueError(
                 f"there must be a label for each class: {len(self.labels)}, {self.num_classes}"
             )
+
+    @property
+    def fit(self):
+        """How an image is fitted to the size, as `polyhead.data.image_batches` takes it."""
+        return {"interpolation": self.interpolation, "crop": self.crop}
 
     @property
     def grid(self):
@@ -184,7 +191,6 @@ class ViT(Pretrained):
         for layer in filter(None, layers):
             layer.build((None, None, config.dim))
         self.built = True
-        self._classifier = None
 
     def call(self, images):
         x = self.features(images)
@@ -247,8 +253,8 @@ class ViT(Pretrained):
             raise ValueError("a model without a head classifies nothing: num_classes is 0")
         if type(count) is not int or not 0 < count <= c.num_classes:
             raise ValueError(f"top must be from 1 to {c.num_classes}: {top!r}")
-        if self._classifier is None:
-            self._classifier = compiled(self, lambda images: ops.softmax(self(images)))
+        if "classify" not in self._searches:
+            self._searches["classify"] = compiled(self, lambda images: ops.softmax(self(images)))
         reader, images, found = self._reader(), list(images), []
 
         def read(i):
@@ -262,7 +268,7 @@ class ViT(Pretrained):
             pixels = [read(i) for i in range(start, min(start + batch_size, len(images)))]
             batch = np.zeros((batch_size if len(images) > 1 else 1, *pixels[0].shape), "float32")
             batch[: len(pixels)] = pixels
-            for chances in np.asarray(self._classifier(batch))[: len(pixels)]:
+            for chances in np.asarray(self._searches["classify"](batch))[: len(pixels)]:
                 best = np.argsort(-chances, kind="stable")[:count]
                 classes = [Classification(self.label(i), float(chances[i])) for i in best]
                 found.append(classes[0] if top is None else classes)
@@ -288,7 +294,7 @@ class ViT(Pretrained):
         from ..data.images import Pixels
 
         c = self.config
-        return Pixels(c.image_size, c.channels, interpolation=c.interpolation, crop=c.crop)
+        return Pixels(c.image_size, c.channels, **c.fit)
 
     def adapted(self, num_classes=None, labels=None, **overrides):
         """A new model with these weights for other classes, or images of another size.
@@ -298,15 +304,15 @@ class ViT(Pretrained):
             overrides: of the configuration; with another ``image_size``, positions are
                 interpolated (section 3.2).
         """
-        old = self.config
+        old, whole = self.config, self._whole()
         if labels is not None:
             labels = tuple(labels)
             num_classes = len(labels) if num_classes is None else num_classes
-        renewed = num_classes is not None and (num_classes, labels) != (old.num_classes, None)
+        renewed = num_classes not in (None, old.num_classes) or labels not in (None, old.labels)
         if renewed:
             overrides |= {"num_classes": num_classes, "labels": labels}
         model = type(self)(dataclasses.replace(old, **overrides), dtype=self.dtype_policy)
-        weights = {v.path: v for v in self.weights}
+        weights = {v.path: v for v in whole.weights}
         for v in model.weights:
             if v.path == "positions/embeddings":
                 v.assign(self.positions.table(model.positions.grid))
@@ -328,18 +334,19 @@ class ViT(Pretrained):
             return model
         return model.adapted(num_classes, labels, **sized)
 
-    def compile(self, optimizer=None, loss=None, metrics=None, **kwargs):
+    def compile(self, optimizer=None, loss=None, metrics=None, weighted_metrics=None, **kwargs):
         """Keras's `compile`; by default AdamW and label smoothing of 0.1.
 
         As Steiner et al. 2021 (section 3.3) train from nothing: a learning rate of 1e-3, weight
         decay of matrices, gradients clipped at 1. Labels are chances of the classes (B, K), as
-        `polyhead.data.image_batches` gives them.
+        `polyhead.data.image_batches` gives them, and all metrics count by the weights of images.
         """
         if optimizer is None:
             optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1, global_clipnorm=1.0)
             optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         if loss is None:
             loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+        metrics = [*(metrics or ()), *(weighted_metrics or ())] or None
         super().compile(optimizer, loss, weighted_metrics=metrics, **kwargs)
 
     def export(self, filepath, top=5):

@@ -143,19 +143,24 @@ def read_pixels(s, channels):
     if resample not in RESAMPLING:
         raise s.error("resample", resample, f"one of {sorted(RESAMPLING)}")
     size, cropped = s.get("size", None), s.get("crop_size", None)
+    square = s.get("default_to_square", True)
+    cut, shortest = s.get("do_center_crop", False), None
+    if isinstance(size, dict) and "shortest_edge" in size:
+        shortest = size["shortest_edge"]
+    elif type(size) is int and not square:
+        shortest = size
+    if cut != (shortest is not None):  # squashed and then cut, or of any shape
+        raise s.error("size", size, f"a shorter side exactly where the middle is cut out: {cut}")
     crop = None
-    if s.get("do_center_crop", False):
-        shorter = size.get("shortest_edge") if isinstance(size, dict) else size
-        side = cropped.get("height") if isinstance(cropped, dict) else cropped
-        if not (isinstance(shorter, int) and isinstance(side, int) and 0 < side <= shorter):
+    if cut:
+        side = min(cropped.values()) if isinstance(cropped, dict) and cropped else cropped
+        if not (type(shortest) is int and type(side) is int and 0 < side <= shortest):
             raise s.error("size", size, f"the shorter side, from which {cropped} is cut")
-        crop = side / shorter
-    elif isinstance(size, dict) and "shortest_edge" in size:
-        raise s.error("size", size, "a height and a width, where nothing is cut")
+        crop = side / shortest
     s.ignore(
         "image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb",
         "data_format", "input_data_format", "return_tensors", "disable_grouping", "device",
-        "default_to_square", "do_pad", "pad_size", "image_seq_length",
+        "do_pad", "pad_size", "image_seq_length",
     )  # fmt: skip
     normalized = s.get("do_normalize", True)
     s.all_read()
@@ -169,6 +174,8 @@ def written(config, weights):
     Raises:
         ValueError: naming a setting that its ViT has no word for.
     """
+    if config.crop is not None and len(set(config.image_size)) > 1:
+        raise ValueError(f"what is cut out must be square there: image_size {config.image_size}")
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     if config.pooling != "token":
         raise ValueError(f"Hugging Face's ViT has a class token: pooling {config.pooling!r}")

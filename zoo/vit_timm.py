@@ -59,6 +59,9 @@ def read_config(s, pixels):
         raise s.error("architecture", said, f"like {ARCHITECTURE.pattern}")
     size, patch, side = named.groups()
     dim, layers, heads = SIZES[size]
+    for name in ("pretrained_cfg", "model_args"):
+        if not isinstance(given := s.get(name, {}), dict):
+            raise s.error(name, given, "settings")
     cfg = type(s)(f"{s.file}, pretrained_cfg", s.get("pretrained_cfg", {}))
     shape = cfg.get("input_size", [3, int(side), int(side)])
     arguments = type(s)(f"{s.file}, model_args", s.get("model_args", {}))
@@ -70,6 +73,8 @@ def read_config(s, pixels):
     arguments.must("global_pool", pooling)
     classes = arguments.get("num_classes", s.get("num_classes", cfg.get("num_classes", 1000)))
     labels = s.get("label_names", None)
+    if not isinstance(labels, list | None):
+        raise s.error("label_names", labels, "a list")
     cfg.must("crop_mode", "center")
     config = ViTConfig(
         image_size=image,

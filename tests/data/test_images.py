@@ -86,6 +86,12 @@ def test_a_broken_image_is_refused_or_left_out_by_name(folder, broken):
     with pytest.warns(UserWarning, match="0[34].png is left out: "):
         weights = np.concatenate([weight for _, _, weight in batches])
     assert weights.sum() == 34 and weights[3] == 0
+    (folder / "cat" / ".hidden").mkdir()
+    (folder / ".hidden").mkdir()
+    assert read_images(folder).classes == CLASSES
+    with pytest.warns(UserWarning, match="0[34].png is left out: "):
+        for pixels, _, _ in image_batches(images, (8, 8), 6, broken=broken, mix=True):
+            assert pixels.numpy().max((1, 2, 3)).min() > 0  # no black row is mixed in
 
 
 def test_every_image_comes_once_an_epoch_and_a_run_goes_on():
@@ -118,7 +124,8 @@ def test_augmented_images_are_the_same_in_other_places():
     for pixels, labels, _ in batches:
         assert np.isfinite(pixels).all()
         np.testing.assert_allclose(np.sum(labels, 1), 1, atol=1e-5)
-    assert any(((labels > 0.01) & (labels < 0.99)).numpy().any() for _, labels, _ in batches)
+    for _, labels, _ in batches[:2]:  # by MixUp and by CutMix
+        assert ((labels > 0.01) & (labels < 0.99)).numpy().any()
 
 
 def test_resizing_is_pillows():
@@ -148,6 +155,8 @@ def test_what_is_read_in_the_graph_is_what_python_reads():
 def test_bad_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="as many labels"):
         LabelledImages(SQUARES, [0], CLASSES)
+    with pytest.raises(ValueError, match="of uint8"):
+        LabelledImages(SQUARES.astype("float32"), [0] * 10, CLASSES)
     with pytest.raises(ValueError, match="labels must be from 0 to 1"):
         LabelledImages(SQUARES, [2] * 10, CLASSES)
     with pytest.raises(FileNotFoundError, match="no folder"):

@@ -6,7 +6,7 @@ from polyhead.recipes import command
 from polyhead.recipes.classification import Settings, evaluate, train
 from polyhead.zoo import ViT
 
-SMALL = dict(batch_size=16, warmup=5, peak=3e-3)
+SMALL = dict(batch_size=16, peak=3e-3)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,16 @@ def test_a_run_is_evaluated_and_predicts(trained, folder, tmp_path, monkeypatch,
     assert status == 0 and "accuracy 100.00%" in out and "8 images of val" in out
     assert picture.read_bytes()[1:4] == b"PNG"
     assert evaluate(trained, split="train")["confusion"].sum() == 72
+    other = tmp_path / "other"
+    for name, content in (("blue", b"broken"), ("red", (folder / "red" / "3.jpg").read_bytes())):
+        (other / "test" / name).mkdir(parents=True)
+        (other / "test" / name / "1.jpg").write_bytes(content)
+    ask = ("evaluate", trained, "--data", other, "--split", "test")
+    status, _, err = polyhead(monkeypatch, capfd, *ask)
+    assert status == 1 and "blue/1.jpg is no image" in err and len(err.splitlines()) == 1
+    with pytest.warns(UserWarning, match="blue/1.jpg is left out"):
+        status, out, _ = polyhead(monkeypatch, capfd, *ask, "--broken", "skip")
+    assert status == 0 and "1 images of test" in out
     red, picture = folder / "red" / "3.jpg", tmp_path / "where.png"
     ask = ("predict", trained, red, "--top", 2, "--explain", picture)
     status, out, _ = polyhead(monkeypatch, capfd, *ask)
@@ -75,7 +85,7 @@ def test_a_run_is_evaluated_and_predicts(trained, folder, tmp_path, monkeypatch,
 
 def test_a_published_model_gets_a_new_head(trained, folder, tmp_path):
     options = dict(augment="strong", mix=True, freeze="block_[0-5]", updates=4)
-    options = {**SMALL, **options, "warmup": 1}
+    options = {**SMALL, **options}
     settings = Settings(data=str(folder), pretrained=str(trained / "best"), **options)
     train(settings, tmp_path / "tuned", say=lambda line: None)
     before = ViT.from_pretrained(trained / "best")

@@ -24,6 +24,7 @@ def small(**overrides):
         # Of the checkpoints that DeiT, timm and the paper published, with 1,000 classes.
         ("ti-16", 5_717_416),
         ("s-16", 22_050_664),
+        ("s-32", 22_878_952),
         ("b-16", 86_567_656),
         ("b-32", 88_224_232),
         ("l-16", 304_326_632),
@@ -121,6 +122,29 @@ def test_it_overfits_a_batch():
     assert (ops.convert_to_numpy(model(PIXELS)).argmax(1) == [0, 3, 4]).all()
 
 
+def test_changes_of_low_rank_are_seen_and_kept():
+    model = drawn(small())
+    before = model.classify(list(PIXELS))
+    model.enable_lora(2)
+    for v in model.trainable_variables:
+        v.assign(np.random.default_rng(1).normal(size=v.shape))
+    after = model.classify(list(PIXELS))
+    assert all(
+        abs(a.probability - b.probability) > 1e-4 for a, b in zip(before, after, strict=True)
+    )
+    adapted = model.adapted(labels=("v", "w", "x", "y", "z"))
+    np.testing.assert_allclose(adapted.features(PIXELS), model.features(PIXELS), atol=1e-4)
+
+
+def test_a_compiled_model_comes_back_from_kerass_file(tmp_path):
+    model = drawn(small())
+    model.compile(metrics=["accuracy"], weighted_metrics=[keras.metrics.CategoricalAccuracy()])
+    model.fit(PIXELS, np.eye(5, dtype="float32")[[0, 3, 4]], verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", custom_objects={"ViT": ViT})
+    np.testing.assert_allclose(model(PIXELS), again(PIXELS), atol=1e-6)
+
+
 class TestHuggingFace:
     """Random-weight models that the reference library itself saves."""
 
@@ -212,6 +236,8 @@ class TestHuggingFace:
         assert model.config.num_classes == 3 and model(PIXELS).shape == (3, 3)
         np.testing.assert_array_equal(model.features(PIXELS), old.features(PIXELS))
         np.testing.assert_array_equal(model(PIXELS), 0)
+        same = ViT.from_pretrained(tmp_path / "theirs", num_classes=5)
+        np.testing.assert_array_equal(same(PIXELS), old(PIXELS))
 
     def test_what_is_written_is_read_there(self, tmp_path):
         from transformers import ViTForImageClassification
@@ -225,6 +251,7 @@ class TestHuggingFace:
         assert theirs.config.id2label[4] == "e"
         expected = self.logits(theirs.eval(), PIXELS).logits.numpy()
         np.testing.assert_allclose(model(PIXELS), expected, atol=1e-4)
+        model.save_pretrained(tmp_path / "ours", format="huggingface")  # over itself
         again = ViT.from_pretrained(tmp_path / "ours")
         assert again.config == model.config
         np.testing.assert_array_equal(model(PIXELS), again(PIXELS))
@@ -256,9 +283,15 @@ class TestHuggingFace:
         config = ViT.from_pretrained(tmp_path / "theirs").config
         assert config.mean == (0.1, 0.2, 0.3) and config.interpolation == "bicubic"
         assert config.crop == 0.8
-        file.write_text(json.dumps({"do_rescale": False}))
-        with pytest.raises(CheckpointError, match="do_rescale must be True: False"):
-            ViT.from_pretrained(tmp_path / "theirs")
+        for said, message in (
+            ({"do_rescale": False}, "do_rescale must be True: False"),
+            ({"size": 40, "do_center_crop": True, "crop_size": 32}, "size must be a shorter side"),
+            ({"size": {"shortest_edge": 40}}, "size must be a shorter side"),
+            ({"resample": 9}, "resample must be one of"),
+        ):
+            file.write_text(json.dumps(said))
+            with pytest.raises(CheckpointError, match=message):
+                ViT.from_pretrained(tmp_path / "theirs")
 
     def test_timms_checkpoints_are_read(self, tmp_path, monkeypatch):
         """timm's file, with queries, keys and values in one tensor; made of the reference's."""
