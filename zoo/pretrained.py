@@ -279,10 +279,17 @@ class Pretrained(Model):
                 layer.remat = remat
         super().compile(*args, **kwargs)
 
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        return config and {**config, "optimizer_built": self.optimizer.built}
+
     def compile_from_config(self, config):
         # Keras leaves models uncompiled whose `compile` has defaults of its own.
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)  # for its state, which is read next
+        config = keras.saving.deserialize_keras_object(config)
+        built = config.pop("optimizer_built", False)
+        self.compile(**config)
+        if built:
+            self.optimizer.build(self.trainable_variables)  # for its state, which is read next
 
 
 def replace_folder(new, folder):
