@@ -68,7 +68,7 @@ PRESETS = {
     "base": TransformerConfig(),
     "big": TransformerConfig(dim=1024, hidden_dim=4096, num_heads=16, dropout=0.3),
     # Transformer-Tiny for Multi30k: Wu et al. 2021 (arXiv 2105.14462), section 3. Pre-norm is
-    # ours: at learning rates that train in minutes, post-norm did not learn to attend.
+    # ours: post-norm learns to attend too, after a warm-up of half an hour on 2 cores.
     "tiny": TransformerConfig(
         vocab_size=10000,
         num_layers=4,
