@@ -443,7 +443,7 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
     weights.rename(folder / "pytorch_model.bin")
     find = importlib.util.find_spec
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.util, "find_spec", lambda name: name != "torch" and find(name))
+        patch.setattr(importlib.util, "find_spec", lambda n: None if n == "torch" else find(n))
         refused("is read by torch, which is not installed", FileNotFoundError)
     index = folder / "model.safetensors.index.json"
     for file, message in (
