@@ -83,6 +83,7 @@ def test_a_run_is_evaluated_and_predicts(trained, folder, tmp_path, monkeypatch,
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_a_published_model_gets_a_new_head(trained, folder, tmp_path):
     options = dict(augment="strong", mix=True, freeze="block_[0-5]", updates=4)
     options = {**SMALL, **options}

@@ -105,6 +105,7 @@ def test_beams_and_attention_can_be_asked_for(trained, monkeypatch, capfd, tmp_p
         assert status == 1 and message in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_checkpoints_are_averaged(trained, monkeypatch, capfd, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     status, out, _ = polyhead(monkeypatch, capfd, "average", run, "--last", 2, "--beams", 2)
@@ -120,6 +121,7 @@ def test_checkpoints_are_averaged(trained, monkeypatch, capfd, tmp_path):
     assert status == 1 and "has 2 checkpoints, of which 10 cannot be averaged" in err
 
 
+@pytest.mark.slow
 def test_export_writes_a_version_and_says_which(trained, monkeypatch, capfd, tmp_path):
     code, out, _ = polyhead(monkeypatch, capfd, "export", trained, tmp_path / "export")
     assert code == 0 and out.strip() == str(tmp_path / "export" / "1")

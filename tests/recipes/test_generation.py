@@ -39,6 +39,7 @@ def test_a_run_learns_and_keeps_the_best(trained):
     assert found["bits_per_byte"] == pytest.approx(bits)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(trained, text, tmp_path):
     settings = Settings(data=str(text), **{**SMALL, "schedule": "sqrt"})
     train(settings, tmp_path / "whole", say=lambda line: None)
@@ -77,6 +78,7 @@ def test_the_command_continues_text(trained, monkeypatch, capfd, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_published_weights_are_fine_tuned_by_low_rank_changes(trained, text, tmp_path):
     options = {**SMALL, "updates": 20, "peak": 1e-2}
     settings = Settings(data=str(text), pretrained=str(trained / "best"), lora=2, **options)

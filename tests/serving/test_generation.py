@@ -90,6 +90,7 @@ def test_requests_of_the_wrong_kind_are_refused(exported):
     assert done.returncode == 1 and "values of max_new_tokens are integers" in done.stderr
 
 
+@pytest.mark.slow
 def test_low_rank_changes_are_merged_in_what_is_exported(gpt, tmp_path):
     model = GPT(gpt.config, gpt.tokenizer)
     model.set_weights(gpt.get_weights())

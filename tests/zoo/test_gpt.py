@@ -87,7 +87,12 @@ def test_it_overfits_a_batch():
 
 @text
 @pytest.mark.parametrize(
-    "settings", [dict(temperature=0), dict(temperature=1.0), dict(top_k=20, top_p=0.9, min_p=0.01)]
+    "settings",
+    [
+        dict(temperature=0),
+        pytest.param(dict(temperature=1.0), marks=pytest.mark.slow),
+        pytest.param(dict(top_k=20, top_p=0.9, min_p=0.01), marks=pytest.mark.slow),
+    ],
 )
 def test_a_batch_and_a_stream_give_what_each_gets_alone(gpt, settings):
     seeds = [11, 12, 13, 14]

@@ -234,6 +234,7 @@ def test_strings_are_translated_as_by_the_reference(vocabulary, sample, tmp_path
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="exports are TensorFlow's")
+@pytest.mark.slow
 def test_it_is_saved_exported_and_trained_as_any_other(vocabulary, sample, tmp_path):
     import subprocess
     import sys

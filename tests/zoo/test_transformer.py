@@ -184,6 +184,7 @@ def test_lengths_fall_into_few_buckets():
 
 
 @text
+@pytest.mark.slow
 def test_translate_keeps_the_order_whatever_the_batches(model, sample):
     texts = ["", *sample.sources[:9], "🐻 日本語 кот"]
     together = model.translate(texts, batch_size=4, scores=True)
