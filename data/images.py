@@ -41,11 +41,11 @@ class LabelledImages:
         object.__setattr__(self, "labels", labels)
         if labels.shape != (len(self.images),):
             raise ValueError(f"{len(self.images)} images need as many labels: {labels.shape}")
-        array = self.images if hasattr(self.images, "shape") else np.zeros((1, 1, 1, 3), "uint8")
-        if array.dtype != "uint8" or array.ndim != 4 or array.shape[-1] != 3:
-            raise ValueError(
-                f"an array of images is (N, Y, X, 3) of uint8: {array.shape} of {array.dtype}"
-            )
+        if hasattr(array := self.images, "shape"):
+            if array.dtype != "uint8" or array.ndim != 4 or array.shape[-1] != 3:
+                raise ValueError(
+                    f"an array of images is (N, Y, X, 3) of uint8: {array.shape} of {array.dtype}"
+                )
         if not len(labels):
             raise ValueError("there are no images")
         if labels.min() < 0 or labels.max() >= len(self.classes):
@@ -69,6 +69,16 @@ class LabelledImages:
             return self.names[i]
         return str(image) if isinstance(image := self.images[i], str | Path) else f"image {i}"
 
+    def read(self, i, broken="refuse"):
+        """The pixels (Y, X, 3) of an image, or None of a broken one that is to be skipped."""
+        image = self.images[i]
+        try:
+            return image if hasattr(image, "shape") else decoded(content(image)).numpy()
+        except (tf.errors.InvalidArgumentError, OSError) as error:
+            if broken == "refuse":
+                raise ValueError(f"{self.name(i)} is no image: {told(error)}") from None
+            warnings.warn(f"{self.name(i)} is left out: {told(error)}", stacklevel=2)
+
     def pixels(self, size, broken="refuse", progress=iter, **fit):
         """The same with an array (N, Y, X, 3) in the place of files: for sets that fit in memory.
 
@@ -90,15 +100,9 @@ class LabelledImages:
             input_signature=[tf.TensorSpec([None, None, None], tf.uint8)],
         )
         for i in progress(range(len(self))):
-            try:
-                image = self.images[i]
-                array[i] = shaped(image if hasattr(image, "shape") else decoded(content(image)))
+            if (image := self.read(i, broken)) is not None:
+                array[i] = shaped(image)
                 kept.append(i)
-            except (tf.errors.InvalidArgumentError, OSError) as error:
-                reason = told(error)
-                if broken == "refuse":
-                    raise ValueError(f"{self.name(i)} is no image: {reason}") from None
-                warnings.warn(f"{self.name(i)} is left out: {reason}", stacklevel=2)
         return replace(self[np.array(kept, int)], images=array[kept])
 
 
@@ -345,16 +349,9 @@ def image_batches(
     distort = tf.random.experimental.stateless_fold_in
 
     def read(i):
-        try:
-            image = images.images[i]
-            image = image if hasattr(image, "shape") else decoded(content(image)).numpy()
-            return image, np.float32(1)
-        except (tf.errors.InvalidArgumentError, OSError) as error:
-            reason = told(error)
-            if broken == "refuse":
-                raise ValueError(f"{images.name(i)} is no image: {reason}") from None
-            warnings.warn(f"{images.name(i)} is left out: {reason}", stacklevel=2)
+        if (image := images.read(i, broken)) is None:
             return np.zeros((1, 1, 3), "uint8"), np.float32(0)
+        return image, np.float32(1)
 
     def one(i, key):
         """An image of the size, and its weight."""
