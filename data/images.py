@@ -119,28 +119,26 @@ def content(image):
 def decoded(content, channels=3):
     """Encoded bytes, a scalar -> pixels (Y, X, C) of uint8; of an animation the first.
 
+    As they are stored: a camera's note of how it was held (EXIF) is not read.
+
     Raises:
         tf.errors.InvalidArgumentError: they are no JPEG, PNG, GIF or BMP.
     """
     return tf.io.decode_image(content, channels=channels, expand_animations=False)
 
 
-def fitted(image, size, interpolation="bilinear", crop=None):
+def fitted(image, size, interpolation="bilinear", squash=True, crop=1.0):
     """Pixels (Y, X, C) -> (height, width, C) of float32, from 0 to 255.
 
-    With a ``crop`` of the middle, which that share of the shorter side is; else the whole image,
-    squashed where it has another shape. Resizing averages over the pixels that become one, as
-    Pillow does.
+    Where the image has another shape it is squashed; or else the largest part of the size's shape
+    is cut out of the middle. Of what is left, the middle is taken, ``crop`` of each side. Resizing
+    averages over the pixels that become one, as Pillow does.
     """
-    height, width = size
     image = tf.cast(image, tf.float32)
-    if crop is not None:
-        shape = tf.cast(tf.shape(image)[:2], tf.float32)
-        # The largest rectangle of the size's shape, and of it the share.
-        scale = tf.reduce_min(shape / tf.constant([height, width], tf.float32)) * crop
-        part = tf.maximum(
-            tf.cast(tf.round(scale * tf.constant([height, width], tf.float32)), tf.int32), 1
-        )
+    if not squash or crop < 1:
+        shape, sides = tf.cast(tf.shape(image)[:2], tf.float32), tf.constant(size, tf.float32)
+        whole = shape if squash else tf.reduce_min(shape / sides) * sides
+        part = tf.maximum(tf.cast(tf.round(whole * crop), tf.int32), 1)
         start = (tf.shape(image)[:2] - part) // 2
         image = tf.slice(image, [start[0], start[1], 0], [part[0], part[1], -1])
     image = tf.image.resize(image, size, method=interpolation, antialias=True)

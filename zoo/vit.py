@@ -36,9 +36,8 @@ class ViTConfig:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixels from 0 to 1, by channel
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = "bilinear"  # of resizing
-    crop: float | None = (
-        None  # the share of the shorter side that is seen; None: the whole, squashed
-    )
+    squash: bool = True  # images of another shape; else what goes beyond the shape is cut off
+    crop: float = 1.0  # the share of each side that is seen, in the middle
 
     def __post_init__(self):
         size = self.image_size
@@ -69,7 +68,7 @@ class ViTConfig:
             raise ValueError(f"std must be positive: {self.std}")
         if self.interpolation not in ("bilinear", "bicubic", "nearest"):
             raise ValueError(f"no interpolation: {self.interpolation!r}")
-        if self.crop is not None and not 0 < self.crop <= 1:
+        if not 0 < self.crop <= 1:
             raise ValueError(f"crop must be in (0, 1]: {self.crop}")
         if self.labels is not None and len(self.labels) != self.num_classes:
             raise ValueError(
@@ -79,7 +78,7 @@ class ViTConfig:
     @property
     def fit(self):
         """How an image is fitted to the size, as `polyhead.data.image_batches` takes it."""
-        return {"interpolation": self.interpolation, "crop": self.crop}
+        return {"interpolation": self.interpolation, "squash": self.squash, "crop": self.crop}
 
     @property
     def grid(self):

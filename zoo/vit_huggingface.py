@@ -73,12 +73,14 @@ def unpacked(settings, tensors, source):
     if PATCHES in arrays and arrays[PATCHES].ndim == 4:  # (D, C, P, P)
         kernel = arrays[PATCHES].transpose(0, 2, 3, 1)
         arrays[PATCHES] = kernel.reshape(len(kernel), -1)
-    if settings.values.get("qkv_bias") is False:
-        for name in list(arrays):
-            if re.search(r"attention\.attention\.(query|key|value)\.weight$", name):
-                bias = name.removesuffix("weight") + "bias"
-                arrays[bias] = np.zeros(len(arrays[name]), "float32")
-    return arrays
+    return arrays | (unbiased(arrays) if settings.values.get("qkv_bias") is False else {})
+
+
+def unbiased(arrays):
+    """The biases, zero, of the queries, keys and values of a checkpoint that has none."""
+    attended = re.compile(r"(.*attention\.attention\.(?:query|key|value)\.)weight$")
+    found = {attended.match(name): len(array) for name, array in arrays.items() if array.ndim}
+    return {f"{m[1]}bias": np.zeros(width, "float32") for m, width in found.items() if m}
 
 
 def read_config(s, pixels):
@@ -143,20 +145,18 @@ def read_pixels(s, channels):
     if resample not in RESAMPLING:
         raise s.error("resample", resample, f"one of {sorted(RESAMPLING)}")
     size, cropped = s.get("size", None), s.get("crop_size", None)
-    square = s.get("default_to_square", True)
-    cut, shortest = s.get("do_center_crop", False), None
-    if isinstance(size, dict) and "shortest_edge" in size:
-        shortest = size["shortest_edge"]
-    elif type(size) is int and not square:
-        shortest = size
-    if cut != (shortest is not None):  # squashed and then cut, or of any shape
-        raise s.error("size", size, f"a shorter side exactly where the middle is cut out: {cut}")
-    crop = None
+    square, cut = s.get("default_to_square", True), s.get("do_center_crop", False)
+    shortest = "shortest_edge" in size if isinstance(size, dict) else not square
+    if shortest and not cut:
+        raise s.error("size", size, "a height and a width, where nothing is cut out")
+    crop = 1.0
     if cut:
-        side = min(cropped.values()) if isinstance(cropped, dict) and cropped else cropped
-        if not (type(shortest) is int and type(side) is int and 0 < side <= shortest):
-            raise s.error("size", size, f"the shorter side, from which {cropped} is cut")
-        crop = side / shortest
+        (height, width), (side, other) = sides(size), sides(cropped)
+        if not 0 < side <= height or not 0 < other <= width:
+            raise s.error("size", size, f"a size from which {cropped} is cut")
+        if not shortest and side * width != other * height:
+            raise s.error("crop_size", cropped, f"of the shape of {size}")
+        crop = min(side, other) / min(height, width)
     s.ignore(
         "image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb",
         "data_format", "input_data_format", "return_tensors", "disable_grouping", "device",
@@ -165,7 +165,17 @@ def read_pixels(s, channels):
     normalized = s.get("do_normalize", True)
     s.all_read()
     settings = {"mean": mean, "std": std} if normalized else plain
-    return settings | {"interpolation": RESAMPLING[resample], "crop": crop}
+    settings |= {"interpolation": RESAMPLING[resample], "squash": not shortest, "crop": crop}
+    return settings
+
+
+def sides(size):
+    """Height and width of a size, as an image processor's settings have it; zeros of another."""
+    if isinstance(size, dict):
+        size = [size.get(name, size.get("shortest_edge")) for name in ("height", "width")]
+    else:
+        size = [size, size]
+    return size if all(type(side) is int for side in size) else (0, 0)
 
 
 def written(config, weights):
@@ -174,7 +184,7 @@ def written(config, weights):
     Raises:
         ValueError: naming a setting that its ViT has no word for.
     """
-    if config.crop is not None and len(set(config.image_size)) > 1:
+    if not config.squash and len(set(config.image_size)) > 1:
         raise ValueError(f"what is cut out must be square there: image_size {config.image_size}")
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     if config.pooling != "token":
@@ -218,10 +228,9 @@ def written(config, weights):
     }
     numbers = {name: number for number, name in RESAMPLING.items()}
     size = dict(zip(("height", "width"), config.image_size, strict=True))
+    cut = not config.squash or config.crop < 1
     pixels = {
-        "image_processor_type": "ViTImageProcessor"
-        if config.crop is None
-        else "DeiTImageProcessor",
+        "image_processor_type": "DeiTImageProcessor" if cut else "ViTImageProcessor",
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
@@ -231,9 +240,11 @@ def written(config, weights):
         "resample": numbers[config.interpolation],
         "size": size,
     }
-    if config.crop is not None:
+    if cut:
         pixels |= {"do_center_crop": True, "crop_size": size}
-        pixels["size"] = {"shortest_edge": round(min(config.image_size) / config.crop)}
+        pixels["size"] = {name: round(side / config.crop) for name, side in size.items()}
+        if not config.squash:
+            pixels["size"] = {"shortest_edge": pixels["size"]["height"]}
     return {
         "config.json": settings,
         BESIDE: pixels,

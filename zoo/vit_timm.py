@@ -24,7 +24,7 @@ NAMES = (
     (r"^(fc_)?norm\.", "vit.layernorm."),
     (r"^head\.", "classifier."),
 )
-ARCHITECTURE = re.compile(r"vit_(tiny|small|base|large|huge)_patch(\d+)_(\d+)$")
+ARCHITECTURE = re.compile(r"(?:vit|deit)_(tiny|small|base|large|huge)_patch(\d+)_(\d+)$")
 # dim, layers, heads
 SIZES = {
     "tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16),
@@ -45,6 +45,8 @@ def unpacked(settings, tensors, source):
         else:
             for part, rows in zip(("query", "key", "value"), np.split(array, 3), strict=True):
                 arrays[name.replace("attn.qkv", f"attention.attention.{part}")] = rows
+    if settings.values.get("model_args", {}).get("qkv_bias") is False:
+        arrays |= huggingface.unbiased(arrays)
     return huggingface.unpacked(settings, arrays, source)
 
 
@@ -65,21 +67,25 @@ def read_config(s, pixels):
     cfg = type(s)(f"{s.file}, pretrained_cfg", s.get("pretrained_cfg", {}))
     shape = cfg.get("input_size", [3, int(side), int(side)])
     arguments = type(s)(f"{s.file}, model_args", s.get("model_args", {}))
+    channels = arguments.get("in_chans", shape[0])
     image = arguments.get("img_size", shape[1:])
     pooling = s.get("global_pool", "token")
     token = arguments.get("class_token", True)
     if (pooling, token) not in (("token", True), ("avg", False)):
         raise s.error("global_pool", pooling, "token, or avg without a class token")
     arguments.must("global_pool", pooling)
+    if type(said := arguments.get("qkv_bias", True)) is not bool:
+        raise s.error("qkv_bias", said, "True or False")
     classes = arguments.get("num_classes", s.get("num_classes", cfg.get("num_classes", 1000)))
     labels = s.get("label_names", None)
     if not isinstance(labels, list | None):
         raise s.error("label_names", labels, "a list")
-    cfg.must("crop_mode", "center")
+    if (mode := cfg.get("crop_mode", "center")) not in ("center", "squash"):
+        raise s.error("crop_mode", mode, "center or squash")
     config = ViTConfig(
         image_size=image,
         patch_size=int(patch),
-        channels=shape[0],
+        channels=channels,
         num_classes=classes,
         num_layers=layers,
         dim=dim,
@@ -87,9 +93,10 @@ def read_config(s, pixels):
         num_heads=heads,
         pooling="token" if token else "mean",
         labels=labels and tuple(labels),
-        mean=cfg.get("mean", [0.5] * shape[0]),
-        std=cfg.get("std", [0.5] * shape[0]),
+        mean=cfg.get("mean", [0.5] * channels),
+        std=cfg.get("std", [0.5] * channels),
         interpolation=cfg.get("interpolation", "bicubic"),
+        squash=mode == "squash",
         crop=cfg.get("crop_pct", 0.9),
     )
     arguments.all_read()

@@ -136,12 +136,14 @@ def test_resizing_is_pillows():
             theirs = np.asarray(image.fromarray(photo).resize(size[::-1], method), "float32")
             ours = fitted(photo, size, name).numpy()
             assert np.abs(ours - theirs).mean() < 1.0, (size, name)
-    middle = fitted(photo, (10, 10), crop=0.2).numpy()
+    middle = fitted(photo, (10, 10), squash=False, crop=0.2).numpy()
     np.testing.assert_array_equal(middle, photo[20:30, 30:40])
+    middle = fitted(photo, (10, 14), crop=0.2).numpy()  # each side's middle, of any shape
+    np.testing.assert_array_equal(middle, photo[20:30, 28:42])
 
 
 def test_what_is_read_in_the_graph_is_what_python_reads():
-    reader = Pixels((12, 10), crop=0.8)
+    reader = Pixels((12, 10), squash=False, crop=0.8)
     files = [tf.io.encode_jpeg(square, quality=95).numpy() for square in SQUARES]
     batch = tf.function(reader.batch)(tf.constant(files))
     for file, pixels in zip(files, batch, strict=True):

@@ -99,7 +99,7 @@ def drawn(model, seed=0):
 
 
 def test_it_comes_back_from_a_folder(tmp_path):
-    model = drawn(small(labels=("a", "b", "c", "d", "e"), mean=(0.1, 0.2, 0.3), crop=0.9))
+    model = drawn(small(labels=("a", "b", "c", "d", "e"), mean=(0.1, 0.2, 0.3), crop=0.8))
     model.save_pretrained(tmp_path / "saved")
     again = ViT.from_pretrained(tmp_path / "saved")
     assert again.config == model.config
@@ -255,6 +255,11 @@ class TestHuggingFace:
         again = ViT.from_pretrained(tmp_path / "ours")
         assert again.config == model.config
         np.testing.assert_array_equal(model(PIXELS), again(PIXELS))
+        for fit in (dict(crop=0.8), dict(squash=False, crop=0.8)):
+            model = small(**fit)
+            model.save_pretrained(tmp_path / "fit", format="huggingface")
+            config = ViT.from_pretrained(tmp_path / "fit").config
+            assert (config.squash, config.crop) == (model.config.squash, 0.8)
         with pytest.raises(ValueError, match="has a class token"):
             small(pooling="mean").save_pretrained(tmp_path / "mean", format="huggingface")
 
@@ -282,11 +287,19 @@ class TestHuggingFace:
         file.write_text(json.dumps(said))
         config = ViT.from_pretrained(tmp_path / "theirs").config
         assert config.mean == (0.1, 0.2, 0.3) and config.interpolation == "bicubic"
-        assert config.crop == 0.8
+        assert config.crop == 0.8 and not config.squash
+        cut = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
+        for size, squash in ((40, True), ({"height": 40, "width": 40}, True), (40, False)):
+            # As DeiT's checkpoints have it, squashed to 40 x 40 and then cut.
+            file.write_text(json.dumps({"size": size, "default_to_square": squash, **cut}))
+            config = ViT.from_pretrained(tmp_path / "theirs").config
+            assert (config.squash, config.crop) == (squash, 0.8)
         for said, message in (
             ({"do_rescale": False}, "do_rescale must be True: False"),
-            ({"size": 40, "do_center_crop": True, "crop_size": 32}, "size must be a shorter side"),
-            ({"size": {"shortest_edge": 40}}, "size must be a shorter side"),
+            ({"size": {"shortest_edge": 40}}, "size must be a height and a width"),
+            ({"size": 20, **cut}, "size must be a size from which"),
+            ({"size": {"height": 40, "width": 50}, **cut}, "crop_size must be of the shape"),
+            ({"size": "large", **cut}, "size must be a size from which"),
             ({"resample": 9}, "resample must be one of"),
         ):
             file.write_text(json.dumps(said))
@@ -311,10 +324,21 @@ class TestHuggingFace:
         save_file(timm, folder / "model.safetensors")
         cfg = dict(input_size=[3, 32, 32], crop_pct=1.0, interpolation="bicubic", num_classes=5)
         config = dict(architecture="vit_tiny_patch8_32", num_classes=5, pretrained_cfg=cfg)
+        # As timm 1.0.31 writes them.
+        config["model_args"] = dict(img_size=[32, 32], in_chans=3, global_pool="token")
         (folder / "config.json").write_text(json.dumps(config))
         read = ViT.from_pretrained(folder)
         np.testing.assert_allclose(read(PIXELS), self.logits(theirs, PIXELS).logits, atol=1e-4)
         assert read.config.crop == 1.0 and read.config.interpolation == "bicubic"
+        assert not read.config.squash
+        # Without biases of queries, keys and values.
+        config["model_args"]["qkv_bias"] = False
+        (folder / "config.json").write_text(json.dumps(config))
+        plain = {n: a for n, a in timm.items() if not n.endswith("qkv.bias")}
+        save_file(plain, folder / "model.safetensors")
+        bare = ViT.from_pretrained(folder)
+        np.testing.assert_array_equal(bare.blocks[0].attention.query.bias, 0)
+        np.testing.assert_array_equal(bare.head.kernel, read.head.kernel)
         config["architecture"] = "vit_base_patch16_clip_224"
         (folder / "config.json").write_text(json.dumps(config))
         with pytest.raises(CheckpointError, match="architecture must be like"):
