@@ -99,9 +99,12 @@ def ours(batch):
     return timed(lambda: model.classify(arrays, batch_size=batch))
 
 
-def export(base):
+def export(base, policy):
+    import keras
+
     from polyhead.zoo import ViT
 
+    keras.config.set_dtype_policy(policy)
     return str(ViT.preset("b-16").export(base))
 
 
@@ -191,12 +194,15 @@ def operations(preset, side):
 
 
 def inference(folder, rate):
-    version, _ = asked(export, folder / "export", needed=True)
+    version, low = (
+        asked(export, folder / policy, policy, needed=True)[0] for policy in ("float32", "bfloat16")
+    )
     asked(encode, folder / "images", needed=True)
     lines = [
-        "| batch | in process / HF | / KerasHub | exported, from JPEG / in process | of the "
-        "machine's arithmetic | HF | KerasHub | in process (XLA) | exported |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| batch | in process / HF | / KerasHub | exported, from JPEG / in process | in bfloat16 / "
+        "in process | of the machine's arithmetic | HF | KerasHub | in process (XLA) | exported | "
+        "in bfloat16 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for batch in BATCHES:
         rows = [
@@ -204,10 +210,12 @@ def inference(folder, rate):
             best([asked(hub, batch, jit) for jit in (True, False)]),
             asked(ours, batch),
             asked(exported, version, folder / "images", batch),
+            asked(exported, low, folder / "images", batch),
         ]
-        theirs, other, own, served = (seconds for seconds, _ in rows)
+        theirs, other, own, served, half = (seconds for seconds, _ in rows)
         share = operations("b-16", SIDE) * batch / own / rate / 1e9
-        ratios = f"{ratio(theirs, own)} | {ratio(other, own)} | {ratio(own, served)}"
+        pairs = (theirs, own), (other, own), (own, served), (own, half)
+        ratios = " | ".join(ratio(*pair) for pair in pairs)
         speeds = " | ".join(shown(row, lambda s, b=batch: f"{b / s:.1f}") for row in rows)
         lines.append(f"| {batch} | {ratios} | {share:.0%} | {speeds} |")
         print(lines[-1], flush=True)
@@ -262,7 +270,7 @@ def main():
             for name, count, call in (
                 (
                     "JPEG files of 256 pixels to 224, fitted",
-                    64,
+                    4 * 64,
                     (pipeline, folder / "images", None),
                 ),
                 ("cut and flipped", 4 * 64, (pipeline, folder / "images", "light")),

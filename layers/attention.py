@@ -94,6 +94,28 @@ class MultiHeadAttention(keras.layers.Layer):
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy, name="dropout")
         self.adapters = {}
 
+    def initialize_mimetic(self):
+        """Begins self-attention as it is found in trained models of images.
+
+        (Trockman & Kolter 2023, arXiv 2305.09828, section 3.) W^Q and W^K are nearly the same,
+        so that a position attends to those like it; W^O undoes W^V with its sign turned. The paper
+        factorizes I + noise; here noise is added to one orthogonal matrix, which costs less.
+        """
+        width, inner = self.query.kernel.shape[0], self.num_heads * self.head_dim
+
+        def alike(scale):
+            noise = keras.random.normal((2, width, inner), stddev=0.5 * width**-0.5)
+            return scale**0.5 * (keras.initializers.Orthogonal()((width, inner)) + noise)
+
+        (query, key), (value, output) = alike(1.5), alike(0.4)
+        for layer, kernel in (
+            (self.query, query),
+            (self.key, key),
+            (self.value, value),
+            (self.output_projection, -ops.transpose(output)),
+        ):
+            layer.kernel.assign(ops.reshape(kernel, layer.kernel.shape))
+
     def enable_lora(self, rank, alpha=None):
         """Adds to query and value what training may change while all else is frozen.
 

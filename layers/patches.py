@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from .embedding import sinusoids
+
 
 class PatchEmbedding(keras.layers.Layer):
     """Cuts an image into squares and maps the pixels of each to a vector (equation 1's E).
@@ -76,6 +78,18 @@ def cubic(old, new):
     return matrix
 
 
+def grid_sinusoids(grid, dim):
+    """Sinusoids (Y X, D) of the places in a ``grid`` (Y, X): half of each of the row, half of the
+    column."""
+    half = 2 * -(-dim // 4)
+    down, across = (sinusoids(ops.arange(side), half, interleaved=False) for side in grid)
+    rows, columns = grid
+    table = ops.concatenate(
+        [ops.repeat(down, columns, axis=0), ops.tile(across, (rows, 1))], axis=1
+    )
+    return table[:, :dim]
+
+
 class ClassToken(keras.layers.Layer):
     """Puts a learned vector before each sequence (equation 1's x_class).
 
@@ -95,6 +109,9 @@ class ClassToken(keras.layers.Layer):
 class GridPositions(keras.layers.Layer):
     """Adds to the patches of an image what tells their places (equation 1's E_pos).
 
+    They are learned. They begin as sinusoids of the row and of the column, which Beyer et al. 2022
+    (arXiv 2205.01580) leave fixed: so near places are alike from the first step.
+
     Args:
         grid: rows and columns of patches, Y and X.
         extra: tokens before the patches, each with a position of its own.
@@ -112,7 +129,9 @@ class GridPositions(keras.layers.Layer):
         self.embeddings = self.add_weight(
             name="embeddings",
             shape=(self.extra + self.grid[0] * self.grid[1], x_shape[-1]),
-            initializer=keras.initializers.RandomNormal(stddev=0.02),
+            initializer=lambda shape, dtype: ops.cast(
+                ops.pad(grid_sinusoids(self.grid, shape[-1]), ((self.extra, 0), (0, 0))), dtype
+            ),
         )
 
     def call(self, x, grid=None):

@@ -30,6 +30,7 @@ class RunSettings:
     clip: float = 1.0
     accumulate: int = 1
     ema: float | None = None
+    optimizer: str = "adam"
     precision: str = "float32"
     seed: int = 0
     epochs: int = 100
@@ -85,9 +86,18 @@ class Run:
         """A Keras optimizer of the class ``kind``, with the run's schedule, clipping and averages.
 
         ``rate`` is the schedule where no peak is given, and ``floor`` what a cosine ends at, as a
-        share of its peak.
+        share of its peak. Where the settings say so it is Muon, with the same ``options`` for what
+        is not a matrix.
         """
+        from ..training import Muon
+
         s = self.settings
+        if s.optimizer not in ("adam", "muon"):
+            raise ValueError(f"optimizer must be adam or muon: {s.optimizer!r}")
+        if s.optimizer == "muon":
+            betas = {f"adam_{name}": value for name, value in options.items() if "beta" in name}
+            others = {name: value for name, value in options.items() if "beta" not in name}
+            kind, options = Muon, {"weight_decay": 0.0, **betas, **others}
         return kind(
             learning_rate(s, rate, self.limit(per_epoch) // s.accumulate, floor),
             global_clipnorm=s.clip,

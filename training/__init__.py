@@ -7,6 +7,7 @@ from .devices import from_chief, is_chief, strategy
 from .losses import SmoothedCrossEntropy
 from .metrics import bleu
 from .model import Model, compiled
+from .muon import Muon
 from .schedules import InverseSquareRoot
 from .states import CheckpointError, read_tensors, write_file, write_tensors
 
@@ -17,6 +18,7 @@ __all__ = [
     "EvaluateAverages",
     "InverseSquareRoot",
     "Model",
+    "Muon",
     "Progress",
     "SmoothedCrossEntropy",
     "ValidationBleu",

@@ -335,7 +335,9 @@ def forward_backward(model, x, y, sample_weight, totals, scale, replica):
     for state in streams:
         state.assign_sub(tf.cast(stream, state.dtype))
     gradients = tape.gradient(
-        scaled, model.trainable_weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        scaled,
+        [v.value for v in model.trainable_weights],
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
     # The outputs are large: hand them on only where a metric reads them.
     own = type(model).compute_metrics is not keras.Model.compute_metrics

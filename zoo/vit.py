@@ -190,6 +190,8 @@ class ViT(Pretrained):
         for layer in filter(None, layers):
             layer.build((None, None, config.dim))
         self.built = True
+        for attention in self._attentions() if initialize else ():
+            attention.initialize_mimetic()
 
     def call(self, images):
         x = self.features(images)
@@ -310,7 +312,8 @@ class ViT(Pretrained):
         renewed = num_classes not in (None, old.num_classes) or labels not in (None, old.labels)
         if renewed:
             overrides |= {"num_classes": num_classes, "labels": labels}
-        model = type(self)(dataclasses.replace(old, **overrides), dtype=self.dtype_policy)
+        config = dataclasses.replace(old, **overrides)
+        model = type(self)(config, initialize=False, dtype=self.dtype_policy)
         weights = {v.path: v for v in whole.weights}
         for v in model.weights:
             if v.path == "positions/embeddings":

@@ -173,6 +173,28 @@ def test_initial_projections_keep_the_variance():
         assert abs(kernel).max() <= limit and abs(kernel.std() - limit / 3**0.5) < 0.02 * limit
 
 
+def test_mimetic_attention_begins_with_what_is_alike():
+    """W^Q W^K is near to a multiple of I, and W^V W^O to one of -I, of any number of heads."""
+    for heads, head_dim in ((4, 16), (4, 8)):
+        keras.utils.set_random_seed(0)
+        layer = MultiHeadAttention(heads, head_dim)
+        layer.build((None, None, 64))
+        layer.initialize_mimetic()
+        query, key, value, output = (
+            np.array(part.kernel).reshape(shape)
+            for part, shape in (
+                (layer.query, (64, -1)), (layer.key, (64, -1)), (layer.value, (64, -1)),
+                (layer.output_projection, (-1, 64)),
+            )
+        )  # fmt: skip
+        share = heads * head_dim / 64  # of the directions that the heads hold
+        for product, expected in ((query @ key.T, 1.5), (value @ output, -0.4)):
+            diagonal = np.diag(product)
+            assert abs(diagonal.mean() / (expected * share) - 1) < 0.2
+            others = product - np.diag(diagonal)
+            assert np.abs(others).mean() < 0.2 * abs(diagonal.mean()) / share
+
+
 def test_a_layer_goes_through_its_configuration():
     layer = attention(causal=True)
     again = MultiHeadAttention.from_config(layer.get_config())

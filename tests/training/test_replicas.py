@@ -322,6 +322,19 @@ def test_excluded_weights_do_not_decay():
         assert np.array_equal(with_decay.numpy(), without.numpy()) == excluded, with_decay.path
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_weight_that_the_loss_does_not_depend_on_stays(devices):
+    def make():
+        model = translator()
+        model.unused = keras.layers.Dense(3)
+        model.unused.build((None, 2))
+        return model
+
+    model, _ = trained(devices, make, sgd(), BATCHES[:2])
+    keras.utils.set_random_seed(5)
+    np.testing.assert_array_equal(model.unused.kernel, make().unused.kernel)
+
+
 def test_a_part_of_a_model_trains_as_one_on_replicas():
     def adapted():
         model = translator()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from polyhead.training import CheckpointError
+from polyhead.training import CheckpointError, Muon
 from polyhead.zoo import ViT, ViTConfig
 
 SIZES = dict(
@@ -98,6 +98,17 @@ def drawn(model, seed=0):
     return model
 
 
+def test_positions_begin_as_sinusoids_of_rows_and_columns():
+    model = small(dim=30, num_heads=5, image_size=(32, 48), pooling="mean")
+    table = np.array(model.positions.embeddings).reshape(4, 6, 30)
+    rows, columns = table[..., :16], table[..., 16:]
+    np.testing.assert_allclose(rows, np.broadcast_to(rows[:, :1], rows.shape), atol=1e-6)
+    np.testing.assert_allclose(columns, np.broadcast_to(columns[:1], columns.shape), atol=1e-6)
+    waves = np.arange(4)[:, None] / 10000 ** (np.arange(8) / 8)
+    np.testing.assert_allclose(rows[:, 0], np.hstack([np.sin(waves), np.cos(waves)]), atol=1e-5)
+    np.testing.assert_array_equal(small().positions.embeddings[0], 0)  # of the class token
+
+
 def test_it_comes_back_from_a_folder(tmp_path):
     model = drawn(small(labels=("a", "b", "c", "d", "e"), mean=(0.1, 0.2, 0.3), crop=0.8))
     model.save_pretrained(tmp_path / "saved")
@@ -113,10 +124,11 @@ def test_the_rollout_is_a_distribution_over_patches():
         np.testing.assert_allclose(shares.sum((1, 2)), 1, atol=1e-5)
 
 
-def test_it_overfits_a_batch():
+@pytest.mark.parametrize("optimizer", [keras.optimizers.Adam, Muon])
+def test_it_overfits_a_batch(optimizer):
     keras.utils.set_random_seed(0)
     model = small()
-    model.compile(keras.optimizers.Adam(3e-3), metrics=["accuracy"])
+    model.compile(optimizer(3e-3), metrics=["accuracy"])
     labels = np.eye(5, dtype="float32")[[0, 3, 4]]
     model.fit(PIXELS, labels, epochs=60, batch_size=3, verbose=0)
     assert (ops.convert_to_numpy(model(PIXELS)).argmax(1) == [0, 3, 4]).all()

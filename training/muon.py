@@ -1,0 +1,60 @@
+"""Muon (Jordan et al. 2024), for the matrices of a Transformer."""
+
+import math
+import re
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class Muon(keras.optimizers.Muon):
+    """Keras's Muon, which also takes the kernels of attention for the matrices that they are.
+
+    An update of a matrix is its momentum made orthogonal, and as large as AdamW's would be (Liu et
+    al. 2025, arXiv 2502.16982, section 2.2), so that one learning rate does for both. AdamW's are
+    vectors, embeddings and what ``exclude_layers`` names: here the first and the last map of a ViT.
+
+    A kernel of several axes, (D, H, K) or (H, K, D), is a matrix with its neighbouring axes joined,
+    so that it comes nearest to a square.
+
+    Args:
+        learning_rate, weight_decay: of AdamW too.
+        exclude_layers: regular expressions of weights' paths.
+        kwargs: Keras's.
+    """
+
+    def __init__(
+        self,
+        learning_rate=1e-3,
+        weight_decay=0.004,
+        exclude_layers=("^patches/", "^head/"),
+        adam_weight_decay=None,
+        **kwargs,
+    ):
+        super().__init__(
+            learning_rate,
+            weight_decay=weight_decay,
+            adam_weight_decay=weight_decay if adam_weight_decay is None else adam_weight_decay,
+            exclude_layers=list(exclude_layers),
+            **kwargs,
+        )
+
+    def _should_use_adamw(self, variable):
+        excluded = ("bias$", "embeddings?$", *self.exclude_layers)
+        return len(variable.shape) < 2 or any(re.search(e, variable.path) for e in excluded)
+
+    def zeropower_via_newtonschulz5(self, x, steps):
+        made = super().zeropower_via_newtonschulz5(ops.reshape(x, matrix(x.shape)), steps)
+        return ops.reshape(made, x.shape)
+
+    def lr_adjust(self, x):
+        if self.rms_rate is None:
+            return x
+        return x * (math.sqrt(max(matrix(x.shape))) * self.rms_rate)
+
+
+def matrix(shape):
+    """Rows and columns of a kernel: its axes joined into two, as near to a square as can be."""
+    cuts = [(math.prod(shape[:i]), math.prod(shape[i:])) for i in range(1, len(shape))]
+    return min(cuts, key=max)
