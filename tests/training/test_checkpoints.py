@@ -7,6 +7,7 @@ from polyhead.training import (
     CheckpointError,
     Checkpoints,
     EvaluateAverages,
+    Muon,
     read_tensors,
     strategy,
     write_tensors,
@@ -51,15 +52,15 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(tmp_path, policy
     assert [h["updates"] for h in checkpoints.history] == [3, 6, 9, 12]
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_with_accumulation_averages_and_callbacks_too(tmp_path, devices):
+@pytest.mark.parametrize(
+    "devices, kind", [(1, keras.optimizers.Adam), (2, keras.optimizers.Adam), (2, Muon)]
+)
+def test_with_accumulation_averages_and_callbacks_too(tmp_path, devices, kind):
     def run(folder, epochs, seed=1):
         keras.utils.set_random_seed(seed)
         with strategy(devices).scope():
             model = small(dropout=0.2, num_layers=1)
-            optimizer = keras.optimizers.Adam(
-                1e-3, use_ema=True, ema_momentum=0.9, gradient_accumulation_steps=2
-            )
+            optimizer = kind(1e-3, use_ema=True, ema_momentum=0.9, gradient_accumulation_steps=2)
             model.compile(optimizer, jit_compile=False)
         stopping = keras.callbacks.EarlyStopping(
             "loss", patience=2, min_delta=10.0, restore_best_weights=True
