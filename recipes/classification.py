@@ -1,11 +1,11 @@
 """Classification: images in, a trained ViT, its accuracy, its export.
 
-CIFAR-10 from nothing, on 2 cores of an AMD EPYC with AVX-512 (2026-11-25): 65.8% on 5,000 training
-images kept for validation, after 25 minutes. Nothing was tuned.
+CIFAR-10 from nothing, on 2 cores of an AMD EPYC with AVX-512 (2026-11-25): 82.94% of the test
+images after 29 minutes, 82.4% of the 5,000 training images kept for validation.
 
-    polyhead train classification --data cifar10 --preset nano-4 --stochastic-depth 0 \\
-        --peak 2e-3 --epochs 19 --out RUN
-    polyhead evaluate RUN --confusion confusion.png
+    polyhead train classification --data cifar10 --preset nano-4 --optimizer muon \\
+        --stochastic-depth 0 --peak 2e-3 --warmup 700 --epochs 21 --out RUN
+    polyhead evaluate RUN --split test --confusion confusion.png
 """
 
 import contextlib
