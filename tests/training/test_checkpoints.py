@@ -53,7 +53,12 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(tmp_path, policy
 
 
 @pytest.mark.parametrize(
-    "devices, kind", [(1, keras.optimizers.Adam), (2, keras.optimizers.Adam), (2, Muon)]
+    "devices, kind",
+    [
+        (1, keras.optimizers.Adam),
+        pytest.param(2, keras.optimizers.Adam, marks=pytest.mark.slow),
+        (2, Muon),
+    ],
 )
 def test_with_accumulation_averages_and_callbacks_too(tmp_path, devices, kind):
     def run(folder, epochs, seed=1):

@@ -246,7 +246,7 @@ def test_a_strategy_of_one_replica_trains_as_none():
         assert largest_difference(alone, model) < 1e-6
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
 )
@@ -515,7 +515,9 @@ def test_the_step_does_not_depend_on_the_loss_scale():
     assert largest_difference(step(2.0**15), step(2.0**10)) < 1e-3
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["float32", "mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_it_overfits_one_batch(policy):
     keras.config.set_dtype_policy(policy)
     network, _ = trained(
