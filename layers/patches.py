@@ -79,8 +79,8 @@ def cubic(old, new):
 
 
 def grid_sinusoids(grid, dim):
-    """Sinusoids (Y X, D) of the places in a ``grid`` (Y, X): half of each of the row, half of the
-    column."""
+    """A ``grid`` (Y, X) -> (Y X, D), in float32: of each place the sinusoids of its row, D / 2, and
+    of its column."""
     half = 2 * -(-dim // 4)
     down, across = (sinusoids(ops.arange(side), half, interleaved=False) for side in grid)
     rows, columns = grid
@@ -129,10 +129,14 @@ class GridPositions(keras.layers.Layer):
         self.embeddings = self.add_weight(
             name="embeddings",
             shape=(self.extra + self.grid[0] * self.grid[1], x_shape[-1]),
-            initializer=lambda shape, dtype: ops.cast(
-                ops.pad(grid_sinusoids(self.grid, shape[-1]), ((self.extra, 0), (0, 0))), dtype
-            ),
+            initializer=self.initial,
         )
+
+    def initial(self, shape, dtype):
+        # Of the tokens before, small: a class token that began as 0 would be normalised as that.
+        before = keras.random.normal((self.extra, shape[-1]), stddev=0.02)
+        table = ops.concatenate([before, grid_sinusoids(self.grid, shape[-1])], axis=0)
+        return ops.cast(table, dtype)
 
     def call(self, x, grid=None):
         return x + ops.cast(self.table(grid or self.grid), x.dtype)

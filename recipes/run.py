@@ -95,9 +95,9 @@ class Run:
         if s.optimizer not in ("adam", "muon"):
             raise ValueError(f"optimizer must be adam or muon: {s.optimizer!r}")
         if s.optimizer == "muon":
-            betas = {f"adam_{name}": value for name, value in options.items() if "beta" in name}
-            others = {name: value for name, value in options.items() if "beta" not in name}
-            kind, options = Muon, {"weight_decay": 0.0, **betas, **others}
+            names = {"beta_1": "adam_beta_1", "beta_2": "adam_beta_2"}
+            named = {names.get(name, name): value for name, value in options.items()}
+            kind, options = Muon, {"weight_decay": None, **named}
         return kind(
             learning_rate(s, rate, self.limit(per_epoch) // s.accumulate, floor),
             global_clipnorm=s.clip,

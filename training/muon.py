@@ -16,33 +16,44 @@ class Muon(keras.optimizers.Muon):
     vectors, embeddings and what ``exclude_layers`` names: here the first and the last map of a ViT.
 
     A kernel of several axes, (D, H, K) or (H, K, D), is a matrix with its neighbouring axes joined,
-    so that it comes nearest to a square.
+    so that it comes nearest to a square: D is about H K. The two matrices of a low-rank change are
+    AdamW's.
 
     Args:
-        learning_rate, weight_decay: of AdamW too.
-        exclude_layers: regular expressions of weights' paths.
+        learning_rate, weight_decay: of AdamW too; a decay of None is none.
+        exclude_layers: regular expressions that are looked for in weights' paths.
+        adam_weight_decay: AdamW's own; where it is None, ``weight_decay``.
         kwargs: Keras's.
+
+    Raises:
+        TypeError: ``exclude_layers`` is no list.
     """
 
     def __init__(
         self,
         learning_rate=1e-3,
         weight_decay=0.004,
-        exclude_layers=("^patches/", "^head/"),
+        exclude_layers=("(^|/)patches/", "(^|/)head/"),
         adam_weight_decay=None,
         **kwargs,
     ):
+        if isinstance(exclude_layers, str):
+            raise TypeError(f"exclude_layers must be a list of expressions: {exclude_layers!r}")
         super().__init__(
             learning_rate,
             weight_decay=weight_decay,
             adam_weight_decay=weight_decay if adam_weight_decay is None else adam_weight_decay,
-            exclude_layers=list(exclude_layers),
+            exclude_layers=list(exclude_layers or ()),
             **kwargs,
         )
 
     def _should_use_adamw(self, variable):
-        excluded = ("bias$", "embeddings?$", *self.exclude_layers)
+        excluded = ["bias$", "_lora/", *self.exclude_layers]
+        excluded += ["embeddings?$"] if self.exclude_embeddings else []
         return len(variable.shape) < 2 or any(re.search(e, variable.path) for e in excluded)
+
+    def _muon_update_step(self, gradient, variable, lr, m):
+        super()._muon_update_step(gradient, variable, ops.cast(lr, gradient.dtype), m)
 
     def zeropower_via_newtonschulz5(self, x, steps):
         made = super().zeropower_via_newtonschulz5(ops.reshape(x, matrix(x.shape)), steps)

@@ -68,8 +68,10 @@ class ViTConfig:
             raise ValueError(f"std must be positive: {self.std}")
         if self.interpolation not in ("bilinear", "bicubic", "nearest"):
             raise ValueError(f"no interpolation: {self.interpolation!r}")
-        if not 0 < self.crop <= 1:
-            raise ValueError(f"crop must be in (0, 1]: {self.crop}")
+        if type(self.crop) not in (int, float) or not 0 < self.crop <= 1:
+            raise ValueError(f"crop must be in (0, 1]: {self.crop!r}")
+        if type(self.squash) is not bool:
+            raise ValueError(f"squash must be True or False: {self.squash!r}")
         if self.labels is not None and len(self.labels) != self.num_classes:
             raise ValueError(
                 f"there must be a label for each class: {len(self.labels)}, {self.num_classes}"
@@ -345,7 +347,7 @@ class ViT(Pretrained):
         """
         if optimizer is None:
             optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1, global_clipnorm=1.0)
-            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "embeddings"])
         if loss is None:
             loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
         metrics = [*(metrics or ()), *(weighted_metrics or ())] or None

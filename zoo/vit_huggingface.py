@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from ..training import CheckpointError
 from .published import published_name
 from .vit import ViTConfig
 
@@ -77,10 +78,19 @@ def unpacked(settings, tensors, source):
 
 
 def unbiased(arrays):
-    """The biases, zero, of the queries, keys and values of a checkpoint that has none."""
-    attended = re.compile(r"(.*attention\.attention\.(?:query|key|value)\.)weight$")
-    found = {attended.match(name): len(array) for name, array in arrays.items() if array.ndim}
-    return {f"{m[1]}bias": np.zeros(width, "float32") for m, width in found.items() if m}
+    """The biases, zero, of the queries, keys and values of a checkpoint that has none.
+
+    Raises:
+        CheckpointError: it has one.
+    """
+    biases = {}
+    for name, array in arrays.items():
+        if re.search(r"attention\.attention\.(query|key|value)\.weight$", name) and array.ndim:
+            bias = name.removesuffix("weight") + "bias"
+            if bias in arrays:
+                raise CheckpointError(f"qkv_bias must be True where there is a tensor {bias}")
+            biases[bias] = np.zeros(len(array), "float32")
+    return biases
 
 
 def read_config(s, pixels):
@@ -147,14 +157,16 @@ def read_pixels(s, channels):
     size, cropped = s.get("size", None), s.get("crop_size", None)
     square, cut = s.get("default_to_square", True), s.get("do_center_crop", False)
     shortest = "shortest_edge" in size if isinstance(size, dict) else not square
+    height, width = sides("size", size, s) if cut or size is not None else (0, 0)
     if shortest and not cut:
         raise s.error("size", size, "a height and a width, where nothing is cut out")
     crop = 1.0
     if cut:
-        (height, width), (side, other) = sides(size), sides(cropped)
-        if not 0 < side <= height or not 0 < other <= width:
+        side, other = sides("crop_size", cropped, s)
+        if side > height or other > width:
             raise s.error("size", size, f"a size from which {cropped} is cut")
-        if not shortest and side * width != other * height:
+        # Of another size by rounding, but of the same shape.
+        if abs(side / height - other / width) > 1 / min(height, width):
             raise s.error("crop_size", cropped, f"of the shape of {size}")
         crop = min(side, other) / min(height, width)
     s.ignore(
@@ -169,13 +181,17 @@ def read_pixels(s, channels):
     return settings
 
 
-def sides(size):
-    """Height and width of a size, as an image processor's settings have it; zeros of another."""
-    if isinstance(size, dict):
-        size = [size.get(name, size.get("shortest_edge")) for name in ("height", "width")]
+def sides(name, size, s):
+    """Height and width of a size as an image processor's settings ``s`` have it."""
+    if not isinstance(size, dict):
+        found = [size, size]
+    elif set(size) == {"shortest_edge"}:
+        found = 2 * [size["shortest_edge"]]
     else:
-        size = [size, size]
-    return size if all(type(side) is int for side in size) else (0, 0)
+        found = [size.get(side) for side in ("height", "width")] if len(size) == 2 else []
+    if not found or not all(type(side) is int and side > 0 for side in found):
+        raise s.error(name, size, "a number, a height and a width, or a shortest_edge")
+    return found
 
 
 def written(config, weights):

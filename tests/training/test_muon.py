@@ -1,9 +1,11 @@
 import keras
 import numpy as np
+import pytest
 
 from polyhead.layers import TransformerBlock
 from polyhead.training import Muon
 from polyhead.training.muon import matrix
+from polyhead.zoo import ViT, ViTConfig
 from tests.training.test_replicas import agree, translator
 
 
@@ -62,6 +64,24 @@ def test_a_step_of_all_else_is_adams():
     assert len(others) == 11
     for path in others:
         np.testing.assert_allclose(ours[path], adams[path], atol=1e-6, err_msg=path)
+
+
+def test_embeddings_heads_patches_and_low_rank_changes_are_adams():
+    def adams(model):
+        return {v.path for v in model.weights if len(v.shape) > 1 and muon()._should_use_adamw(v)}
+
+    vit = ViT(ViTConfig(32, 8, num_classes=3, num_layers=1, dim=16, hidden_dim=16, num_heads=2))
+    heads = {f"block_0/attention/{name}/bias" for name in ("query", "key", "value")}
+    assert adams(vit) == heads | {
+        "token/embeddings", "positions/embeddings", "patches/projection/kernel", "head/kernel",
+    }  # fmt: skip
+    model = translator()
+    model.enable_lora(2)
+    kernels = {v.path for v in model.weights if "kernel" in v.path}
+    assert not adams(model) & kernels
+    assert {v.path for v in model.weights if "_lora/" in v.path} <= adams(model)
+    with pytest.raises(TypeError, match="exclude_layers must be a list of expressions: 'head'"):
+        Muon(exclude_layers="head")
 
 
 def test_its_settings_come_back():
