@@ -150,6 +150,7 @@ def hub_step(preset, side, batch, jit):
     import keras
 
     model, loss = hub_model(preset), keras.losses.CategoricalCrossentropy(from_logits=True)
+    model.compile(metrics=[])  # or its own stay, of labels that are numbers
     return keras_step(model, loss, jit, batch_of(side, batch, model.output_shape[-1]))
 
 
