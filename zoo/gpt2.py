@@ -92,8 +92,7 @@ def read_config(s, g):
     for name, value in FIXED.items():
         s.must(name, value)
     for name in ("scale_attn_by_inverse_layer_idx", "scale_attn_weights"):
-        if type(said := s.get(name, False)) is not bool:
-            raise s.error(name, said, "True or False")
+        s.flag(name, False)
     activation = s.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
         raise s.error("activation_function", activation, f"one of {sorted(ACTIVATIONS)}")

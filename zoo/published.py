@@ -136,6 +136,12 @@ class Settings:
         if (said := self.get(name, value)) != value:
             raise self.error(name, said, repr(value))
 
+    def flag(self, name, default):
+        """The same of what is True or False, and nothing else."""
+        if type(said := self.get(name, default)) is not bool:
+            raise self.error(name, said, "True or False")
+        return said
+
     def error(self, name, said, rule):
         return CheckpointError(f"{self.file}: {name} must be {rule}: {said!r}")
 

@@ -74,10 +74,10 @@ def unpacked(settings, tensors, source):
     if PATCHES in arrays and arrays[PATCHES].ndim == 4:  # (D, C, P, P)
         kernel = arrays[PATCHES].transpose(0, 2, 3, 1)
         arrays[PATCHES] = kernel.reshape(len(kernel), -1)
-    return arrays | (unbiased(arrays) if settings.values.get("qkv_bias") is False else {})
+    return arrays | (unbiased(arrays, source) if settings.values.get("qkv_bias") is False else {})
 
 
-def unbiased(arrays):
+def unbiased(arrays, source):
     """The biases, zero, of the queries, keys and values of a checkpoint that has none.
 
     Raises:
@@ -88,7 +88,7 @@ def unbiased(arrays):
         if re.search(r"attention\.attention\.(query|key|value)\.weight$", name) and array.ndim:
             bias = name.removesuffix("weight") + "bias"
             if bias in arrays:
-                raise CheckpointError(f"qkv_bias must be True where there is a tensor {bias}")
+                raise CheckpointError(f"{source} has a tensor {bias}: qkv_bias must be True")
             biases[bias] = np.zeros(len(array), "float32")
     return biases
 
@@ -103,8 +103,7 @@ def read_config(s, pixels):
     activation = s.get("hidden_act", "gelu")
     if activation not in ACTIVATIONS:
         raise s.error("hidden_act", activation, f"one of {sorted(ACTIVATIONS)}")
-    if type(said := s.get("qkv_bias", True)) is not bool:
-        raise s.error("qkv_bias", said, "True or False")
+    s.flag("qkv_bias", True)
     labels = s.get("id2label", None)
     classes = s.get("num_labels", 2 if labels is None else len(labels))
     if "ViTForImageClassification" not in s.get("architectures", ["ViTForImageClassification"]):

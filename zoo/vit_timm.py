@@ -46,7 +46,7 @@ def unpacked(settings, tensors, source):
             for part, rows in zip(("query", "key", "value"), np.split(array, 3), strict=True):
                 arrays[name.replace("attn.qkv", f"attention.attention.{part}")] = rows
     if settings.values.get("model_args", {}).get("qkv_bias") is False:
-        arrays |= huggingface.unbiased(arrays)
+        arrays |= huggingface.unbiased(arrays, source)
     return huggingface.unpacked(settings, arrays, source)
 
 
@@ -74,8 +74,7 @@ def read_config(s, pixels):
     if (pooling, token) not in (("token", True), ("avg", False)):
         raise s.error("global_pool", pooling, "token, or avg without a class token")
     arguments.must("global_pool", pooling)
-    if type(said := arguments.get("qkv_bias", True)) is not bool:
-        raise s.error("qkv_bias", said, "True or False")
+    arguments.flag("qkv_bias", True)
     classes = arguments.get("num_classes", s.get("num_classes", cfg.get("num_classes", 1000)))
     labels = s.get("label_names", None)
     if not isinstance(labels, list | None):
