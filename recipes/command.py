@@ -37,6 +37,13 @@ TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest with t
 MinP = Annotated[float | None, typer.Option(help="Draw from tokens with this share of the best's.")]
 Penalty = Annotated[float | None, typer.Option(help="Divide logits of tokens that came before.")]
 
+Pretrained = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|NAME",
+        help="Begin with the weights and the tokenizer of this model, in place of a preset.",
+    ),
+]
 Out = Annotated[Path, typer.Option(help="The run's folder. What is there goes on.")]
 Dropout = Annotated[float | None, typer.Option(help="Rate; the preset's by default.")]
 Warmup = Annotated[int | None, typer.Option(help="Updates until the learning rate's peak.")]
@@ -110,6 +117,7 @@ def train_translation(
     preset: Annotated[
         str, typer.Option(help="Size of the model: tiny, base or big.")
     ] = TRANSLATION.preset,
+    pretrained: Pretrained = TRANSLATION.pretrained,
     vocab_size: Annotated[
         int, typer.Option(help="Pieces of the shared vocabulary.")
     ] = TRANSLATION.vocab_size,
@@ -194,13 +202,7 @@ def train_generation(
             "gpt2-medium, gpt2-large or gpt2-xl, with byte pairs learned from the text."
         ),
     ] = GENERATION.preset,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR|NAME",
-            help="Begin with the weights and the tokenizer of this model, in place of a preset.",
-        ),
-    ] = GENERATION.pretrained,
+    pretrained: Pretrained = GENERATION.pretrained,
     vocab_size: Annotated[
         int, typer.Option(help="The most tokens of a vocabulary that is learned.")
     ] = GENERATION.vocab_size,
@@ -438,6 +440,30 @@ def average(
             score = f"BLEU {translation.evaluate(model, split='val', **search)[0].score:.2f}"
         print(f"validation {score}: {name}")
     print(folder)
+
+
+@app.command()
+def diversify(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN ...", help="Runs of translation, of the same data in either direction."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The new data's folder, for train --data.")],
+    beams: Beams = 5,
+    alpha: Alpha = None,
+    batch_size: Annotated[int, typer.Option(help="Sentences that are translated at once.")] = 64,
+):
+    """Make more training data: what runs translate of theirs, beside it (Nguyen et al. 2020).
+
+    A run of the first one's direction makes new targets for the sources, one of the reverse
+    direction new sources for the targets. Validation and test stay as they are.
+
+    Example: polyhead diversify runs/en-de runs/de-en --out more
+    """
+    pairs = translation.diversify(runs, out, batch_size, **given(beams=beams, alpha=alpha))
+    print(f"{len(pairs):,} pairs of sentences in {out}")
 
 
 @app.command()

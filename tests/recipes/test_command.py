@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import json
 import os
 import random
 import shutil
@@ -12,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from polyhead.data import read_split
+from polyhead.data.parallel import read_lines
 from polyhead.recipes.command import main
 from polyhead.recipes.run import check_run, learning_rate, write_run
-from polyhead.recipes.translation import Settings
+from polyhead.recipes.translation import Settings, train
 from polyhead.training import InverseSquareRoot, read_tensors
+from polyhead.zoo import Transformer
 
 SMALL = (
     "--vocab-size 300 --tokens 1024 --buckets 1 --warmup 20 --max-length 64 --dropout 0.1 --seed 3 "
@@ -53,8 +57,6 @@ def polyhead(monkeypatch, capfd, *arguments, stdin=None):
 @pytest.fixture(scope="session")
 def trained(data, tmp_path_factory):
     """A run of three epochs; tests may not change it."""
-    from polyhead.recipes.translation import train
-
     run = tmp_path_factory.mktemp("runs") / "run"
     options = dict(vocab_size=300, tokens=1024, buckets=1, warmup=20, max_length=64)
     options |= dict(dropout=0.1, bpe_dropout=0.1, seed=3)
@@ -121,6 +123,58 @@ def test_checkpoints_are_averaged(trained, monkeypatch, capfd, tmp_path):
     assert status == 1 and "has 2 checkpoints, of which 10 cannot be averaged" in err
 
 
+def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capfd, tmp_path):
+    back, more = shutil.copytree(trained, tmp_path / "back"), tmp_path / "more"
+    settings = json.loads((back / "settings.json").read_text())
+    turned = {**settings, "source": "de", "target": "en"}
+    (back / "settings.json").write_text(json.dumps(turned))
+    ask = ("diversify", trained, back, "--out", more, "--beams", 2)
+    status, out, _ = polyhead(monkeypatch, capfd, *ask)
+    assert status == 0 and f"pairs of sentences in {more}" in out
+    before, after = (read_split(folder, "train", "en", "de") for folder in (data, more))
+    german, english = (read_lines(more / name) for name in ("made_1.de", "made_2.en"))
+    assert after.sources[:120] == before.sources and after.targets[:120] == before.targets
+    made = {*zip(before.sources, german, strict=True), *zip(english, before.targets, strict=True)}
+    pairs = [*zip(after.sources, after.targets, strict=True)][120:]
+    assert len(pairs) == len({*pairs}) > 0
+    assert {pair for pair in made if all(pair)} == {*pairs}
+    for split in ("val", "test"):
+        assert read_split(more, split, "en", "de") == read_split(data, split, "en", "de")
+
+    # Once more it has only to read what was translated.
+    (more / "train.en").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(Transformer, "translate", None)
+        assert polyhead(monkeypatch, capfd, *ask)[:2] == (0, out)
+    assert read_split(more, "train", "en", "de") == after
+    (back / "settings.json").write_text(json.dumps({**turned, "variant": "lc"}))
+    for arguments, message in (
+        (ask, "is of other data or languages"),
+        (("diversify", trained, "--out", more), "is of other runs or searches"),
+        (("diversify", trained, "--out", trained), "holds something else"),
+        (("diversify", tmp_path, "--out", tmp_path / "new"), "no settings.json"),
+    ):
+        status, _, err = polyhead(monkeypatch, capfd, *arguments)
+        assert status == 1 and message in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_training_begins_with_a_pretrained_model(trained, data, tmp_path):
+    options = dict(pretrained=str(trained / "best"), tokens=1024, buckets=1, max_length=64)
+    settings = Settings(data=str(data), epochs=1, peak=1e-9, **options)
+    train(settings, tmp_path / "tuned", say=lambda line: None)
+    before, after = (
+        read_tensors(run / "best" / "model.safetensors")[0] for run in (trained, tmp_path / "tuned")
+    )
+    for name, value in before.items():
+        np.testing.assert_allclose(after[name], value, atol=1e-6)
+    vocabulary = "tokenizer.model"
+    assert (tmp_path / "tuned" / vocabulary).read_bytes() == (trained / vocabulary).read_bytes()
+    with pytest.raises(ValueError, match="norm is the pretrained model's"):
+        train(dataclasses.replace(settings, norm="post"), tmp_path / "other")
+
+
 @pytest.mark.slow
 def test_export_writes_a_version_and_says_which(trained, monkeypatch, capfd, tmp_path):
     code, out, _ = polyhead(monkeypatch, capfd, "export", trained, tmp_path / "export")
@@ -134,22 +188,22 @@ def test_errors_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
     (tmp_path / "editor").mkdir()
     (tmp_path / "editor" / "settings.json").write_text('{"theme": "dark"}')
     (tmp_path / "file").write_text("")
-    train = ["train", "translation", "--data"]
+    begin = ["train", "translation", "--data"]
     for arguments, message in (
         (["predict", tmp_path / "nowhere", "A dog."], "no folder"),
         (["predict", tmp_path, "A dog."], "neither a model nor a run"),
         (["evaluate", tmp_path], "no settings.json"),
         (["evaluate", trained, "--split", "dev"], "has no split 'dev'"),
         (["export", trained, tmp_path / "file"], "is a file"),
-        ([*train, tmp_path / "nowhere", "--out", tmp_path / "run"], "no folder"),
-        ([*train, data, "--out", tmp_path / "mine"], "holds something else than a run"),
-        ([*train, data, "--out", tmp_path / "mine", "--restart"], "holds something else"),
-        ([*train, data, "--out", tmp_path / "editor", "--restart"], "is not a run's"),
-        ([*train, data, "--out", trained, "--preset", "huge", *SMALL, "--restart"], "has presets"),
-        ([*train, data, "--out", trained, "--seed", "4"], "begun with other settings"),
-        ([*train, data, "--out", tmp_path / "a", "--preset", "huge", *SMALL], "has presets"),
-        ([*train, data, "--out", tmp_path / "b", "--vocab-size", "99999"], "no vocabulary of"),
-        ([*train, data, "--out", tmp_path / "c", "--devices", "0", *SMALL], "devices must be"),
+        ([*begin, tmp_path / "nowhere", "--out", tmp_path / "run"], "no folder"),
+        ([*begin, data, "--out", tmp_path / "mine"], "holds something else than a run"),
+        ([*begin, data, "--out", tmp_path / "mine", "--restart"], "holds something else"),
+        ([*begin, data, "--out", tmp_path / "editor", "--restart"], "is not a run's"),
+        ([*begin, data, "--out", trained, "--preset", "huge", *SMALL, "--restart"], "has presets"),
+        ([*begin, data, "--out", trained, "--seed", "4"], "begun with other settings"),
+        ([*begin, data, "--out", tmp_path / "a", "--preset", "huge", *SMALL], "has presets"),
+        ([*begin, data, "--out", tmp_path / "b", "--vocab-size", "99999"], "no vocabulary of"),
+        ([*begin, data, "--out", tmp_path / "c", "--devices", "0", *SMALL], "devices must be"),
     ):
         code, out, err = polyhead(monkeypatch, capfd, *arguments)
         lines = [line for line in err.splitlines() if not line.startswith(("WARNING:", "I0", "E0"))]
