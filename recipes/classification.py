@@ -26,7 +26,6 @@ class Settings(RunSettings):
     task: ClassVar[str] = "classification"
 
     preset: str = "lite-4"
-    pretrained: str | None = None
     image_size: int | None = None
     batch_size: int = 128
     peak: float = 1e-3

@@ -1,5 +1,6 @@
 """The `polyhead` command. Nothing heavy is imported before it is needed: --help is instant."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -41,7 +42,7 @@ Pretrained = Annotated[
     str | None,
     typer.Option(
         metavar="DIR|NAME",
-        help="Begin with the weights and the tokenizer of this model, in place of a preset.",
+        help="Begin with the weights and the tokenizer of this model or run, not with a preset.",
     ),
 ]
 Out = Annotated[Path, typer.Option(help="The run's folder. What is there goes on.")]
@@ -135,7 +136,11 @@ def train_translation(
         int, typer.Option(help="Lengths of batches, each compiled once.")
     ] = TRANSLATION.buckets,
     peak: Annotated[
-        float | None, typer.Option(help="Highest learning rate; by the paper's formula if absent.")
+        float | None,
+        typer.Option(
+            help="Highest learning rate; if absent by the paper's formula, for a pretrained model "
+            "1e-4."
+        ),
     ] = TRANSLATION.peak,
     warmup: Warmup = TRANSLATION.warmup,
     schedule: Schedule = TRANSLATION.schedule,
@@ -173,7 +178,7 @@ def train_translation(
     remat: Remat = TRANSLATION.remat,
     restart: Restart = False,
 ):
-    """Train a translation model, English to German unless said otherwise.
+    """Train a translation model, English to German unless said otherwise; or fine-tune one.
 
     Stop it with Ctrl-C whenever you like: the same command goes on after its last epoch.
     The best model by validation BLEU is RUN/best; curves are in RUN/curve.png, RUN/history.csv
@@ -274,7 +279,7 @@ def train_classification(
         str | None,
         typer.Option(
             metavar="DIR|NAME",
-            help="Begin with the weights of this model and a new head, in place of a preset.",
+            help="Begin with the weights of this model or run and a new head, not with a preset.",
         ),
     ] = CLASSIFICATION.pretrained,
     image_size: Annotated[
@@ -341,10 +346,17 @@ def train(recipe, options):
     """Trains as a command's ``options`` say, by a recipe's module."""
     options["updates"] = options["steps"]
     chosen = {field.name: options[field.name] for field in dataclasses.fields(recipe.Settings)}
-    try:
+    with going_on("the last epoch"):
         recipe.train(recipe.Settings(**chosen), options["out"], options["restart"])
+
+
+@contextlib.contextmanager
+def going_on(after):
+    """Within it Ctrl-C says how to go on."""
+    try:
+        yield
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on after the last epoch", file=sys.stderr)
+        print(f"interrupted: the same command goes on after {after}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
@@ -446,23 +458,29 @@ def average(
 def diversify(
     runs: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RUN ...", help="Runs of translation, of the same data in either direction."
-        ),
+        typer.Argument(metavar="RUN ...", help="Runs of translation, in either direction."),
     ],
-    out: Annotated[Path, typer.Option(help="The new data's folder, for train --data.")],
-    beams: Beams = 5,
+    out: Annotated[Path, typer.Option(help="The new data's folder. What is there goes on.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The data; the first run's if absent.")
+    ] = None,
+    beams: Beams = None,
     alpha: Alpha = None,
     batch_size: Annotated[int, typer.Option(help="Sentences that are translated at once.")] = 64,
 ):
-    """Make more training data: what runs translate of theirs, beside it (Nguyen et al. 2020).
+    """Add to training data what trained runs translate of it (Nguyen et al. 2020).
 
-    A run of the first one's direction makes new targets for the sources, one of the reverse
-    direction new sources for the targets. Validation and test stay as they are.
+    To the pairs of sentences come their sources with what a run makes of them, and their targets
+    with what a run of the reverse direction makes of those; the first run's direction is forward.
+    Then train with the options of the first, on the new data; validation and test are the same.
 
-    Example: polyhead diversify runs/en-de runs/de-en --out more
+    Example: polyhead diversify runs/en-de runs/de-en --beams 5 --out more
     """
-    pairs = translation.diversify(runs, out, batch_size, **given(beams=beams, alpha=alpha))
+    from .diversify import diversify
+
+    with going_on("the last translations"):
+        search = given(beams=beams, alpha=alpha)
+        pairs = diversify(runs, out, data, batch_size, **search)
     print(f"{len(pairs):,} pairs of sentences in {out}")
 
 

@@ -24,7 +24,6 @@ class Settings(RunSettings):
     task: ClassVar[str] = "generation"
 
     preset: str = "char-small"
-    pretrained: str | None = None
     vocab_size: int = 8000
     length: int | None = None
     batch_size: int = 12

@@ -23,6 +23,7 @@ class RunSettings:
     task: ClassVar[str]
 
     data: str = SAMPLE
+    pretrained: str | None = None
     dropout: float | None = None
     peak: float | None = None
     warmup: int | None = 1000
@@ -65,6 +66,11 @@ class Run:
         self.out = Path(out)
         if settings.data != SAMPLE:
             settings = dataclasses.replace(settings, data=str(Path(settings.data).resolve()))
+        if settings.pretrained is not None and Path(settings.pretrained).exists():
+            folder = model_folder(settings.pretrained).resolve()
+            if restart and folder.is_relative_to(self.out.resolve()):
+                raise ValueError(f"to start over would delete the pretrained model {folder}")
+            settings = dataclasses.replace(settings, pretrained=str(folder))
         for name in ("accumulate", "interval", "epochs", "updates"):
             if (value := getattr(settings, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more: {value}")

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from polyhead.data import read_split
-from polyhead.data.parallel import read_lines
 from polyhead.recipes.command import main
 from polyhead.recipes.run import check_run, learning_rate, write_run
 from polyhead.recipes.translation import Settings, train
@@ -128,30 +127,45 @@ def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capf
     settings = json.loads((back / "settings.json").read_text())
     turned = {**settings, "source": "de", "target": "en"}
     (back / "settings.json").write_text(json.dumps(turned))
-    ask = ("diversify", trained, back, "--out", more, "--beams", 2)
-    status, out, _ = polyhead(monkeypatch, capfd, *ask)
+    pairs = read_split(data, "train", "en", "de")
+    translate, calls = Transformer.translate, []
+
+    def counted(model, texts, *arguments, **options):
+        calls.append(len(texts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return translate(model, texts, *arguments, **options)
+
+    # Interrupted, it keeps what is translated; and a run more is translated alone.
+    monkeypatch.setattr("polyhead.recipes.diversify.CHUNK", 80)
+    monkeypatch.setattr(Transformer, "translate", counted)
+    ask = ("diversify", trained, "--beams", 2, "--out", more)
+    assert polyhead(monkeypatch, capfd, *ask)[0] == 0
+    status, _, err = polyhead(monkeypatch, capfd, *ask, back)
+    assert status == 130 and "goes on after the last translations" in err
+    status, out, _ = polyhead(monkeypatch, capfd, *ask, back)
     assert status == 0 and f"pairs of sentences in {more}" in out
-    before, after = (read_split(folder, "train", "en", "de") for folder in (data, more))
-    german, english = (read_lines(more / name) for name in ("made_1.de", "made_2.en"))
-    assert after.sources[:120] == before.sources and after.targets[:120] == before.targets
-    made = {*zip(before.sources, german, strict=True), *zip(english, before.targets, strict=True)}
-    pairs = [*zip(after.sources, after.targets, strict=True)][120:]
-    assert len(pairs) == len({*pairs}) > 0
-    assert {pair for pair in made if all(pair)} == {*pairs}
+    assert calls == [80, 40, 80, 80, 40]
+
+    found = read_split(more, "train", "en", "de")
+    model = Transformer.from_pretrained(trained / "best")
+    german, english = (
+        translate(model, side, 64, beams=2) for side in (pairs.sources, pairs.targets)
+    )
+    made = {*zip(pairs.sources, german, strict=True), *zip(english, pairs.targets, strict=True)}
+    made = {pair for pair in made if all(map(str.strip, pair))}
+    before = [*zip(pairs.sources, pairs.targets, strict=True)]
+    after = [*zip(found.sources, found.targets, strict=True)]
+    assert after[:120] == before
+    assert sorted(after[120:]) == sorted(made - {*before})
     for split in ("val", "test"):
         assert read_split(more, split, "en", "de") == read_split(data, split, "en", "de")
 
-    # Once more it has only to read what was translated.
-    (more / "train.en").unlink()
-    with monkeypatch.context() as patched:
-        patched.setattr(Transformer, "translate", None)
-        assert polyhead(monkeypatch, capfd, *ask)[:2] == (0, out)
-    assert read_split(more, "train", "en", "de") == after
     (back / "settings.json").write_text(json.dumps({**turned, "variant": "lc"}))
     for arguments, message in (
-        (ask, "is of other data or languages"),
-        (("diversify", trained, "--out", more), "is of other runs or searches"),
+        ((*ask, back), "variant of"),
         (("diversify", trained, "--out", trained), "holds something else"),
+        (("diversify", trained, "--out", data), "holds something else"),
         (("diversify", tmp_path, "--out", tmp_path / "new"), "no settings.json"),
     ):
         status, _, err = polyhead(monkeypatch, capfd, *arguments)
@@ -161,7 +175,7 @@ def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capf
 
 @pytest.mark.slow
 def test_training_begins_with_a_pretrained_model(trained, data, tmp_path):
-    options = dict(pretrained=str(trained / "best"), tokens=1024, buckets=1, max_length=64)
+    options = dict(pretrained=str(trained), tokens=1024, buckets=1, max_length=64)
     settings = Settings(data=str(data), epochs=1, peak=1e-9, **options)
     train(settings, tmp_path / "tuned", say=lambda line: None)
     before, after = (
@@ -171,8 +185,13 @@ def test_training_begins_with_a_pretrained_model(trained, data, tmp_path):
         np.testing.assert_allclose(after[name], value, atol=1e-6)
     vocabulary = "tokenizer.model"
     assert (tmp_path / "tuned" / vocabulary).read_bytes() == (trained / vocabulary).read_bytes()
-    with pytest.raises(ValueError, match="norm is the pretrained model's"):
+    with pytest.raises(ValueError, match="norm cannot be chosen"):
         train(dataclasses.replace(settings, norm="post"), tmp_path / "other")
+    with pytest.raises(ValueError, match="at most the pretrained model's: 65 > 64"):
+        train(dataclasses.replace(settings, max_length=65), tmp_path / "other")
+    with pytest.raises(ValueError, match="would delete the pretrained model"):
+        train(settings, trained, restart=True)
+    assert (trained / "best").exists()
 
 
 @pytest.mark.slow

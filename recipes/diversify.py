@@ -1,0 +1,121 @@
+"""More parallel text from what there is: data diversification (Nguyen et al. 2020).
+
+polyhead train translation --source en --target de --data DIR --out EN-DE
+polyhead train translation --source de --target en --data DIR --out DE-EN
+polyhead diversify EN-DE DE-EN --out MORE
+polyhead train translation --source en --target de --data MORE --out BETTER
+"""
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
+from .run import load, model_folder, read_settings, shown
+from .translation import Settings, read
+
+MADE = "made"  # the folder of translations within that of the data
+CHUNK = 4096  # sentences that are translated between two savings
+
+
+def diversify(runs, out, data=None, batch_size=64, say=print, **search):
+    """Writes training pairs, and what ``runs`` make of them, as the folder ``out`` for training.
+
+    To the pairs come their sources with the targets that a run finds for them, and their targets
+    with the sources that a run of the reverse direction finds (arXiv 1911.01986, section 3). Which
+    direction is which, the first run says. No new pair comes twice, or has an empty side.
+    Validation and, where there is one, test are copied.
+
+    Every few thousand translations are saved in ``out``, so that an interrupted call goes on, and
+    one with more runs translates for those alone.
+
+    Args:
+        runs: folders of runs of translation, with equal variants of files.
+        data: the data's folder; the first run's by default.
+        batch_size: sentences that are translated at once.
+        say: prints a line.
+        search: settings of `Search`, ``beams=5``.
+
+    Returns:
+        the training pairs, a `ParallelText`.
+
+    Raises:
+        FileExistsError: ``out`` holds something else.
+        FileNotFoundError: there is no such run, or no data.
+        ValueError: a run is of other languages than the first, or of another variant.
+    """
+    from ..data import ParallelText
+    from ..training import bleu
+
+    out, runs = Path(out), [Path(run).resolve() for run in runs]
+    settings = [settings_of(run) for run in runs]
+    first = settings[0]
+    for run, own in zip(runs, settings, strict=True):
+        for said, theirs, ours in (
+            ("languages", {own.source, own.target}, {first.source, first.target}),
+            ("variant", own.variant, first.variant),
+        ):
+            if theirs != ours:
+                raise ValueError(f"{said} of {run} must be those of {runs[0]}: {theirs}, {ours}")
+    splits = {"train": read(first, "train", data), "val": read(first, "val", data)}
+    with contextlib.suppress(FileNotFoundError):
+        splits["test"] = read(first, "test", data)
+    if out.exists() and (not out.is_dir() or any(out.iterdir()) and not (out / MADE).is_dir()):
+        raise FileExistsError(f"{out} holds something else: choose another folder")
+    (out / MADE).mkdir(parents=True, exist_ok=True)
+
+    sources, targets = splits["train"].sources, splits["train"].targets
+    pairs = [*zip(sources, targets, strict=True)]
+    known = set(pairs)
+    for run, own in zip(runs, settings, strict=True):
+        forward = own.source == first.source
+        texts, references = (sources, targets) if forward else (targets, sources)
+        made = translations(run, texts, out / MADE, own.target, batch_size, search)
+        score = bleu(made, references, own.bleu).score
+        new = dict.fromkeys(zip(*((texts, made) if forward else (made, texts)), strict=True))
+        new = [pair for pair in new if pair not in known and all(map(str.strip, pair))]
+        known.update(new)
+        pairs += new
+        say(f"{run}: BLEU {score:.2f} on the training data, {len(new):,} new pairs")
+    splits["train"] = ParallelText(*map(list, zip(*pairs, strict=True)))
+    for split, texts in splits.items():
+        stem = f"{split}.{first.variant}" if first.variant else split
+        write_lines(out / f"{stem}.{first.source}", texts.sources)
+        write_lines(out / f"{stem}.{first.target}", texts.targets)
+    return splits["train"]
+
+
+def settings_of(run):
+    """The settings of a run of translation that has a model."""
+    settings = read_settings(run)
+    if not isinstance(settings, Settings):
+        raise ValueError(f"{run} is a run of {settings.task}, not of {Settings.task}")
+    model_folder(run)  # raises where there is none
+    return settings
+
+
+def translations(run, texts, folder, language, batch_size, search):
+    """What a run makes of ``texts``; it is read from ``folder`` where it was made before.
+
+    A file there is named after all that its translations depend on.
+    """
+    model = None
+    files = [model_folder(run) / name for name in ("config.json", "model.safetensors")]
+    weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    made = []
+    for start in shown(f"translating into {language}")(range(0, len(texts), CHUNK)):
+        chunk = texts[start : start + CHUNK]
+        key = json.dumps([weights, search, chunk], sort_keys=True)
+        path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.{language}"
+        if not path.is_file():
+            model = model or load(run)
+            found = model.translate(chunk, batch_size, **search)
+            write_lines(path, [" ".join(text.split("\n")) for text in found])
+        made += path.read_bytes().decode().split("\n")[:-1]
+    return made
+
+
+def write_lines(path, lines):
+    from ..training import write_file
+
+    write_file(path, "".join(f"{line}\n" for line in lines).encode())
