@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -381,3 +382,28 @@ def test_files_that_older_versions_wrote_are_read(vocabulary, tmp_path):
     assert (search.beams, search.max_tokens, search.banned) == (6, 11, ((5,),))
     for a, b in zip(ours.get_weights(), older.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="the recipe is TensorFlow's")
+@pytest.mark.slow
+def test_the_recipe_fine_tunes_it_and_goes_on(vocabulary, sample, tmp_path):
+    from polyhead.recipes.translation import Settings, evaluate, train
+
+    published(tmp_path / "theirs", vocabulary, **CONFIGURATIONS["opus"])
+    for split, rows in (("train", slice(64)), ("val", slice(64, 72)), ("test", slice(72, 80))):
+        lines = zip(sample.sources[rows], sample.targets[rows], strict=True)
+        text = "".join(f"{source}\t{target}\n" for source, target in lines)
+        (tmp_path / f"{split}.tsv").write_text(text, "utf-8")
+    settings = Settings(
+        data=str(tmp_path), pretrained=str(tmp_path / "theirs"), peak=1e-2, warmup=2, tokens=512,
+        max_length=64, buckets=1, epochs=1,
+    )  # fmt: skip
+    train(settings, tmp_path / "run", say=lambda line: None)
+    said = []
+    history = train(replace(settings, epochs=3), tmp_path / "run", say=said.append)
+    assert any(line.startswith("going on after update") for line in said)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert isinstance(
+        Transformer.from_pretrained(tmp_path / "run" / "best").tokenizer, MarianPieces
+    )
+    assert len(evaluate(tmp_path / "run")[2]) == 8
