@@ -42,7 +42,8 @@ def diversify(runs, out, data=None, batch_size=64, say=print, **search):
     Raises:
         FileExistsError: ``out`` holds something else.
         FileNotFoundError: there is no such run, or no data.
-        ValueError: a run is of other languages than the first, or of another variant.
+        ValueError: a run is of other languages than the first, or of another variant; ``out`` is
+            the data's folder.
     """
     from ..data import ParallelText
     from ..training import bleu
@@ -60,6 +61,8 @@ def diversify(runs, out, data=None, batch_size=64, say=print, **search):
     splits = {"train": read(first, "train", data), "val": read(first, "val", data)}
     with contextlib.suppress(FileNotFoundError):
         splits["test"] = read(first, "test", data)
+    if out.resolve() == Path(data or first.data).resolve():
+        raise ValueError(f"out must be another folder than the data's: {out}")
     if out.exists() and (not out.is_dir() or any(out.iterdir()) and not (out / MADE).is_dir()):
         raise FileExistsError(f"{out} holds something else: choose another folder")
     (out / MADE).mkdir(parents=True, exist_ok=True)

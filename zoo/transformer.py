@@ -270,6 +270,8 @@ class Transformer(Pretrained):
         search = dataclasses.replace(own, **{"beams": max(own.beams, best or 1), **search})
         if best is not None and not 1 <= best <= search.beams:
             raise ValueError(f"best must be from 1 to the number of beams: {best}, {search.beams}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more: {batch_size}")
         texts = list(texts)
         if not texts:
             return []

@@ -165,7 +165,8 @@ def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capf
     for arguments, message in (
         ((*ask, back), "variant of"),
         (("diversify", trained, "--out", trained), "holds something else"),
-        (("diversify", trained, "--out", data), "holds something else"),
+        (("diversify", trained, "--out", data), "another folder than the data's"),
+        (("diversify", trained, "--data", more, "--out", more), "another folder than the data's"),
         (("diversify", tmp_path, "--out", tmp_path / "new"), "no settings.json"),
     ):
         status, _, err = polyhead(monkeypatch, capfd, *arguments)

@@ -205,6 +205,8 @@ def test_translate_gives_the_best_hypotheses(model, sample):
     assert [best[0].text for best in many] == model.translate(texts, beams=3)
     with pytest.raises(ValueError, match="best must be from 1 to the number of beams: 3, 2"):
         model.translate(texts, best=3, beams=2)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more: 0"):
+        model.translate(texts, batch_size=0)
 
 
 @text
