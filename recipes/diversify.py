@@ -1,9 +1,11 @@
 """More parallel text from what there is: data diversification (Nguyen et al. 2020).
 
-polyhead train translation --source en --target de --data DIR --out EN-DE
-polyhead train translation --source de --target en --data DIR --out DE-EN
-polyhead diversify EN-DE DE-EN --out MORE
-polyhead train translation --source en --target de --data MORE --out BETTER
+A model each way, what both make of the training data, and a model of all that:
+
+    polyhead train translation --source en --target de --data DIR --out EN-DE
+    polyhead train translation --source de --target en --data DIR --out DE-EN
+    polyhead diversify EN-DE DE-EN --beams 5 --out MORE
+    polyhead train translation --source en --target de --data MORE --out BETTER
 """
 
 import contextlib
