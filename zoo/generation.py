@@ -118,17 +118,17 @@ class ScatterCache(KeyValueCache):
     """
 
     def append(self, key, value):
-        # Of (B, S, H, K) the rows b and the positions from index on are written.
+        # (B T, 2): the row and the position that each of the new vectors (H, K) is written to.
         batch, count = ops.shape(key)[:2]
         if key.shape[1] == 1:
-            row, position = ops.arange(batch)[:, None], ops.broadcast_to(self.index, (batch, 1))
+            row, position = ops.arange(batch), ops.broadcast_to(self.index, (batch,))
         else:
             row, position = ops.meshgrid(
                 ops.arange(batch), ops.arange(count) + self.index, indexing="ij"
             )
-        at = ops.stack([row, position], axis=-1)
+        at = ops.reshape(ops.stack([row, position], axis=-1), (-1, 2))
         key, value = (
-            ops.scatter_update(old, at, ops.cast(new, old.dtype))
+            ops.scatter_update(old, at, ops.reshape(ops.cast(new, old.dtype), (-1, *old.shape[2:])))
             for old, new in ((self.key, key), (self.value, value))
         )
         return type(self)(key, value, self.index + count)

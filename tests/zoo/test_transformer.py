@@ -66,13 +66,17 @@ def test_cached_decoding_equals_the_full_forward(norm):
 
 
 def test_both_caches_write_the_same():
-    new = np.random.default_rng(0).normal(size=(2, 1, 4, 8)).astype("float32")
-    for _ in range(2):
-        caches = [kind.empty(2, 3, 4, 8, "float32") for kind in (KeyValueCache, ScatterCache)]
-        caches = [c.append(new, 2 * new).append(3 * new, new) for c in caches]
+    one, two = (
+        np.random.default_rng(0).normal(size=(2, n, 4, 8)).astype("float32") for n in (1, 2)
+    )
+    caches = [kind.empty(2, 4, 4, 8, "float32") for kind in (KeyValueCache, ScatterCache)]
+    caches = [c.append(one, 2 * one).append(two, 3 * two).append(3 * one, one) for c in caches]
     for a, b in zip(*caches, strict=True):
         np.testing.assert_array_equal(array(a), array(b))
-    np.testing.assert_array_equal(array(caches[1].value)[:, 1], new[:, 0])
+    for cache in caches:
+        np.testing.assert_array_equal(
+            array(cache.value), np.concatenate([2 * one, 3 * two, one], 1)
+        )
 
 
 def test_padding_a_source_changes_nothing():
