@@ -7,7 +7,7 @@ from keras import ops
 
 from .dropout import Dropout
 from .lora import LowRank
-from .projection import projection
+from .projection import Projection, projection
 
 # Masks are boolean, True = may attend, broadcastable to (B, H, T, S): here and everywhere.
 MASKED = -1e9  # the softmax is in float32, so this neither overflows nor makes a NaN of a full row
@@ -24,6 +24,7 @@ def causal_mask(length, source_length=None, start=0):
     return ops.arange(length if source_length is None else source_length) <= query
 
 
+@keras.saving.register_keras_serializable("polyhead")
 class MultiHeadAttention(keras.layers.Layer):
     """MultiHead(Q, K, V) = Concat(head_1, ..., head_H) W^O (Vaswani et al. 2017, section 3.2.2).
 
@@ -92,7 +93,6 @@ class MultiHeadAttention(keras.layers.Layer):
         )
         self.output_projection.build((None, None, self.num_heads, self.head_dim))
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy, name="dropout")
-        self.adapters = {}
 
     def initialize_mimetic(self):
         """Begins self-attention as it is found in trained models of images.
@@ -123,24 +123,25 @@ class MultiHeadAttention(keras.layers.Layer):
             layer.kernel.assign(ops.reshape(kernel, layer.kernel.shape))
 
     def enable_lora(self, rank, alpha=None):
-        """Adds to query and value what training may change while all else is frozen.
-
-        (Hu et al. 2021, section 4.2: these two are what is worth adapting.)
-        """
-        if self.adapters:
-            raise ValueError("low-rank adaptation is enabled already")
-        self._tracker.unlock()  # a built layer takes no more weights
+        """Adds LoRA adapters to the query and value projections (Hu et al. 2021, section 4.2)."""
+        adapted = {name: getattr(self, name) for name in ("query", "value")}
+        if any(layer.adapter is not None for layer in adapted.values()):
+            raise ValueError("LoRA is enabled already")
+        if not all(layer.plain for layer in adapted.values()):
+            raise ValueError(
+                f"{self.path} is quantized or has Keras's LoRA: enable LoRA before quantize, and "
+                "only one kind"
+            )
         with contextlib.ExitStack() as scopes:
             for part in self.path.split("/"):
                 scopes.enter_context(keras.name_scope(part))
-            for name in ("query", "value"):
-                kernel = getattr(self, name).kernel
-                adapter = LowRank(
-                    rank, kernel.shape[1:], alpha, dtype=self.dtype_policy, name=f"{name}_lora"
-                )
-                adapter.build((None, None, kernel.shape[0]))
-                self.adapters[name] = adapter
-        self._tracker.lock()
+            for name, layer in adapted.items():
+                width, *heads = layer.kernel.shape
+                adapter = LowRank(rank, heads, alpha, dtype=self.dtype_policy, name=f"{name}_lora")
+                adapter.build((None, None, width))
+                layer._tracker.unlock()  # a built layer takes no more weights
+                layer.adapter = adapter
+                layer._tracker.lock()
 
     def call(self, x, memory=None, mask=None, bias=None, cache=None, training=False):
         query, key, value, mask, extended = self._attended(x, memory, mask, cache)
@@ -163,23 +164,24 @@ class MultiHeadAttention(keras.layers.Layer):
         return self._softmax(query, key, mask, bias)
 
     def _mapped(self, x, *names):
-        """``x`` (B, T, D) by each of the maps ``names``, (B, T, H, K), in one product.
+        """``x`` (B, T, D) by each of the maps ``names``, (B, T, H, K).
 
-        Where T is 1, while decoding, in one each: there, putting the kernels together costs more.
+        One product of all kernels gives them, where the kernels are the whole maps. Else, and
+        where T is 1 (in decoding joining the kernels costs more), each layer is called.
         """
         maps = [getattr(self, name) for name in names]
-        if len(maps) == 1 or x.shape[1] == 1:
-            mapped = [layer(x) for layer in maps]
-        else:
-            width, inner = x.shape[-1], self.num_heads * self.head_dim
-            kernel = ops.concatenate([ops.reshape(m.kernel, (width, inner)) for m in maps], axis=1)
-            bias = ops.concatenate([ops.reshape(m.bias, (inner,)) for m in maps], axis=0)
-            together = ops.matmul(ops.reshape(x, (-1, width)), kernel) + bias
-            shape = (*ops.shape(x)[:2], len(maps), self.num_heads, self.head_dim)
-            mapped = ops.unstack(ops.reshape(together, shape), axis=2)
+        plain = all(type(layer) is Projection and layer.plain for layer in maps)
+        if len(maps) == 1 or x.shape[1] == 1 or not plain:
+            return [layer(x) for layer in maps]
+        width, inner = x.shape[-1], self.num_heads * self.head_dim
+        kernel = ops.concatenate([ops.reshape(m.kernel, (width, inner)) for m in maps], axis=1)
+        bias = ops.concatenate([ops.reshape(m.bias, (inner,)) for m in maps], axis=0)
+        together = ops.matmul(ops.reshape(x, (-1, width)), kernel) + bias
+        shape = (*ops.shape(x)[:2], len(maps), self.num_heads, self.head_dim)
+        mapped = ops.unstack(ops.reshape(together, shape), axis=2)
         return [
-            y + self.adapters[name](x) if name in self.adapters else y
-            for name, y in zip(names, mapped, strict=True)
+            y if layer.adapter is None else y + layer.adapter(x)
+            for layer, y in zip(maps, mapped, strict=True)
         ]
 
     def _attended(self, x, memory, mask, cache):

@@ -7,6 +7,7 @@ from .dropout import Dropout
 from .feed_forward import FeedForward
 
 
+@keras.saving.register_keras_serializable("polyhead")
 class TransformerBlock(keras.layers.Layer):
     """Attention and a feed-forward network, each with a residual and a layer normalisation.
 

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 
+@keras.saving.register_keras_serializable("polyhead")
 class Dropout(keras.layers.Dropout):
     """Zeroes a share ``rate`` of its input in training, and scales the rest by 1 / (1 - rate).
 

@@ -6,17 +6,19 @@ import keras
 from keras import ops
 
 
+@keras.saving.register_keras_serializable("polyhead")
 class TokenEmbedding(keras.layers.Layer):
-    """Embeds tokens, and with the same matrix gives the logits of the next ones (section 3.4).
+    """Embeds tokens, and computes the logits of the next ones by the same matrix (section 3.4).
 
     Args:
         vocab_size: V.
         dim: D.
         scale: multiply embeddings by sqrt(D), as the paper does.
-        logits_bias: add a constant to each token's logit, which training leaves as it is.
+        logits_bias: add a constant to each token's logit; training does not change it.
 
-    Call with ``tokens`` (B, T); the result is (B, T, D). `logits` takes ``x`` (B, T, D) to
-    float32 logits (B, T, V).
+    Call with ``tokens`` (B, T); the result is (B, T, D). `logits` maps ``x`` (B, T, D) to
+    float32 logits (B, T, V). After ``quantize("int8")`` each row of the matrix is 8-bit integers
+    with a scale, for both.
     """
 
     def __init__(self, vocab_size, dim, scale=True, logits_bias=False, **kwargs):
@@ -27,6 +29,17 @@ class TokenEmbedding(keras.layers.Layer):
         self.logits_bias = logits_bias
 
     def build(self, tokens_shape=None):
+        if self.logits_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(self.vocab_size,),
+                initializer="zeros",
+                autocast=False,  # logits are float32
+                trainable=False,
+            )
+        if self.quantization_mode is not None:
+            self._int8_build()
+            return
         self.embeddings = self.add_weight(
             name="embeddings",
             shape=(self.vocab_size, self.dim),
@@ -34,29 +47,70 @@ class TokenEmbedding(keras.layers.Layer):
             # normalised x.
             initializer=keras.initializers.RandomNormal(stddev=self.dim**-0.5),
         )
-        if self.logits_bias:
-            self.bias = self.add_weight(
-                name="bias", shape=(self.vocab_size,), initializer="zeros", trainable=False
-            )
+
+    def _int8_build(self):
+        shape = (self.vocab_size, self.dim)
+        self.embeddings = self.add_weight(
+            name="embeddings", shape=shape, initializer="zeros", dtype="int8", trainable=False
+        )
+        self.embeddings_scale = self.add_weight(
+            name="embeddings_scale",
+            shape=shape[:1],
+            initializer="ones",
+            dtype="float32",
+            autocast=False,  # a scale in 16 bits would be off by up to 0.4%
+            trainable=False,
+        )
+        self._is_quantized = True
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        """Keras's protocol of quantization; `keras.Model.quantize` calls it.
+
+        Raises:
+            ValueError: a mode other than "int8".
+        """
+        if mode != "int8":
+            raise ValueError(f"TokenEmbedding supports the quantization mode 'int8': {mode!r}")
+        values, scale = keras.quantizers.abs_max_quantize(self.embeddings, axis=-1, to_numpy=True)
+        del self.embeddings
+        self._int8_build()
+        self.embeddings.assign(values)
+        self.embeddings_scale.assign(ops.cast(scale[:, 0], "float32"))
+        self.dtype_policy = f"int8_from_{self.dtype_policy.name}"
 
     def call(self, tokens):
-        x = ops.cast(ops.take(self.embeddings, tokens, axis=0), self.compute_dtype)
+        return self._scaled(ops.take(self.embeddings, tokens, axis=0))
+
+    def _int8_call(self, tokens):
+        scale = ops.take(self.embeddings_scale, tokens, axis=0)[..., None]
+        values = ops.take(self.embeddings, tokens, axis=0)
+        return self._scaled(ops.cast(values, "float32") / scale)
+
+    def _scaled(self, x):
+        x = ops.cast(x, self.compute_dtype)
         return x * math.sqrt(self.dim) if self.scale else x
 
     def logits(self, x):
         """``x`` (B, T, D) -> logits (B, T, V), in float32."""
+        logits = ops.cast(self._products(x), "float32")
+        return logits + self.bias if self.logits_bias else logits
+
+    def _products(self, x):
+        if self.quantization_mode is not None:
+            # As in Keras's layers, x is quantized too, each position by a scale of its own.
+            values, scale = keras.quantizers.abs_max_quantize(ops.cast(x, "float32"), axis=-1)
+            products = ops.matmul(values, ops.transpose(self.embeddings))
+            return ops.cast(products, "float32") / (scale * self.embeddings_scale)
         matrix = ops.cast(self.embeddings, self.compute_dtype)
         x = ops.cast(x, self.compute_dtype)
         if x.shape[1] == 1:
-            # While decoding, the matrix comes first: XLA would transpose it anew at each step.
-            # (In training that costs nothing beside the product; transposing the logits would.)
-            logits = ops.moveaxis(ops.einsum("vd,btd->vbt", matrix, x), 0, -1)
-        else:
-            logits = ops.matmul(x, ops.transpose(matrix))
-        logits = ops.cast(logits, "float32")
-        return logits + self.bias if self.logits_bias else logits
+            # In decoding the matrix comes first: XLA would transpose it at every step. (In
+            # training that costs nothing beside the product; transposing the logits would.)
+            return ops.moveaxis(ops.einsum("vd,btd->vbt", matrix, x), 0, -1)
+        return ops.matmul(x, ops.transpose(matrix))
 
 
+@keras.saving.register_keras_serializable("polyhead")
 class PositionalEmbedding(keras.layers.Layer):
     """Adds to each position what tells it from the others (section 3.5).
 

@@ -9,6 +9,7 @@ def gelu_tanh(x):
     return keras.activations.gelu(x, approximate=True)
 
 
+@keras.saving.register_keras_serializable("polyhead")
 class FeedForward(keras.layers.Layer):
     """FFN(x) = activation(x W_1 + b_1) W_2 + b_2, the same at every position (equation 2).
 

@@ -4,8 +4,9 @@ import keras
 from keras import ops
 
 
+@keras.saving.register_keras_serializable("polyhead")
 class LowRank(keras.layers.Layer):
-    """What a frozen map of x is changed by: x A B * alpha / rank, which begins as zero.
+    """A LoRA adapter, added to a frozen map of x: x A B * alpha / rank, zero at first.
 
     Args:
         rank: r, of A (D, r) and B (r, H, K).
@@ -13,6 +14,9 @@ class LowRank(keras.layers.Layer):
         alpha: the scale; ``rank`` if not given, so that the factor is 1.
 
     Call with ``x`` (B, T, D); the result is (B, T, H, K).
+
+    Keras's files hold no adapters: the kernel is saved with its adapter merged (`Projection`), so
+    that after loading the adapter is zero.
     """
 
     def __init__(self, rank, heads, alpha=None, **kwargs):
@@ -38,6 +42,13 @@ class LowRank(keras.layers.Layer):
         )
 
     def product(self, down, up):
-        """What is added to the kernel (D, H, K) that is changed: NumPy arrays."""
+        """The change of the kernel (D, H, K) by ``down`` (D, r) and ``up`` (r, H, K): NumPy."""
+        down, up = ops.convert_to_numpy(down), ops.convert_to_numpy(up)
         flat = down @ up.reshape(self.rank, -1) * (self.alpha / self.rank)
         return flat.reshape(len(down), *self.heads)
+
+    def save_own_variables(self, store):
+        pass
+
+    def load_own_variables(self, store):
+        self.up.assign(ops.zeros(self.up.shape))

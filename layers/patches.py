@@ -7,6 +7,7 @@ from keras import ops
 from .embedding import sinusoids
 
 
+@keras.saving.register_keras_serializable("polyhead")
 class PatchEmbedding(keras.layers.Layer):
     """Cuts an image into squares and maps the pixels of each to a vector (equation 1's E).
 
@@ -90,6 +91,7 @@ def grid_sinusoids(grid, dim):
     return table[:, :dim]
 
 
+@keras.saving.register_keras_serializable("polyhead")
 class ClassToken(keras.layers.Layer):
     """Puts a learned vector before each sequence (equation 1's x_class).
 
@@ -106,6 +108,7 @@ class ClassToken(keras.layers.Layer):
         return ops.concatenate([ops.broadcast_to(token, (ops.shape(x)[0], 1, x.shape[-1])), x], 1)
 
 
+@keras.saving.register_keras_serializable("polyhead")
 class GridPositions(keras.layers.Layer):
     """Adds to the patches of an image what tells their places (equation 1's E_pos).
 

@@ -5,14 +5,61 @@ import math
 import keras
 
 
-def projection(equation, output_shape, bias_axes, fan_in, fan_out, **kwargs):
-    """An `EinsumDense` with Glorot's uniform initialisation (Glorot & Bengio 2010, eq. 16).
+@keras.saving.register_keras_serializable("polyhead")
+class Projection(keras.layers.EinsumDense):
+    """An `EinsumDense` that can be quantized, and that a LoRA adapter can be added to.
 
-    Keras reads the fans off the kernel's last two axes, as if it were a convolution's, which
-    for a kernel (D, H, K) is not the width of the map: so they are given here.
+    ``adapter`` is a `LowRank`, or None. Saving writes the kernel with the adapter merged into it,
+    as Keras does for its own LoRA.
+    """
+
+    adapter = None
+
+    @property
+    def plain(self):
+        """Whether ``kernel`` and ``bias`` are the whole map, but for the adapter.
+
+        They are not in a quantized layer, nor after Keras's own `enable_lora`.
+        """
+        return self.quantization_mode is None and not self.lora_enabled
+
+    def call(self, inputs, training=None):
+        y = super().call(inputs, training=training)
+        return y if self.adapter is None else y + self.adapter(inputs)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        self.merge()
+        # Keras checks the type to keep out subclasses that change the map: this one does not.
+        super().quantize(mode, type_check=False, config=config)
+
+    def merge(self):
+        """Adds the adapter to the kernel and removes it."""
+        adapter = self.adapter
+        if adapter is None:
+            return
+        self._kernel.assign_add(adapter.product(adapter.down, adapter.up))
+        self._tracker.unlock()
+        del self.adapter
+        self._tracker.untrack(adapter)
+        self._tracker.lock()
+
+    def save_own_variables(self, store):
+        own = {}
+        super().save_own_variables(own)
+        if self.adapter is not None:
+            own["0"] = own["0"] + self.adapter.product(self.adapter.down, self.adapter.up)
+        for name, value in own.items():
+            store[name] = value
+
+
+def projection(equation, output_shape, bias_axes, fan_in, fan_out, **kwargs):
+    """A `Projection` with Glorot's uniform initialization (Glorot & Bengio 2010, eq. 16).
+
+    Keras computes the fans from the kernel's last two axes, as for a convolution. For a kernel
+    (D, H, K) they are not the widths of the map, so they are passed in.
     """
     limit = math.sqrt(6 / (fan_in + fan_out))
-    return keras.layers.EinsumDense(
+    return Projection(
         equation,
         output_shape=output_shape,
         bias_axes=bias_axes,

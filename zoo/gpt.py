@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from ..layers import Dropout, KeyValueCache, PositionalEmbedding, TokenEmbedding, TransformerBlock
-from ..training import SmoothedCrossEntropy, compiled
+from ..training import SmoothedCrossEntropy
 from .generation import ScatterCache, Search, advance, begin, bucket, possible
 from .pretrained import BYTE_PAIRS, CHARACTERS, Pretrained, check_sizes
 from .sampling import Draw, Sampling
@@ -108,6 +108,7 @@ class Score(NamedTuple):
     tokens: int
 
 
+@keras.saving.register_keras_serializable("polyhead")
 class GPT(Pretrained):
     """Decoder-only Transformer with pre-norm and learned positions (Radford et al. 2019, 2.3).
 
@@ -407,17 +408,16 @@ class GPT(Pretrained):
         length = bucket(search.max_tokens)
         search = dataclasses.replace(search, max_tokens=None)
         key = (search, length, state is None, until is None)
-        if key not in self._searches:
-            self._searches[key] = compiled(
-                self,
-                lambda prompt, count, limit, draw, state, until: self.find(
-                    prompt, count, limit, length, search, draw, state=state, until=until
-                ),
-            )
+        found = self._compiled(
+            key,
+            lambda prompt, count, limit, draw, state, until: self.find(
+                prompt, count, limit, length, search, draw, state=state, until=until
+            ),
+        )
         if draw is not None and draw.repetition_penalty is not None:
             draw = draw._replace(seen=seen(*batch[:2]))
         until = None if until is None else np.int32(until)
-        return self._searches[key](*batch, draw, state, until)
+        return found(*batch, draw, state, until)
 
     def score(self, texts, truncate=False, batch_size=8, progress=iter):
         """How likely each of a list of strings is: a list of `Score`.
@@ -443,8 +443,7 @@ class GPT(Pretrained):
         rows = [row[:context] for row in rows]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = [Score(0.0, 0)] * len(rows)
-        if "score" not in self._searches:
-            self._searches["score"] = compiled(self, self.log_likelihood)
+        log_likelihood = self._compiled("score", self.log_likelihood)
         for start in progress(range(0, len(order), batch_size)):
             chosen = order[start : start + batch_size]
             width = min(bucket(max(len(rows[i]) for i in chosen)), context)
@@ -453,7 +452,7 @@ class GPT(Pretrained):
             for j, i in enumerate(chosen):
                 labels[j, : len(rows[i])] = rows[i]
                 count[j] = len(rows[i])
-            total = np.asarray(self._searches["score"](labels, count))
+            total = np.asarray(log_likelihood(labels, count))
             for j, i in enumerate(chosen):
                 scores[i] = Score(float(total[j]), len(rows[i]))
         return scores

@@ -1,21 +1,26 @@
 """What the models of the zoo have in common: configuration, tokenizer, files."""
 
+import contextlib
 import dataclasses
+import gc
 import importlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import keras
 import numpy as np
 
 from ..layers import MultiHeadAttention, TransformerBlock
-from ..training import CheckpointError, Model, read_tensors, write_tensors
-from ..training.states import assign, by_path
+from ..training import CheckpointError, Model, compiled, read_tensors, write_tensors
+from ..training.averages import inner
+from ..training.states import assign, by_path, some
 from .published import Settings, fetched, named, read_json, read_published, renamed
 
 # The names of tokenizers' files, which can be seen without TensorFlow.
@@ -56,74 +61,216 @@ class Pretrained(Model):
 
     def __init__(self, config, tokenizer=None, initialize=True, **kwargs):
         super().__init__(**kwargs)
+        # Keras wraps `quantize` of each object to check its arguments; ours checks them itself.
+        del self.quantize
+        self.config = config
+        self.tokenizer = tokenizer
+        self._searches = {}  # compiled functions, for decoding above all
+        # What they were compiled for; a namespace, so that Keras does not track it.
+        self._compiled_for = SimpleNamespace(variables=[])
+
+    @property
+    def tokenizer(self):
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer):
         for name in self.VOCABULARY if tokenizer is not None else ():
-            theirs, ours = getattr(tokenizer, name), getattr(config, name)
+            theirs, ours = getattr(tokenizer, name), getattr(self.config, name)
             if theirs != ours:
                 raise ValueError(
                     f"tokenizer and model must have one vocabulary: {name} {theirs} and {ours}"
                 )
-        self.config = config
-        self.tokenizer = tokenizer
-        self._searches = {}  # what is compiled, of decoding above all
+        self._tokenizer = tokenizer
 
     def get_config(self):
-        return dataclasses.asdict(self.config)
+        """The configuration, with what a copy must also know: dtype, quantization, frozen weights.
+
+        A ``.keras`` file holds it, and so do `pickle` and `copy.deepcopy`, which use that format.
+        """
+        config = {
+            **dataclasses.asdict(self.config),
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "quantization": self._quantization(),
+        }
+        if not self._merges():  # else the frozen kernels are merged, and trainable again
+            config["frozen"] = [v.path for v in self.weights if not v.trainable]
+        return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return cls(cls.Config(**config))
+        config = dict(config)
+        dtype = keras.dtype_policies.deserialize(config.pop("dtype", None))
+        quantization, frozen = config.pop("quantization", {}), set(config.pop("frozen", ()))
+        model = cls(cls.Config(**config), dtype=dtype)
+        model._restore_quantization(quantization)
+        for v in model.weights:
+            if v.path in frozen:
+                v.trainable = False
+        return model
+
+    def save_assets(self, folder):
+        """Puts the tokenizer into a ``.keras`` file."""
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
+
+    def load_assets(self, folder):
+        self.tokenizer = self.load_tokenizer(Path(folder), self.config)
 
     def freeze(self, pattern):
-        """Training leaves the weights as they are whose paths match ``pattern``, an expression.
+        """Excludes the weights whose paths match a regular expression from training.
 
-        Call it before `compile`. Paths are those of ``[v.path for v in model.weights]``.
+        Call `compile` after it. Paths are those of ``[v.path for v in model.weights]``.
 
         Raises:
-            ValueError: none matches, or it is no regular expression.
+            ValueError: no path matches, or ``pattern`` is not a regular expression.
         """
         try:
             frozen = [v for v in self.weights if re.search(pattern, v.path)]
         except re.error as error:
-            raise ValueError(f"no regular expression: {pattern!r}: {error}") from None
+            raise ValueError(f"not a regular expression: {pattern!r}: {error}") from None
         if not frozen:
             raise ValueError(f"no weight matches {pattern!r}")
         for v in frozen:
             v.trainable = False
 
     def enable_lora(self, rank, alpha=None):
-        """Freezes the model but for low-rank changes of every attention's query and value.
+        """Adds LoRA adapters to the query and value of every attention, and freezes all else.
 
-        Call it before `compile`. What is saved and exported has them merged into the weights.
-        (Hu et al. 2021, arXiv 2106.09685.)
+        (Hu et al. 2021, arXiv 2106.09685.) Call `compile` after it. All files and exports hold
+        the model with the adapters merged into its weights.
 
         Args:
-            rank: of the changes; their scale is ``alpha`` / rank, 1 where there is no alpha.
+            rank: of the adapters.
+            alpha: they are scaled by ``alpha`` / rank; by 1 where it is not given.
+
+        Raises:
+            ValueError: LoRA is enabled already, or the model is quantized.
         """
-        attentions = self._attentions()
-        if any(attention.adapters for attention in attentions):
-            raise ValueError("low-rank adaptation is enabled already")
-        self._searches.clear()  # they were compiled without
         before = self.weights
-        for attention in attentions:
+        for attention in self._attentions():
             attention.enable_lora(rank, alpha)
         for v in before:
             v.trainable = False
+        self.train_function = self.test_function = self.predict_function = None
+
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """Keras's `quantize`, for inference: "int8" stores weights as 8-bit integers with scales.
+
+        All matrices are quantized, the token embedding included; LoRA adapters are merged before.
+        Files and exports stay quantized. The size is a quarter of float32's.
+
+        Args:
+            filters: which layers: a regular expression for their names, a list of those, or a
+                function of a layer.
+
+        Raises:
+            ValueError: another mode, or quantizers of your own in ``config``.
+        """
+        default = keras.quantizers.Int8QuantizationConfig()
+        mode = config.mode if mode is None and config is not None else mode
+        if mode != "int8":
+            raise ValueError(f"{type(self).__name__} supports the quantization 'int8': {mode!r}")
+        if config is not None and config.get_config() != default.get_config():
+            raise ValueError("quantize supports Keras's default quantizers only: leave out config")
+        with warnings.catch_warnings(), cheap_collections():
+            # Keras names each layer without weights to quantize: dropout, normalization.
+            warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method")
+            for layer in self._adapted():
+                layer.merge()
+            super().quantize(mode, filters=filters, **kwargs)
+
+    def _quantization(self):
+        """``{path: mode}`` of the quantized layers."""
+        layers = self._flatten_layers(include_self=False)
+        return {x.path: x.quantization_mode for x in layers if x.quantization_mode is not None}
+
+    def _restore_quantization(self, modes):
+        """Quantizes the layers ``{path: mode}`` of a model whose weights will be loaded.
+
+        Raises:
+            ValueError: an unknown layer or mode.
+        """
+        if not modes:
+            return
+        if not isinstance(modes, dict) or any(mode != "int8" for mode in modes.values()):
+            raise ValueError(f"quantization must be of layers by 'int8': {modes!r:.100}")
+        self.quantize("int8", filters=lambda layer: layer.path in modes)
+        if unknown := sorted(modes.keys() - self._quantization().keys()):
+            raise ValueError(f"quantization names layers that the model has not: {some(unknown)}")
+
+    def _compiled(self, key, function):
+        """``function``, which calls the model, compiled once for each ``key``.
+
+        Compiled functions hold the variables that they were traced with. Where layers have got
+        others (`quantize` and `enable_lora`, of the model or of a layer), all are compiled again.
+        """
+        variables, traced = self.weights, self._compiled_for.variables
+        if len(variables) != len(traced) or any(
+            v is not w for v, w in zip(variables, traced, strict=True)
+        ):
+            self._searches.clear()
+            self._compiled_for.variables = variables
+        if key not in self._searches:
+            self._searches[key] = compiled(self, function)
+        return self._searches[key]
+
+    def make_train_function(self, force=False):
+        """Keras's, which every training method calls first.
+
+        Raises:
+            ValueError: training would not change the weights that are trainable now.
+        """
+        if self._quantization():
+            raise ValueError("a quantized model cannot be trained: quantize it after training")
+        if not self._optimizer_fits():
+            raise ValueError(
+                "the trainable weights have changed (freeze, enable_lora) since the optimizer was "
+                "built: call compile again, with a new optimizer"
+            )
+        super().make_train_function(force)
+
+    def _optimizer_fits(self):
+        """Whether the optimizer, once built, is of the weights that are trainable now."""
+        built = getattr(inner(getattr(self, "optimizer", None)), "_trainable_variables", [])
+        return not built or list(map(id, built)) == list(map(id, self.trainable_variables))
 
     def _attentions(self):
         return [x for x in self._flatten_layers() if isinstance(x, MultiHeadAttention)]
 
+    def _adapted(self):
+        """The layers that have a LoRA adapter."""
+        return [x for x in self._flatten_layers() if getattr(x, "adapter", None) is not None]
+
     def _merged(self, weights):
-        """``weights``, ``{path: array}``, with low-rank changes in the kernels that they are of."""
+        """``weights``, ``{path: array}``, with LoRA adapters merged into their kernels."""
         weights = dict(weights)
-        for attention in self._attentions():
-            for name, adapter in attention.adapters.items():
-                down, up = (weights.pop(v.path) for v in (adapter.down, adapter.up))
-                weights[getattr(attention, name).kernel.path] += adapter.product(down, up)
+
+        def merge(kernel, change):
+            weights[kernel] = weights[kernel] + change  # not in place: arrays are the caller's
+
+        for layer in self._adapted():
+            down, up = (weights.pop(v.path) for v in (layer.adapter.down, layer.adapter.up))
+            merge(layer.kernel.path, layer.adapter.product(down, up))
+        for layer in self._keras_lora():
+            if layer.quantization_mode is not None:
+                raise ValueError(f"{layer.path} is quantized and has LoRA: it cannot be saved")
+            paths = {v.name: v.path for v in layer.weights}
+            a, b = (weights.pop(paths[name]) for name in ("lora_kernel_a", "lora_kernel_b"))
+            merge(paths["kernel"], layer.lora_alpha / layer.lora_rank * (a @ b))
         return weights
 
+    def _keras_lora(self):
+        """The layers whose `enable_lora`, Keras's own, was called."""
+        return [x for x in self._flatten_layers() if getattr(x, "lora_enabled", False)]
+
+    def _merges(self):
+        """Whether a file or an export of this model has LoRA adapters merged into its weights."""
+        return bool(self._adapted() or self._keras_lora())
+
     def _whole(self):
-        """The model, or where it has low-rank changes, another that has them merged."""
-        if not any(attention.adapters for attention in self._attentions()):
+        """The model, or where it has LoRA adapters, another that has them merged."""
+        if not self._merges():
             return self
         model = type(self)(self.config, self.tokenizer, initialize=False, dtype=self.dtype_policy)
         weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
@@ -131,16 +278,16 @@ class Pretrained(Model):
         return model
 
     def save_pretrained(self, folder, weights=None, format="polyhead"):
-        """Writes the model to ``folder``, complete or not at all; an older one is replaced.
+        """Writes the model to ``folder`` atomically; an older one is replaced.
 
         Args:
-            weights: ``{path: array}``, written in the place of the model's own.
+            weights: ``{path: array}``, written instead of the model's own.
             format: "polyhead", or "huggingface" for a checkpoint that Hugging Face's library
                 loads, where the class has a family that can be written.
 
         Raises:
-            FileExistsError: there is something else than a model in the folder.
-            ValueError: a format, or a setting, that cannot be written.
+            FileExistsError: the folder holds something else than a model.
+            ValueError: a format or a setting that cannot be written.
         """
         files = self._files(format, weights)
         folder = Path(folder)
@@ -164,12 +311,14 @@ class Pretrained(Model):
             shutil.rmtree(beside, ignore_errors=True)
 
     def _files(self, format, weights):
-        """What `save_pretrained` writes: JSON, and tensors by name."""
+        """The contents of the files that `save_pretrained` writes: JSON, and tensors by name."""
         if weights is None:
             weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
         weights = self._merged(weights)
         if format == "polyhead":
-            config = {"model": type(self).__name__, **self.get_config()}
+            config = {"model": type(self).__name__, **dataclasses.asdict(self.config)}
+            if quantization := self._quantization():
+                config["quantization"] = quantization
             return {"config.json": config, "model.safetensors": weights}
         families = {
             name: importlib.import_module(module, __package__)
@@ -179,6 +328,8 @@ class Pretrained(Model):
         if format != "huggingface" or not written:
             formats = ["polyhead", "huggingface"][: 1 + bool(written)]
             raise ValueError(f"{type(self).__name__} is saved as {formats}: {format!r}")
+        if self._quantization():
+            raise ValueError("a quantized model is saved as 'polyhead' only: 'huggingface'")
         return written[0].written(self.config, weights)
 
     @classmethod
@@ -206,6 +357,7 @@ class Pretrained(Model):
         kind = kind or config.get("model_type")
         if kind != cls.__name__:
             raise CheckpointError(f"{folder} holds a {kind}, not a {cls.__name__}")
+        quantization = config.pop("quantization", {})
         known = {field.name for field in dataclasses.fields(cls.Config)}
         if unknown := sorted(set(config) - known):
             raise CheckpointError(f"{folder / 'config.json'} has unknown settings {unknown}")
@@ -213,6 +365,8 @@ class Pretrained(Model):
         with named(folder / "config.json"):
             config = cls.Config(**{**config, **overrides})
         model = cls(config, cls.load_tokenizer(folder, config), initialize=False)
+        with named(folder / "config.json"):
+            model._restore_quantization(quantization)
         assign(by_path(model.weights), tensors, folder / "model.safetensors")
         return model
 
@@ -265,14 +419,15 @@ class Pretrained(Model):
 
     def _need_tokenizer(self, verb):
         if self.tokenizer is None:
-            name = type(self).__name__
-            raise ValueError(f"{verb} needs a tokenizer: {name}(config, tokenizer)")
+            raise ValueError(
+                f"{verb} needs a tokenizer, and this model has none: set model.tokenizer"
+            )
         return self.tokenizer
 
     def compile(self, *args, remat=False, **kwargs):
-        """Keras's `compile`; with ``remat`` the backward pass computes blocks again.
+        """Keras's `compile`; with ``remat`` the backward pass recomputes blocks.
 
-        Of each `TransformerBlock` training then keeps the input alone: less memory, more time.
+        Training then keeps only the input of each `TransformerBlock`: less memory, more time.
         """
         for layer in self._flatten_layers():
             if isinstance(layer, TransformerBlock):
@@ -280,6 +435,9 @@ class Pretrained(Model):
         super().compile(*args, **kwargs)
 
     def get_compile_config(self):
+        """Keras's, or None where the file will not have the weights that the optimizer is of."""
+        if self._merges() or self._quantization() or not self._optimizer_fits():
+            return None
         config = super().get_compile_config()
         return config and {**config, "optimizer_built": self.optimizer.built}
 
@@ -290,6 +448,21 @@ class Pretrained(Model):
         self.compile(**config)
         if built:
             self.optimizer.build(self.trainable_variables)  # for its state, which is read next
+
+
+@contextlib.contextmanager
+def cheap_collections():
+    """Within it garbage collections skip the objects that exist already.
+
+    Keras runs one for each weight that it quantizes: a second where TensorFlow is loaded.
+    """
+    frozen = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not frozen:
+            gc.unfreeze()
 
 
 def replace_folder(new, folder):

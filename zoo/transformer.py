@@ -17,7 +17,7 @@ from ..layers import (
     TransformerBlock,
     padding_mask,
 )
-from ..training import InverseSquareRoot, SmoothedCrossEntropy, compiled
+from ..training import InverseSquareRoot, SmoothedCrossEntropy
 from .alignment import Alignment
 from .generation import GREEDY, ScatterCache, Search, advance, begin, bucket, possible
 from .pretrained import MARIAN, SUBWORDS, Pretrained, check_sizes
@@ -104,6 +104,7 @@ class Translation(NamedTuple):
     score: float
 
 
+@keras.saving.register_keras_serializable("polyhead")
 class Transformer(Pretrained):
     """Encoder-decoder Transformer (Vaswani et al. 2017, figure 1).
 
@@ -312,11 +313,10 @@ class Transformer(Pretrained):
         longest = length if search.max_tokens is None else search.max_tokens
         while True:
             length = min(length, longest)
-            if (search, length) not in self._searches:
-                self._searches[search, length] = compiled(
-                    self, lambda source, length=length: self.find(source, search, length)
-                )
-            found = self._searches[search, length](batch)
+            find = self._compiled(
+                (search, length), lambda source, length=length: self.find(source, search, length)
+            )
+            found = find(batch)
             if length == longest or np.all(found.complete):
                 return np.asarray(found.tokens)[:rows], np.asarray(found.score)[:rows]
             length *= 2

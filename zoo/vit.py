@@ -10,7 +10,6 @@ import numpy as np
 from keras import ops
 
 from ..layers import ClassToken, Dropout, GridPositions, PatchEmbedding, TransformerBlock
-from ..training import compiled
 from .pretrained import Pretrained, check_sizes
 
 
@@ -141,6 +140,7 @@ class Classification(NamedTuple):
     probability: float
 
 
+@keras.saving.register_keras_serializable("polyhead")
 class ViT(Pretrained):
     """Vision Transformer (Dosovitskiy et al. 2020, section 3.1, equations 1 to 4).
 
@@ -256,8 +256,7 @@ class ViT(Pretrained):
             raise ValueError("a model without a head classifies nothing: num_classes is 0")
         if type(count) is not int or not 0 < count <= c.num_classes:
             raise ValueError(f"top must be from 1 to {c.num_classes}: {top!r}")
-        if "classify" not in self._searches:
-            self._searches["classify"] = compiled(self, lambda images: ops.softmax(self(images)))
+        probabilities = self._compiled("classify", lambda images: ops.softmax(self(images)))
         reader, images, found = self._reader(), list(images), []
 
         def read(i):
@@ -271,7 +270,7 @@ class ViT(Pretrained):
             pixels = [read(i) for i in range(start, min(start + batch_size, len(images)))]
             batch = np.zeros((batch_size if len(images) > 1 else 1, *pixels[0].shape), "float32")
             batch[: len(pixels)] = pixels
-            for chances in np.asarray(self._searches["classify"](batch))[: len(pixels)]:
+            for chances in np.asarray(probabilities(batch))[: len(pixels)]:
                 best = np.argsort(-chances, kind="stable")[:count]
                 classes = [Classification(self.label(i), float(chances[i])) for i in best]
                 found.append(classes[0] if top is None else classes)
@@ -306,7 +305,12 @@ class ViT(Pretrained):
             num_classes: with another number, or other ``labels``, the head begins anew.
             overrides: of the configuration; with another ``image_size``, positions are
                 interpolated (section 3.2).
+
+        Raises:
+            ValueError: the model is quantized.
         """
+        if self._quantization():
+            raise ValueError("a quantized model cannot be adapted: quantize the adapted model")
         old, whole = self.config, self._whole()
         if labels is not None:
             labels = tuple(labels)

@@ -202,3 +202,44 @@ def test_a_layer_goes_through_its_configuration():
     again.set_weights(layer.get_weights())
     x = draw(B, T, D)
     np.testing.assert_array_equal(array(again(x)), array(layer(x)))
+
+
+def one_by_one(layer, x):
+    """Queries, keys and values by calling each layer."""
+    return [array(f(x)) for f in (layer.query, layer.key, layer.value)]
+
+
+def test_quantized_projections_are_seen():
+    layer, x = attention(), draw(B, T, D)
+    expected = array(layer(x))
+    for projected in (layer.query, layer.output_projection):
+        projected.quantize("int8")
+    for a, b in zip(layer._mapped(x, "query", "key", "value"), one_by_one(layer, x), strict=True):
+        np.testing.assert_allclose(array(a), b, atol=1e-6)
+    np.testing.assert_allclose(array(layer(x)), expected, atol=0.05)
+    with pytest.raises(ValueError, match="enable LoRA before quantize"):
+        layer.enable_lora(2)
+
+
+def test_kerass_lora_on_a_projection_is_seen():
+    layer, x = attention(), draw(B, T, D)
+    before = array(layer(x))
+    layer.key.enable_lora(2)
+    layer.key.lora_kernel_b.assign(draw(*layer.key.lora_kernel_b.shape))
+    for a, b in zip(layer._mapped(x, "query", "key", "value"), one_by_one(layer, x), strict=True):
+        np.testing.assert_allclose(array(a), b, atol=1e-5)
+    assert np.abs(array(layer(x)) - before).max() > 1e-3
+
+
+def test_plain_projections_and_lora_adapters_are_one_product():
+    layer, x = attention(), draw(B, T, D)
+    layer.enable_lora(2)
+    for projected in (layer.query, layer.value):
+        projected.adapter.up.assign(draw(*projected.adapter.up.shape))
+    calls = []
+    layer.key.call = lambda x, training=None: calls.append(x)
+    mapped = layer._mapped(x, "query", "key", "value")
+    assert not calls  # the kernels are joined
+    del layer.key.call
+    for a, b in zip(mapped, one_by_one(layer, x), strict=True):
+        np.testing.assert_allclose(array(a), b, atol=1e-5)

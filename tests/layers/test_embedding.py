@@ -68,3 +68,24 @@ def test_feed_forward_is_equation_2():
     y = array(layer(x))
     w1, b1, w2, b2 = layer.get_weights()
     np.testing.assert_allclose(y, np.maximum(x @ w1 + b1, 0) @ w2 + b2, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_quantized_token_embedding_embeds_and_gives_logits(policy):
+    layer = TokenEmbedding(50, 32, logits_bias=True, dtype=policy)
+    layer.build()
+    layer.bias.assign(np.linspace(-1, 1, 50))
+    tokens, x = np.arange(12).reshape(2, 6), np.random.default_rng(0).normal(size=(2, 6, 32))
+    embedded, logits = array(layer(tokens)), array(layer.logits(x))
+    layer.quantize("int8")
+    assert {v.name: v.dtype for v in layer.weights} == {
+        "embeddings": "int8", "embeddings_scale": "float32", "bias": "float32",
+    }  # fmt: skip
+    assert layer(tokens).dtype == layer.compute_dtype
+    np.testing.assert_allclose(array(layer(tokens)), embedded, atol=0.02)
+    np.testing.assert_allclose(array(layer.logits(x)), logits, atol=0.1)
+    np.testing.assert_array_equal(array(layer.logits(x[:, :1])), array(layer.logits(x))[:, :1])
+    with pytest.raises(ValueError, match="supports the quantization mode 'int8': 'int4'"):
+        other = TokenEmbedding(50, 32)
+        other.build()
+        other.quantize("int4")

@@ -6,12 +6,16 @@ import threading
 import time
 import urllib.request
 
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from polyhead.serving.contract import ContractError, check_operations
 from polyhead.serving.export import export
+from polyhead.zoo import Transformer
+from tests.conftest import small
 
 TEXTS = [
     "The old dog sees a cat.",
@@ -62,6 +66,27 @@ def test_the_server_searches_as_the_model_does(exported, model):
         assert answer["text"][i] == [translation.text for translation in expected[i]]
         wanted = [translation.score for translation in expected[i]]
         assert answer["score"][i] == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_quantized_model_translates_as_before_and_so_does_its_export(tokenizer, sample, tmp_path):
+    texts, translations = sample.sources[:48], sample.targets[:48]
+    model = small(tokenizer, dim=64, num_layers=1)
+    labels = np.array(tokenizer.ragged(translations, target=True).to_tensor())
+    target = np.concatenate([np.full((48, 1), model.config.start_id), labels[:, :-1]], axis=1)
+    inputs = {"source": np.array(tokenizer.encode(texts)), "target": target}
+    model.compile(keras.optimizers.Adam(3e-3))
+    model.fit(inputs, labels, 48, 150, verbose=0, sample_weight=np.float32(labels != 0))
+    expected = model.translate(texts, batch_size=48)
+    assert sum(a == b for a, b in zip(expected, translations, strict=True)) > 40  # it has learned
+    model.quantize("int8")
+    assert model.translate(texts, batch_size=48) == expected
+    model.save_pretrained(tmp_path / "saved")
+    version = Transformer.from_pretrained(tmp_path / "saved").export(tmp_path / "export")
+    [answer] = ask(version, [texts])
+    assert answer["text"] == expected
+    weights = sum(path.stat().st_size for path in (version / "variables").iterdir())
+    assert weights < 0.5 * 4 * model.count_params()
 
 
 def test_python_loads_it_as_well(exported, model):

@@ -210,3 +210,16 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     other.compile()
     with pytest.raises(CheckpointError, match="does not fit the model"):
         Checkpoints(tmp_path).resume(other)
+
+
+def test_a_checkpoint_holds_kernels_without_their_lora_adapters(tmp_path):
+    model = small(num_layers=1)
+    model.enable_lora(2)
+    model.compile(keras.optimizers.Adam(0.1), run_eagerly=True)
+    checkpoints = Checkpoints(tmp_path, monitor="loss", mode="min")
+    data = tf.data.Dataset.from_tensors(batch()).repeat()
+    model.fit(data, steps_per_epoch=2, callbacks=[checkpoints], verbose=0)
+    assert (tmp_path / "best").is_dir()  # where the adapters are merged
+    tensors, _ = read_tensors(checkpoints.saved()[-1])
+    for v in model.weights:
+        np.testing.assert_array_equal(tensors[f"model/{v.path}"], v)
