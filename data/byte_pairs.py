@@ -6,6 +6,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from .tokenizer import write
+
 FILE = "tokenizer.json"
 END = "<|endoftext|>"
 NONE = 2**62  # the rank of a pair that is not merged
@@ -249,7 +251,7 @@ class BytePairs(ByteTokenizer):
             },
         }
         text = json.dumps(content, ensure_ascii=False) + "\n"
-        (Path(folder) / FILE).write_text(text, "utf-8")
+        write(Path(folder) / FILE, text.encode())
 
     @classmethod
     def load(cls, folder, end=None):

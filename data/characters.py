@@ -5,6 +5,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from .byte_pairs import ByteTokenizer, valid
+from .tokenizer import write
 
 FILE = "characters.txt"
 
@@ -58,7 +59,7 @@ class Characters(ByteTokenizer):
         return tokens
 
     def save(self, folder):
-        (Path(folder) / FILE).write_bytes(self.characters.encode())
+        write(Path(folder) / FILE, self.characters.encode())
 
     @classmethod
     def load(cls, folder):

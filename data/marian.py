@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from .tokenizer import Tokenizer, read_pieces
+from .tokenizer import Tokenizer, read_pieces, write
 
 SOURCE, TARGET, VOCABULARY, TARGET_VOCABULARY = (
     "source.spm",
@@ -82,9 +82,9 @@ class MarianPieces(Tokenizer):
 
     def save(self, folder):
         for name, model in self.models.items():
-            (Path(folder) / name).write_bytes(model)
+            write(Path(folder) / name, model)
         for name, table in self.vocabularies.items():
-            (Path(folder) / name).write_text(json.dumps(table, indent=0), "utf-8")
+            write(Path(folder) / name, json.dumps(table, indent=0).encode())
 
     @classmethod
     def load(cls, folder):

@@ -9,7 +9,7 @@ import sentencepiece
 import tensorflow as tf
 from sentencepiece import sentencepiece_model_pb2
 
-from .tokenizer import Tokenizer, read_pieces
+from .tokenizer import Tokenizer, read_pieces, write
 
 FILE = "tokenizer.model"
 SAMPLING = threading.Lock()
@@ -115,7 +115,7 @@ class Subwords(Tokenizer):
         return [self._pieces.id_to_piece(int(token)) for token in tokens]
 
     def save(self, folder):
-        (Path(folder) / FILE).write_bytes(self.model)
+        write(Path(folder) / FILE, self.model)
 
     @classmethod
     def load(cls, folder):

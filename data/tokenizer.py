@@ -64,12 +64,25 @@ class Tokenizer(tf.Module):
         return self._in_graph
 
 
+def write(path, content):
+    """Writes bytes. An `OSError`, as of a full disk, names the file, and leaves no part of it."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        if error.filename is None:  # it was opened
+            error.filename = str(path)
+            path.unlink()
+        raise
+
+
 def read_pieces(model):
     """The `SentencePieceProcessor` of a model's bytes.
 
     Raises:
-        ValueError: they are none.
+        ValueError: they are not a SentencePiece model.
     """
+    if not model:  # which SentencePiece takes for a model to be loaded later
+        raise ValueError("not a SentencePiece model: it is empty")
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:

@@ -247,24 +247,23 @@ def average(run, last=10):
 def load(run):
     """The best model of a run, or the model of a folder that `save_pretrained` wrote."""
     from ..zoo import GPT, Transformer, ViT
+    from ..zoo.published import read_json
 
     folder = model_folder(run)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no model: there is no config.json in it")
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = read_json(folder / "config.json")
         kind = config.get("model", config.get("model_type", "pretrained_cfg" in config and "vit"))
-    except (ValueError, AttributeError):
-        kind = None  # what is wrong, the class says
+    except (ValueError, OSError):
+        kind = None  # the class says what is wrong
     models = {"GPT": GPT, "gpt2": GPT, "ViT": ViT, "vit": ViT}
-    return models.get(kind, Transformer).from_pretrained(folder)
+    return models.get(str(kind), Transformer).from_pretrained(folder)
 
 
 def model_folder(run):
     run = Path(run)
     if not run.is_dir():
         raise FileNotFoundError(f"no folder {run}")
-    if (run / "config.json").is_file():
+    if (run / "config.json").exists():
         return run
     if not (run / "best").is_dir():
         raise FileNotFoundError(
@@ -286,7 +285,7 @@ def check_run(settings, out, restart):
     """Whether there is a run in ``out`` that goes on; raises if it may not, and changes nothing."""
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file; a run is a folder")
-    if not (out / "settings.json").is_file():
+    if not (out / "settings.json").exists():
         from ..zoo.pretrained import TOKENIZERS
 
         begun = {*TOKENIZERS, ".settings.json"}
@@ -337,8 +336,10 @@ def read_settings(run):
     if run.name in ("best", "average") and not (run / "settings.json").is_file():
         run = run.parent
     path = run / "settings.json"
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{run} holds no run: there is no settings.json in it")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
     try:
         content = json.loads(path.read_text("utf-8"))
         task = content.pop("task", TASKS[0])

@@ -113,8 +113,14 @@ class Checkpoints(keras.callbacks.Callback):
             return 0
         try:
             tensors, about = read_tensors(saved[-1])
+            if (
+                not isinstance(about, dict)
+                or not {"updates", "history", "callbacks"} <= about.keys()
+            ):
+                raise CheckpointError(f"{saved[-1]} is not a checkpoint of a training run")
             arrays = {k: tensors.pop(k) for k in list(tensors) if k.startswith("callbacks/")}
-            assign(training_state(model), tensors, saved[-1])
+            # An optimizer's moments may overflow while the weights stay finite.
+            assign(training_state(model), tensors, saved[-1], unchecked=("optimizer/",))
         except CheckpointError as error:
             other = f"; delete it to go on from {saved[-2].name}" if len(saved) > 1 else ""
             raise CheckpointError(f"{error}{other}") from error

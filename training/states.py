@@ -1,27 +1,28 @@
-"""Tensors by name in safetensors files: weights, and the whole state of a training."""
+"""Tensors by name in safetensors files: weights, and the whole state of a training run."""
 
 import json
 import os
 from pathlib import Path
 
+import keras
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is not what it should be: the message names the file and the tensor."""
+    """A checkpoint is invalid; the message names the file, and the tensor or the setting."""
 
 
 def write_tensors(path, tensors, about=None):
-    """Writes ``{name: array}`` and, as JSON in the header, ``about``: complete or not at all."""
+    """Writes ``{name: array}`` and, as JSON in the header, ``about``; atomically."""
     arrays = {name: np.array(value, order="C") for name, value in tensors.items()}
-    # Other libraries ask for a format: PyTorch's differs in nothing.
+    # Other libraries require a format; PyTorch's is the same bytes.
     write_file(path, save(arrays, metadata={"format": "pt", "polyhead": json.dumps(about)}))
 
 
 def write_file(path, content):
-    """Writes bytes: the file appears complete or not at all."""
+    """Writes bytes atomically. An `OSError`, as of a full disk, names the file."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -30,24 +31,47 @@ def write_file(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
 
 def read_tensors(path):
-    """The ``{name: array}`` of a file, and what it holds about them."""
+    """The ``{name: array}`` of a file, and the ``about`` that was written with them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is not a complete safetensors file.
+    """
+    check_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
             about = (file.metadata() or {}).get("polyhead", "null")
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(about)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is no complete safetensors file: {error}") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
     except (AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} has tensors of a type unknown here: {error}") from error
+        raise CheckpointError(f"{path} has tensors of an unknown type: {error}") from error
+
+
+def check_file(path):
+    """Refuses what is not a regular file: a folder, a device, or a pipe, which would block.
+
+    Raises:
+        FileNotFoundError: there is nothing, or a broken link.
+        CheckpointError: there is something else than a file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file")
 
 
 def by_path(variables):
-    """``{path: variable}``; the paths are the format, so two alike are an error."""
+    """``{path: variable}``; the paths are the format, so duplicates are an error."""
     named = {}
     for variable in variables:
         if variable.path in named:
@@ -68,13 +92,59 @@ def some(names):
     return f"{names[:5]}{more}" if names else "nothing else"
 
 
-def assign(variables, tensors, source):
+def check_shapes(shapes, tensors, source):
+    """Checks that ``tensors`` has every name of ``shapes``, with that shape.
+
+    Args:
+        shapes: pairs of a name and a shape. It may be an endless iterator: the check ends at the
+            sixth name that is missing.
+
+    Raises:
+        CheckpointError: naming what is missing, or of another shape.
+    """
+    missing = []
+    for name, shape in shapes:
+        if name not in tensors:
+            missing.append(name)
+            if len(missing) > 5:
+                break
+        elif tensors[name].shape != tuple(shape):
+            raise CheckpointError(
+                f"{source}: {name} has shape {tensors[name].shape}, the model's is {tuple(shape)}"
+            )
+    if missing:
+        more = " and more" if len(missing) > 5 else ""
+        raise CheckpointError(f"{source} does not fit the model: it lacks {missing[:5]}{more}")
+
+
+def check_values(variable, name, array, source):
+    """Checks that an array's kind of number is the variable's, and that all values are finite.
+
+    Raises:
+        CheckpointError: naming the tensor.
+    """
+    kind, ours = (keras.backend.standardize_dtype(x.dtype) for x in (array, variable))
+    if ("float" in kind) != ("float" in ours):
+        raise CheckpointError(f"{source}: {name} has type {kind}, the model's is {ours}")
+    if "float" in ours and array.size:
+        # Finite in the variable's type; NaN is least and most.
+        with np.errstate(over="ignore"):
+            ends = np.array([array.min(), array.max()]).astype(ours)
+        if not np.isfinite(ends.astype("float64")).all():
+            raise CheckpointError(f"{source}: {name} has values that are not finite in {ours}")
+
+
+def assign(variables, tensors, source, unchecked=()):
     """Gives ``{name: variable}`` the values ``{name: array}``, all of them or none.
 
     It takes them out of ``tensors`` one by one, so that memory does not hold all of them twice.
 
+    Args:
+        unchecked: prefixes of the names of tensors that may be non-finite.
+
     Raises:
-        CheckpointError: naming what is missing, left over, or of another shape.
+        CheckpointError: naming a tensor that is missing, left over, of another shape or type, or
+            non-finite.
     """
     missing = sorted(set(variables) - set(tensors))
     unread = sorted(set(tensors) - set(variables))
@@ -83,11 +153,9 @@ def assign(variables, tensors, source):
             f"{source} does not fit the model: it lacks {some(missing)}, "
             f"and the model has no {some(unread)}"
         )
+    check_shapes(((name, v.shape) for name, v in variables.items()), tensors, source)
     for name, variable in variables.items():
-        if tuple(variable.shape) != tensors[name].shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {tensors[name].shape}, "
-                f"the model's is {tuple(variable.shape)}"
-            )
+        if not name.startswith(unchecked):
+            check_values(variable, name, tensors[name], source)
     for name, variable in variables.items():
         variable.assign(tensors.pop(name))

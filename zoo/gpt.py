@@ -14,7 +14,14 @@ from keras import ops
 from ..layers import Dropout, KeyValueCache, PositionalEmbedding, TokenEmbedding, TransformerBlock
 from ..training import SmoothedCrossEntropy
 from .generation import ScatterCache, Search, advance, begin, bucket, possible
-from .pretrained import BYTE_PAIRS, CHARACTERS, Pretrained, check_sizes
+from .pretrained import (
+    BYTE_PAIRS,
+    CHARACTERS,
+    Pretrained,
+    block_shapes,
+    check_sizes,
+    norm_shapes,
+)
 from .sampling import Draw, Sampling
 
 
@@ -172,6 +179,14 @@ class GPT(Pretrained):
                 ends = v.path.endswith(("output/kernel", "contract/kernel"))
                 scale = 0.02 / (2 * self.config.num_layers) ** 0.5 if ends else 0.02
                 v.assign(keras.random.normal(v.shape, stddev=scale, dtype=v.dtype))
+
+    @classmethod
+    def shapes(cls, config):
+        c = config
+        yield "tokens/embeddings", (c.vocab_size, c.dim)
+        yield "positions/embeddings", (c.max_length, c.dim)
+        yield from block_shapes("block", c.num_layers, c, c.hidden_dim or 4 * c.dim)
+        yield from norm_shapes("norm", c.dim).items()
 
     def call(self, tokens):
         x, _ = self.features(tokens)

@@ -7,7 +7,7 @@ import numpy as np
 from ..training import CheckpointError
 from .generation import Search
 from .gpt import GPTConfig
-from .published import NEUTRAL, published_name
+from .published import NEUTRAL, ends, named, published_name
 from .sampling import Sampling
 
 # The name of a tensor, from the path of the variable that it belongs to.
@@ -41,21 +41,11 @@ def rules(config):
     return RULES
 
 
-def sizes(config):
-    """Shapes of some tensors, by which a model is known to fit before it is built."""
-    width, inner = config.dim, config.hidden_dim or 4 * config.dim
-    return {
-        "transformer.wte.weight": (config.vocab_size, width),
-        "transformer.wpe.weight": (config.max_length, width),
-        f"transformer.h.{config.num_layers - 1}.mlp.c_fc.weight": (width, inner),
-    }
-
-
 def redundant(config, tensors):
     return {"lm_head.weight": tensors["transformer.wte.weight"]}
 
 
-def unpacked(settings, tensors, source):
+def unpacked(settings, config, tensors, source):
     """``tensors`` with the thirds of each c_attn apart, and names that begin with transformer.
 
     Where scores are scaled otherwise than by 1 / sqrt(K), as `settings` say, queries are.
@@ -77,7 +67,7 @@ def unpacked(settings, tensors, source):
         if settings.values.get("scale_attn_by_inverse_layer_idx"):
             query = query / (int(layer) + 1)
         if not settings.values.get("scale_attn_weights", True):
-            query = query * (settings.values["n_embd"] // settings.values["n_head"]) ** 0.5
+            query = query * (config.dim // config.num_heads) ** 0.5
         for part, third in zip(PARTS, (query, key, value), strict=True):
             arrays[f"{prefix}.{part}.{kind}"] = third
     return arrays
@@ -100,7 +90,7 @@ def read_config(s, g):
     s.must("n_ctx", context)
     dropout = s.get("resid_pdrop", 0.1)
     s.must("embd_pdrop", dropout)
-    end = s.get("eos_token_id", 50256)
+    end, *stops = ends(s, 50256)
     config = GPTConfig(
         vocab_size=s.get("vocab_size", 50257),
         max_length=context,
@@ -113,7 +103,7 @@ def read_config(s, g):
         activation=ACTIVATIONS[activation],
         epsilon=s.get("layer_norm_epsilon", 1e-5),
         end_id=end,
-        **read_generation(g, end),
+        **read_generation(g, end, stops),
     )
     # What says nothing of the logits; in float32 upcasting changes nothing.
     s.ignore(
@@ -127,8 +117,11 @@ def read_config(s, g):
     return config
 
 
-def read_generation(g, end):
-    """The `Search` and the `Sampling` of a ``generation_config.json``."""
+def read_generation(g, end, stops):
+    """The `Search` and the `Sampling` of a ``generation_config.json``.
+
+    Beside ``end``, the tokens ``stops`` of config.json, or those given there, end a sequence.
+    """
     for name, value in NEUTRAL.items():
         g.must(name, value)
     g.ignore(
@@ -136,33 +129,29 @@ def read_generation(g, end):
         "output_scores", "pad_token_id", "return_dict_in_generate", "transformers_version",
         "use_cache",
     )  # fmt: skip
-    ends = g.get("eos_token_id", end)
-    ends = ends if isinstance(ends, list) else [ends]
-    drawn = g.get("do_sample", False)
+    drawn, top_k = g.flag("do_sample", False), g.get("top_k", 50)
     filters = {
         "temperature": g.get("temperature", 1.0),
-        "top_k": g.get("top_k", 50) or None,
+        "top_k": None if top_k == 0 else top_k,
         "top_p": g.get("top_p", None),
         "min_p": g.get("min_p", None),
     }
     longest = g.get("max_length", 100)  # with the prompt, there
-    search = dict(
-        beams=g.get("num_beams", 1),
-        alpha=g.get("length_penalty", 1.0),
-        early_stopping=g.get("early_stopping", False),
-        max_tokens=g.get("max_new_tokens", longest),
-        banned=[tokens for tokens in g.get("bad_words_ids", []) if tokens != [end]],
-        renormalized=g.get("renormalize_logits", False),
-        stop_tokens=[token for token in ends if token != end],
-    )
-    penalty = g.get("repetition_penalty", 1.0)
-    g.all_read()
-    try:
+    with named(g.file):
+        search = dict(
+            beams=g.get("num_beams", 1),
+            alpha=g.get("length_penalty", 1.0),
+            early_stopping=g.get("early_stopping", False),
+            max_tokens=g.get("max_new_tokens", longest),
+            banned=[tokens for tokens in g.get("bad_words_ids", []) if tokens != [end]],
+            renormalized=g.get("renormalize_logits", False),
+            stop_tokens=[token for token in ends(g, [end, *stops]) if token != end],
+        )
+        penalty = g.get("repetition_penalty", 1.0)
+        g.all_read()
         sampling = filters if drawn else {"temperature": 0}
         sampling = Sampling(**sampling, repetition_penalty=penalty)
         return {"search": Search(**search), "sampling": sampling}
-    except ValueError as error:
-        raise CheckpointError(f"{g.file}: {error}") from None
 
 
 def written(config, weights):

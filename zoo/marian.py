@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from ..training import CheckpointError
 from .generation import Search
-from .published import NEUTRAL
+from .published import NEUTRAL, ends, named
 from .transformer import TransformerConfig
 
 # The name of a tensor, from the path of the variable that it belongs to.
@@ -45,24 +44,12 @@ LINEAR = True  # weights are those of linear layers, (out, in)
 BESIDE = "generation_config.json"  # is read with config.json
 
 
-def unpacked(settings, tensors, source):
+def unpacked(settings, config, tensors, source):
     return tensors
 
 
 def rules(config):
     return RULES + (SHARED if config.source_vocab_size is None else SEPARATE)
-
-
-def sizes(config):
-    """Shapes of some tensors, by which a model is known to fit before it is built."""
-    hidden = (config.hidden_dim, config.dim)
-    shared = config.source_vocab_size is None
-    embeddings = (SHARED if shared else SEPARATE)[0][1]
-    last = {"encoder": config.num_layers, "decoder": config.decoder_layers or config.num_layers}
-    return {
-        embeddings: (config.vocab_size, config.dim),
-        **{f"model.{side}.layers.{n - 1}.fc1.weight": hidden for side, n in last.items()},
-    }
 
 
 def redundant(config, tensors):
@@ -75,7 +62,7 @@ def redundant(config, tensors):
     expected = dict.fromkeys(names, embeddings)
     for side in ("encoder", "decoder"):
         name = f"model.{side}.embed_positions.weight"
-        if name in tensors:
+        if name in tensors and tensors[name].shape[1:] == (config.dim,):
             expected[name] = positions(len(tensors[name]), config.dim)
     return expected
 
@@ -104,11 +91,13 @@ def read_config(s, g):
     vocab_size = s.get("vocab_size")
     decoder_vocab_size = s.get("decoder_vocab_size", None) or vocab_size
     if shared and decoder_vocab_size != vocab_size:
-        raise s.error("decoder_vocab_size", decoder_vocab_size, f"{vocab_size}, which is shared")
+        rule = f"{vocab_size!r:.50}, which is shared"
+        raise s.error("decoder_vocab_size", decoder_vocab_size, rule)
     activation = s.get("activation_function")
     if activation not in ACTIVATIONS:
         raise s.error("activation_function", activation, f"one of {sorted(ACTIVATIONS)}")
     encoder_layers, decoder_layers = s.get("encoder_layers"), s.get("decoder_layers")
+    end, *stops = ends(s)
     config = dict(
         vocab_size=decoder_vocab_size,
         source_vocab_size=None if shared else vocab_size,
@@ -126,9 +115,9 @@ def read_config(s, g):
         max_length=s.get("max_position_embeddings"),
         pad_id=s.get("pad_token_id"),
         start_id=s.get("decoder_start_token_id"),
-        end_id=s.get("eos_token_id"),
+        end_id=end,
     )
-    # What says nothing of the translations.
+    # Settings without influence on translations.
     s.ignore(
         "architectures", "bos_token_id", "classif_dropout", "classifier_dropout", "dtype",
         "gradient_checkpointing", "id2label", "init_std", "label2id", "torch_dtype",
@@ -141,7 +130,7 @@ def read_config(s, g):
             g.default(name, value)
     s.ignore(*SEARCH)
     s.all_read()
-    return TransformerConfig(**config, search=read_search(g, config))
+    return TransformerConfig(**config, search=read_search(g, config, stops))
 
 
 SEARCH = (
@@ -154,34 +143,40 @@ UNDRAWN = {
 }  # fmt: skip
 
 
-def read_search(g, config):
-    """The `Search` of a ``generation_config.json``."""
+def read_search(g, config, stops):
+    """The `Search` of a ``generation_config.json``.
+
+    Beside the end token, the tokens ``stops`` of config.json, or those given there, end a
+    translation.
+    """
     for name, value in {**NEUTRAL, **UNDRAWN}.items():
         g.must(name, value)
+    end = config["end_id"]
     g.must("pad_token_id", config["pad_id"])
-    g.must("eos_token_id", config["end_id"])
     g.must("decoder_start_token_id", config["start_id"])
     g.ignore(
         "_from_model_config", "bos_token_id", "output_attentions", "output_hidden_states",
         "output_scores", "return_dict_in_generate", "transformers_version", "use_cache",
     )  # fmt: skip
+    ending = ends(g, [end, *stops])
+    if end not in ending:
+        raise g.error("eos_token_id", ending, f"{end!r:.50}, or a list with it")
     forced = g.get("forced_eos_token_id", None)
-    if forced not in (None, config["end_id"]):
-        raise g.error("forced_eos_token_id", forced, f"eos_token_id, {config['end_id']}, or none")
-    longest = g.get("max_length", None)  # counts the start token
-    max_tokens = g.get("max_new_tokens", None if longest is None else longest - 1)
-    banned = [tokens for tokens in g.get("bad_words_ids", []) if tokens != [config["end_id"]]]
-    search = dict(
-        beams=g.get("num_beams", 1),
-        alpha=g.get("length_penalty", 1.0),
-        early_stopping=g.get("early_stopping", False),
-        max_tokens=max_tokens,
-        forced_end=forced is not None,
-        banned=banned,  # the end may be banned there, and comes nevertheless
-        renormalized=g.get("renormalize_logits", False),
-    )
-    g.all_read()
-    try:
+    if forced not in (None, end, [end]):
+        raise g.error("forced_eos_token_id", forced, f"eos_token_id, {end!r:.50}, or none")
+    with named(g.file):
+        longest = g.get("max_length", None)  # counts the start token
+        max_tokens = g.get("max_new_tokens", None if longest is None else longest - 1)
+        search = dict(
+            beams=g.get("num_beams", 1),
+            alpha=g.get("length_penalty", 1.0),
+            early_stopping=g.get("early_stopping", False),
+            max_tokens=max_tokens,
+            forced_end=forced is not None,
+            # The end may be banned there, and comes nevertheless.
+            banned=[tokens for tokens in g.get("bad_words_ids", []) if tokens != [end]],
+            renormalized=g.get("renormalize_logits", False),
+            stop_tokens=[token for token in ending if token != end],
+        )
+        g.all_read()
         return Search(**search)
-    except ValueError as error:
-        raise CheckpointError(f"{g.file}: {error}") from None

@@ -1,12 +1,14 @@
-"""What the models of the zoo have in common: configuration, tokenizer, files."""
+"""The base class of the zoo's models: configuration, tokenizer, files."""
 
 import contextlib
 import dataclasses
 import gc
 import importlib
 import json
+import numbers
 import os
 import re
+import reprlib
 import shutil
 import tempfile
 import warnings
@@ -18,10 +20,26 @@ import keras
 import numpy as np
 
 from ..layers import MultiHeadAttention, TransformerBlock
-from ..training import CheckpointError, Model, compiled, read_tensors, write_tensors
+from ..training import (
+    CheckpointError,
+    Model,
+    compiled,
+    read_tensors,
+    write_file,
+    write_tensors,
+)
 from ..training.averages import inner
-from ..training.states import assign, by_path, some
-from .published import Settings, fetched, named, read_json, read_published, renamed
+from ..training.states import assign, by_path, check_shapes, some
+from .published import (
+    Settings,
+    check_files,
+    fetched,
+    laid_out,
+    named,
+    published_name,
+    read_json,
+    read_published,
+)
 
 # The names of tokenizers' files, which can be seen without TensorFlow.
 SUBWORDS = "tokenizer.model"
@@ -300,13 +318,17 @@ class Pretrained(Model):
         try:
             for name, content in files.items():
                 if name.endswith(".json"):
-                    (beside / name).write_text(json.dumps(content, indent=2) + "\n")
+                    write_file(beside / name, f"{json.dumps(content, indent=2)}\n".encode())
                 else:
                     write_tensors(beside / name, content)
             if self.tokenizer is not None:
                 self.tokenizer.save(beside)
             beside.chmod(0o755)  # mkdtemp's folders are their owner's alone
             replace_folder(beside, folder)
+        except OSError as error:  # as of a full disk
+            if isinstance(error.filename, str):
+                error.filename = error.filename.replace(str(beside), str(folder))
+            raise
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
@@ -334,19 +356,21 @@ class Pretrained(Model):
 
     @classmethod
     def from_pretrained(cls, folder, **overrides):
-        """The model that `save_pretrained` wrote to ``folder``, or a published one.
+        """Loads the model that `save_pretrained` wrote to ``folder``, or a published one.
 
         Published models are those that Hugging Face's library saves, as safetensors, whole or in
-        shards; or as ``.bin`` where torch is installed. Of which families, the class says. All
-        tensors and settings are accounted for, or it is an error. Where there is no such folder,
-        it is the name of a model on Hugging Face's hub. ``overrides`` change the configuration:
-        ``dropout=0.2``.
+        shards, or as ``.bin`` where torch is installed. The class lists the families that it
+        reads. Every tensor and every setting must be known, and all weights finite. Sizes are
+        compared with the file's before memory is allocated. Where there is no such folder,
+        ``folder`` is the name of a model on Hugging Face's hub. ``overrides`` change the
+        configuration: ``dropout=0.2``.
 
         Raises:
             FileNotFoundError: there is no model.
-            CheckpointError: it is another model's, or broken; the message names what.
+            CheckpointError: it is another model's, or broken; the message names the file.
         """
         folder = fetched(folder)
+        check_files(folder)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} holds no model: there is no config.json in it")
         config = read_json(folder / "config.json")
@@ -356,18 +380,22 @@ class Pretrained(Model):
             return cls.from_published(folder, family, config, overrides)
         kind = kind or config.get("model_type")
         if kind != cls.__name__:
-            raise CheckpointError(f"{folder} holds a {kind}, not a {cls.__name__}")
+            plain = isinstance(kind, str) and kind.isidentifier()
+            kind = kind if plain else reprlib.repr(kind)
+            raise CheckpointError(f"{folder} holds a {kind:.80}, not a {cls.__name__}")
         quantization = config.pop("quantization", {})
         known = {field.name for field in dataclasses.fields(cls.Config)}
         if unknown := sorted(set(config) - known):
-            raise CheckpointError(f"{folder / 'config.json'} has unknown settings {unknown}")
-        tensors, _ = read_tensors(folder / "model.safetensors")
+            raise CheckpointError(f"{folder / 'config.json'} has unknown settings {some(unknown)}")
         with named(folder / "config.json"):
             config = cls.Config(**{**config, **overrides})
+        weights = folder / "model.safetensors"
+        tensors, _ = read_tensors(weights)
+        check_shapes(cls.shapes(config), tensors, weights)
         model = cls(config, cls.load_tokenizer(folder, config), initialize=False)
         with named(folder / "config.json"):
             model._restore_quantization(quantization)
-        assign(by_path(model.weights), tensors, folder / "model.safetensors")
+        assign(by_path(model.weights), tensors, weights)
         return model
 
     @classmethod
@@ -379,23 +407,29 @@ class Pretrained(Model):
         with named(settings.file):
             config = dataclasses.replace(family.read_config(settings, others), **overrides)
         tensors, weights = read_published(folder)
-        tensors = family.unpacked(settings, tensors, weights)
-        for name, shape in family.sizes(config).items():
-            if name in tensors and tensors[name].shape != shape:
-                raise CheckpointError(
-                    f"{weights}: {name} has shape {tensors[name].shape}, config.json says {shape}"
-                )
-            if name not in tensors:
-                raise CheckpointError(f"{weights} lacks {name}")
-        model = cls(config, cls.load_tokenizer(folder, config), initialize=False)
+        with named(weights):
+            tensors = family.unpacked(settings, config, tensors, weights)
+        rules = family.rules(config)
+        shapes = laid_out(cls.shapes(config), tensors, rules, weights, family.LINEAR)
+        check_shapes(shapes, tensors, weights)
         for name, value in family.redundant(config, tensors).items():
             if name in tensors:
                 array = tensors.pop(name)
                 if array.shape != value.shape or not np.allclose(array, value, atol=1e-2):
                     raise CheckpointError(f"{weights}: {name} is not what the others say it is")
-        variables = by_path(model.weights)
-        assign(*renamed(variables, tensors, family.rules(config), weights, family.LINEAR), weights)
+        model = cls(config, cls.load_tokenizer(folder, config), initialize=False)
+        variables = {published_name(path, rules): v for path, v in by_path(model.weights).items()}
+        assign(variables, tensors, weights)
         return model
+
+    @classmethod
+    def shapes(cls, config):
+        """Yields the path and the shape of each weight of a model of ``config``.
+
+        It allocates nothing: files are compared with it before the model is built. Blocks come in
+        descending order, so that one too many is found at once.
+        """
+        raise NotImplementedError
 
     @classmethod
     def load_tokenizer(cls, folder, config):
@@ -404,7 +438,7 @@ class Pretrained(Model):
 
     @classmethod
     def replaceable(cls, folder):
-        """Whether a folder is empty, or holds nothing but what `save_pretrained` wrote."""
+        """Whether a folder is empty, or holds only files that `save_pretrained` wrote."""
         names = {path.name for path in folder.iterdir()}
         if not names:
             return True
@@ -412,10 +446,10 @@ class Pretrained(Model):
         if not {"config.json"} <= names <= ours:
             return False
         try:
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-            return config.get("model", config.get("model_type")) in (cls.__name__, *cls.FAMILIES)
-        except (ValueError, AttributeError):
+            config = read_json(folder / "config.json")
+        except (CheckpointError, OSError):
             return False
+        return config.get("model", config.get("model_type")) in (cls.__name__, *cls.FAMILIES)
 
     def _need_tokenizer(self, verb):
         if self.tokenizer is None:
@@ -481,25 +515,103 @@ def replace_folder(new, folder):
         shutil.rmtree(old, ignore_errors=True)
 
 
-def check_sizes(config, *sizes, optional=(), tokens=()):
-    """Raises a ValueError where settings that many configurations have are out of their range.
+def block_shapes(kind, count, config, hidden_dim, cross=False):
+    """Yields the paths and shapes of ``count`` `TransformerBlock`s, ``kind``_0 to the last one.
 
-    ``sizes`` are positive, ``optional`` ones may be None, ``tokens`` are of the vocabulary; heads
-    divide the width, and rates of dropout are rates.
+    The last comes first; see `Pretrained.shapes`.
+    """
+    dim, heads = config.dim, config.num_heads
+    split = (heads, dim // heads)
+    shapes = {}
+    for attention in ("attention", "cross_attention") if cross else ("attention",):
+        for part in ("query", "key", "value"):
+            shapes[f"{attention}/{part}/kernel"] = (dim, *split)
+            shapes[f"{attention}/{part}/bias"] = split
+        shapes[f"{attention}/output/kernel"] = (*split, dim)
+        shapes[f"{attention}/output/bias"] = (dim,)
+        shapes |= norm_shapes(f"{attention}_norm", dim)
+    shapes["feed_forward/expand/kernel"] = (dim, hidden_dim)
+    shapes["feed_forward/expand/bias"] = (hidden_dim,)
+    shapes["feed_forward/contract/kernel"] = (hidden_dim, dim)
+    shapes["feed_forward/contract/bias"] = (dim,)
+    shapes |= norm_shapes("feed_forward_norm", dim)
+    for i in reversed(range(count)):
+        for name, shape in shapes.items():
+            yield f"{kind}_{i}/{name}", shape
+
+
+def norm_shapes(name, dim):
+    """The paths and shapes of a layer normalization's weights."""
+    return {f"{name}/gamma": (dim,), f"{name}/beta": (dim,)}
+
+
+def check_sizes(config, *sizes, optional=(), tokens=()):
+    """Checks the settings that many configurations have; NumPy's numbers become Python's.
+
+    ``sizes`` are positive integers below 2^31, ``optional`` ones may be None, and ``tokens`` are
+    below ``vocab_size``. ``num_heads`` divides ``dim``. Where the configuration has them, rates of
+    dropout are in [0, 1), ``epsilon`` is in (0, 1), and Keras knows the ``activation``.
+
+    Raises:
+        ValueError: naming the setting.
     """
     for name in (*sizes, *optional):
-        value = getattr(config, name)
-        if value is None and name in optional:
+        if getattr(config, name) is None and name in optional:
             continue
-        if type(value) is not int or value < 1:
-            none = ", or None" if name in optional else ""
-            raise ValueError(f"{name} must be a positive integer{none}: {value!r}")
+        none = ", or None" if name in optional else ""
+        check_integer(config, name, 1, f"a positive integer{none}")
     for name in tokens:
-        value = getattr(config, name)
-        if type(value) is not int or not 0 <= value < config.vocab_size:
-            raise ValueError(f"{name} must be a token, of {config.vocab_size}: {value!r}")
+        check_integer(config, name, 0, f"a token, of {config.vocab_size}", config.vocab_size)
     if config.dim % config.num_heads:
-        raise ValueError(f"dim must divide into num_heads: {config.dim} / {config.num_heads}")
-    for name in ("dropout", "attention_dropout"):
-        if not 0 <= (value := getattr(config, name, 0)) < 1:
-            raise ValueError(f"{name} must be in [0, 1): {value}")
+        raise ValueError(f"num_heads must divide dim: {config.dim} / {config.num_heads}")
+    for name in ("dropout", "attention_dropout", "stochastic_depth"):
+        if hasattr(config, name):
+            check_real(config, name, lambda rate: 0 <= rate < 1, "in [0, 1)")
+    if hasattr(config, "epsilon"):
+        check_real(config, "epsilon", lambda epsilon: TINY <= epsilon < 1, "in (0, 1)")
+    check_activation(config.activation)
+
+
+def check_integer(config, name, least, rule, limit=None):
+    """Checks that a setting is an integer, or NumPy's, from ``least`` to below ``limit``, or 2^31.
+
+    Raises:
+        ValueError: with the ``rule`` that it breaks.
+    """
+    value = getattr(config, name)
+    if limit is None and isinstance(value, numbers.Integral) and value >= 2**31:
+        raise ValueError(f"{name} must be less than 2^31: {value}")
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least or (limit is not None and value >= limit):
+        raise ValueError(f"{name} must be {rule}: {value!r}")
+    object.__setattr__(config, name, int(value))
+
+
+def check_real(config, name, holds, rule):
+    """Checks that ``holds`` is true of a setting, a number (or NumPy's) or a tuple of them.
+
+    NaN makes every comparison false.
+    """
+    value = getattr(config, name)
+    values = value if isinstance(value, tuple) else (value,)
+    for x in values:
+        if not isinstance(x, numbers.Real) or isinstance(x, bool) or not holds(x):
+            raise ValueError(f"{name} must be {rule}: {value!r}")
+    plain = tuple(x if type(x) in (int, float) else float(x) for x in values)
+    object.__setattr__(config, name, plain if isinstance(value, tuple) else plain[0])
+
+
+def check_activation(name):
+    """Checks that a name is one of Keras's activations, or our own "gelu_tanh"."""
+    if name == "gelu_tanh":
+        return
+    try:
+        if not isinstance(name, str):
+            raise ValueError
+        keras.activations.get(name)
+    except ValueError:
+        raise ValueError(f"activation must be a name that Keras knows: {name!r}") from None
+
+
+# The range of positive numbers that float32 holds exactly enough to divide by.
+TINY, HUGE = (float(x) for x in (np.finfo("float32").tiny, np.finfo("float32").max))

@@ -5,11 +5,14 @@ import importlib.util
 import json
 import math
 import re
+import reprlib
+import zipfile
 from pathlib import Path
 
 from ..training import CheckpointError, read_tensors
+from ..training.states import check_file, some
 
-# What of a model on the hub is fetched; pickled weights only where there are no others.
+# The files of a model on the hub that are fetched; pickled weights only where there are no others.
 FILES = ("*.json", "*.txt", "*.spm", "*.model", "*.safetensors")
 # Settings of generation that Hugging Face may write out though they change nothing.
 NEUTRAL = {
@@ -41,11 +44,27 @@ def fetched(name):
         if not list(found.glob("*.safetensors")):
             found = Path(huggingface_hub.snapshot_download(str(name), allow_patterns="*.bin"))
     except Exception as error:  # its own, those of requests and of the file system
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
-            f"there is no folder {name}, and the hub gave none: {reason}"
+            f"there is no folder {name}, and the hub gave none: {reason(error)}"
         ) from error
     return found
+
+
+def check_files(folder):
+    """Checks that the files in ``folder`` that a model may be read from are regular files.
+
+    Raises:
+        FileNotFoundError, CheckpointError: naming the file.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if any(path.match(pattern) for pattern in (*FILES, "*.bin")):
+            check_file(path)
+
+
+def reason(error):
+    """An error's message in one line of bounded length."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 400 else f"{lines[0][:400]} ..."
 
 
 def read_published(folder):
@@ -60,9 +79,15 @@ def read_published(folder):
     for name, read in readers.items():
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
-            return read(folder / name), folder / name
-        if index.is_file():
-            return read_shards(index, read), index
+            tensors, file = read(folder / name), folder / name
+        elif index.is_file():
+            tensors, file = read_shards(index, read), index
+        else:
+            continue
+        # A shape with a 0 would claim any size without data.
+        if empty := [name for name, array in tensors.items() if not array.size]:
+            raise CheckpointError(f"{file}: {empty[0]!r:.100} is empty")
+        return tensors, file
     others = sorted(path.name for path in folder.glob("*.bin"))
     raise FileNotFoundError(
         f"{folder} has no model.safetensors{f', but {others}' if others else ''}"
@@ -76,9 +101,10 @@ def read_shards(index, read):
     tensors = {}
     for file in sorted(set(places.values())):
         if Path(file).name != file or file.startswith("."):
-            raise CheckpointError(f"{index} names a file outside of its folder: {file}")
-        if not (index.parent / file).is_file():
-            raise CheckpointError(f"{index} names {file}, which is not there")
+            raise CheckpointError(f"{index} names a file outside of its folder: {file!r:.100}")
+        if not (index.parent / file).exists():
+            raise CheckpointError(f"{index} names {file!r:.100}, which is not there")
+        check_file(index.parent / file)
         held = read(index.parent / file)
         expected = {name for name, place in places.items() if place == file}
         if held.keys() != expected:
@@ -89,7 +115,12 @@ def read_shards(index, read):
 
 
 def read_pickled(path):
-    """The tensors of a file of PyTorch's, from which no code is run."""
+    """The tensors of one of PyTorch's files, from which no code is run.
+
+    Raises:
+        FileNotFoundError: torch is not installed.
+        CheckpointError: it holds something else than tensors, or they are larger than the file.
+    """
     if importlib.util.find_spec("torch") is None:
         raise FileNotFoundError(
             f"{path} is read by torch, which is not installed. Where it is, it can be written as "
@@ -98,27 +129,36 @@ def read_pickled(path):
         )
     import torch
 
+    size = path.stat().st_size
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > size:
+                    raise ValueError("it is compressed, which PyTorch's files are not")
         tensors = torch.load(path, map_location="cpu", weights_only=True)
+        if not all(isinstance(name, str) for name in tensors):
+            raise ValueError("its tensors have no names")
+        # Tied weights share their data, so that they count several times.
+        if sum(tensor.nbytes for tensor in tensors.values()) > 4 * size:
+            raise ValueError("its tensors are larger than the file")
         return {name: tensor.float().numpy() for name, tensor in tensors.items()}
     except Exception as error:  # of pickle, of zip files, of torch
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} holds no tensors alone: {reason}") from error
+        raise CheckpointError(f"{path} is not a file of tensors: {reason(error)}") from error
 
 
 @contextlib.contextmanager
 def named(file):
-    """Within it, what a configuration refuses is a `CheckpointError` that names the file."""
+    """Within it, an error in a configuration becomes a `CheckpointError` that names the file."""
     try:
         yield
     except CheckpointError:
         raise
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: {error}") from None
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"{file}: {reason(error)}") from None
 
 
 class Settings:
-    """The settings of a JSON file, each of which must be read: what is not honoured is an error."""
+    """The settings of a JSON file, each of which must be read: an unknown setting is an error."""
 
     def __init__(self, file, values):
         self.file = file
@@ -134,7 +174,7 @@ class Settings:
     def must(self, name, value):
         """If it is said, it must be ``value``."""
         if (said := self.get(name, value)) != value:
-            raise self.error(name, said, repr(value))
+            raise self.error(name, said, reprlib.repr(value))
 
     def flag(self, name, default):
         """The same of what is True or False, and nothing else."""
@@ -143,7 +183,7 @@ class Settings:
         return said
 
     def error(self, name, said, rule):
-        return CheckpointError(f"{self.file}: {name} must be {rule}: {said!r}")
+        return CheckpointError(f"{self.file}: {name} must be {rule}: {reprlib.repr(said)}")
 
     def ignore(self, *names):
         self.unread.difference_update(names)
@@ -155,55 +195,74 @@ class Settings:
 
     def all_read(self):
         if self.unread:
-            raise CheckpointError(f"{self.file} has unknown settings {sorted(self.unread)}")
+            raise CheckpointError(f"{self.file} has unknown settings {some(sorted(self.unread))}")
 
 
 def read_json(path):
+    """The object in a JSON file, as a dictionary.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is not JSON, not an object, or says something twice.
+    """
+
+    def once(pairs):
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name occurs twice in an object")
+        return found
+
+    check_file(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from None
+        raise CheckpointError(f"{path} is not valid JSON: {reason(error)}") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no configuration: it holds a {type(content).__name__}")
+        raise CheckpointError(f"{path} is not a configuration: it holds a {type(content).__name__}")
     return content
 
 
-def renamed(variables, tensors, rules, source, linear):
-    """What `assign` takes, for ``variables`` by path and tensors that PyTorch named and laid out.
+def ends(settings, *default):
+    """The end tokens of ``eos_token_id``, which may be one or a list; the first is the model's.
 
-    It takes what it names out of ``tensors``, as `assign` does.
-    ``rules`` are pairs of a pattern and what takes its place, one after the other. A kernel has
-    the axes of PyTorch's weight split into heads; where those are ``linear`` layers', (out, in),
-    it is transposed.
+    Raises:
+        CheckpointError: it is an empty list.
+    """
+    found = settings.get("eos_token_id", *default)
+    if found == []:
+        raise settings.error("eos_token_id", found, "a token, or a list of tokens")
+    return found if isinstance(found, list) else [found]
 
-    Returns:
-        ``{name: variable}`` and ``{name: array}``, by PyTorch's names.
+
+def laid_out(shapes, tensors, rules, source, linear):
+    """The published names and our shapes of ``shapes``, pairs of a variable's path and its shape.
+
+    On the way, tensors that PyTorch laid out otherwise are reshaped in place: in ``tensors`` they
+    have our layout after their turn. A kernel has the axes of PyTorch's weight split into heads;
+    those of ``linear`` layers are (out, in) there, and are transposed. ``rules`` are pairs of a
+    pattern and its replacement, applied one after the other.
 
     Raises:
         CheckpointError: naming a tensor of another shape.
     """
-    found, arrays = {}, {}
-    for path, variable in variables.items():
+    for path, shape in shapes:
         name = published_name(path, rules)
-        if name in found:
-            raise ValueError(f"two variables are read from {name}: {path}, {found[name].path}")
-        found[name] = variable
-        if name not in tensors:
-            continue
-        array, shape = tensors.pop(name), tuple(variable.shape)
-        theirs = array.shape
-        if linear and path.endswith("kernel"):
-            array = array.T
-        splits = {(*shape[:i], math.prod(shape[i:])) for i in range(len(shape))}
-        joins = {(math.prod(shape[:i]), *shape[i:]) for i in range(1, len(shape) + 1)}
-        if array.shape not in splits | joins | {(1, *shape)}:
-            raise CheckpointError(f"{source}: {name} has shape {theirs}, of {shape} here")
-        arrays[name] = array.reshape(shape)
-    return found, arrays | tensors
+        if name in tensors:
+            array = tensors[name]
+            if linear and path.endswith("kernel"):
+                array = array.T
+            splits = {(*shape[:i], math.prod(shape[i:])) for i in range(len(shape))}
+            joins = {(math.prod(shape[:i]), *shape[i:]) for i in range(1, len(shape) + 1)}
+            if array.shape not in splits | joins | {(1, *shape)}:
+                raise CheckpointError(
+                    f"{source}: {name} has shape {tensors[name].shape}, of {shape} here"
+                )
+            tensors[name] = array.reshape(shape)
+        yield name, shape
 
 
 def published_name(path, rules):
-    """What the ``rules`` make of a variable's path."""
+    """A variable's path, with each of the ``rules`` applied."""
     for pattern, replacement in rules:
         path = re.sub(pattern, replacement, path)
     return path

@@ -20,7 +20,7 @@ from ..layers import (
 from ..training import InverseSquareRoot, SmoothedCrossEntropy
 from .alignment import Alignment
 from .generation import GREEDY, ScatterCache, Search, advance, begin, bucket, possible
-from .pretrained import MARIAN, SUBWORDS, Pretrained, check_sizes
+from .pretrained import MARIAN, SUBWORDS, Pretrained, block_shapes, check_sizes, norm_shapes
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,21 @@ class Transformer(Pretrained):
             self.encoder_norm.build(width)
             self.decoder_norm.build(width)
         self.built = True
+
+    @classmethod
+    def shapes(cls, config):
+        c = config
+        yield "tokens/embeddings", (c.vocab_size, c.dim)
+        if c.logits_bias:
+            yield "tokens/bias", (c.vocab_size,)
+        if c.source_vocab_size is not None:
+            yield "source_tokens/embeddings", (c.source_vocab_size, c.dim)
+        decoders = c.decoder_layers or c.num_layers
+        yield from block_shapes("encoder", c.num_layers, c, c.hidden_dim)
+        yield from block_shapes("decoder", decoders, c, c.hidden_dim, cross=True)
+        if c.norm == "pre":
+            yield from norm_shapes("encoder_norm", c.dim).items()
+            yield from norm_shapes("decoder_norm", c.dim).items()
 
     def call(self, inputs):
         mask = self.source_mask(inputs["source"])

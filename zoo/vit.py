@@ -1,6 +1,7 @@
 """ViT (Dosovitskiy et al. 2020): a Transformer that classifies images."""
 
 import dataclasses
+import numbers
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,16 @@ import numpy as np
 from keras import ops
 
 from ..layers import ClassToken, Dropout, GridPositions, PatchEmbedding, TransformerBlock
-from .pretrained import Pretrained, check_sizes
+from .pretrained import (
+    HUGE,
+    TINY,
+    Pretrained,
+    block_shapes,
+    check_integer,
+    check_real,
+    check_sizes,
+    norm_shapes,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class ViTConfig:
     activation: str = "gelu"
     epsilon: float = 1e-6
     labels: tuple[str, ...] | None = None  # names of the classes
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixels from 0 to 1, by channel
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixels from 0 to 1, by channel, or of all
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = "bilinear"  # of resizing
     squash: bool = True  # images of another shape; else what goes beyond the shape is cut off
@@ -40,7 +50,8 @@ class ViTConfig:
 
     def __post_init__(self):
         size = self.image_size
-        size = (size, size) if type(size) is int else tuple(size)
+        size = (size, size) if isinstance(size, numbers.Integral) else size
+        size = tuple(int(s) if isinstance(s, np.integer) else s for s in size)
         for name, value in (
             ("image_size", size), ("mean", tuple(self.mean)), ("std", tuple(self.std)),
             ("labels", None if self.labels is None else tuple(self.labels)),
@@ -48,27 +59,24 @@ class ViTConfig:
             object.__setattr__(self, name, value)
         sizes = ("patch_size", "channels", "num_layers", "dim", "hidden_dim", "num_heads")
         check_sizes(self, *sizes)
-        if type(self.num_classes) is not int or self.num_classes < 0:
-            raise ValueError(f"num_classes must be an integer from 0 on: {self.num_classes!r}")
-        if len(size) != 2 or not all(type(s) is int and s > 0 for s in size):
+        check_integer(self, "num_classes", 0, "a non-negative integer")
+        if len(size) != 2 or not all(type(s) is int and 0 < s < 2**31 for s in size):
             raise ValueError(f"image_size must be a height and a width: {size!r}")
         if any(s % self.patch_size for s in size):
             raise ValueError(f"image_size must be multiples of {self.patch_size}: {size}")
         if self.pooling not in ("token", "mean"):
             raise ValueError(f"pooling must be 'token' or 'mean': {self.pooling!r}")
-        if not 0 <= self.stochastic_depth < 1:
-            raise ValueError(f"stochastic_depth must be in [0, 1): {self.stochastic_depth}")
         for name in ("mean", "std"):
-            if len(getattr(self, name)) != self.channels:
+            if len(getattr(self, name)) not in (1, self.channels):
                 raise ValueError(
-                    f"{name} must be of {self.channels} channels: {getattr(self, name)}"
+                    f"{name} must be of {self.channels} channels, or one for all: "
+                    f"{getattr(self, name)}"
                 )
-        if not all(value > 0 for value in self.std):
-            raise ValueError(f"std must be positive: {self.std}")
+        check_real(self, "mean", lambda mean: abs(mean) <= HUGE, "finite numbers")
+        check_real(self, "std", lambda std: TINY <= std <= HUGE, "positive and finite")
         if self.interpolation not in ("bilinear", "bicubic", "nearest"):
             raise ValueError(f"no interpolation: {self.interpolation!r}")
-        if type(self.crop) not in (int, float) or not 0 < self.crop <= 1:
-            raise ValueError(f"crop must be in (0, 1]: {self.crop!r}")
+        check_real(self, "crop", lambda crop: TINY <= crop <= 1, "in (0, 1]")
         if type(self.squash) is not bool:
             raise ValueError(f"squash must be True or False: {self.squash!r}")
         if self.labels is not None and len(self.labels) != self.num_classes:
@@ -194,6 +202,21 @@ class ViT(Pretrained):
         self.built = True
         for attention in self._attentions() if initialize else ():
             attention.initialize_mimetic()
+
+    @classmethod
+    def shapes(cls, config):
+        c, token = config, config.pooling == "token"
+        rows, columns = c.grid
+        yield "patches/projection/kernel", (c.patch_size**2 * c.channels, c.dim)
+        yield "patches/projection/bias", (c.dim,)
+        if token:
+            yield "token/embeddings", (1, c.dim)
+        yield "positions/embeddings", (token + rows * columns, c.dim)
+        yield from block_shapes("block", c.num_layers, c, c.hidden_dim)
+        yield from norm_shapes("norm", c.dim).items()
+        if c.num_classes:
+            yield "head/kernel", (c.dim, c.num_classes)
+            yield "head/bias", (c.num_classes,)
 
     def call(self, images):
         x = self.features(images)

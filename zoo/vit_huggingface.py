@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from ..training import CheckpointError
-from .published import published_name
+from .published import named, published_name
 from .vit import ViTConfig
 
 # The name of a tensor, from the path of the variable that it belongs to.
@@ -53,19 +53,12 @@ def rules(config):
     return RULES
 
 
-def sizes(config):
-    """Shapes of some tensors, by which a model is known to fit before it is built."""
-    patch = config.patch_size**2 * config.channels
-    last = f"vit.encoder.layer.{config.num_layers - 1}.intermediate.dense.weight"
-    return {PATCHES: (config.dim, patch), last: (config.hidden_dim, config.dim)}
-
-
 def redundant(config, tensors):
     return {}
 
 
-def unpacked(settings, tensors, source):
-    """``tensors`` by the names of old, without `UNUSED`, patches as the rows of a linear layer.
+def unpacked(settings, config, tensors, source):
+    """``tensors`` by their older names, without `UNUSED`, patches as the rows of a linear layer.
 
     Where queries, keys and values have no biases (``qkv_bias``), they are zero.
     """
@@ -109,8 +102,10 @@ def read_config(s, pixels):
     if "ViTForImageClassification" not in s.get("architectures", ["ViTForImageClassification"]):
         classes, labels = 0, None
     if labels is not None:
+        if not isinstance(labels, dict) or classes != len(labels):
+            raise s.error("id2label", labels, f"the names of {classes!r} classes")
         if sorted(labels) != sorted(str(i) for i in range(classes)):
-            raise s.error("id2label", sorted(labels)[:5], f"of the classes 0 to {classes - 1}")
+            raise s.error("id2label", sorted(labels), f"of the classes 0 to {classes - 1}")
         labels = tuple(labels[str(i)] for i in range(classes))
     patch = s.get("patch_size", 16)
     if isinstance(patch, list):
@@ -132,9 +127,9 @@ def read_config(s, pixels):
         activation=ACTIVATIONS[activation],
         epsilon=s.get("layer_norm_eps", 1e-12),
         labels=labels,
-        **read_pixels(pixels, channels),
+        **read_pixels(pixels),
     )
-    # What says nothing of the logits.
+    # Settings without influence on the logits.
     s.ignore(
         "dtype", "encoder_stride", "finetuning_task", "gradient_checkpointing",
         "initializer_range", "label2id", "pooler_act", "pooler_output_size", "problem_type",
@@ -144,17 +139,22 @@ def read_config(s, pixels):
     return config
 
 
-def read_pixels(s, channels):
+def read_pixels(s):
     """How images become pixels, of the `Settings` of a ``preprocessor_config.json``."""
+    with named(s.file):
+        return pixel_settings(s)
+
+
+def pixel_settings(s):
     for name, value in (("do_rescale", True), ("do_resize", True), ("rescale_factor", 1 / 255)):
         s.must(name, value)
-    plain = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-    mean, std = (s.get(f"image_{name}", [0.5] * channels) for name in ("mean", "std"))
+    plain = {"mean": (0.0,), "std": (1.0,)}  # one for all channels
+    mean, std = (s.get(f"image_{name}", [0.5]) for name in ("mean", "std"))
     resample = s.get("resample", 2)
     if resample not in RESAMPLING:
         raise s.error("resample", resample, f"one of {sorted(RESAMPLING)}")
     size, cropped = s.get("size", None), s.get("crop_size", None)
-    square, cut = s.get("default_to_square", True), s.get("do_center_crop", False)
+    square, cut = s.flag("default_to_square", True), s.flag("do_center_crop", False)
     shortest = "shortest_edge" in size if isinstance(size, dict) else not square
     height, width = sides("size", size, s) if cut or size is not None else (0, 0)
     if shortest and not cut:
@@ -173,7 +173,7 @@ def read_pixels(s, channels):
         "data_format", "input_data_format", "return_tensors", "disable_grouping", "device",
         "do_pad", "pad_size", "image_seq_length",
     )  # fmt: skip
-    normalized = s.get("do_normalize", True)
+    normalized = s.flag("do_normalize", True)
     s.all_read()
     settings = {"mean": mean, "std": std} if normalized else plain
     settings |= {"interpolation": RESAMPLING[resample], "squash": not shortest, "crop": crop}
@@ -249,8 +249,8 @@ def written(config, weights):
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
-        "image_mean": list(config.mean),
-        "image_std": list(config.std),
+        "image_mean": np.broadcast_to(config.mean, channels).tolist(),
+        "image_std": np.broadcast_to(config.std, channels).tolist(),
         "rescale_factor": 1 / 255,
         "resample": numbers[config.interpolation],
         "size": size,

@@ -31,10 +31,10 @@ SIZES = {
     "huge": (1280, 32, 16),
 }  # fmt: skip
 LINEAR, BESIDE = huggingface.LINEAR, huggingface.BESIDE
-rules, sizes, redundant = huggingface.rules, huggingface.sizes, huggingface.redundant
+rules, redundant = huggingface.rules, huggingface.redundant
 
 
-def unpacked(settings, tensors, source):
+def unpacked(settings, config, tensors, source):
     arrays = {}
     for name, array in tensors.items():
         name = published_name(name, NAMES)
@@ -47,7 +47,7 @@ def unpacked(settings, tensors, source):
                 arrays[name.replace("attn.qkv", f"attention.attention.{part}")] = rows
     if settings.values.get("model_args", {}).get("qkv_bias") is False:
         arrays |= huggingface.unbiased(arrays, source)
-    return huggingface.unpacked(settings, arrays, source)
+    return huggingface.unpacked(settings, config, arrays, source)
 
 
 def read_config(s, pixels):
@@ -92,8 +92,8 @@ def read_config(s, pixels):
         num_heads=heads,
         pooling="token" if token else "mean",
         labels=labels and tuple(labels),
-        mean=cfg.get("mean", [0.5] * channels),
-        std=cfg.get("std", [0.5] * channels),
+        mean=cfg.get("mean", [0.5]),
+        std=cfg.get("std", [0.5]),
         interpolation=cfg.get("interpolation", "bicubic"),
         squash=mode == "squash",
         crop=cfg.get("crop_pct", 0.9),

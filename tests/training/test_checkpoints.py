@@ -147,7 +147,8 @@ def test_a_full_disk_names_the_last_good_checkpoint(tmp_path, monkeypatch):
         fsync(fd)
 
     monkeypatch.setattr(states.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left on device; the last good one is checkpoint-"):
+    message = "No space left on device: '/.*'; the last good one is checkpoint-"
+    with pytest.raises(OSError, match=message):
         fit(tmp_path, 6)
     monkeypatch.undo()
     assert Checkpoints(tmp_path).saved()
@@ -209,6 +210,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     other = small()
     other.compile()
     with pytest.raises(CheckpointError, match="does not fit the model"):
+        Checkpoints(tmp_path).resume(other)
+    write_tensors(tmp_path / "checkpoint-00000009.safetensors", {"a": np.ones(2)})
+    with pytest.raises(CheckpointError, match="009.safetensors is not a checkpoint of a training"):
         Checkpoints(tmp_path).resume(other)
 
 

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import zipfile
 
 import keras
 import numpy as np
@@ -375,6 +376,26 @@ def test_shards_and_pickled_tensors_are_read(tmp_path):
     same_logits(theirs, GPT.from_pretrained(tmp_path / "whole"))
 
 
+def test_pickled_tensors_larger_than_their_file_are_refused(tmp_path):
+    published(tmp_path)
+    import torch
+
+    (tmp_path / "model.safetensors").unlink()
+    file = tmp_path / "pytorch_model.bin"
+    for tensors, message in (
+        ({"wte.weight": torch.zeros(1).expand(10**9, 32)}, "its tensors are larger than the file"),
+        ({1: torch.zeros(1)}, "its tensors have no names"),
+        ([torch.zeros(1)], "its tensors have no names"),
+    ):
+        torch.save(tensors, file)
+        with pytest.raises(CheckpointError, match=f"{file} is not a file of tensors: {message}"):
+            GPT.from_pretrained(tmp_path)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10**6))
+    with pytest.raises(CheckpointError, match="it is compressed, which PyTorch's files are not"):
+        GPT.from_pretrained(tmp_path)
+
+
 def test_generation_config_is_honoured(tmp_path):
     published(tmp_path)
     path = tmp_path / "generation_config.json"
@@ -414,10 +435,14 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
         (dict(tie_word_embeddings=False), "tie_word_embeddings must be True: False"),
         (dict(add_cross_attention=True), "add_cross_attention must be False: True"),
         (dict(embd_pdrop=0.7), "embd_pdrop must be 0.1: 0.7"),
-        (dict(n_embd=10**12), "shape .* config.json says"),
-        (dict(n_layer=10**9), "lacks transformer.h.999999999.mlp.c_fc.weight"),
+        (dict(n_embd=10**9), r"wte.weight has shape \(300, 32\), of \(300, 10+\)"),
+        (dict(n_embd=10**12), r"config.json: dim must be less than 2\^31: 10+$"),
+        (
+            dict(n_layer=10**9),
+            r"lacks \['transformer.h.999999999.attn.c_attn.query.weight', .* more",
+        ),
         (dict(n_layer=2), r"has no \['transformer.h.2"),
-        (dict(n_head=5), "dim must divide into num_heads: 32 / 5"),
+        (dict(n_head=5), "num_heads must divide dim: 32 / 5"),
         (dict(eos_token_id=10**6), "end_id must be a token, of 300"),
         (dict(model_type="gptj"), "holds a gptj, not a GPT"),
         (dict(scale_attn_weights="no"), "scale_attn_weights must be True or False: 'no'"),
@@ -433,18 +458,18 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
     with_tensors(lambda t: t.update(surplus=np.zeros(3, "f")))
     refused(r"the model has no \['transformer.surplus'\]")
     with_tensors(lambda t: t.pop("transformer.h.1.attn.c_attn.bias"))
-    refused(r"it lacks \['transformer.h.1.attn.c_attn.key.bias'")
+    refused(r"it lacks \['transformer.h.1.attn.c_attn.query.bias', 'transf")
     with_tensors(lambda t: t.update({"transformer.h.1.attn.c_attn.bias": np.zeros(95, "f")}))
     refused(r"c_attn.bias has shape \(95,\), not three thirds")
     with_tensors(lambda t: t.update({"lm_head.weight": np.zeros((300, 32), "f")}))
     refused("lm_head.weight is not what the others say it is")
     weights.write_bytes(weights.read_bytes()[:-10])
-    refused("no complete safetensors file")
+    refused("not a complete safetensors file")
     weights.unlink()
     refused("has no model.safetensors", FileNotFoundError)
     weights.unlink()
     torch.save({"wte.weight": Harm()}, folder / "pytorch_model.bin")
-    refused("pytorch_model.bin holds no tensors alone")
+    refused("pytorch_model.bin is not a file of tensors")
     weights.rename(folder / "pytorch_model.bin")
     find = importlib.util.find_spec
     with pytest.MonkeyPatch.context() as patch:
@@ -453,7 +478,7 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
     index = folder / "model.safetensors.index.json"
     for file, message in (
         ("../gpt2/model.safetensors", "names a file outside of its folder"),
-        ("gone.safetensors", "names gone.safetensors, which is not there"),
+        ("gone.safetensors", "names 'gone.safetensors', which is not there"),
     ):
         weights.unlink()
         index.write_text(json.dumps({"weight_map": {"wte.weight": file}}))

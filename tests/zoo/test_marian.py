@@ -302,9 +302,13 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
         (dict(normalize_before=True), "normalize_before must be False: True"),
         (dict(attention_dropout=0.5), "attention_dropout must be 0: 0.5"),
         (dict(decoder_ffn_dim=64), "decoder_ffn_dim must be 48: 64"),
-        (dict(d_model=10**12), "shape .* config.json says"),
+        (dict(d_model=10**9), r"shared.weight has shape \(348, 32\), of \(348, 10+\)"),
+        (dict(d_model=10**12), r"config.json: dim must be less than 2\^31: 10+$"),
         (dict(d_model="32"), "dim must be a positive integer: '32'"),
-        (dict(encoder_layers=10**9, num_hidden_layers=10**9), "lacks model.encoder.layers.9999"),
+        (
+            dict(encoder_layers=10**9, num_hidden_layers=10**9),
+            r"lacks \['model.encoder.layers.9999",
+        ),
         (dict(decoder_layers=1), r"has no \['model.decoder.layers.1"),
         (dict(pad_token_id=10**6), "pad_token_id must be 1000000: 347"),
         (dict(share_encoder_decoder_embeddings="no"), "must be true or false: 'no'"),
@@ -316,6 +320,7 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
     for settings, message in (
         (dict(do_sample=True), "generation_config.json: do_sample must be False: True"),
         (dict(no_repeat_ngram_size=3), "no_repeat_ngram_size must be 0: 3"),
+        (dict(eos_token_id=[5]), r"generation_config.json: eos_token_id must be 0, or a list with"),
         (dict(mood="good"), r"generation_config.json has unknown settings \['mood'\]"),
         (dict(num_beams=-1), "beams must be a positive integer: -1"),
         (dict(forced_eos_token_id=7), "forced_eos_token_id must be eos_token_id"),
@@ -327,13 +332,13 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
         changed(folder / "generation_config.json", **settings)
         refused(message)
     config.write_text("{")
-    refused("config.json is no JSON")
+    refused("config.json is not valid JSON")
     config.write_text("[1]")
-    refused("config.json is no configuration: it holds a list")
+    refused("config.json is not a configuration: it holds a list")
     weights.write_bytes(weights.read_bytes()[:-100])
-    refused("model.safetensors is no complete safetensors file")
+    refused("model.safetensors is not a complete safetensors file")
     weights.rename(folder / "pytorch_model.bin")
-    refused("pytorch_model.bin holds no tensors alone")
+    refused("pytorch_model.bin is not a file of tensors")
 
     def with_tensors(change):
         tensors = load_file(weights)
@@ -348,6 +353,9 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
     refused(re.escape("fc2.weight has shape (48, 32), of (48, 32) here"))
     with_tensors(lambda t: t.update({"lm_head.weight": 2 * t["model.shared.weight"]}))
     refused("lm_head.weight is not what the others say it is")
+    positions = "model.encoder.embed_positions.weight"  # a table of this width would fill memory
+    with_tensors(lambda t: t.update({positions: np.zeros((64, 1), "f")}))
+    refused(rf"the model has no \['{positions}'\]")
     for name, content, message in (
         ("source.spm", b"x", "source.spm is not a SentencePiece model"),
         ("vocab.json", b"{", "vocab.json is no JSON"),
@@ -368,6 +376,7 @@ def test_files_that_older_versions_wrote_are_read(vocabulary, tmp_path):
         tmp_path / "config.json", bad_words_ids=[[5]], num_beams=6, max_length=12,
         static_position_embeddings=True, normalize_before=False, num_hidden_layers=2,
         extra_pos_embeddings=theirs.config.pad_token_id + 1, add_final_layer_norm=False,
+        eos_token_id=[0, 7],
     )  # fmt: skip
     (tmp_path / "generation_config.json").unlink()
     weights = tmp_path / "model.safetensors"
@@ -380,6 +389,7 @@ def test_files_that_older_versions_wrote_are_read(vocabulary, tmp_path):
     older = Transformer.from_pretrained(tmp_path)
     search = older.config.search
     assert (search.beams, search.max_tokens, search.banned) == (6, 11, ((5,),))
+    assert older.config.end_id == 0 and search.stop_tokens == (7,)
     for a, b in zip(ours.get_weights(), older.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 

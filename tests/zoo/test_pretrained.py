@@ -1,7 +1,10 @@
 import copy
 import json
+import os
 import pickle
+import resource
 import shutil
+import tracemalloc
 
 import keras
 import numpy as np
@@ -10,6 +13,7 @@ from keras import ops
 
 from polyhead.training import CheckpointError, read_tensors, write_tensors
 from polyhead.zoo import GPT, GPTConfig, Transformer, ViT, ViTConfig
+from polyhead.zoo.pretrained import Pretrained
 from tests.conftest import TENSORFLOW, small
 
 INPUTS = {"source": np.array([[5, 6, 2]]), "target": np.array([[1, 7, 8, 9]])}
@@ -67,7 +71,7 @@ def test_a_failed_save_leaves_the_model_before_it(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left.*/saved/config.json'"):
         small(num_layers=1).save_pretrained(saved)
     assert (saved / "model.safetensors").read_bytes() == before
     assert [p.name for p in saved.parent.iterdir()] == ["saved"]
@@ -106,7 +110,7 @@ def test_what_does_not_fit_is_named(saved, tmp_path):
     change_config(saved, model="GPT")
     with refused("holds a GPT, not a Transformer"):
         Transformer.from_pretrained(saved)
-    for content, message in (("{", "config.json is no JSON"), ("[]", "it holds a list")):
+    for content, message in (("{", "config.json is not valid JSON"), ("[]", "it holds a list")):
         (saved / "config.json").write_text(content)
         with refused(message):
             Transformer.from_pretrained(saved)
@@ -114,7 +118,7 @@ def test_what_does_not_fit_is_named(saved, tmp_path):
     small().save_pretrained(saved)
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with refused("model.safetensors is no complete safetensors file"):
+    with refused("model.safetensors is not a complete safetensors file"):
         Transformer.from_pretrained(saved)
 
 
@@ -347,3 +351,307 @@ def test_a_frozen_model_keeps_its_optimizers_state_in_a_keras_file(tmp_path):
     assert not copy.deepcopy(model).compiled  # the optimizer is of other weights
     model.quantize("int8")
     assert not copy.deepcopy(model).compiled
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Small models of every format: what `save_pretrained` writes, Marian's and timm's."""
+    folder = tmp_path_factory.mktemp("folders")
+    sizes = dict(num_layers=2, dim=8, num_heads=2, hidden_dim=12)
+    gpt = GPT(GPTConfig(vocab_size=20, max_length=16, end_id=0, **sizes))
+    vit = ViT(ViTConfig(image_size=16, patch_size=8, num_classes=3, **sizes))
+    models = {"gpt2": gpt, "vit": vit}
+    for name, model in models.items():
+        model.save_pretrained(folder / name, format="huggingface")
+    models |= {"GPT": gpt, "ViT": vit, "Transformer": small(**sizes)}
+    for name in ("GPT", "ViT", "Transformer"):
+        models[name].save_pretrained(folder / name)
+    marian = dict(
+        model_type="marian", vocab_size=20, d_model=8, encoder_layers=2, decoder_layers=2,
+        encoder_ffn_dim=12, decoder_ffn_dim=12, encoder_attention_heads=2,
+        decoder_attention_heads=2, max_position_embeddings=16, pad_token_id=19, eos_token_id=0,
+        decoder_start_token_id=19, activation_function="relu",
+    )  # fmt: skip
+    arguments = dict(img_size=[16, 16], in_chans=3, num_classes=3)
+    timm = dict(architecture="vit_tiny_patch8_16", pretrained_cfg={}, model_args=arguments)
+    for name, config in (("marian", marian), ("timm", timm)):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config))
+        write_tensors(folder / name / "model.safetensors", {"first": np.ones(3, "float32")})
+    return folder
+
+
+CLASSES = {
+    "GPT": GPT, "gpt2": GPT, "ViT": ViT, "vit": ViT, "timm": ViT, "Transformer": Transformer,
+    "marian": Transformer,
+}  # fmt: skip
+
+
+@pytest.fixture
+def refused(folders, tmp_path, monkeypatch):
+    """Checks that a changed folder is refused in one line, before anything is built from it."""
+
+    def build(*args, **kwargs):
+        raise AssertionError("a model is built")
+
+    monkeypatch.setattr(Pretrained, "__init__", build)
+
+    def check(name, change, message, error=CheckpointError):
+        folder = shutil.copytree(folders / name, tmp_path / name)
+        change(folder)
+        tracemalloc.start()
+        with pytest.raises(error, match=message) as raised:
+            CLASSES[name].from_pretrained(folder)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+        tracemalloc.stop()
+        line = str(raised.value)
+        shutil.rmtree(folder)
+        assert str(folder) in line and "\n" not in line and "\0" not in line and len(line) < 900
+
+    return check
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        (GPT, GPTConfig(vocab_size=20, max_length=16, end_id=0, num_layers=3, dim=8, num_heads=2)),
+        (ViT, dict(image_size=(16, 24), num_classes=3)),
+        (ViT, dict(image_size=16, num_classes=0, pooling="mean", channels=1, mean=[0], std=[1])),
+        (Transformer, dict(vocab_size=20, source_vocab_size=30, logits_bias=True)),
+        (Transformer, dict(vocab_size=20, norm="pre", decoder_layers=1)),
+    ],
+)
+def test_the_shapes_of_a_configuration_are_those_of_the_model_built(model):
+    cls, config = model
+    if isinstance(config, dict):
+        sizes = dict(num_layers=2, dim=8, num_heads=2, hidden_dim=12)
+        sizes |= {"patch_size": 8} if cls is ViT else {}
+        config = cls.Config(**sizes, **config)
+    built = {v.path: tuple(v.shape) for v in cls(config, initialize=False).weights}
+    assert dict(cls.shapes(config)) == built
+    first = next(path for path, _ in cls.shapes(config) if "_norm" in path)
+    assert first.partition("/")[0].endswith(f"_{config.num_layers - 1}")  # the last comes first
+
+
+SIZES = [
+    ("GPT", dict(num_layers=10**9), r"lacks \['block_999999999/"),
+    ("GPT", dict(dim=10**8, num_heads=1), "embeddings has shape"),
+    ("GPT", dict(max_length=10**9), "positions/embeddings has shape"),
+    ("GPT", dict(hidden_dim=2**31), "hidden_dim must be less than 2\\^31: 2147483648"),
+    ("GPT", dict(hidden_dim=10**9), "expand/kernel has shape"),
+    ("gpt2", dict(n_layer=10**9), r"lacks \['transformer.h.999999999"),
+    ("gpt2", dict(n_positions=10**9, n_ctx=10**9), "wpe.weight has shape"),
+    ("gpt2", dict(n_inner=10**9), "c_fc.weight has shape"),
+    ("ViT", dict(num_layers=10**9), r"lacks \['block_999999999/"),
+    ("ViT", dict(image_size=40_000), "positions/embeddings has shape"),
+    ("ViT", dict(channels=10**9), "mean must be of 1000000000 channels"),
+    ("ViT", dict(channels=10**9, mean=[0.5], std=[0.5]), "projection/kernel has shape"),
+    ("ViT", dict(num_classes=10**9), "head/kernel has shape"),
+    ("vit", dict(num_hidden_layers=10**9), r"lacks \['vit.encoder.layer.999999999"),
+    ("vit", dict(image_size=40_000), "position_embeddings has shape"),
+    ("vit", dict(num_labels=10**9), "id2label must be the names of 1000000000 classes"),
+    ("vit", dict(num_labels=10**9, id2label=None), "classifier.weight has shape"),
+    ("timm", dict(num_classes=10**9, model_args={"in_chans": 10**9}), r"lacks \['vit.embed"),
+    ("marian", dict(encoder_layers=10**9), r"lacks \['model.shared.weight', .*layers.999999999"),
+    ("marian", dict(d_model=10**30), "dim must be less than 2"),
+    ("Transformer", dict(decoder_layers=10**9), r"lacks \['decoder_999999999/"),
+    ("Transformer", dict(source_vocab_size=10**9), r"lacks \['source_tokens/embeddings"),
+]
+
+
+@pytest.mark.parametrize("name, settings, message", SIZES)
+def test_sizes_that_do_not_fit_the_file_are_refused_before_building(
+    name, settings, message, refused
+):
+    refused(name, lambda folder: change_config(folder, **settings), message)
+
+
+def test_channels_of_a_published_vit_are_compared_without_a_mean_for_each(refused):
+    def change(folder):
+        change_config(folder, num_channels=10**9)
+        (folder / "preprocessor_config.json").unlink()
+
+    refused("vit", change, "projection.weight has shape")
+
+
+NAN, INFINITE = float("nan"), float("inf")
+SETTINGS = [
+    ("GPT", dict(epsilon=NAN), r"epsilon must be in \(0, 1\): nan"),
+    ("GPT", dict(epsilon=-1e-5), r"epsilon must be in \(0, 1\): -1e-05"),
+    ("GPT", dict(epsilon="1e-5"), "epsilon must be in .*: '1e-5'"),
+    ("GPT", dict(dropout=NAN), r"dropout must be in \[0, 1\): nan"),
+    ("GPT", dict(dropout=False), r"dropout must be in \[0, 1\): False"),
+    ("GPT", dict(num_layers=True), "num_layers must be a positive integer: True"),
+    ("GPT", dict(num_layers=2.0), "num_layers must be a positive integer: 2.0"),
+    ("GPT", dict(activation={"class_name": "Lambda"}), "activation must be a name"),
+    ("GPT", dict(activation="a\0b\nc"), "activation must be a name"),
+    ("GPT", dict(search=[1]), "search must be a Search"),
+    ("GPT", dict(model=["x" * 5000]), "holds a .*, not a GPT"),
+    ("gpt2", dict(layer_norm_epsilon=NAN), r"epsilon must be in \(0, 1\): nan"),
+    ("gpt2", dict(resid_pdrop="9" * 3000), "embd_pdrop must be '9999"),
+    ("gpt2", dict(eos_token_id=[]), "eos_token_id must be a token, or a list of tokens"),
+    ("gpt2", dict(eos_token_id=[[0]]), "end_id must be a token"),
+    ("ViT", dict(epsilon=INFINITE), r"epsilon must be in \(0, 1\): inf"),
+    ("ViT", dict(stochastic_depth=NAN), "stochastic_depth must be in"),
+    ("ViT", dict(mean=[0.5, NAN, 0.5]), "mean must be finite numbers"),
+    ("ViT", dict(mean=[0.5, "0", 0.5]), "mean must be finite numbers"),
+    ("ViT", dict(std=[INFINITE]), "std must be positive and finite"),
+    ("ViT", dict(std=[1e-300]), "std must be positive and finite"),
+    ("ViT", dict(crop=NAN), r"crop must be in \(0, 1\]: nan"),
+    ("vit", dict(layer_norm_eps=-1), "epsilon must be in"),
+    ("vit", dict(id2label=["a", "b", "c"]), "id2label must be the names of 3 classes"),
+    ("vit", dict(architectures=5), "config.json: argument of type 'int'"),
+    ("timm", dict(pretrained_cfg={"std": [0, 1, 1]}), "std must be positive and finite"),
+    ("timm", dict(pretrained_cfg={"input_size": 5}), "config.json: 'int' object"),
+    ("marian", dict(dropout=NAN), r"dropout must be in \[0, 1\): nan"),
+    ("marian", dict(pad_token_id="19"), "config.json: can only concatenate str"),
+    ("Transformer", dict(dropout=10**400), "config.json: dropout must be in"),
+]
+
+
+@pytest.mark.parametrize("name, settings, message", SETTINGS)
+def test_a_bad_setting_is_refused_in_one_line(name, settings, message, refused):
+    refused(name, lambda folder: change_config(folder, **settings), message)
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("config.json", "", "config.json is not valid JSON"),
+        ("config.json", '{"a": ' * 100_000, "config.json is not valid JSON"),
+        ("config.json", '{"dim": 1, "dim": 1}', "not valid JSON: a name occurs twice"),
+        ("config.json", f'{{"dim": {"9" * 5000}}}', "config.json is not valid JSON"),
+        ("config.json", b"\xff", "config.json is not valid JSON"),
+        ("generation_config.json", "[]", "generation_config.json is not a configuration"),
+        ("generation_config.json", '{"do_sample": 1}', "do_sample must be True or False: 1"),
+        ("generation_config.json", '{"num_beams": "4"}', "generation_config.json: beams must"),
+        ("generation_config.json", '{"bad_words_ids": 5}', "generation_config.json: 'int' object"),
+        (
+            "generation_config.json",
+            '{"do_sample": true, "top_p": NaN}',
+            "generation_config.json: top_p must",
+        ),
+        ("model.safetensors", b"", "model.safetensors is not a complete safetensors file"),
+        ("model.safetensors", b"\xff" * 9, "model.safetensors is not a complete safetensors file"),
+    ],
+)
+def test_a_broken_file_is_refused_in_one_line(file, content, message, refused):
+    content = content if isinstance(content, bytes) else content.encode()
+    refused("gpt2", lambda folder: (folder / file).write_bytes(content), message)
+
+
+KINDS = {
+    "folder": lambda path: path.mkdir(),
+    "pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "broken link": lambda path: path.symlink_to("nowhere"),
+    "loop": lambda path: path.symlink_to(path),
+}
+FILES = ("config.json", "model.safetensors", "generation_config.json", "tokenizer.json")
+FILES += ("vocab.json", "target.spm", "tokenizer.model", "characters.txt", "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_anything_but_a_regular_file_is_refused_by_name(kind, refused):
+    for file in (*FILES, "model.safetensors.index.json", "preprocessor_config.json"):
+        error = FileNotFoundError if kind in ("broken link", "loop") else CheckpointError
+
+        def change(folder, file=file):
+            shutil.rmtree(folder)
+            folder.mkdir()
+            (folder / "config.json").write_text("{}")
+            (folder / file).unlink(missing_ok=True)
+            KINDS[kind](folder / file)
+
+        refused("gpt2", change, f"/{file}", error)
+
+
+def test_an_empty_tensor_and_a_small_table_of_positions_are_refused(refused):
+    def empty(folder):
+        change_tensors(folder, lambda t: t.update({"transformer.h": np.ones((10**9, 0), "f")}))
+
+    refused("gpt2", empty, "model.safetensors: 'transformer.h' is empty")
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(folders, tmp_path):
+    for name, tensor in (("GPT", "block_1/feed_forward/expand/bias"),
+                         ("gpt2", "transformer.h.1.mlp.c_fc.bias"),
+                         ("vit", "vit.encoder.layer.1.intermediate.dense.bias")):  # fmt: skip
+        folder = shutil.copytree(folders / name, tmp_path / name)
+        change_tensors(folder, lambda t, tensor=tensor: t[tensor].__setitem__(3, np.nan))
+        with pytest.raises(CheckpointError, match=f"safetensors: {tensor} has values .* finite"):
+            CLASSES[name].from_pretrained(folder)
+
+
+def test_numbers_of_numpy_become_pythons():
+    config = GPTConfig(
+        vocab_size=np.int64(20), dim=np.int32(8), num_layers=np.uint8(1), num_heads=2,
+        end_id=np.int64(3), dropout=np.float32(0.5), epsilon=np.float64(1e-3),
+    )  # fmt: skip
+    assert {type(x) for x in (config.vocab_size, config.dim, config.end_id)} == {int}
+    assert type(config.dropout) is type(config.epsilon) is float and config.dropout == 0.5
+    assert json.dumps(config.num_layers) == "1"
+    vit = ViTConfig(image_size=np.int64(224), mean=np.zeros(3, "float32"), crop=np.float32(0.5))
+    assert vit.image_size == (224, 224) and json.dumps([vit.mean, vit.crop, vit.image_size])
+    assert hash(vit) == hash(ViTConfig(mean=(0, 0, 0), crop=0.5))
+
+
+def test_several_end_tokens_are_read(folders, tmp_path):
+    for name, ends, stops in (("gpt2", [4, 5, 0], (5, 0)), ("gpt2", [4], ())):
+        folder = shutil.copytree(folders / name, tmp_path / name, dirs_exist_ok=True)
+        change_config(folder, eos_token_id=ends)
+        config = GPT.from_pretrained(folder).config
+        assert (config.end_id, config.search.stop_tokens) == (4, stops)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [6, 4]}')
+    assert GPT.from_pretrained(folder).config.search.stop_tokens == (6,)
+
+
+def test_a_full_disk_names_the_file_and_leaves_no_part_of_a_model(saved, monkeypatch):
+    class Tokenizer:
+        vocab_size, source_vocab_size, pad_id, start_id, end_id = 40, None, 0, 1, 2
+
+        def save(self, folder):
+            (folder / "tokenizer.model").write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(folder / "tokenizer.model"))
+
+    model, before = small(Tokenizer()), sorted(saved.iterdir())
+    with pytest.raises(OSError, match="No space left on device: '.*/saved/tokenizer.model'"):
+        model.save_pretrained(saved)
+    assert sorted(saved.iterdir()) == before
+    assert [p.name for p in saved.parent.iterdir()] == ["saved"]
+
+
+def test_a_folder_with_a_pipe_for_its_configuration_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        small(num_layers=1).save_pretrained(tmp_path)
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
+def test_a_tokenizers_file_is_named_when_the_disk_is_full(tokenizer, tmp_path):
+    from polyhead.data import BytePairs, Characters
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    pairs = BytePairs.train(["a text"], 260)
+    for one, file in ((tokenizer, "tokenizer.model"), (pairs, "tokenizer.json"),
+                      (Characters("abcd"), "characters.txt")):  # fmt: skip
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2, limits[1]))  # bytes
+        try:
+            with pytest.raises(OSError, match=f"File too large: '{tmp_path / file}'"):
+                one.save(tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
+def test_an_empty_vocabulary_is_refused_by_name(tokenizer, tmp_path):
+    from polyhead.data import MarianPieces, Subwords
+
+    table = json.dumps({"<unk>": 0, "</s>": 1, "<pad>": 2})
+    (tmp_path / "vocab.json").write_text(table)
+    (tmp_path / "source.spm").write_bytes(tokenizer.model)
+    for name, cls in (("target.spm", MarianPieces), ("tokenizer.model", Subwords)):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=f"{name}.* is empty"):
+            cls.load(tmp_path)

@@ -83,7 +83,7 @@ def test_an_example_skips_whole_sublayers():
         (dict(crop=1.5), "crop must be in"),
         (dict(crop=None), "crop must be in"),
         (dict(squash=0.5), "squash must be"),
-        (dict(num_heads=5), "dim must divide into num_heads"),
+        (dict(num_heads=5), "num_heads must divide dim"),
         (dict(stochastic_depth=1.0), "stochastic_depth must be in"),
     ],
 )
