@@ -423,7 +423,9 @@ class GPT(Pretrained):
         length = bucket(search.max_tokens)
         search = dataclasses.replace(search, max_tokens=None)
         key = (search, length, state is None, until is None)
-        found = self._compiled(
+        # Weights are compared once, not for every token of a stream.
+        found = self._searches.get(key) if state is not None else None
+        found = found or self._compiled(
             key,
             lambda prompt, count, limit, draw, state, until: self.find(
                 prompt, count, limit, length, search, draw, state=state, until=until

@@ -264,18 +264,19 @@ class Pretrained(Model):
         """``weights``, ``{path: array}``, with LoRA adapters merged into their kernels."""
         weights = dict(weights)
 
-        def merge(kernel, change):
-            weights[kernel] = weights[kernel] + change  # not in place: arrays are the caller's
+        def merge(layer, names, product):
+            paths = {v.name: v.path for v in layer.weights}
+            change = product(*(weights.pop(paths[name]) for name in names))
+            # Not in place: the arrays are the caller's.
+            weights[paths["kernel"]] = weights[paths["kernel"]] + change
 
         for layer in self._adapted():
-            down, up = (weights.pop(v.path) for v in (layer.adapter.down, layer.adapter.up))
-            merge(layer.kernel.path, layer.adapter.product(down, up))
+            merge(layer, ("down", "up"), layer.adapter.product)
         for layer in self._keras_lora():
             if layer.quantization_mode is not None:
                 raise ValueError(f"{layer.path} is quantized and has LoRA: it cannot be saved")
-            paths = {v.name: v.path for v in layer.weights}
-            a, b = (weights.pop(paths[name]) for name in ("lora_kernel_a", "lora_kernel_b"))
-            merge(paths["kernel"], layer.lora_alpha / layer.lora_rank * (a @ b))
+            scale = layer.lora_alpha / layer.lora_rank
+            merge(layer, ("lora_kernel_a", "lora_kernel_b"), lambda a, b, s=scale: s * (a @ b))
         return weights
 
     def _keras_lora(self):
