@@ -6,7 +6,7 @@ from .checkpoints import Checkpoints, mean_weights
 from .devices import from_chief, is_chief, strategy
 from .losses import SmoothedCrossEntropy
 from .metrics import bleu
-from .model import Model, compiled
+from .model import Model, build_optimizer, compiled
 from .muon import Muon
 from .schedules import InverseSquareRoot
 from .states import CheckpointError, read_tensors, write_file, write_tensors
@@ -24,6 +24,7 @@ __all__ = [
     "ValidationBleu",
     "averaged",
     "bleu",
+    "build_optimizer",
     "compiled",
     "from_chief",
     "is_chief",

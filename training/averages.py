@@ -26,6 +26,32 @@ def updates(model):
 
 
 @contextlib.contextmanager
+def counting_updates(optimizer):
+    """Within it, Keras's optimizer applies gradients at once and counts updates, not batches.
+
+    Keras accumulates gradients and overwrites weights by their averages inside a `cond`, which
+    replicas cannot do: our training step does both itself. With ``gradient_accumulation_steps`` of
+    n, Keras counts batches, n per update, and gives that count to schedules; our step counts
+    updates. On exit the optimizer is as its user made it, also after an error.
+    """
+    settings = "gradient_accumulation_steps", "ema_overwrite_frequency"
+    before = [getattr(optimizer, name) for name in settings]
+    count, batches = optimizer._iterations, before[0] or 1
+    if batches > 1:
+        rest = count.value % batches
+        count.assign(count.value // batches)
+    for name in settings:
+        setattr(optimizer, name, None)
+    try:
+        yield
+    finally:
+        for name, value in zip(settings, before, strict=True):
+            setattr(optimizer, name, value)
+        if batches > 1:
+            count.assign(count.value * batches + rest)
+
+
+@contextlib.contextmanager
 def averaged(model):
     """Within it the model's weights are their averages, where its optimizer keeps them."""
     pairs = averages(model.optimizer)

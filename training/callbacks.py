@@ -29,16 +29,39 @@ class ValidationBleu(keras.callbacks.Callback):
 
 
 class Rate:
-    """How much weight (tokens, examples) went through a model's steps, by the second."""
+    """The weight (tokens, examples) per second of a model's steps, or batches per second.
 
-    def __init__(self):
+    Batches where the steps are not ours, but a `train_step` of the user's own.
+    """
+
+    def __init__(self, unit):
+        self.unit = unit
         self.weight, self.began = 0.0, time.monotonic()
 
     def add(self, model):
-        self.weight += float(model.measured["weight"]) * model.steps_per_execution
+        weight = measured(model).get("weight")
+        self.unit = self.unit if weight is not None else "batches"
+        self.weight += (1 if weight is None else float(weight)) * model.steps_per_execution
 
     def __call__(self):
         return self.weight / max(time.monotonic() - self.began, 1e-9)
+
+
+def measured(model):
+    """What polyhead's own step measured last, empty where another step trains."""
+    return getattr(model, "measured", {})
+
+
+def learning_rate(model):
+    """The learning rate of the next update.
+
+    Keras gives a schedule the number of batches; polyhead's own step, the number of updates.
+    """
+    optimizer = inner(model.optimizer)
+    schedule = optimizer._learning_rate
+    if measured(model) and isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        return schedule(optimizer.iterations)
+    return optimizer.learning_rate
 
 
 class Progress(keras.callbacks.Callback):
@@ -65,7 +88,7 @@ class Progress(keras.callbacks.Callback):
         from rich.progress import Progress as Bar
 
         self.before = self.batches
-        self.rate = Rate()
+        self.rate = Rate(self.unit)
         console = Console(stderr=True)
         columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
         columns += (TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))
@@ -77,18 +100,16 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.rate.add(self.model)
         self.batches = self.before + batch + 1
+        self.speed = f"{self.rate():,.0f} {self.rate.unit}/s"
         if not self.bar.disable:
-            speed = f"loss {float(logs['loss']):.4f}, {self.rate():,.0f} {self.unit}/s"
-            self.bar.update(self.task, completed=batch + 1, speed=speed)
-        self.speed = self.rate()
+            loss = f"loss {float(logs['loss']):.4f}, " if "loss" in logs else ""
+            self.bar.update(self.task, completed=batch + 1, speed=f"{loss}{self.speed}")
 
     def on_epoch_end(self, epoch, logs=None):
         self.bar.stop()
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in (logs or {}).items())
         seconds = time.monotonic() - self.rate.began
-        self.say(
-            f"epoch {self.epochs():.4g}: {values}; {seconds:.0f} s, {self.speed:,.0f} {self.unit}/s"
-        )
+        self.say(f"epoch {self.epochs():.4g}: {values}; {seconds:.0f} s, {self.speed}")
 
     def on_train_end(self, logs=None):
         if self.bar is not None:
@@ -100,8 +121,8 @@ class Progress(keras.callbacks.Callback):
 
 
 class Curves(keras.callbacks.Callback):
-    """Scalars for TensorBoard: what `fit` logs at the end of an epoch, and every so many updates
-    the learning rate, the norm of the gradient and the speed.
+    """Scalars for TensorBoard: `fit`'s logs at the end of an epoch, and at an interval of updates
+    the loss, the learning rate and the speed, and the gradient norm of polyhead's own step.
 
     Args:
         folder: of TensorBoard's files.
@@ -120,31 +141,25 @@ class Curves(keras.callbacks.Callback):
 
         self.writer = tf.summary.create_file_writer(str(self.folder))
         self.written = 0
-        self.rate = Rate()
+        self.rate = Rate(self.unit)
 
     def on_train_batch_end(self, batch, logs=None):
         self.rate.add(self.model)
         update = updates(self.model)
         if update % self.every == 0 and update != self.written:
             self.written = update
-            self.write(
-                update,
-                {
-                    "loss": logs["loss"],
-                    "learning_rate": keras.ops.convert_to_numpy(
-                        inner(self.model.optimizer).learning_rate
-                    ),
-                    "gradient_norm": self.model.measured["gradient_norm"],
-                    f"{self.unit}_per_second": self.rate(),
-                },
-            )
-            self.rate = Rate()
+            found = {**logs, **measured(self.model)}
+            points = {name: found[name] for name in ("loss", "gradient_norm") if name in found}
+            points["learning_rate"] = keras.ops.convert_to_numpy(learning_rate(self.model))
+            points[f"{self.rate.unit}_per_second"] = self.rate()
+            self.write(update, points)
+            self.rate = Rate(self.unit)
 
     def on_epoch_end(self, epoch, logs=None):
         update = updates(self.model)
         self.write(update, {f"epoch/{name}": value for name, value in (logs or {}).items()})
         self.writer.flush()
-        self.rate = Rate()
+        self.rate = Rate(self.unit)
 
     def on_train_end(self, logs=None):
         self.writer.close()

@@ -12,8 +12,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from .averages import averages
+from .averages import averages, inner
 from .devices import from_chief, is_chief
+from .model import build_optimizer
 from .states import (
     CheckpointError,
     assign,
@@ -119,8 +120,14 @@ class Checkpoints(keras.callbacks.Callback):
             ):
                 raise CheckpointError(f"{saved[-1]} is not a checkpoint of a training run")
             arrays = {k: tensors.pop(k) for k in list(tensors) if k.startswith("callbacks/")}
+            state = training_state(model)
+            optimizer = inner(model.optimizer)
+            batches = getattr(optimizer, "gradient_accumulation_steps", None)
+            if batches and not about.get("counts_batches"):  # an older version's: updates
+                [name] = [name for name, v in state.items() if v is optimizer._iterations]
+                tensors[name] = tensors[name] * batches
             # An optimizer's moments may overflow while the weights stay finite.
-            assign(training_state(model), tensors, saved[-1], unchecked=("optimizer/",))
+            assign(state, tensors, saved[-1], unchecked=("optimizer/",))
         except CheckpointError as error:
             other = f"; delete it to go on from {saved[-2].name}" if len(saved) > 1 else ""
             raise CheckpointError(f"{error}{other}") from error
@@ -187,7 +194,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.updates = self.before + batch + 1
-        loss = float(logs["loss"])
+        loss = float(logs.get("loss", 0.0))  # a user's own step need not log one
         if not math.isfinite(loss):
             self.wait()
             saved = self.saved()
@@ -244,6 +251,7 @@ class Checkpoints(keras.callbacks.Callback):
             best |= {v.path: average.numpy() for v, average in averages(self.model.optimizer)}
         about = {
             "updates": self.updates,
+            "counts_batches": True,  # the optimizer's iterations, as in Keras
             "history": list(self.history),
             "callbacks": [plain(callback) for callback in self.others],
         }
@@ -301,10 +309,7 @@ def updates_of(path):
 
 def training_state(model):
     """``{name: variable}`` of all that a training changes."""
-    if keras.config.backend() == "tensorflow":
-        model.build_optimizer()
-    elif not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+    build_optimizer(model)
     # Seed generators and optimizers are numbered by the process that made them: their paths are
     # no names.
     return {

@@ -95,6 +95,16 @@ def is_chief():
     return place().chief
 
 
+def summed(tensors):
+    """A structure of a replica's tensors, summed over all replicas; so are their gradients."""
+    import tensorflow as tf
+
+    # Reduction runs where its values are, and not all of them say where that is.
+    tensors = tf.nest.map_structure(tf.identity, tensors)
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+
 def from_chief(strategy, number):
     """What ``number`` is on the chief; all workers must ask. Alone, the number itself."""
     if place().machines == 1:

@@ -1,16 +1,22 @@
 """The base of every model, and how a function of it is compiled: chosen once per backend.
 
-On TensorFlow a model trains by `replicas`; elsewhere it is a `keras.Model`, plainly.
+On TensorFlow a model trains by `replicas`; elsewhere it is a plain `keras.Model`.
 """
 
 import keras
 
+from .compiling import noticed
+
 if keras.config.backend() == "tensorflow":
-    from .replicas import Model, compiled
+    from .replicas import Model, jitted
+
+    def build_optimizer(model):
+        """Creates the variables of the model's optimizer, if there are none yet."""
+        model.build_optimizer()
 else:
     from keras import Model
 
-    def compiled(model, function):
+    def jitted(model, function):
         """``function`` of arrays, which calls ``model``, compiled by JAX."""
         import jax
 
@@ -21,5 +27,19 @@ else:
 
         return lambda *args: stateless([v.value for v in model.variables], *args)
 
+    def build_optimizer(model):
+        """Creates the variables of the model's optimizer, if there are none yet."""
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
 
-__all__ = ["Model", "compiled"]
+
+def compiled(model, function, name):
+    """``function`` of arrays, which calls ``model``, compiled once per shape.
+
+    Where that takes long, a line on stderr says that ``name`` is compiled, and another how long
+    it took.
+    """
+    return noticed(jitted(model, function), name)
+
+
+__all__ = ["Model", "build_optimizer", "compiled"]

@@ -1,6 +1,7 @@
 """The training step on TensorFlow: the same mathematics on one device or many, under XLA."""
 
 import contextlib
+import warnings
 
 import keras
 import tensorflow as tf
@@ -8,9 +9,14 @@ from keras.src.models.functional import Functional
 from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.distribute.values import DistributedVariable
 
-from .averages import averages, inner
+from .averages import averages, counting_updates, inner
+from .callbacks import Progress
+from .class_weights import class_weighted
+from .compiling import Notice
+from .devices import summed
 from .global_loss import GlobalLoss, rows, share
-from .states import random_states
+from .normalization import synchronized, synchronizing, unsynchronized
+from .states import random_states, some
 
 DEFAULT = tf.distribute.get_strategy()  # where there is none
 SUPPORTED = (
@@ -19,10 +25,12 @@ SUPPORTED = (
     tf.distribute.MirroredStrategy,
     tf.distribute.MultiWorkerMirroredStrategy,
 )
+MEASURED = "polyhead/"  # begins the names of a step's logs that go to `Model.measured`
+SHAPE = "polyhead/shape"  # of a step's input, where XLA compiles for each
 STREAM = 0x9E3779B1  # 2**32 / the golden ratio: far from its small multiples
 
 
-def compiled(model, function):
+def jitted(model, function):
     """``function`` of tensors, which calls ``model``, compiled by XLA, once per shape."""
     return tf.function(function, jit_compile=True, autograph=False)
 
@@ -47,7 +55,9 @@ class Model(keras.Model):
     batch.
 
     A `compute_loss` of your own that calls no loss of `compile` gives a mean over the replica's
-    examples; so does `add_loss`.
+    examples; so does `add_loss`. A `train_step` of your own runs as under `keras.Model`: Keras's
+    optimizer sums the gradients over the replicas, ``measured`` stays empty, and XLA is used on
+    one device only. Where it calls ``super().train_step``, all of the above holds.
     """
 
     def __new__(cls, *args, **kwargs):
@@ -70,7 +80,8 @@ class Model(keras.Model):
                 f"{type(here).__name__} is not supported: MirroredStrategy and "
                 "MultiWorkerMirroredStrategy are, and on TPUs Keras's JAX backend"
             )
-        super().compile(*args, jit_compile=False, **kwargs)
+        own = type(self).train_step is not Model.train_step
+        super().compile(*args, jit_compile=own and here is DEFAULT and jit_compile, **kwargs)
         parts = forward_backward, update_copies, whole_step
         if jit_compile and not self.run_eagerly:
             parts = (
@@ -85,6 +96,7 @@ class Model(keras.Model):
                 output_names=self._compile_loss.output_names,
             )
         self.measured = {}
+        self._notice = Notice()
         optimizer = inner(self.optimizer)
         if optimizer is not None:
             if optimizer._distribution_strategy is not here:
@@ -95,31 +107,58 @@ class Model(keras.Model):
                 )
             if isinstance(optimizer, keras.optimizers.MultiOptimizer) and here is not DEFAULT:
                 raise NotImplementedError("MultiOptimizer is not supported under a strategy")
-            # `train_step` has summed them already.
-            optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: list(
-                gradients_and_variables
-            )
-            # Keras does these two within a condition, where replicas cannot meet.
-            self._accumulate = taken(optimizer, "gradient_accumulation_steps")
-            self._overwrite = taken(optimizer, "ema_overwrite_frequency")
+            self._accumulate = optimizer.gradient_accumulation_steps
+            self._overwrite = optimizer.ema_overwrite_frequency
 
-    def fit(self, *args, **kwargs):
-        """As `keras.Model.fit`.
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        *args,
+        class_weight=None,
+        sample_weight=None,
+        **kwargs,
+    ):
+        """As `keras.Model.fit`; ``class_weight`` multiplies sample weights.
+
+        Labels are class numbers, or probabilities of classes: these weigh by their mean.
 
         Raises:
-            ConnectionError: of several machines one is gone.
+            ConnectionError: another machine is gone.
         """
-        if isinstance(args[0] if args else kwargs.get("x"), tf.data.Dataset):
+        self._assert_compile_called("fit")
+        if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns that it will not
+        if class_weight and isinstance(x, tf.data.Dataset):
+            x = x.map(lambda *batch: class_weighted(class_weight, *batch))
+            class_weight = None
+        elif class_weight and y is not None and not kwargs.get("validation_split"):
+            _, _, sample_weight = class_weighted(class_weight, None, y, sample_weight)
+            sample_weight, class_weight = sample_weight.numpy(), None
+        given = keras.tree.flatten(getattr(callbacks, "callbacks", callbacks))
+        self._notice.silent = verbose == 0 and not any(isinstance(c, Progress) for c in given)
+        kwargs |= dict(class_weight=class_weight, sample_weight=sample_weight)
         try:
-            return super().fit(*args, **kwargs)
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
         except tf.errors.OpError as error:
             if not self._on_several_machines or "Collective" not in str(error):
                 raise
             raise ConnectionError(
-                "another worker is gone, and training cannot go on without it; start the job again "
-                f"on all machines: it goes on from its last checkpoint ({type(error).__name__})"
+                "another worker is gone, and training cannot continue without it; start the job "
+                "again on all machines: it resumes from its last checkpoint "
+                f"({type(error).__name__})"
             ) from error
+        finally:
+            self._notice.silent = True
+
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, **kwargs):
+        if class_weight:
+            _, _, sample_weight = class_weighted(class_weight, None, y, sample_weight)
+        return super().train_on_batch(x, y, sample_weight, **kwargs)
 
     @property
     def _on_several_machines(self):
@@ -133,7 +172,9 @@ class Model(keras.Model):
             # Read here: the compiled function would keep the scale it began with.
             scale = self.optimizer.scale_loss(tf.ones(()))
             replica = tf.convert_to_tensor(context.replica_id_in_sync_group)
-            loss, counts, gradients, y_pred = self._forward_backward(
+            # Replicas cannot exchange moments inside a function that XLA compiles.
+            part = forward_backward if synchronized(self) else self._forward_backward
+            loss, counts, gradients, y_pred = part(
                 self, x, y, sample_weight, totals, scale, replica
             )
             norm = self._update_copies(self, summed(gradients), scale, first_loss(totals))
@@ -144,22 +185,62 @@ class Model(keras.Model):
         self._track(loss, first_loss(counts), weight)
         return {
             **self._results(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)),
-            "gradient_norm": self._logged(norm),
-            "weight": self._logged(weight),
+            f"{MEASURED}gradient_norm": norm,
+            f"{MEASURED}weight": weight,
         }
 
     def make_train_function(self, force=False):
         if self.train_function is not None and not force:
             return
         super().make_train_function(force)
-        step = self.train_function
+        step, layers = self.train_function, self._layers_to_synchronize()
 
         def function(iterator):
-            logs = step(iterator)
-            self.measured = {name: logs.pop(name) for name in ("gradient_norm", "weight")}
+            with self._notice, synchronizing(layers):
+                logs = step(iterator)
+                self._notice.ran(logs.pop(SHAPE, self._notice.shape))
+            measured = [name for name in logs if name.startswith(MEASURED)]
+            self.measured = {name.removeprefix(MEASURED): logs.pop(name) for name in measured}
             return logs
 
         self.train_function = function
+
+    def _make_function(self, step_function):
+        def step(data):
+            logs = step_function(data)
+            if not self._on_several_machines:
+                return logs
+            # There Keras cannot reduce scalars.
+            return keras.tree.map_structure(lambda value: tf.reshape(value, [-1]), logs)
+
+        def announced(data):  # which runs while it is traced
+            first = next(x for x in keras.tree.flatten(data) if isinstance(x, tf.Tensor))
+            known = first.shape.is_fully_defined()
+            self._notice.begin("training", first.shape if known else None)
+            logs = step(data)
+            whole = self._whole_step is not whole_step and self.distribute_strategy is DEFAULT
+            return {**logs, SHAPE: tf.shape(first)} if whole and not known else logs
+
+        train = step_function == self.train_step and not self.run_eagerly
+        return super()._make_function(announced if train else step)
+
+    def _layers_to_synchronize(self):
+        """The layers that exchange moments; warns of those that do not, and that XLA is off."""
+        if self.distribute_strategy is DEFAULT:
+            return []
+        names = [layer.path for layer in unsynchronized(self)]
+        if names and self.distribute_strategy.num_replicas_in_sync > 1:
+            warnings.warn(
+                f"each replica normalizes its own part of a batch in {some(names)}, so several "
+                "replicas train differently than one: use BatchNormalization(synchronized=True)",
+                stacklevel=2,
+            )
+        if (layers := synchronized(self)) and self._forward_backward is not forward_backward:
+            self._notice.say(
+                "XLA is off for the forward and backward pass: replicas exchange moments in "
+                f"{some([layer.path for layer in layers])}"
+            )
+        return layers
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -213,11 +294,7 @@ class Model(keras.Model):
             sums = summed([v.value for v in variables])
             with keras.StatelessScope(state_mapping=list(zip(variables, sums, strict=True))):
                 results = {**results, **self.get_metrics_result()}
-        return {name: self._logged(value) for name, value in results.items()}
-
-    def _logged(self, value):
-        """``value``, on several machines of shape (1,): Keras reduces no scalars there."""
-        return tf.reshape(value, (1,)) if self._on_several_machines else value
+        return results
 
     def _apply(self, gradients, weight):
         """Lets the optimizer make its step of ``gradients``, or of several batches' gradients."""
@@ -239,9 +316,6 @@ class Model(keras.Model):
         tf.cond(tf.equal(batches, self._accumulate), step_of_sums, tf.no_op)
 
     def _step(self, gradients):
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
-        if not self._overwrite:
-            return
         optimizer = inner(self.optimizer)
 
         def overwrite():
@@ -249,32 +323,40 @@ class Model(keras.Model):
                 v.assign(average.value)
             return tf.no_op()
 
-        made = tf.convert_to_tensor(optimizer.iterations)
-        due = tf.logical_and(made > 0, made % self._overwrite == 0)
-        tf.cond(due, overwrite, tf.no_op)
+        with counting_updates(optimizer):
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+            if self._overwrite:
+                made = tf.convert_to_tensor(optimizer.iterations)
+                due = tf.logical_and(made > 0, made % self._overwrite == 0)
+                tf.cond(due, overwrite, tf.no_op)
 
     def _accumulators(self):
         """Sums of gradients, of their weights, and the number of batches: the optimizer's."""
         optimizer = inner(self.optimizer)
         if not hasattr(optimizer, "_sums"):
-            optimizer._sums = (
-                [
+            if not hasattr(
+                optimizer, "_accumulated_gradients"
+            ):  # Keras's own, to be used by it too
+                optimizer._accumulated_gradients = [
                     optimizer.add_variable_from_reference(v, name="gradient_sum")
                     for v in self.trainable_weights
-                ],
+                ]
+            optimizer._sums = (
+                optimizer._accumulated_gradients,
                 optimizer.add_variable((), name="weight_sum"),
                 optimizer.add_variable((), dtype="int32", name="batches"),
             )
         return optimizer._sums
 
     def build_optimizer(self):
-        """Makes the optimizer's variables, which cannot be made while a step is traced."""
+        """Creates the optimizer's variables, which cannot be created while a step is traced."""
         if self.optimizer is None:
             return
         with self.distribute_strategy.scope():
-            if not self.optimizer.built:  # to build Keras's loss scaling twice begins it anew
-                self.optimizer.build(self.trainable_variables)
-                for v, average in averages(self.optimizer):  # else zeros, till the first update
+            if not self.optimizer.built:  # building Keras's loss scaling twice would reset it
+                with counting_updates(inner(self.optimizer)):
+                    self.optimizer.build(self.trainable_variables)
+                for v, average in averages(self.optimizer):  # else zero until the first update
                     average.assign(v.numpy())
             if self._accumulate:
                 self._accumulators()
@@ -404,24 +486,6 @@ def own_copies(model):
             v._value = values
 
 
-def summed(tensors):
-    """Tensors of this replica, summed over all."""
-    # Reduction goes where its values are, and not all of them would say where that is.
-    tensors = tf.nest.map_structure(tf.identity, tensors)
-    context = tf.distribute.get_replica_context()
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
-
-
 def first_loss(counts):
     """The count by which batches are weighed: the first loss's, or examples where there is none."""
     return counts[min(1, counts.shape[0] - 1)]
-
-
-def taken(optimizer, name):
-    """A setting of the optimizer's that is ours to do, and no more its own."""
-    if (value := getattr(optimizer, name)) is not None:
-        config = optimizer.get_config
-        optimizer.get_config = lambda: {**config(), name: value}
-        setattr(optimizer, f"polyhead_{name}", value)
-        setattr(optimizer, name, None)
-    return getattr(optimizer, f"polyhead_{name}", None)

@@ -430,6 +430,7 @@ class GPT(Pretrained):
             lambda prompt, count, limit, draw, state, until: self.find(
                 prompt, count, limit, length, search, draw, state=state, until=until
             ),
+            "generate",
         )
         if draw is not None and draw.repetition_penalty is not None:
             draw = draw._replace(seen=seen(*batch[:2]))
@@ -460,7 +461,7 @@ class GPT(Pretrained):
         rows = [row[:context] for row in rows]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = [Score(0.0, 0)] * len(rows)
-        log_likelihood = self._compiled("score", self.log_likelihood)
+        log_likelihood = self._compiled("score", self.log_likelihood, "score")
         for start in progress(range(0, len(order), batch_size)):
             chosen = order[start : start + batch_size]
             width = min(bucket(max(len(rows[i]) for i in chosen)), context)

@@ -23,6 +23,7 @@ from ..layers import MultiHeadAttention, TransformerBlock
 from ..training import (
     CheckpointError,
     Model,
+    build_optimizer,
     compiled,
     read_tensors,
     write_file,
@@ -217,8 +218,8 @@ class Pretrained(Model):
         if unknown := sorted(modes.keys() - self._quantization().keys()):
             raise ValueError(f"quantization names layers that the model has not: {some(unknown)}")
 
-    def _compiled(self, key, function):
-        """``function``, which calls the model, compiled once for each ``key``.
+    def _compiled(self, key, function, name):
+        """``function``, which calls the model for ``name``, compiled once for each ``key``.
 
         Compiled functions hold the variables that they were traced with. Where layers have got
         others (`quantize` and `enable_lora`, of the model or of a layer), all are compiled again.
@@ -230,7 +231,7 @@ class Pretrained(Model):
             self._searches.clear()
             self._compiled_for.variables = variables
         if key not in self._searches:
-            self._searches[key] = compiled(self, function)
+            self._searches[key] = compiled(self, function, name)
         return self._searches[key]
 
     def make_train_function(self, force=False):
@@ -482,7 +483,7 @@ class Pretrained(Model):
         built = config.pop("optimizer_built", False)
         self.compile(**config)
         if built:
-            self.optimizer.build(self.trainable_variables)  # for its state, which is read next
+            build_optimizer(self)  # for its state, which is read next
 
 
 @contextlib.contextmanager

@@ -329,7 +329,9 @@ class Transformer(Pretrained):
         while True:
             length = min(length, longest)
             find = self._compiled(
-                (search, length), lambda source, length=length: self.find(source, search, length)
+                (search, length),
+                lambda source, length=length: self.find(source, search, length),
+                "translate",
             )
             found = find(batch)
             if length == longest or np.all(found.complete):

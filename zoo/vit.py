@@ -279,7 +279,9 @@ class ViT(Pretrained):
             raise ValueError("a model without a head classifies nothing: num_classes is 0")
         if type(count) is not int or not 0 < count <= c.num_classes:
             raise ValueError(f"top must be from 1 to {c.num_classes}: {top!r}")
-        probabilities = self._compiled("classify", lambda images: ops.softmax(self(images)))
+        probabilities = self._compiled(
+            "classify", lambda images: ops.softmax(self(images)), "classify"
+        )
         reader, images, found = self._reader(), list(images), []
 
         def read(i):

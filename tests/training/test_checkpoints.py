@@ -108,6 +108,25 @@ def test_with_accumulation_averages_and_callbacks_too(tmp_path, devices, kind):
     assert found == pytest.approx(max(history["val_loss"]), rel=1e-6)
 
 
+def test_older_checkpoints_counted_updates(tmp_path):
+    def resumed():
+        model = small(num_layers=1)
+        model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), jit_compile=False)
+        checkpoints = Checkpoints(tmp_path, monitor="loss", mode="min")
+        checkpoints.resume(model)
+        return model, model.optimizer, checkpoints
+
+    model, optimizer, checkpoints = resumed()
+    data = tf.data.Dataset.from_tensors(batch()).repeat(3)  # a batch is left over
+    model.fit(data, callbacks=[checkpoints], verbose=0)
+    assert optimizer.iterations.numpy() == 1 and optimizer._iterations.numpy() == 2
+    path = checkpoints.saved()[-1]
+    tensors, about = read_tensors(path)
+    assert about.pop("counts_batches") and tensors["optimizer/0/iteration"] == 2
+    write_tensors(path, {**tensors, "optimizer/0/iteration": np.array(1)}, about)
+    assert resumed()[1]._iterations.numpy() == 2
+
+
 def test_a_loss_that_is_no_number_stops_and_says_where(tmp_path):
     class Poison(keras.callbacks.Callback):
         def on_train_batch_end(self, step, logs):

@@ -587,13 +587,144 @@ def test_a_users_subclass_may_be_functional():
     network.fit(dataset(BATCHES[:1]), shuffle=False, verbose=0)
 
 
-def test_the_optimizer_does_not_reduce_twice():
-    # Keras's `_all_reduce_sum_gradients` is overridden: it must exist, and be ours.
-    assert hasattr(keras.optimizers.Optimizer, "_all_reduce_sum_gradients")
-    network = small()
-    network.compile()
-    pairs = [("gradient", "variable")]
-    assert network.optimizer._all_reduce_sum_gradients(iter(pairs)) == pairs
+def settings_of(optimizer):
+    names = "gradient_accumulation_steps", "ema_overwrite_frequency", "_all_reduce_sum_gradients"
+    return [getattr(optimizer, name) for name in names], optimizer.get_config()
+
+
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_optimizer_is_the_users_after_compile_and_fit(jit_compile):
+    with strategy(2).scope():
+        model = regularized()
+        optimizer = sgd(
+            gradient_accumulation_steps=2, use_ema=True, ema_overwrite_frequency=2, momentum=0.5
+        )()
+        before, names = settings_of(optimizer), set(vars(optimizer))
+        model.compile(optimizer, cross_entropy(), jit_compile=jit_compile)
+    assert settings_of(optimizer) == before and set(vars(optimizer)) == names
+    model.fit(dataset(list(tagging(weighted=False))[:2]), verbose=0)
+    assert settings_of(optimizer) == before
+    assert optimizer.iterations.numpy() == 1 and optimizer._iterations.numpy() == 2
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_an_optimizer_is_the_users_after_a_step_that_failed(run_eagerly):
+    class Failing(keras.optimizers.SGD):
+        def update_step(self, *args):
+            raise ArithmeticError("as the user's update may")
+
+    model = regularized()
+    optimizer = Failing(0.1, gradient_accumulation_steps=2)
+    before = settings_of(optimizer)
+    model.compile(optimizer, cross_entropy(), run_eagerly=run_eagerly)
+    with pytest.raises(ArithmeticError):
+        model.fit(dataset(list(tagging(weighted=False))[:2]), verbose=0)
+    assert settings_of(optimizer) == before and optimizer._iterations.numpy() == 0
+
+
+@pytest.mark.parametrize(
+    "devices, options", [(2, {}), (1, {"gradient_accumulation_steps": 2, "clipnorm": None})]
+)
+def test_a_users_own_loop_has_the_optimizer_of_plain_keras(devices, options):
+    def looped(made, fitted):
+        keras.utils.set_random_seed(5)
+        here = strategy(devices)
+        with here.scope():
+            model = regularized()
+            model = made(model.inputs, model.outputs)
+            optimizer = keras.optimizers.SGD(0.5, **options)
+            model.compile(optimizer, cross_entropy(), jit_compile=False)
+        if fitted:  # without a change of the weights
+            optimizer.learning_rate = 0.0
+            model.fit(dataset(list(tagging(weighted=False))[:2]), verbose=0)
+            optimizer.learning_rate = 0.5
+
+        def step(x, y):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(
+                    keras.losses.sparse_categorical_crossentropy(y, model(x), from_logits=True)
+                )
+            gradients = tape.gradient(loss, [v.value for v in model.trainable_weights])
+            optimizer.apply_gradients(zip(gradients, model.trainable_weights, strict=True))
+
+        data = here.experimental_distribute_dataset(dataset(list(tagging(weighted=False))[:4]))
+        run = tf.function(lambda x, y: here.run(step, (x, y)))
+        for batch in data:
+            run(*batch)
+        for v in model.trainable_weights:
+            copies = here.experimental_local_results(v.value)
+            assert all(np.array_equal(copies[0], copy) for copy in copies)
+        return model
+
+    assert largest_difference(looped(Model, True), looped(keras.Model, False)) < 1e-6
+
+
+class OwnStep(OwnLoss):
+    """Keras's documented way to a step of one's own."""
+
+    def train_step(self, data):
+        x, y, w = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            loss = keras.Model.compute_loss(self, x, y, self(x, training=True), w)
+        gradients = tape.gradient(loss, [v.value for v in self.trainable_weights])
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        return {"own": loss, "weight": tf.constant(3.0)}
+
+    def compute_loss(self, *args, **kwargs):
+        return keras.Model.compute_loss(self, *args, **kwargs)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_train_step_of_ones_own_trains_as_in_plain_keras(devices):
+    batches = [(x, y) for x, y, _ in TAGS[:2]]  # that divide, and weigh the same
+    optimizer = sgd(global_clipnorm=None)  # which Keras applies to each replica's gradients
+    model, logs = trained(devices, OwnStep, optimizer, batches, cross_entropy(), jit_compile="auto")
+    alone, _ = trained(1, OwnLoss, optimizer, batches, loss=None)
+    assert largest_difference(model, alone) < 1e-6
+    assert logs.keys() == {"own", "weight"} and logs["weight"] == 3 and not model.measured
+
+
+def test_a_train_step_may_add_to_ours():
+    class Added(OwnLoss):
+        def train_step(self, data):
+            return {**super().train_step(data), "added": tf.constant(1.0)}
+
+    model, logs = trained(2, Added, sgd(), [(x, y) for x, y, _ in TAGS[:2]], loss=None)
+    assert logs.keys() == {"added", "loss"} and logs["added"] == 1
+    assert model.measured.keys() == {"gradient_norm", "weight"}
+
+
+def test_a_keras_file_keeps_what_was_accumulated(tmp_path):
+    model = translator()
+    model.compile(sgd(gradient_accumulation_steps=2, momentum=0.5)(), jit_compile=False)
+    model.build_optimizer()
+    for i, v in enumerate(model.optimizer.variables):
+        v.assign(np.full(v.shape, i))
+    model.save(tmp_path / "model.keras")
+    classes = {"Transformer": type(model)}
+    loaded = keras.saving.load_model(tmp_path / "model.keras", custom_objects=classes)
+    for a, b in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert loaded.optimizer.gradient_accumulation_steps == 2
+
+
+def test_a_model_of_the_zoo_may_have_a_train_step_of_its_own():
+    from polyhead.zoo import GPT
+
+    class Own(GPT):
+        def train_step(self, data):
+            x, y, w = keras.utils.unpack_x_y_sample_weight(data)
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x, training=True), w)
+            gradients = tape.gradient(loss, [v.value for v in self.trainable_weights])
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+            return {"own": loss}
+
+    model = Own.preset("char", vocab_size=V, num_layers=1, dim=16, num_heads=2, end_id=0)
+    model.compile(sgd()())
+    x, y, w = TAGS[0]
+    first, last = model.fit(dataset([(x, y, w)] * 2), epochs=2, verbose=0).history["own"]
+    assert last < first
 
 
 def test_a_built_model_is_not_built_from_data():

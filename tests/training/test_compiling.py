@@ -1,0 +1,103 @@
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from polyhead.training import Model, Progress, compiled, compiling
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(compiling, "PATIENCE", 0.0)
+
+
+def slow(x):
+    time.sleep(0.05)  # while it is traced
+    return x + 1.0
+
+
+def test_a_compilation_is_said_once_for_each_shape(impatient, capsys):
+    function = compiled(None, slow, "generate")
+    function(np.ones((2, 3), "float32"))
+    said = capsys.readouterr()
+    first, last = said.err.splitlines()
+    assert first == "compiling generate for (2, 3) ..."
+    assert last.startswith("compiled generate for (2, 3): the first call took 0.") and not said.out
+    function(np.ones((2, 3), "float32"))
+    assert not capsys.readouterr().err
+    function(np.ones((2, 4), "float32"))
+    assert "generate for (2, 4)" in capsys.readouterr().err
+
+
+def test_a_quick_compilation_says_nothing(capsys):
+    compiled(None, lambda x: x + 1.0, "generate")(np.ones(3, "float32"))
+    assert not capsys.readouterr().err
+
+
+def test_without_interactive_logging_nothing_is_said(impatient, capsys, monkeypatch):
+    monkeypatch.setattr(keras.config, "is_interactive_logging_enabled", lambda: False)
+    compiled(None, slow, "generate")(np.ones((2, 3), "float32"))
+    assert not capsys.readouterr().err
+
+
+def test_only_the_chief_says_it(impatient, capsys, monkeypatch):
+    monkeypatch.setattr(compiling, "is_chief", lambda: False)
+    compiled(None, slow, "generate")(np.ones((2, 3), "float32"))
+    assert not capsys.readouterr().err
+
+
+def test_a_compilation_that_fails_is_not_said_to_be_done(impatient, capsys):
+    def failing(x):
+        time.sleep(0.05)
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        compiled(None, failing, "generate")(np.ones((2, 3), "float32"))
+    assert capsys.readouterr().err == "compiling generate for (2, 3) ...\n"
+
+
+def test_the_first_fit_says_that_it_compiles(impatient, capsys):
+    x = keras.Input([3])
+    model = Model(x, keras.layers.Dense(1)(x))
+    model.compile("sgd", "mse", jit_compile=False)
+    data = tf.data.Dataset.from_tensors((np.ones((4, 3)), np.ones((4, 1))))
+
+    def said(**options):
+        model.fit(data, **options)
+        return capsys.readouterr().err
+
+    assert not said(verbose=0)
+    model.compile("sgd", "mse", jit_compile=False)
+    first = said(verbose=0, callbacks=[Progress(say=lambda line: None)])
+    assert "compiling training for (4, 3) ...\ncompiled training for (4, 3): the first" in first
+    assert not said(verbose=2)
+    model.compile("sgd", "mse", jit_compile=False)
+    assert "compiled training" in said(verbose=2)
+
+
+def test_fit_says_that_xla_compiles_for_another_shape(capsys, monkeypatch):
+    x = keras.Input([None, 3])
+    model = Model(x, keras.layers.Dense(1)(x))
+    model.compile("sgd", "mse", jit_compile=True)
+    sizes = [2, 3, 3, 2, 4]
+
+    class Slowly(keras.callbacks.Callback):
+        """All batches but the last are slow."""
+
+        def on_train_batch_begin(self, batch, logs=None):
+            monkeypatch.setattr(compiling, "PATIENCE", 0.0 if batch < 4 else 100.0)
+
+    data = tf.data.Dataset.from_generator(
+        lambda: ((np.ones((4, n, 3)), np.ones((4, n, 1))) for n in sizes),
+        output_signature=(tf.TensorSpec([4, None, 3]), tf.TensorSpec([4, None, 1])),
+    )
+    data = data.apply(tf.data.experimental.assert_cardinality(5))
+    model.fit(data, verbose=2, callbacks=[Slowly()])
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == "compiling training ..."
+    assert [line.split(":")[0] for line in others] == [
+        "compiled training for (4, 2, 3)", "compiled training for (4, 3, 3)",
+    ]  # fmt: skip
+    assert "shape" not in model.measured

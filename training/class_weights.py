@@ -1,0 +1,54 @@
+"""Class weights, as sample weights."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+
+def class_weighted(class_weight, x, y=None, sample_weight=None):
+    """A batch ``(x, y, sample_weight)`` whose weights are multiplied by those of its classes.
+
+    Args:
+        class_weight: ``{class: weight}``; other classes weigh 1.
+        x: anything.
+        y: class numbers (B,), (B, 1) or of the shape of ``sample_weight``, as of tokens; or
+            probabilities of the classes (B, ..., K), one-hot or mixed: then the mean of the
+            classes' weights counts.
+        sample_weight: 1 if not given.
+
+    Raises:
+        ValueError: a class is not a number, a weight is not finite or negative, or ``y`` is not one
+            tensor.
+    """
+    try:
+        table = {int(c): float(weight) for c, weight in class_weight.items()}
+        valid = min(table) >= 0 and all(0 <= w < math.inf for w in table.values())
+    except (AttributeError, TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(f"class_weight must be {{class number: weight >= 0}}: {class_weight!r}")
+    if y is None or keras.tree.is_nested(y):
+        raise ValueError(f"class_weight needs the labels of one output, a tensor: {type(y)}")
+    y = tf.convert_to_tensor(y)
+    if y.shape.rank is None:
+        raise ValueError("class_weight needs labels of a known rank")
+    table = tf.constant([table.get(c, 1.0) for c in range(max(table) + 1)], "float32")
+
+    def weights(classes):
+        known = (classes >= 0) & (classes < len(table))
+        return tf.where(known, tf.gather(table, tf.where(known, classes, 0)), 1.0)
+
+    own = None if sample_weight is None else tf.cast(sample_weight, "float32")
+    each = own is not None and y.dtype.is_integer and own.shape.is_compatible_with(y.shape)
+    if each or y.shape.rank == 1 or y.shape[-1] == 1:
+        classes = y if each or y.shape.rank == 1 else tf.squeeze(y, -1)
+        weight = weights(tf.cast(tf.round(classes), "int32"))
+    else:
+        classes = tf.range(tf.shape(y)[-1])
+        weight = tf.reduce_sum(tf.cast(y, "float32") * weights(classes), -1)
+    if own is None:
+        return x, y, weight
+    while weight.shape.rank < own.shape.rank:
+        weight = weight[..., None]
+    return x, y, own * weight

@@ -1,0 +1,85 @@
+"""Lines on stderr about compilations that take long."""
+
+import sys
+import threading
+import time
+
+import keras
+
+from .devices import is_chief
+
+# Seconds. Nobody wonders about a shorter wait, and small models stay silent.
+PATIENCE = 2.0
+
+
+class Notice:
+    """A context that says what is compiled in it, and how long the call took that compiled it.
+
+    It says nothing within the first `PATIENCE` seconds, where `keras.config` has interactive
+    logging disabled, on machines other than the chief, and while ``silent``. Each line is written
+    whole, so that it appears above the progress bars of rich.
+    """
+
+    def __init__(self, silent=True):
+        self.silent = silent
+        self.timer = None
+        self.seen = set()
+
+    def __enter__(self):
+        self.entered, self.shape = time.monotonic(), None
+        return self
+
+    def begin(self, name, shape=None):
+        """Says that compiling ``name`` has begun, for an input of this shape if it is known."""
+        if self.timer is not None:
+            return
+        self.name, self.shape = name, shape
+        line = f"compiling {name}{self.of(shape)} ..."
+        self.timer = threading.Timer(PATIENCE, self.say, [line])
+        self.timer.daemon = True
+        self.timer.start()
+
+    def ran(self, shape):
+        """The input's shape as a tensor: XLA compiles for each, though tracing did not know it.
+
+        It is read only after slow calls, so that others need not wait for a device.
+        """
+        self.shape = shape
+
+    def __exit__(self, error, *_):
+        seconds = time.monotonic() - self.entered
+        timer, self.timer = self.timer, None
+        if timer is not None:
+            timer.cancel()
+        if seconds <= PATIENCE or error is not None or (timer, self.shape) == (None, None):
+            return
+        shape = None if self.shape is None else tuple(int(size) for size in self.shape)
+        if timer is not None or shape not in self.seen:
+            self.say(f"compiled {self.name}{self.of(shape)}: the first call took {seconds:.1f} s")
+        self.seen.add(shape)
+
+    def of(self, shape):
+        return "" if shape is None else f" for {tuple(shape)}"
+
+    def say(self, line):
+        if not self.silent and keras.config.is_interactive_logging_enabled() and is_chief():
+            print(line, file=sys.stderr, flush=True)
+
+
+def noticed(function, name):
+    """``function`` of arrays, which is compiled when it is first called for a shape."""
+    seen = set()
+
+    def call(*args):
+        key = (args[0].shape, *(argument is None for argument in args))
+        if key in seen:
+            return function(*args)
+        with Notice(silent=False) as notice:
+            notice.begin(name, args[0].shape)
+            found = function(*args)
+        seen.add(key)
+        return found
+
+    # A method of what `tf.function` returns.
+    call.experimental_get_tracing_count = getattr(function, "experimental_get_tracing_count", None)
+    return call

@@ -1,0 +1,53 @@
+"""Batch normalization over all replicas."""
+
+import contextlib
+from functools import partial
+
+import keras
+import tensorflow as tf
+
+from .devices import summed
+
+
+def synchronized(model):
+    """The layers in training that normalize by the batch of all replicas."""
+    return [layer for layer in in_training(model) if layer.synchronized]
+
+
+def unsynchronized(model):
+    """The layers in training that normalize by the batch of their own replica."""
+    return [layer for layer in in_training(model) if not layer.synchronized]
+
+
+def in_training(model):
+    layers = model._flatten_layers()
+    return [x for x in layers if isinstance(x, keras.layers.BatchNormalization) and x.trainable]
+
+
+@contextlib.contextmanager
+def synchronizing(layers):
+    """Within it, ``layers`` use `moments`: Keras's do not synchronize those of masked inputs."""
+    for layer in layers:
+        layer._moments = partial(moments, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer._moments
+
+
+def moments(layer, inputs, mask):
+    """The mean and variance of all replicas' ``inputs``, of what ``mask`` leaves of them."""
+    weight = tf.ones_like(inputs)
+    if mask is not None:
+        weight *= tf.cast(mask, inputs.dtype)[..., None]
+
+    def mean(values):
+        sums = [tf.reduce_sum(x, layer._reduction_axes) for x in (values * weight, weight)]
+        total, count = summed(sums)
+        return tf.math.divide_no_nan(total, count)
+
+    mean_here = mean(inputs)
+    shape = [1] * inputs.shape.rank
+    shape[layer.axis] = -1
+    return mean_here, mean(tf.square(inputs - tf.reshape(mean_here, shape)))
