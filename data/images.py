@@ -191,13 +191,12 @@ class Pixels:
         return encoded, {"images": tf.TensorSpec([None, *self.size, self.channels], tf.float32)}
 
     def examples(self):
-        """The same, as lists, that an export is asked."""
+        """Example values of `specs`: warm-up requests of an export."""
         random = np.random.default_rng(0)
         squares = random.integers(0, 256, (4, 8, 12, self.channels)).astype("uint8")
         files = [tf.io.encode_png(square).numpy() for square in squares]
         pixels = random.integers(0, 256, (1, *self.size, self.channels)).astype("float32")
-        encoded = [{"image_bytes": files[:n]} for n in (1, len(files))]
-        return encoded, [{"images": pixels.tolist()}]
+        return {"image_bytes": files}, {"images": pixels.tolist()}
 
 
 def named(labels):

@@ -15,7 +15,7 @@ MASKED = -1e9  # the softmax is in float32, so this neither overflows nor makes 
 
 def padding_mask(tokens, pad_id):
     """``tokens`` (B, S) -> mask (B, 1, 1, S): every position may attend to all but padding."""
-    return ops.not_equal(tokens, pad_id)[:, None, None, :]
+    return ops.expand_dims(ops.not_equal(tokens, pad_id), (1, 2))
 
 
 def causal_mask(length, source_length=None, start=0):

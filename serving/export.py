@@ -1,13 +1,12 @@
-"""From functions to a folder that TensorFlow Serving loads: complete or not at all."""
+"""From functions to a folder that TensorFlow Serving loads, which appears atomically."""
 
 import base64
 import json
 import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,14 @@ import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from .contract import ContractError, check_operations
+from .folder import temporary_folder
 
 SERVED = (tf.string, tf.float32, tf.int32, tf.int64, tf.bool)
+
+BATCH_SIZES = (1, 4, 8, 16, 32)  # that the server pads to, and that are warmed up
+COMPARED = 8  # rows of the largest warm-up request whose answer is compared
+LARGEST = 32 * 2**20  # bytes of a warm-up request
+SERVER = "tensorflow/serving:2.20.0"  # the newest image; it runs graphs of TensorFlow 2.21
 
 README = """\
 # {name}, for TensorFlow Serving
@@ -31,26 +36,38 @@ In this folder:
 
     docker run --rm -p 8500:8500 -p 8501:8501 \\
         --mount type=bind,source="$PWD",target=/models/{name},readonly \\
-        tensorflow/serving \\
+        {server} \\
         --model_config_file=/models/{name}/models.config \\
+        --monitoring_config_file=/models/{name}/monitoring.config \\
         --enable_batching --batching_parameters_file=/models/{name}/batching.config
 
-A binary on the path does as well, with `base_path` in `models.config` changed to this folder:
+A `tensorflow_model_server` on the path works too. Change `base_path` in `models.config` to this
+folder first:
 
     tensorflow_model_server --port=8500 --rest_api_port=8501 \\
-        --model_config_file=models.config \\
+        --model_config_file=models.config --monitoring_config_file=monitoring.config \\
         --enable_batching --batching_parameters_file=batching.config
 
-## Ask it
+The server is ready when <http://localhost:8501/v1/models/{name}> answers with status 200 and the
+state "AVAILABLE". Prometheus reads <http://localhost:8501/monitoring/prometheus/metrics>.
 
-    curl -d '{request}' \\
+## Query it
+
+    curl -d {request} \\
         http://localhost:8501/v1/models/{name}:predict
 
-With `"signature_name": "..."` before `"instances"` another signature answers.
+To query another signature, put `"signature_name": "..."` before `"instances"`.
 
-Without a server, through the same C++ loader (`--help` tells more):
+Without a server, through the same C++ loader:
 
-    python -m polyhead.serving.loader {version} '{texts}'
+    python -m polyhead.serving.loader {version} {argument}
+    echo {request} | python -m polyhead.serving.loader {version}
+
+In Python, with tensorflow-text installed:
+
+    import tensorflow as tf
+    import tensorflow_text  # registers the tokenizer's operations; not needed for images
+    model = tf.saved_model.load("{version}").signatures["serving_default"]
 """
 
 MODELS = """\
@@ -59,37 +76,46 @@ model_config_list {{
     name: "{name}"
     base_path: "/models/{name}"
     model_platform: "tensorflow"
-    # The newest version is served. To serve two, as a canary and a stable one:
+    # The server serves the newest version. To serve two, a canary and a stable one, uncomment these
+    # lines and start the server with --allow_version_labels_for_unavailable_models: it assigns
+    # labels before it has loaded the versions.
     # model_version_policy {{ specific {{ versions: 1 versions: 2 }} }}
     # version_labels {{ key: "stable" value: 1 }}
+    # version_labels {{ key: "canary" value: 2 }}
   }}
 }}
 """
 
 BATCHING = """\
-# Requests that arrive together are run as one batch; sizes are padded up to one of these.
-max_batch_size { value: 32 }
-batch_timeout_micros { value: 2000 }
-max_enqueued_batches { value: 100 }
-num_batch_threads { value: 2 }
-allowed_batch_sizes: 1
-allowed_batch_sizes: 4
-allowed_batch_sizes: 8
-allowed_batch_sizes: 16
-allowed_batch_sizes: 32
+# Requests that arrive together run as one batch, padded to the next of the allowed sizes.
+max_batch_size {{ value: {largest} }}
+batch_timeout_micros {{ value: 2000 }}
+max_enqueued_batches {{ value: 100 }}
+num_batch_threads {{ value: 2 }}
+{allowed}
+"""
+
+MONITORING = """\
+prometheus_config {
+  enable: true
+  path: "/monitoring/prometheus/metrics"
+}
 """
 
 
 def export(folder, name, signatures, variables, tracked=()):
-    """Writes a SavedModel as the next version of ``folder``, with what the server needs.
+    """Writes a SavedModel as the next version of ``folder``, with the server's configuration.
+
+    The version appears atomically, after the server's C++ loader has answered all of its warm-up
+    requests, those of up to `COMPARED` rows as the functions do.
 
     Args:
         folder: the model's base folder: versions are the folders 1, 2, ... in it.
-        name: of the model, in the server's configuration and addresses.
-        signatures: ``{name: (function, {input: tf.TensorSpec}, examples)}``; a function takes
-            those inputs by keyword and gives a dict of tensors, all with the batch as first axis.
-            Examples are lists of values for the inputs, a dict each: the saved model is asked
-            them before it counts as written, and they are its warm-up requests.
+        name: the model's name in the server's configuration and addresses.
+        signatures: ``{name: (function, {input: tf.TensorSpec}, {input: list of values})}``; a
+            function takes those inputs by keyword and returns a dict of tensors, all with the batch
+            as first axis. The values are example rows, the first one cheap to compute: the warm-up
+            requests, one for each of `BATCH_SIZES`, are made of them.
         variables: the Keras variables that the functions read.
         tracked: `tf.Module`s that the functions use: tokenizers, for instance.
 
@@ -97,7 +123,7 @@ def export(folder, name, signatures, variables, tracked=()):
         the version's folder.
 
     Raises:
-        ContractError: TensorFlow Serving would refuse it, or it answers otherwise than before.
+        ContractError: TensorFlow Serving would refuse it, or it does not answer as the functions.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -110,27 +136,39 @@ def export(folder, name, signatures, variables, tracked=()):
         key: tf.function(function, autograph=False).get_concrete_function(**inputs)
         for key, (function, inputs, _) in signatures.items()
     }
-    beside = Path(tempfile.mkdtemp(prefix=".export.", dir=folder))
-    try:
-        tf.saved_model.save(module, str(beside), signatures=functions)
-        check_operations(beside)
+    with temporary_folder(folder, "export") as beside:
+        saved = beside / "saved"
+        tf.saved_model.save(module, str(saved), signatures=functions)
+        check_operations(saved)
         requests = [
-            (key, {k: tf.constant(v, inputs[k].dtype) for k, v in example.items()})
+            (key, request)
             for key, (_, inputs, examples) in signatures.items()
-            for example in examples
+            for request in warmup_requests(inputs, examples)
         ]
-        check_answers(beside, functions, requests)
-        write_warmup(beside, name, requests)
-        beside.chmod(0o755)  # mkdtemp's folders are their owner's alone: the server is another user
-        version = rename_to_next_version(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    write_server_files(folder, name, version, signatures)
+        check_answers(saved, functions, requests)
+        write_warmup(saved, name, requests)
+        version = rename_to_next_version(saved, folder)
+        write_server_files(beside, folder, name, version, signatures)
     return version
 
 
+def warmup_requests(inputs, examples):
+    """A request of each batch size: the first examples, or, of more rows, the first one repeated.
+
+    Each is a dict of tensors. Long texts, repeated, would make an export and each start of a server
+    slow.
+    """
+    examples = {k: tf.constant(v, inputs[k].dtype) for k, v in examples.items()}
+    [count] = {len(values) for values in examples.values()}
+    row = sum(v.dtype.size * v[0].shape.num_elements() for v in examples.values())
+    for size in BATCH_SIZES:
+        if size == 1 or size * row <= LARGEST:
+            rows = np.arange(size) if size <= count else np.zeros(size, int)
+            yield {k: tf.gather(v, rows) for k, v in examples.items()}
+
+
 def check_answers(saved, functions, requests):
-    """Asks the saved model through the C++ loader, as the server would, and compares."""
+    """Queries the saved model through the C++ loader, as the server would, and compares."""
     lines = "".join(
         json.dumps({"signature_name": key, "inputs": {k: as_json(v) for k, v in example.items()}})
         + "\n"
@@ -139,18 +177,20 @@ def check_answers(saved, functions, requests):
     loader = [sys.executable, "-m", "polyhead.serving.loader", str(saved)]
     # On the CPU: this process may hold all of a GPU's memory.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    asked = subprocess.run(loader, input=lines, env=environment, capture_output=True, text=True)
-    if asked.returncode:
-        raise ContractError(f"the saved model does not answer: {asked.stderr.strip()[-2000:]}")
-    answers = [json.loads(line) for line in asked.stdout.splitlines()]
+    done = subprocess.run(loader, input=lines, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise ContractError(f"the saved model does not answer: {done.stderr.strip()[-2000:]}")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
     for (signature, example), answer in zip(requests, answers, strict=True):
-        expected = functions[signature](**example)
         batch = len(next(iter(example.values())))
+        if batch > COMPARED:
+            continue
+        expected = functions[signature](**example)
         for key, value in expected.items():
             if value.shape.rank == 0 or value.shape[0] != batch or value.dtype not in SERVED:
                 raise ContractError(
-                    f"an output must be of {batch} rows for as many inputs, and of a type that "
-                    f"REST can tell: {key} of {signature} is {value.dtype.name} {value.shape}"
+                    f"an output must have as many rows as the inputs, {batch}, and a type that "
+                    f"REST can return: {key} of {signature} is {value.dtype.name} {value.shape}"
                 )
             if value.dtype == tf.string:
                 flat = tf.reshape(value, [-1]).numpy()
@@ -165,7 +205,7 @@ def check_answers(saved, functions, requests):
 
 
 def as_json(value):
-    """A tensor or a list as JSON; bytes that are no text as the server's REST has them."""
+    """A tensor or a list as JSON; bytes that are not UTF-8 are in base64, as in REST."""
     if isinstance(value, tf.Tensor):
         value = value.numpy().tolist()
     if isinstance(value, list):
@@ -179,7 +219,7 @@ def as_json(value):
 
 
 def write_warmup(saved, name, requests):
-    """Requests that the server runs when it loads the model: the first user need not wait."""
+    """Writes requests that the server runs when it loads the model, before its first user's."""
     extra = saved / "assets.extra"
     extra.mkdir()
     with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as writer:
@@ -194,43 +234,43 @@ def write_warmup(saved, name, requests):
             writer.write(log.SerializeToString())
 
 
-def rename_to_next_version(beside, folder):
-    """Gives ``beside`` the next free number; another export may take one at the same time."""
+def rename_to_next_version(saved, folder):
+    """Gives ``saved`` the next free number; another export may take one at the same time."""
     while True:
         taken = [int(p.name) for p in folder.iterdir() if re.fullmatch(r"[0-9]+", p.name)]
         version = folder / str(max(taken, default=0) + 1)
         try:
-            os.rename(beside, version)
+            os.rename(saved, version)
             return version
         except OSError:
             if not version.exists():
                 raise
 
 
-def write_server_files(folder, name, version, signatures):
-    """``models.config``, ``batching.config`` and a README with the container's commands."""
-    example = signatures["serving_default"][2][-1]
-    instances = [
-        dict(zip(example, map(as_json, row), strict=True))
-        for row in zip(*example.values(), strict=True)
-    ]
-    first = next(iter(example.values()))[0]
+def write_server_files(beside, folder, name, version, signatures):
+    """Writes the server's configuration and a README with its commands to ``folder``."""
+    first = {k: as_json(values[0]) for k, values in signatures["serving_default"][2].items()}
+    value = next(iter(first.values()))
     listed = "\n".join(
         f"- `{key}`: " + ", ".join(f"`{k}` {spec.dtype.name} (batch)" for k, spec in inputs.items())
         for key, (_, inputs, _) in signatures.items()
     )
     texts = {
         "models.config": MODELS.format(name=name),
-        "batching.config": BATCHING,
+        "monitoring.config": MONITORING,
+        "batching.config": BATCHING.format(
+            largest=BATCH_SIZES[-1],
+            allowed="\n".join(f"allowed_batch_sizes: {size}" for size in BATCH_SIZES),
+        ),
         "README.md": README.format(
             name=name,
+            server=SERVER,
             version=version.name,
             signatures=listed,
-            request=json.dumps({"instances": instances[:1]}),
-            texts="photo.jpg" if isinstance(first, bytes) else first,
+            request=shlex.quote(json.dumps({"instances": [first]}, ensure_ascii=False)),
+            argument=shlex.quote(value if isinstance(value, str) else "photo.jpg"),
         ),
     }
     for file, text in texts.items():
-        beside = folder / f".{file}.{os.getpid()}"
-        beside.write_text(text)
-        os.replace(beside, folder / file)
+        (beside / file).write_text(text, "utf-8")
+        os.replace(beside / file, folder / file)

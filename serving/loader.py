@@ -3,15 +3,17 @@
     python -m polyhead.serving.loader EXPORT/1 "A dog runs."
     python -m polyhead.serving.loader --signature beam EXPORT/1 "A dog runs."
     python -m polyhead.serving.loader EXPORT/1 photo.jpg
+    echo '{"instances": [{"text": "A dog runs."}]}' | python -m polyhead.serving.loader EXPORT/1
 
-TensorFlow Serving loads with this loader and runs sessions, with XLA off and with no operation
-but core TensorFlow's and TensorFlow Text's. So does this module, through the C API, in a process
-that must not have imported Python's tensorflow: what works here does not lean on Python.
+TensorFlow Serving loads with this loader and runs sessions, with XLA off and with no operations
+but those of core TensorFlow and TensorFlow Text. This module does the same through the C API, in a
+process that has not imported tensorflow, so that a model that works here does not depend on Python.
 """
 
 import argparse
 import base64
 import binascii
+import contextlib
 import ctypes
 import importlib.util
 import json
@@ -40,73 +42,119 @@ class Bytes(ctypes.Structure):
 class SavedModel:
     """A SavedModel whose signatures take and give strings, floats and integers of 32 bits.
 
-    What they take is of shape (B,), or lists of lists of numbers. Bytes that are no text are
+    Inputs have shape (B,), or are nested lists of numbers. Bytes that are not valid UTF-8 are
     ``{"b64": "..."}``, as in the server's REST interface.
 
+    TensorFlow's libraries are loaded without making their symbols global, so that modules with an
+    OpenSSL of their own (hashlib, ssl), and tensorflow itself, can be imported afterwards.
+
     Raises:
-        RuntimeError: TensorFlow refuses to load or to run it; the message is its own.
+        RuntimeError: TensorFlow cannot load or run it; the message is TensorFlow's.
     """
 
     def __init__(self, folder):
         if "tensorflow" in sys.modules:
-            raise RuntimeError("tensorflow is imported already: load in a process of its own")
+            raise RuntimeError(
+                "tensorflow is already imported: load the model in another process, without it"
+            )
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        root = package("tensorflow")
-        framework = ctypes.CDLL(root / "libtensorflow_framework.so.2", mode=ctypes.RTLD_GLOBAL)
-        self._libraries = (ctypes.CDLL(root / "libtensorflow_cc.so.2"), framework)
-        # model_servers/main.cc does so too, unless a flag says otherwise.
-        self._c("_ZN10tensorflow21DisableXlaCompilationEv", None)
+        # Symbols are also looked up in the libraries that this one needs.
+        self._library = ctypes.CDLL(str(package("tensorflow") / "libtensorflow_cc.so.2"))
         for library in sorted(package("tensorflow_text").glob("python/ops/_*.so")):
             self._checked("TF_LoadLibrary", POINTER, str(library).encode())
         self._graph = self._c("TF_NewGraph", POINTER)
         meta_graph = Bytes()
         tags = (ctypes.c_char_p * 1)(b"serve")
-        self._session = self._checked(
-            "TF_LoadSessionFromSavedModel",
-            POINTER,
-            POINTER(self._c("TF_NewSessionOptions", POINTER)),
-            None,
-            os.fsencode(folder),
-            tags,
-            1,
-            POINTER(self._graph),
-            ctypes.byref(meta_graph),
-        )
+        with self._without_xla():
+            self._session = self._checked(
+                "TF_LoadSessionFromSavedModel",
+                POINTER,
+                POINTER(self._c("TF_NewSessionOptions", POINTER)),
+                None,
+                os.fsencode(folder),
+                tags,
+                1,
+                POINTER(self._graph),
+                ctypes.byref(meta_graph),
+            )
         self.signatures = read_signatures(ctypes.string_at(meta_graph.data, meta_graph.length))
+
+    def answer(self, request, signature="serving_default"):
+        """Answers a request to the server's REST interface, decoded from JSON.
+
+        ``{"instances": [...]}`` holds rows: values, or objects with a value for each input. It
+        gives ``{"predictions": [...]}``: values, or objects where there are several outputs.
+        ``{"inputs": ...}`` holds columns: a list, or an object with a list for each input. It gives
+        ``{output: list}``, which the server puts under "outputs". ``"signature_name"`` selects
+        another signature.
+        """
+        if not isinstance(request, dict):
+            raise RuntimeError(f"a request must be a JSON object, not {request!r:.100}")
+        if ("instances" in request) == ("inputs" in request):
+            raise RuntimeError(
+                f"a request must have either 'instances' or 'inputs': {request!r:.100}"
+            )
+        signature = request.get("signature_name", signature)
+        inputs = sorted(self._signature(signature)[0])
+        if "instances" in request:
+            outputs = self(columns(request["instances"], inputs), signature)
+            if len(outputs) == 1:
+                return {"predictions": next(iter(outputs.values()))}
+            rows = zip(*outputs.values(), strict=True)
+            return {"predictions": [dict(zip(outputs, row, strict=True)) for row in rows]}
+        given = request["inputs"]
+        if isinstance(given, list) and len(inputs) == 1:
+            given = {inputs[0]: given}
+        return self(given, signature)
 
     def __call__(self, feeds, signature="serving_default"):
         """``{input: list of values}`` -> ``{output: list}``, nested as its axes are."""
-        if signature not in self.signatures:
-            raise RuntimeError(f"no signature {signature!r}; there are {sorted(self.signatures)}")
-        inputs, outputs = self.signatures[signature]
+        inputs, outputs = self._signature(signature)
         if not isinstance(feeds, dict) or not all(isinstance(v, list) for v in feeds.values()):
-            raise RuntimeError(f"inputs are lists of values by name, not {feeds!r:.100}")
+            raise RuntimeError(f"inputs must be lists of values by name, not {feeds!r:.100}")
         if set(feeds) != set(inputs):
             raise RuntimeError(f"{signature} takes {sorted(inputs)}, not {sorted(feeds)}")
         given = [self._tensor(name, feeds[name], kind) for name, (_, kind) in inputs.items()]
         answers = (POINTER * len(outputs))()
-        self._checked(
-            "TF_SessionRun",
-            None,
-            POINTER(self._session),
-            None,
-            (Endpoint * len(given))(*(self._endpoint(tensor) for tensor, _ in inputs.values())),
-            (POINTER * len(given))(*given),
-            len(given),
-            (Endpoint * len(answers))(*(self._endpoint(tensor) for tensor, _ in outputs.values())),
-            answers,
-            len(answers),
-            None,
-            0,
-            None,
-        )
+        with self._without_xla():
+            self._checked(
+                "TF_SessionRun",
+                None,
+                POINTER(self._session),
+                None,
+                (Endpoint * len(given))(*(self._endpoint(tensor) for tensor, _ in inputs.values())),
+                (POINTER * len(given))(*given),
+                len(given),
+                (Endpoint * len(answers))(
+                    *(self._endpoint(tensor) for tensor, _ in outputs.values())
+                ),
+                answers,
+                len(answers),
+                None,
+                0,
+                None,
+            )
         listed = {n: self._list(POINTER(t)) for n, t in zip(outputs, answers, strict=True)}
         for tensor in [*given, *answers]:
             self._c("TF_DeleteTensor", None, POINTER(tensor))
         return listed
 
+    def _signature(self, name):
+        if not isinstance(name, str) or name not in self.signatures:
+            raise RuntimeError(f"no signature {name!r}; there are {sorted(self.signatures)}")
+        return self.signatures[name]
+
+    @contextlib.contextmanager
+    def _without_xla(self):
+        """Turns XLA off as model_servers/main.cc does, but not for a tensorflow imported later."""
+        self._c("_ZN10tensorflow21DisableXlaCompilationEv", None)
+        try:
+            yield
+        finally:
+            self._c("_ZN10tensorflow20EnableXlaCompilationEv", None)
+
     def _c(self, name, result, *arguments):
-        function = next(f for lib in self._libraries if (f := getattr(lib, name, None)))
+        function = getattr(self._library, name)
         function.restype = result
         return function(*arguments)
 
@@ -188,6 +236,19 @@ class SavedModel:
         ).decode("utf-8", "backslashreplace")
 
 
+def columns(instances, inputs):
+    """The rows of a request, ``instances``, as ``{input: list}``."""
+    if not isinstance(instances, list) or not instances:
+        raise RuntimeError(f"instances must be a list that is not empty, not {instances!r:.100}")
+    named = [isinstance(row, dict) and set(row) != {"b64"} for row in instances]
+    if len(inputs) == 1 and not any(named):
+        return {inputs[0]: instances}
+    for i, row in enumerate(instances):
+        if not named[i] or sorted(row) != inputs:
+            raise RuntimeError(f"instance {i} must be an object with {inputs}, not {row!r:.100}")
+    return {name: [row[name] for row in instances] for name in inputs}
+
+
 def content(value):
     """The bytes of a string, as JSON has it."""
     if isinstance(value, dict):
@@ -257,9 +318,10 @@ def fields(message):
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m polyhead.serving.loader",
-        description="Asks a SavedModel through TensorFlow Serving's C++ loader. Without TEXT it "
-        "reads requests from standard input, a line each, as the server's REST interface has "
-        'them: {"signature_name": "beam", "inputs": {"text": ["A dog runs."]}}.',
+        description="Queries a SavedModel through TensorFlow Serving's C++ loader. Without TEXT it "
+        "reads requests from standard input, one per line, in the form of the server's REST "
+        'interface: {"signature_name": "beam", "instances": [{"text": "A dog runs."}]}, or '
+        '{"inputs": {"text": ["A dog runs."]}}.',
     )
     parser.add_argument("version", metavar="EXPORT/1", help="folder of a version")
     parser.add_argument("texts", metavar="TEXT|IMAGE", nargs="*")
@@ -267,20 +329,16 @@ def main():
     options = parser.parse_args()
     try:
         model = SavedModel(options.version)
-        asked = map(json.loads, filter(str.strip, sys.stdin))
+        requests = map(json.loads, filter(str.strip, sys.stdin))
         if options.texts:
             inputs = model.signatures.get(options.signature, ({},))[0]
             given = {"text": options.texts}
             if set(inputs) == {"image_bytes"}:
                 given = {"image_bytes": [Path(path).read_bytes() for path in options.texts]}
-            asked = [{"inputs": given}]
-        for request in asked:
-            if not isinstance(request, dict):
-                raise ValueError(f"a request is a JSON object, not {request!r:.100}")
-            signature = request.get("signature_name", options.signature)
-            print(json.dumps(model(request["inputs"], signature), ensure_ascii=False), flush=True)
-    except KeyError as error:
-        sys.exit(f"error: a request has no {error}")
+            requests = [{"inputs": given}]
+        for request in requests:
+            answer = model.answer(request, options.signature)
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
 

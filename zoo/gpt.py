@@ -92,7 +92,7 @@ PRESETS = {
     ),
 }
 
-# What an export is asked before it counts as written; several lengths, for warming up.
+# Warm-up requests of an export, which it must answer before it counts as written.
 EXAMPLES = [
     "The old lighthouse keeper",
     "",
@@ -489,7 +489,7 @@ class GPT(Pretrained):
 
         return ops.map(one, (x, labels, count))
 
-    def export(self, filepath, max_new_tokens=None, **settings):
+    def export(self, filepath, format="tf_saved_model", max_new_tokens=None, **settings):
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
         Its signatures take ``text`` (B,), of which the last tokens count where there are more than
@@ -506,13 +506,20 @@ class GPT(Pretrained):
 
         Tokens end a text in the graph (the end token and ``stop_tokens``); stop strings are for
         Python alone. Returns the version's folder; see `polyhead.serving.export`.
+
+        The ``format`` "onnx", "litert" or "openvino" writes a file of the network alone instead,
+        ``tokens`` (B, T) in and logits (B, T, V) out: see `polyhead.serving.formats`.
         """
         from ..serving.export import export
 
+        if format not in (None, "tf_saved_model"):
+            tokens = keras.layers.InputSpec(shape=(None, None), dtype="int32", name="tokens")
+            settings |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+            return self._export_network(filepath, format, tokens, self.config.vocab_size, settings)
         tokenizer = self._need_tokenizer("export")
         search, sampling = self._settings(max_new_tokens, dict(settings))
         if (whole := self._whole()) is not self:
-            return whole.export(filepath, max_new_tokens, **settings)
+            return whole.export(filepath, max_new_tokens=max_new_tokens, **settings)
         length, context = search.max_tokens, self.config.max_length
         if max_new_tokens is None:
             length = min(length, max(context // 2, 1))
@@ -555,7 +562,7 @@ class GPT(Pretrained):
         numbers |= {"top_p": "float32", "min_p": "float32", "seed": "int32"}
         asked = {"text": spec("text")}
         asked |= {name: spec(name, dtype) for name, dtype in numbers.items()}
-        texts = [{"text": examples(tokenizer)[:size]} for size in (1, 4)]
+        texts = {"text": examples(tokenizer)}
         chosen = {
             "max_new_tokens": [8, length, 1, 0],
             "temperature": [0.0, 0.7, 1.0, 1.0],
@@ -566,7 +573,7 @@ class GPT(Pretrained):
         }
         signatures = {
             "serving_default": (default, {"text": spec("text")}, texts),
-            "generate": (generate, asked, [{**texts[-1], **chosen}]),
+            "generate": (generate, asked, {**texts, **chosen}),
             "score": (score, {"text": spec("text")}, texts),
         }
         return export(filepath, "generation", signatures, self.weights, tracked=[tokenizer])
@@ -594,7 +601,7 @@ class GPT(Pretrained):
 
 
 def examples(tokenizer):
-    """What an export is asked: `EXAMPLES`, or where they are not of its vocabulary, parts of it."""
+    """`EXAMPLES`, or parts of the vocabulary where it lacks their characters."""
     try:
         tokenizer.ragged(EXAMPLES)
         return EXAMPLES

@@ -10,7 +10,6 @@ import os
 import re
 import reprlib
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -292,10 +291,22 @@ class Pretrained(Model):
         """The model, or where it has LoRA adapters, another that has them merged."""
         if not self._merges():
             return self
-        model = type(self)(self.config, self.tokenizer, initialize=False, dtype=self.dtype_policy)
+        return self._copy(self.tokenizer)
+
+    def _copy(self, tokenizer):
+        """Another model of the same weights, with LoRA adapters merged."""
+        model = type(self)(self.config, tokenizer, initialize=False, dtype=self.dtype_policy)
+        model._restore_quantization(self._quantization())
         weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
         assign(by_path(model.weights), self._merged(weights), "this model")
         return model
+
+    def _export_network(self, filepath, format, signature, limit, settings):
+        """`export` in another format than TensorFlow Serving's; see `polyhead.serving.formats`."""
+        from ..serving.formats import export_network
+
+        # Without its tokenizer, whose tables would be converted too.
+        return export_network(self._copy(None), filepath, format, signature, limit, **settings)
 
     def save_pretrained(self, folder, weights=None, format="polyhead"):
         """Writes the model to ``folder`` atomically; an older one is replaced.
@@ -309,6 +320,8 @@ class Pretrained(Model):
             FileExistsError: the folder holds something else than a model.
             ValueError: a format or a setting that cannot be written.
         """
+        from ..serving.folder import temporary_folder
+
         files = self._files(format, weights)
         folder = Path(folder)
         if folder.is_file():
@@ -316,23 +329,21 @@ class Pretrained(Model):
         if folder.exists() and not self.replaceable(folder):
             raise FileExistsError(f"{folder} holds something else than a {type(self).__name__}")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            for name, content in files.items():
-                if name.endswith(".json"):
-                    write_file(beside / name, f"{json.dumps(content, indent=2)}\n".encode())
-                else:
-                    write_tensors(beside / name, content)
-            if self.tokenizer is not None:
-                self.tokenizer.save(beside)
-            beside.chmod(0o755)  # mkdtemp's folders are their owner's alone
-            replace_folder(beside, folder)
-        except OSError as error:  # as of a full disk
-            if isinstance(error.filename, str):
-                error.filename = error.filename.replace(str(beside), str(folder))
-            raise
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        with temporary_folder(folder.parent, folder.name) as beside:
+            try:
+                for name, content in files.items():
+                    if name.endswith(".json"):
+                        write_file(beside / name, f"{json.dumps(content, indent=2)}\n".encode())
+                    else:
+                        write_tensors(beside / name, content)
+                if self.tokenizer is not None:
+                    self.tokenizer.save(beside)
+                beside.chmod(0o755)  # mkdtemp's folders are their owner's alone
+                replace_folder(beside, folder)
+            except OSError as error:  # as of a full disk
+                if isinstance(error.filename, str):
+                    error.filename = error.filename.replace(str(beside), str(folder))
+                raise
 
     def _files(self, format, weights):
         """The contents of the files that `save_pretrained` writes: JSON, and tensors by name."""

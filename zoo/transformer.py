@@ -81,7 +81,7 @@ PRESETS = {
 }
 
 
-# What an export is asked before it counts as written; several lengths, for warming up.
+# Warm-up requests of an export, which it must answer before it counts as written.
 EXAMPLES = [
     "A dog runs.",
     "Two men.",
@@ -367,7 +367,7 @@ class Transformer(Pretrained):
             np.concatenate([ops.convert_to_numpy(found) for found in weights]),
         )
 
-    def export(self, filepath, **search):
+    def export(self, filepath, format="tf_saved_model", **search):
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
         Its signature ``serving_default`` takes ``text`` (B,) and gives ``text`` and ``score``
@@ -377,9 +377,21 @@ class Transformer(Pretrained):
         empty text, the others are empty and score -1e9. A translation has at most twice the
         tokens of its source and ten more. Returns the version's folder; see
         `polyhead.serving.export`.
+
+        The ``format`` "onnx", "litert" or "openvino" writes a file of the network alone instead,
+        ``source`` (B, S) and ``target`` (B, T) in, tokens, and logits (B, T, V) out: see
+        `polyhead.serving.formats`.
         """
         from ..serving.export import export
 
+        if format not in (None, "tf_saved_model"):
+            tokens = {
+                name: keras.layers.InputSpec(shape=(None, None), dtype="int32", name=name)
+                for name in ("source", "target")
+            }
+            c = self.config
+            limit = min(c.vocab_size, c.source_vocab_size or c.vocab_size)
+            return self._export_network(filepath, format, tokens, limit, search)
         tokenizer = self._need_tokenizer("export")
         if (whole := self._whole()) is not self:
             return whole.export(filepath, **search)
@@ -407,7 +419,7 @@ class Transformer(Pretrained):
             return {"text": text, "score": score}
 
         inputs = {"text": tokenizer.spec("text")}
-        examples = [{"text": EXAMPLES[:size]} for size in (1, 4, 8)]
+        examples = {"text": EXAMPLES}
         return export(
             filepath,
             "translation",

@@ -382,15 +382,18 @@ class ViT(Pretrained):
         metrics = [*(metrics or ()), *(weighted_metrics or ())] or None
         super().compile(optimizer, loss, weighted_metrics=metrics, **kwargs)
 
-    def export(self, filepath, top=5):
+    def export(self, filepath, format="tf_saved_model", top=None, **settings):
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
         - ``serving_default`` takes ``image_bytes`` (B,), JPEG, PNG, GIF or BMP, and gives the
           ``top`` likeliest ``labels`` (B, top), strings, and their ``probabilities``;
         - ``pixels`` takes ``images`` (B, Y, X, C), floats from 0 to 255, of the model's size.
 
-        Bytes that are no image are an error for the whole batch. Returns the version's folder; see
-        `polyhead.serving.export`.
+        ``top`` is 5 by default. Bytes that are not an image are an error for the whole batch.
+        Returns the version's folder; see `polyhead.serving.export`.
+
+        The ``format`` "onnx", "litert" or "openvino" writes a file of the network alone instead,
+        ``images`` (B, Y, X, C) in and logits (B, K) out: see `polyhead.serving.formats`.
         """
         from ..data.images import named
         from ..serving.export import export
@@ -398,6 +401,14 @@ class ViT(Pretrained):
         c = self.config
         if not self.head:
             raise ValueError("a model without a head classifies nothing: num_classes is 0")
+        if format not in (None, "tf_saved_model"):
+            shape = (None, *c.image_size, c.channels)
+            images = keras.layers.InputSpec(shape=shape, dtype="float32", name="images")
+            settings |= {} if top is None else {"top": top}
+            return self._export_network(filepath, format, images, 256, settings)
+        if settings:
+            raise TypeError(f"not settings of an export for TensorFlow Serving: {sorted(settings)}")
+        top = 5 if top is None else top
         if type(top) is not int or top < 1:
             raise ValueError(f"top must be a positive integer: {top!r}")
         top, pixels = min(top, c.num_classes), self._reader()

@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,12 +10,15 @@ import urllib.request
 
 import keras
 import numpy as np
+import pooch
 import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from polyhead.serving.contract import ContractError, check_operations
-from polyhead.serving.export import export
+from polyhead.serving.export import BATCH_SIZES, export, warmup_requests
+from polyhead.serving.folder import temporary_folder
+from polyhead.serving.loader import columns
 from polyhead.zoo import Transformer
 from tests.conftest import small
 
@@ -32,12 +37,16 @@ def exported(model, tmp_path_factory):
     return model.export(folder)
 
 
-def ask(version, requests, signature="serving_default"):
+def ask(version, requests, signature="serving_default", **environment):
     """Through the C++ loader, in a process without Python's tensorflow."""
-    lines = "".join(json.dumps({"inputs": {"text": texts}}) + "\n" for texts in requests)
+    return send(version, [{"inputs": {"text": t}} for t in requests], signature, **environment)
+
+
+def send(version, requests, signature="serving_default", **environment):
     done = subprocess.run(
         [sys.executable, "-m", "polyhead.serving.loader", "--signature", signature, str(version)],
-        input=lines,
+        input="".join(json.dumps(request) + "\n" for request in requests),
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
     )
@@ -105,12 +114,135 @@ def test_the_folder_is_what_the_server_wants(exported):
         for r in tf.data.TFRecordDataset(str(records))
     ]
     asked = [r.model_spec.signature_name for r in requests]
-    assert asked == ["serving_default"] * 3 + ["beam"] * 3
+    assert asked == ["serving_default"] * 5 + ["beam"] * 5
     shapes = [tf.make_ndarray(r.inputs["text"]).shape for r in requests]
-    assert shapes == [(1,), (4,), (8,)] * 2
+    assert shapes == [(1,), (4,), (8,), (16,), (32,)] * 2
     assert 'base_path: "/models/translation"' in (base / "models.config").read_text()
-    assert "max_batch_size { value: 32 }" in (base / "batching.config").read_text()
-    assert "docker run" in (base / "README.md").read_text()
+    batching = (base / "batching.config").read_text()
+    assert "max_batch_size { value: 32 }" in batching
+    allowed = tuple(map(int, re.findall(r"^allowed_batch_sizes: (\d+)$", batching, re.M)))
+    assert allowed == BATCH_SIZES == (1, 4, 8, 16, 32)
+    assert (base / "monitoring.config").read_text() == (
+        'prometheus_config {\n  enable: true\n  path: "/monitoring/prometheus/metrics"\n}\n'
+    )
+    text = (base / "README.md").read_text()
+    for part in (
+        "docker run",
+        " tensorflow/serving:2.20.0 ",
+        " --monitoring_config_file=/models/translation/monitoring.config ",
+        "http://localhost:8501/v1/models/translation>",
+        "import tensorflow_text ",
+    ):
+        assert part in text
+    assert "--allow_version_labels_for_unavailable_models" in (base / "models.config").read_text()
+
+
+def test_requests_are_answered_in_the_form_of_the_servers_rest_interface(exported):
+    [body] = re.findall(r"curl -d '(.*)'", (exported.parent / "README.md").read_text())
+    request = json.loads(body)
+    assert request == {"instances": [{"text": "A dog runs."}]}
+    rows, plain, columns, column = send(
+        exported,
+        [
+            request,
+            {"instances": ["A dog runs.", {"b64": "QSBkb2cgcnVucy4="}]},
+            {"inputs": {"text": ["A dog runs."]}},
+            {"inputs": ["A dog runs."]},
+        ],
+    )
+    [row] = rows["predictions"]
+    assert sorted(row) == ["score", "text"]
+    assert columns == column == {name: [value] for name, value in row.items()}
+    assert [one["text"] for one in plain["predictions"]] == [row["text"]] * 2
+
+
+@pytest.mark.parametrize(
+    "instances, message",
+    [
+        ([], "must be a list that is not empty, not \\[\\]"),
+        ("A dog.", "must be a list that is not empty, not 'A dog.'"),
+        ([{"text": "a", "seed": 1}, "b"], "instance 1 must be an object with .*, not 'b'"),
+        ([{"text": "a"}], "instance 0 must be an object with \\['seed', 'text'\\], not {'text'"),
+        ([{"b64": "YQ=="}], "instance 0 must be an object"),
+    ],
+)
+def test_invalid_instances_are_refused_by_index(instances, message):
+    with pytest.raises(RuntimeError, match=message):
+        columns(instances, ["seed", "text"])
+
+
+def test_the_loader_leaves_other_libraries_and_their_xla_alone(tmp_path):
+    def twice(jit_compile):
+        function = tf.function(lambda x: x * 2, jit_compile=jit_compile)
+        spec = tf.TensorSpec([None], tf.float32)
+        return tf.function(lambda x: {"y": function(x)}).get_concrete_function(x=spec)
+
+    signatures = {"plain": twice(False), "compiled": twice(True)}
+    tf.saved_model.save(tf.Module(), str(tmp_path), signatures=signatures)
+    code = f"""
+from polyhead.serving.loader import SavedModel
+model = SavedModel({str(tmp_path)!r})
+def check():
+    assert model({{"x": [2.0]}}, "plain") == {{"y": [4.0]}}
+    try:
+        model({{"x": [2.0]}}, "compiled")
+    except RuntimeError as error:
+        assert "code 13" in str(error)
+    else:
+        raise AssertionError("the loader ran XLA, which the server does not")
+check()
+import hashlib, ssl, numpy.random
+assert hashlib.sha256(b"").hexdigest().startswith("e3b0c442")
+ssl.create_default_context()
+numpy.random.default_rng(0).random()
+import tensorflow as tf
+check()
+assert float(tf.function(lambda x: x * 2, jit_compile=True)(tf.constant(1.0))) == 2
+try:
+    SavedModel({str(tmp_path)!r})
+except RuntimeError as error:
+    assert "tensorflow is already imported" in str(error)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "done\n", done.stderr[-2000:]
+
+
+@pytest.fixture(scope="session")
+def previous_tensorflow():
+    """A folder with the TensorFlow before this one, as in the newest image of the server."""
+    name = "tensorflow-2.20.0-{}{}".format(*sys.version_info[:2])
+    folder = pooch.os_cache("polyhead-tests") / name
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(folder.parent, name) as beside:
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--retries=1", "--no-deps"]
+            packages = ["tensorflow==2.20.0", "tensorflow-text==2.20.1"]
+            command = [*pip, "--target", str(beside / "packages"), *packages]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"pip cannot install {packages}: {done.stderr.strip()[-200:]}")
+            os.rename(beside / "packages", folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_an_export_answers_under_the_previous_tensorflow(exported, model, previous_tensorflow):
+    for signature in ("serving_default", "beam"):
+        [now] = ask(exported, [TEXTS[:3]], signature)
+        [then] = ask(exported, [TEXTS[:3]], signature, PYTHONPATH=str(previous_tensorflow))
+        assert then["text"] == now["text"]
+        np.testing.assert_allclose(then["score"], now["score"], atol=1e-3)
+
+
+def test_warmup_repeats_the_first_example_up_to_a_size_in_bytes(monkeypatch):
+    inputs = {"x": tf.TensorSpec([None, 2], tf.float32)}
+    examples = {"x": [[i, i] for i in range(4)]}
+    requests = [request["x"].numpy() for request in warmup_requests(inputs, examples)]
+    assert [len(x) for x in requests] == [1, 4, 8, 16, 32]
+    assert requests[1].tolist() == examples["x"] and requests[2].tolist() == [[0, 0]] * 8
+    monkeypatch.setattr("polyhead.serving.export.LARGEST", 8 * 8)
+    assert [len(request["x"]) for request in warmup_requests(inputs, examples)] == [1, 4, 8]
 
 
 def test_the_configuration_is_in_the_servers_format(exported):
@@ -143,7 +275,7 @@ class Doubler:
 
     signatures = property(
         lambda self: {
-            "serving_default": (self, {"text": tf.TensorSpec([None], tf.string)}, [{"text": ["a"]}])
+            "serving_default": (self, {"text": tf.TensorSpec([None], tf.string)}, {"text": ["a"]})
         }
     )
 

@@ -1,0 +1,47 @@
+"""Temporary folders, beside the one that they become."""
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+DAY = 24 * 60 * 60  # seconds
+
+
+@contextlib.contextmanager
+def temporary_folder(parent, name):
+    """A new folder ``.NAME.PID.*`` in ``parent``, deleted at the end, and after a kill by the next.
+
+    A leftover of a killed process is deleted once it is a day old and no process has its PID. (The
+    age protects the folders of other machines that share ``parent``.)
+    """
+    parent = Path(parent)
+    for path in parent.iterdir():
+        found = re.fullmatch(rf"\.{re.escape(name)}\.([0-9]+)\.[a-z0-9_]{{8}}", path.name)
+        if found and not is_running(int(found[1])) and is_old(path):
+            shutil.rmtree(path, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{name}.{os.getpid()}.", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+def is_old(path):
+    try:
+        return time.time() - path.lstat().st_mtime > DAY
+    except FileNotFoundError:  # another process has just deleted it
+        return False

@@ -1,0 +1,138 @@
+"""Networks as ONNX, LiteRT or OpenVINO files: converted by Keras, checked by their runtimes."""
+
+import functools
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from .folder import temporary_folder
+
+# The end of a file's name, the converter and the runtime, all of the extra `formats`.
+FORMATS = {
+    "onnx": ("", "tf2onnx", "onnxruntime"),
+    "litert": (".tflite", "tensorflow", "ai_edge_litert"),
+    "openvino": (".xml", "openvino", "openvino"),
+}
+
+
+class FormatError(ValueError):
+    """A network that cannot be converted, or whose file does not give the network's outputs."""
+
+
+def export_network(model, filepath, format, signature, limit, tolerance=1e-3, **settings):
+    """Writes the network of a model, tokens or pixels in and logits out, to ``filepath``.
+
+    The file replaces an older one only once its runtime has given the model's own outputs. (Of
+    OpenVINO's two files, the weights are replaced first.)
+
+    Args:
+        model: a Keras model; what it holds beside its network, a tokenizer, would be converted too.
+        format: "onnx", "litert" or "openvino".
+        signature: `keras.InputSpec` of the model's input, or a structure of them.
+        limit: example inputs, for the comparison, are from 0 up to this.
+        tolerance: the largest difference from the model's outputs, absolute and relative; a lossy
+            conversion (``optimizations`` of LiteRT) needs a larger one.
+        settings: of `keras.Model.export`: ``input_signature``, ``opset_version``, ``verbose``.
+
+    Raises:
+        FormatError: the conversion fails, or the file does not give the model's outputs.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {['tf_saved_model', *FORMATS]}: {format!r}")
+    end, converter, runtime = FORMATS[format]
+    if importlib.util.find_spec(converter) is None:
+        raise ImportError(f'{format} needs {converter}: pip install "polyhead[formats]"')
+    path = Path(filepath)
+    if path.is_dir() or not path.name.endswith(end):
+        raise ValueError(f"format {format!r} is written to a file {f'*{end}'}: {path}")
+    signature = settings.pop("input_signature", None) or [signature]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(path.parent, path.name) as folder:
+        written = str(folder / path.name)
+        try:
+            if format == "onnx":
+                add_erfc()
+            settings = {"verbose": False, **settings, "input_signature": signature}
+            keras.Model.export(model, written, format=format, **settings)
+        except Exception as error:
+            raise FormatError(f"{format} cannot be written: {error}") from error
+        if importlib.util.find_spec(runtime) is None:
+            warnings.warn(f"{path} is not checked: {runtime} is not installed", stacklevel=3)
+        else:
+            for size in (1, 3):
+                check_outputs(model, written, format, signature, size, limit, tolerance)
+        for file in sorted(folder.iterdir()):
+            os.replace(file, path.with_name(file.name))
+    return path
+
+
+def check_outputs(model, file, format, signature, size, limit, tolerance):
+    """Compares a file's outputs with the model's on random inputs, larger for a larger ``size``."""
+    random = np.random.default_rng(size)
+
+    def example(spec):
+        shape = [size + 2 * axis if n is None else n for axis, n in enumerate(spec.shape)]
+        dtype = keras.backend.standardize_dtype(spec.dtype)
+        if "int" in dtype:
+            return random.integers(0, limit, shape).astype(dtype)
+        return random.uniform(0, limit, shape).astype(dtype)
+
+    inputs = keras.tree.map_structure(example, signature)
+    expected = [np.asarray(x) for x in keras.tree.flatten(model(*inputs))]
+    try:
+        outputs = RUN[format](file, keras.tree.flatten(inputs))
+    except Exception as error:
+        raise FormatError(f"the {format} file does not run: {error}") from error
+    # OpenVINO appends sizes, which it computes on the way, to the outputs.
+    for ours, theirs in zip(expected, outputs, strict=format != "openvino"):
+        if not np.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
+            difference = np.abs(ours - theirs).max()
+            raise FormatError(f"outputs of the {format} file differ from the model's: {difference}")
+
+
+def run_onnx(file, inputs):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    return session.run(None, dict(zip(names, inputs, strict=True)))
+
+
+def run_litert(file, inputs):
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(file).get_signature_runner()
+    return list(runner(**dict(zip(runner.get_input_details(), inputs, strict=True))).values())
+
+
+def run_openvino(file, inputs):
+    import openvino
+
+    # By default it computes in bfloat16 on processors that have it.
+    model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    outputs = model(inputs)
+    return [outputs[port] for port in model.outputs]
+
+
+RUN = {"onnx": run_onnx, "litert": run_litert, "openvino": run_openvino}
+
+
+@functools.cache
+def add_erfc():
+    """Teaches tf2onnx the operation of TensorFlow's exact GELU, which it lacks: 1 - erf(x)."""
+    from tf2onnx.handler import tf_op
+
+    @tf_op("Erfc")
+    class Erfc:
+        @classmethod
+        def version_9(cls, ctx, node, **kwargs):
+            [x], [y] = node.input, node.output
+            kind = dict(shapes=[ctx.get_shape(y)], dtypes=[ctx.get_dtype(y)])
+            one = ctx.make_const(f"{node.name}_one", np.ones([], "float32"))
+            ctx.remove_node(node.name)
+            erf = ctx.make_node("Erf", [x], **kind)
+            ctx.make_node("Sub", [one.output[0], erf.output[0]], outputs=[y], **kind)
