@@ -1,5 +1,6 @@
 """Data as `tf.data`, and tokenizers that run in the graph."""
 
+from ..serving import quiet  # noqa: F401  (before Keras and TensorFlow)
 from .batches import translation_batches
 from .byte_pairs import BytePairs
 from .characters import Characters

@@ -41,11 +41,15 @@ class Subwords(Tokenizer):
         self._pieces = pieces
 
     @classmethod
-    def train(cls, texts, vocab_size=10000):
-        """Learns a BPE vocabulary of ``vocab_size`` pieces from strings: pad 0, start 1, end 2.
+    def train(cls, texts, vocab_size=10000, exact=True):
+        """Learns a BPE vocabulary from strings: pad 0, start 1, end 2.
+
+        Args:
+            vocab_size: the number of tokens.
+            exact: with False ``vocab_size`` is the most; less text gives a smaller vocabulary.
 
         Raises:
-            ValueError: no text, or too little for so many pieces.
+            ValueError: no text, or too little text for an ``exact`` vocabulary of this size.
         """
         texts = [text for text in texts if text.strip()]
         if not texts:
@@ -57,6 +61,7 @@ class Subwords(Tokenizer):
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=vocab_size,
+                hard_vocab_limit=exact,
                 character_coverage=1.0,
                 pad_id=0,
                 bos_id=1,

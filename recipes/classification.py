@@ -9,12 +9,23 @@ images after 29 minutes, 82.4% of the 5,000 training images kept for validation.
 """
 
 import contextlib
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from .run import SAMPLE, Run, RunSettings, draw_curve, load, read_settings, save, shown
+from .run import (
+    SAMPLE,
+    Run,
+    RunSettings,
+    draw_curve,
+    exclusive,
+    load,
+    read_settings,
+    save,
+    shown,
+)
 
 IN_MEMORY = 2**31  # bytes of pixels; larger sets are decoded anew each epoch
 
@@ -24,12 +35,12 @@ class Settings(RunSettings):
     """All that a training of `ViT` depends on, as the command's options say it."""
 
     task: ClassVar[str] = "classification"
+    longest_warmup: ClassVar[int] = 500
 
     preset: str = "lite-4"
     image_size: int | None = None
     batch_size: int = 128
     peak: float = 1e-3
-    warmup: int | None = None
     schedule: str = "cosine"
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
@@ -41,11 +52,13 @@ class Settings(RunSettings):
     epochs: int = 30
 
 
+@exclusive
 def train(settings, out, restart=False, say=print):
-    """Trains in the folder ``out``, from where an interrupted run of the same settings stopped."""
+    """Trains in the folder ``out``; an interrupted run of the same settings is resumed."""
     import keras
 
     from ..data import image_batches
+    from ..training import InverseSquareRoot
 
     run = Run(settings, out, restart, say)
     settings = run.settings
@@ -75,7 +88,7 @@ def train(settings, out, restart=False, say=print):
     with run.devices.scope():
         optimizer = run.optimizer(
             keras.optimizers.AdamW,
-            None,
+            functools.partial(InverseSquareRoot, settings.peak),
             per_epoch,
             weight_decay=settings.weight_decay,
         )

@@ -1,7 +1,8 @@
-"""The `polyhead` command. Nothing heavy is imported before it is needed: --help is instant."""
+"""The `polyhead` command. Heavy imports happen inside the commands: --help is instant."""
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -9,92 +10,125 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..serving import quiet  # noqa: F401  (before Keras and TensorFlow)
 from . import classification, generation, translation
 
 TRANSLATION, GENERATION = translation.Settings(), generation.Settings()
 CLASSIFICATION = classification.Settings()
 
 app = typer.Typer(
-    help="Train, evaluate, use and export the transformers of polyhead.",
+    help="Train, evaluate, use and export transformers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 train_app = typer.Typer(
-    help="Train a model in a folder that the same command continues.", no_args_is_help=True
+    help="Train a model in a run folder; the same command resumes it.", no_args_is_help=True
 )
 app.add_typer(train_app, name="train")
 
-# Options that several commands have.
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a saved model's.")]
+# Options of several commands.
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or of a saved model.")]
 Beams = Annotated[
-    int | None, typer.Option(help="Hypotheses kept; 1 is greedy, the model's own if absent.")
+    int | None, typer.Option(help="Beam width; 1 is greedy. Default: the model's own.")
 ]
-Alpha = Annotated[float | None, typer.Option(help="Length penalty of beams: score / tokens^alpha.")]
-MaxNewTokens = Annotated[int | None, typer.Option(help="The most tokens of a continuation.")]
-Temperature = Annotated[float | None, typer.Option(help="What logits are divided by; 0 is greedy.")]
-TopK = Annotated[int | None, typer.Option(help="Draw from so many likeliest tokens.")]
-TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest with this probability.")]
-MinP = Annotated[float | None, typer.Option(help="Draw from tokens with this share of the best's.")]
-Penalty = Annotated[float | None, typer.Option(help="Divide logits of tokens that came before.")]
+Alpha = Annotated[
+    float | None, typer.Option(help="Length penalty of beam search: score / tokens^alpha.")
+]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Maximum number of new tokens.")]
+Temperature = Annotated[float | None, typer.Option(help="Sampling temperature; 0 is greedy.")]
+TopK = Annotated[int | None, typer.Option(help="Sample from the k most likely tokens.")]
+TopP = Annotated[
+    float | None,
+    typer.Option(help="Nucleus: sample from the smallest set with this total probability."),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(help="Keep tokens with at least this fraction of the top token's probability."),
+]
+Penalty = Annotated[float | None, typer.Option(help="Repetition penalty; > 1 discourages repeats.")]
 
 Pretrained = Annotated[
     str | None,
     typer.Option(
         metavar="DIR|NAME",
-        help="Begin with the weights and the tokenizer of this model or run, not with a preset.",
+        help="Start from the weights and the tokenizer of this model or run, not from a preset.",
     ),
 ]
-Out = Annotated[Path, typer.Option(help="The run's folder. What is there goes on.")]
-Dropout = Annotated[float | None, typer.Option(help="Rate; the preset's by default.")]
-Warmup = Annotated[int | None, typer.Option(help="Updates until the learning rate's peak.")]
+Out = Annotated[Path, typer.Option(help="Run folder; an existing run is resumed.")]
+Dropout = Annotated[float | None, typer.Option(help="Dropout rate. Default: the preset's.")]
+Warmup = Annotated[
+    int | None,
+    typer.Option(
+        help="Updates until the learning rate's peak. Default: a tenth of all updates, at most "
+        f"{TRANSLATION.longest_warmup} (generation {GENERATION.longest_warmup}, classification "
+        f"{CLASSIFICATION.longest_warmup})."
+    ),
+]
 Schedule = Annotated[
     Literal["sqrt", "cosine"],
     typer.Option(
-        help="How the learning rate falls: as 1 / sqrt(update), or by a cosine that ends after "
-        "--epochs or --steps (--minutes and --patience cut it short)."
+        help="Decay of the learning rate: 1 / sqrt(update), or a cosine that ends after --epochs "
+        "or --steps (--minutes and --patience cut it short)."
     ),
 ]
-Clip = Annotated[float, typer.Option(help="Largest norm of the gradient.")]
-Accumulate = Annotated[int, typer.Option(help="Batches whose gradients make one update.")]
+Clip = Annotated[float, typer.Option(help="Maximum global norm of the gradient.")]
+Accumulate = Annotated[int, typer.Option(help="Number of batches whose gradients make one update.")]
 Ema = Annotated[
     float | None,
-    typer.Option(help="Keep a moving average of the weights, 0.999 say, and use that."),
+    typer.Option(help="Momentum of EMA weights, e.g. 0.999, which are then evaluated and saved."),
 ]
 Optimizer = Annotated[
     Literal["adam", "muon"],
     typer.Option(
-        help="muon: what is added to a matrix is made orthogonal first. From nothing it often "
-        "learns more of the same batches; a step takes a little longer."
+        help="muon: orthogonalizes the updates of matrices; often needs fewer steps from scratch, "
+        "and a step takes slightly longer."
     ),
 ]
 Precision = Annotated[
-    Literal["float32", "mixed_float16", "mixed_bfloat16"], typer.Option(help="Keras's policy.")
+    Literal["float32", "mixed_float16", "mixed_bfloat16"],
+    typer.Option(help="Keras's dtype policy."),
 ]
-Seed = Annotated[int, typer.Option(help="Of weights, dropout and the order of the data.")]
-Epochs = Annotated[int, typer.Option(help="Stop after so many passes over the data.")]
-Steps = Annotated[int | None, typer.Option(help="Stop after so many batches.")]
-Minutes = Annotated[float | None, typer.Option(help="Stop after so much training.")]
-Patience = Annotated[int | None, typer.Option(help="Stop after so many checkpoints none better.")]
+Seed = Annotated[int, typer.Option(help="Random seed (weights, dropout, data order).")]
+Epochs = Annotated[int, typer.Option(help="Stop after this many passes over the data.")]
+Steps = Annotated[int | None, typer.Option(help="Stop after this many batches.")]
+Minutes = Annotated[float | None, typer.Option(help="Stop after this many minutes of training.")]
+Patience = Annotated[
+    int | None, typer.Option(help="Stop after this many checkpoints without improvement.")
+]
 Interval = Annotated[
     int | None,
-    typer.Option(help="Batches from one checkpoint to the next; an epoch if absent."),
+    typer.Option(help="Checkpoint interval in batches. Default: an epoch."),
 ]
-Keep = Annotated[int, typer.Option(help="How many checkpoints stay.")]
+Keep = Annotated[int, typer.Option(help="Number of checkpoints to keep.")]
 Devices = Annotated[
-    int | None, typer.Option(help="GPUs, or where there is none logical CPU devices.")
+    int | None, typer.Option(help="Number of GPUs; without GPUs, of logical CPU devices.")
 ]
 Remat = Annotated[
-    bool, typer.Option("--remat", help="Compute blocks again, not keep them: less memory.")
+    bool,
+    typer.Option(
+        "--remat",
+        help="Recompute activations in the backward pass: less memory, more time.",
+    ),
 ]
-Restart = Annotated[bool, typer.Option("--restart", help="Delete what is there first.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Delete the existing run and start over.")]
+
+
+def print_version(wanted: bool):
+    if wanted:
+        print(importlib.metadata.version("polyhead"))
+        raise typer.Exit
 
 
 @app.callback()
 def everywhere(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=print_version, is_eager=True),
+    ] = False,
 ):
-    pass  # `main` takes --debug wherever it stands
+    pass  # `main` accepts --debug in any position
 
 
 @train_app.command("translation")
@@ -105,58 +139,60 @@ def train_translation(
         typer.Option(
             metavar="DIR|sample",
             help="A folder with train, val and test as in Multi30k (train.en, train.de, plain or "
-            ".gz) or as TSV (train.tsv); or 'sample', a small corpus that comes with polyhead.",
+            ".gz) or as TSV (train.tsv); or 'sample', a small corpus included in polyhead.",
         ),
     ] = TRANSLATION.data,
     source: Annotated[
-        str, typer.Option(help="Language to translate from, as files name it.")
+        str, typer.Option(help="Language to translate from, as in the file names.")
     ] = TRANSLATION.source,
     target: Annotated[str, typer.Option(help="Language to translate into.")] = TRANSLATION.target,
     variant: Annotated[
-        str | None, typer.Option(help="Files' variant, as in train.lc.norm.tok.en.gz.")
+        str | None,
+        typer.Option(help="Variant of the files, e.g. lc.norm.tok for train.lc.norm.tok.en."),
     ] = TRANSLATION.variant,
     preset: Annotated[
         str, typer.Option(help="Size of the model: tiny, base or big.")
     ] = TRANSLATION.preset,
     pretrained: Pretrained = TRANSLATION.pretrained,
     vocab_size: Annotated[
-        int, typer.Option(help="Pieces of the shared vocabulary.")
+        int | None,
+        typer.Option(
+            help="Size of the shared vocabulary. Default: "
+            f"{translation.VOCAB_SIZE}, or less for a small text."
+        ),
     ] = TRANSLATION.vocab_size,
     norm: Annotated[
-        str | None, typer.Option(help="Layer normalisation, 'post' (as the paper) or 'pre'.")
+        str | None,
+        typer.Option(help="Position of layer normalization: 'post' (as in the paper) or 'pre'."),
     ] = TRANSLATION.norm,
     dropout: Dropout = TRANSLATION.dropout,
     max_length: Annotated[
-        int, typer.Option(help="Pieces in a sentence; longer are left out.")
+        int, typer.Option(help="Maximum number of tokens per sentence; longer pairs are left out.")
     ] = TRANSLATION.max_length,
     tokens: Annotated[
-        int, typer.Option(help="Tokens in a batch, padding included.")
+        int, typer.Option(help="Tokens per batch, including padding.")
     ] = TRANSLATION.tokens,
     buckets: Annotated[
-        int, typer.Option(help="Lengths of batches, each compiled once.")
+        int, typer.Option(help="Number of batch lengths; each is compiled once.")
     ] = TRANSLATION.buckets,
     peak: Annotated[
         float | None,
         typer.Option(
-            help="Highest learning rate; if absent by the paper's formula, for a pretrained model "
-            "1e-4."
+            help="Peak learning rate. Default: the paper's formula; 1e-4 for a pretrained model."
         ),
     ] = TRANSLATION.peak,
     warmup: Warmup = TRANSLATION.warmup,
     schedule: Schedule = TRANSLATION.schedule,
     bpe_dropout: Annotated[
         float,
-        typer.Option(help="Cut words into other pieces each epoch: a rate, 0.1 say."),
+        typer.Option(help="BPE-dropout rate, e.g. 0.1."),
     ] = TRANSLATION.bpe_dropout,
     label_smoothing: Annotated[
-        float, typer.Option(help="As in the paper's section 5.4.")
+        float, typer.Option(help="Label smoothing (section 5.4 of the paper).")
     ] = TRANSLATION.label_smoothing,
     consistency: Annotated[
         float,
-        typer.Option(
-            help="R-Drop: pass each sentence twice and weigh what dropout changed, 5 say. An epoch "
-            "takes twice as long."
-        ),
+        typer.Option(help="R-Drop weight (5 in the paper); doubles the cost of an epoch."),
     ] = TRANSLATION.consistency,
     clip: Clip = TRANSLATION.clip,
     accumulate: Accumulate = TRANSLATION.accumulate,
@@ -178,9 +214,9 @@ def train_translation(
     remat: Remat = TRANSLATION.remat,
     restart: Restart = False,
 ):
-    """Train a translation model, English to German unless said otherwise; or fine-tune one.
+    """Train a translation model, by default from English to German, or fine-tune one.
 
-    Stop it with Ctrl-C whenever you like: the same command goes on after its last epoch.
+    Stop it with Ctrl-C at any time; the same command resumes from the last checkpoint.
     The best model by validation BLEU is RUN/best; curves are in RUN/curve.png, RUN/history.csv
     and, for TensorBoard, RUN/logs.
 
@@ -196,38 +232,38 @@ def train_generation(
         str,
         typer.Option(
             metavar="FILE|DIR|sample",
-            help="A text file, of which the last tenth is for validation; a folder with train.txt "
-            "and val.txt, or of documents *.txt; or 'sample', text that comes with polyhead.",
+            help="A text file, whose last tenth is for validation; a folder with train.txt and "
+            "val.txt, or of documents *.txt; or 'sample', text included in polyhead.",
         ),
     ] = GENERATION.data,
     preset: Annotated[
         str,
         typer.Option(
             help="Size of the model: char-small or char, whose tokens are characters; gpt2, "
-            "gpt2-medium, gpt2-large or gpt2-xl, with byte pairs learned from the text."
+            "gpt2-medium, gpt2-large or gpt2-xl, with byte-level BPE learned from the text."
         ),
     ] = GENERATION.preset,
     pretrained: Pretrained = GENERATION.pretrained,
     vocab_size: Annotated[
-        int, typer.Option(help="The most tokens of a vocabulary that is learned.")
+        int, typer.Option(help="Maximum size of a learned vocabulary.")
     ] = GENERATION.vocab_size,
     length: Annotated[
-        int | None, typer.Option(help="Tokens in a row; the context of the model by default.")
+        int | None, typer.Option(help="Tokens per row. Default: the model's context length.")
     ] = GENERATION.length,
-    batch_size: Annotated[int, typer.Option(help="Rows in a batch.")] = GENERATION.batch_size,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch.")] = GENERATION.batch_size,
     dropout: Dropout = GENERATION.dropout,
-    peak: Annotated[float, typer.Option(help="Highest learning rate.")] = GENERATION.peak,
+    peak: Annotated[float, typer.Option(help="Peak learning rate.")] = GENERATION.peak,
     warmup: Warmup = GENERATION.warmup,
     schedule: Schedule = GENERATION.schedule,
     weight_decay: Annotated[
-        float, typer.Option(help="Of matrices, by AdamW.")
+        float, typer.Option(help="Weight decay of matrices (AdamW).")
     ] = GENERATION.weight_decay,
     lora: Annotated[
-        int | None, typer.Option(help="Train low-rank changes of this rank alone.")
+        int | None, typer.Option(help="LoRA rank; trains only the adapters.")
     ] = GENERATION.lora,
     freeze: Annotated[
         str | None,
-        typer.Option(metavar="REGEX", help="Leave weights as they are whose names match."),
+        typer.Option(metavar="REGEX", help="Freeze weights whose path matches."),
     ] = GENERATION.freeze,
     clip: Clip = GENERATION.clip,
     accumulate: Accumulate = GENERATION.accumulate,
@@ -247,7 +283,7 @@ def train_generation(
 ):
     """Train a GPT on text, or fine-tune a published one.
 
-    Stop it with Ctrl-C whenever you like: the same command goes on after its last checkpoint.
+    Stop it with Ctrl-C at any time; the same command resumes from the last checkpoint.
     The best model by validation loss is RUN/best; curves are in RUN/curve.png, RUN/history.csv
     and, for TensorBoard, RUN/logs.
 
@@ -263,56 +299,56 @@ def train_classification(
         str,
         typer.Option(
             metavar="DIR|sample",
-            help="A folder of folders train, val, test, or of images alone, each with a folder for "
-            "every class; or of TFRecords train*, val*, test* (features image, label) and "
-            "labels.txt; or 'sample', shapes that polyhead draws. Without val, a tenth of train.",
+            help="A folder with a folder per class, or with train, val and test that each have "
+            "one; or TFRecords train*, val*, test* (features image, label) with labels.txt; or "
+            "'sample', shapes drawn by polyhead. Without val, a tenth of train is kept for it.",
         ),
     ] = CLASSIFICATION.data,
     preset: Annotated[
         str,
         typer.Option(
             help="Size of the model: nano-4 or lite-4 for images of 32 pixels; ti-16, s-16, s-32, "
-            "b-16, b-32, l-16, h-14 for those of 224 (the number is a patch's side)."
+            "b-16, b-32, l-16, h-14 for 224 pixels (the number is the side of a patch)."
         ),
     ] = CLASSIFICATION.preset,
     pretrained: Annotated[
         str | None,
         typer.Option(
             metavar="DIR|NAME",
-            help="Begin with the weights of this model or run and a new head, not with a preset.",
+            help="Start from the weights of this model or run with a new head, not from a preset.",
         ),
     ] = CLASSIFICATION.pretrained,
     image_size: Annotated[
-        int | None, typer.Option(help="Side in pixels; the model's by default.")
+        int | None, typer.Option(help="Side in pixels. Default: the model's.")
     ] = CLASSIFICATION.image_size,
-    batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = CLASSIFICATION.batch_size,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = CLASSIFICATION.batch_size,
     augment: Annotated[
         Literal["none", "light", "strong"],
         typer.Option(help="light: crops and flips; strong: RandAugment too."),
     ] = CLASSIFICATION.augment,
     mix: Annotated[
-        bool, typer.Option("--mix", help="Mix the images of a batch: MixUp and CutMix by turns.")
+        bool, typer.Option("--mix", help="Mix the images of a batch: MixUp and CutMix in turn.")
     ] = CLASSIFICATION.mix,
     broken: Annotated[
         Literal["refuse", "skip"],
-        typer.Option(help="What becomes of an image that cannot be decoded; it is named."),
+        typer.Option(help="Stop at an image that cannot be decoded, or skip it; it is named."),
     ] = CLASSIFICATION.broken,
     dropout: Dropout = CLASSIFICATION.dropout,
     stochastic_depth: Annotated[
-        float, typer.Option(help="Rate at which an image skips the last block's sublayers.")
+        float, typer.Option(help="Stochastic depth: drop rate of the last block.")
     ] = CLASSIFICATION.stochastic_depth,
     label_smoothing: Annotated[
-        float, typer.Option(help="As Szegedy et al. 2016, section 7.")
+        float, typer.Option(help="Label smoothing (Szegedy et al. 2016, section 7).")
     ] = CLASSIFICATION.label_smoothing,
-    peak: Annotated[float, typer.Option(help="Highest learning rate.")] = CLASSIFICATION.peak,
+    peak: Annotated[float, typer.Option(help="Peak learning rate.")] = CLASSIFICATION.peak,
     warmup: Warmup = CLASSIFICATION.warmup,
     schedule: Schedule = CLASSIFICATION.schedule,
     weight_decay: Annotated[
-        float, typer.Option(help="Of matrices, by AdamW.")
+        float, typer.Option(help="Weight decay of matrices (AdamW).")
     ] = CLASSIFICATION.weight_decay,
     freeze: Annotated[
         str | None,
-        typer.Option(metavar="REGEX", help="Leave weights as they are whose names match."),
+        typer.Option(metavar="REGEX", help="Freeze weights whose path matches."),
     ] = CLASSIFICATION.freeze,
     clip: Clip = CLASSIFICATION.clip,
     accumulate: Accumulate = CLASSIFICATION.accumulate,
@@ -332,8 +368,8 @@ def train_classification(
 ):
     """Train a ViT to classify images, or fine-tune a published one.
 
-    Stop it with Ctrl-C whenever you like: the same command goes on after its last epoch.
-    The best model by accuracy on validation is RUN/best; curves are in RUN/curve.png,
+    Stop it with Ctrl-C at any time; the same command resumes from the last checkpoint.
+    The best model by validation accuracy is RUN/best; curves are in RUN/curve.png,
     RUN/history.csv and, for TensorBoard, RUN/logs.
 
     Example: polyhead train classification --data photos --pretrained google/vit-base-patch16-224
@@ -343,50 +379,52 @@ def train_classification(
 
 
 def train(recipe, options):
-    """Trains as a command's ``options`` say, by a recipe's module."""
+    """Trains by a recipe's module, with a command's ``options``."""
     options["updates"] = options["steps"]
     chosen = {field.name: options[field.name] for field in dataclasses.fields(recipe.Settings)}
-    with going_on("the last epoch"):
+    with resumable("the last checkpoint"):
         recipe.train(recipe.Settings(**chosen), options["out"], options["restart"])
 
 
 @contextlib.contextmanager
-def going_on(after):
-    """Within it Ctrl-C says how to go on."""
+def resumable(start):
+    """Within it Ctrl-C says how to resume."""
     try:
         yield
     except KeyboardInterrupt:
-        print(f"interrupted: the same command goes on after {after}", file=sys.stderr)
+        print(f"interrupted; run the same command to resume from {start}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
-    data: Annotated[str | None, typer.Option(metavar="DIR", help="Other data.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Data. Default: the run's.")
+    ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="Translation: another variant of its files.")
+        str | None, typer.Option(help="Translation: variant of the files. Default: the run's.")
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="train, val or test; by default test for translation, else val."),
+        typer.Option(help="train, val or test. Default: test for translation, else val."),
     ] = None,
-    show: Annotated[int, typer.Option(help="Translation: how many to show.")] = 3,
+    show: Annotated[int, typer.Option(help="Translation: number of examples to show.")] = 3,
     beams: Beams = None,
     alpha: Alpha = None,
     confusion: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Images: draw which classes are taken for which."),
+        typer.Option(metavar="FILE.png", help="Images: save the confusion matrix."),
     ] = None,
     broken: Annotated[
         Literal["refuse", "skip"] | None,
-        typer.Option(help="Images: what becomes of one that cannot be decoded."),
+        typer.Option(help="Images: stop at one that cannot be decoded, or skip it."),
     ] = None,
 ):
     """Score a run's best model on a split of its data.
 
-    Translations by sacrebleu's BLEU; text by the loss of a token, its perplexity, and bits a byte;
-    images by how many are of the likeliest class, and of the likeliest five.
+    Translations by sacrebleu's BLEU; text by cross-entropy per token, perplexity and bits per
+    byte; images by top-1 and top-5 accuracy.
     """
     from .run import read_settings
 
@@ -397,7 +435,7 @@ def evaluate(
         only("translation", variant=variant, beams=beams, alpha=alpha)
         score = classification.evaluate(run, data, split or "val", broken=broken)
         print(
-            f"accuracy {score['accuracy']:.2%}, of the likeliest five {score['top5']:.2%}; "
+            f"accuracy {score['accuracy']:.2%}, top-5 {score['top5']:.2%}; "
             f"{score['images']:,} images of {split or 'val'}"
         )
         if confusion is not None:
@@ -409,7 +447,7 @@ def evaluate(
         score = generation.evaluate(run, data, split or "val")
         print(
             f"loss {score['loss']:.4f}, perplexity {score['perplexity']:.2f}, "
-            f"{score['bits_per_byte']:.4f} bits a byte; {score['tokens']:,} tokens, "
+            f"{score['bits_per_byte']:.4f} bits per byte; {score['tokens']:,} tokens, "
             f"{score['bytes']:,} bytes of {split or 'val'}"
         )
         return
@@ -425,15 +463,15 @@ def evaluate(
 
 @app.command()
 def average(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
-    last: Annotated[int, typer.Option(help="How many checkpoints; see train's --keep.")] = 10,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    last: Annotated[int, typer.Option(help="Number of checkpoints; see train's --keep.")] = 10,
     beams: Beams = None,
     alpha: Alpha = None,
 ):
     """Average a run's last checkpoints into the model RUN/average, and score it on validation.
 
-    The weights themselves are averaged, not the moving averages of --ema, which RUN/best holds.
-    RUN/average may stand where RUN does: for evaluate, predict and export.
+    It averages the weights themselves, not the EMA weights of --ema, which are in RUN/best.
+    evaluate, predict and export accept RUN/average like RUN.
     """
     from .run import average, read_settings
 
@@ -458,27 +496,29 @@ def average(
 def diversify(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN ...", help="Runs of translation, in either direction."),
+        typer.Argument(metavar="RUN ...", help="Translation runs, in either direction."),
     ],
-    out: Annotated[Path, typer.Option(help="The new data's folder. What is there goes on.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the new data; an interrupted one is resumed.")
+    ],
     data: Annotated[
-        str | None, typer.Option(metavar="DIR", help="The data; the first run's if absent.")
+        str | None, typer.Option(metavar="DIR", help="Data. Default: the first run's.")
     ] = None,
     beams: Beams = None,
     alpha: Alpha = None,
-    batch_size: Annotated[int, typer.Option(help="Sentences that are translated at once.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Sentences per batch.")] = 64,
 ):
-    """Add to training data what trained runs translate of it (Nguyen et al. 2020).
+    """Augment training data with translations by trained models (Nguyen et al. 2020).
 
-    To the pairs of sentences come their sources with what a run makes of them, and their targets
-    with what a run of the reverse direction makes of those; the first run's direction is forward.
-    Then train with the options of the first, on the new data; validation and test are the same.
+    A forward run adds each source with its translation, a reverse run adds each target with its
+    back-translation. The direction of the first run is forward. Then train on the new data with
+    the first run's options. Validation and test data stay the same.
 
     Example: polyhead diversify runs/en-de runs/de-en --beams 5 --out more
     """
     from .diversify import diversify
 
-    with going_on("the last translations"):
+    with resumable("the last translations"):
         search = given(beams=beams, alpha=alpha)
         pairs = diversify(runs, out, data, batch_size, **search)
     print(f"{len(pairs):,} pairs of sentences in {out}")
@@ -491,19 +531,18 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="TEXT|IMAGE ...",
-            help="Sentences to translate, text to continue, or files of images.",
+            help="Sentences to translate, text to continue, or image files.",
         ),
     ] = None,
     beams: Beams = None,
     alpha: Alpha = None,
     best: Annotated[
-        int | None, typer.Option(help="Translation: so many of each, with their scores.")
+        int | None,
+        typer.Option(help="Translation: number of translations of each text, with scores."),
     ] = None,
     attention: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.png", help="Translation: draw what that of the text attends to."
-        ),
+        typer.Option(metavar="FILE.png", help="Translation: save the cross-attention map."),
     ] = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = None,
@@ -511,18 +550,18 @@ def predict(
     top_p: TopP = None,
     min_p: MinP = None,
     repetition_penalty: Penalty = None,
-    samples: Annotated[int | None, typer.Option(help="So many continuations of a text.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Number of continuations per text.")] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(help="Text that ends a continuation, without it.")
+        list[str] | None, typer.Option(help="Stop at this text, which is left out.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same continuation each time.")] = None,
-    top: Annotated[int | None, typer.Option(help="Images: so many classes of each.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed for sampling.")] = None,
+    top: Annotated[int | None, typer.Option(help="Images: number of classes per image.")] = None,
     explain: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Images: draw where the model looks in one."),
+        typer.Option(metavar="FILE.png", help="Images: save the attention map of one image."),
     ] = None,
 ):
-    """Translate sentences, or the lines of standard input; continue text; or classify images."""
+    """Translate sentences (or lines of standard input), continue text, or classify images."""
     from ..zoo import GPT, ViT
     from .run import load, shown
 
@@ -539,10 +578,10 @@ def predict(
     if isinstance(model, ViT):
         only("text", **asked, **sampling, **search, best=best, attention=attention)
         if not texts:
-            raise ValueError("name files of images to classify")
+            raise ValueError("pass at least one image file")
         if explain is not None:
             if len(texts) != 1:
-                raise ValueError(f"--explain draws one image: {len(texts)} were given")
+                raise ValueError(f"--explain takes one image: {len(texts)} given")
             writable(explain)
         for start in shown("classifying")(range(0, len(texts), 16)):
             names = texts[start : start + 16]
@@ -570,11 +609,11 @@ def predict(
     only("text generation", **asked, **sampling)
     if not texts:
         if sys.stdin.isatty():
-            print("one sentence a line; end with Ctrl-D", file=sys.stderr)
+            print("one sentence per line; end with Ctrl-D", file=sys.stderr)
         texts = [line.rstrip("\n") for line in sys.stdin]
     if attention is not None:
         if len(texts) != 1:
-            raise ValueError(f"--attention draws one text: {len(texts)} were given")
+            raise ValueError(f"--attention takes one text: {len(texts)} given")
         writable(attention)
     progress = shown("translating")
     found = model.translate(texts, scores=True, best=best, progress=progress, **search)
@@ -587,18 +626,18 @@ def predict(
 
 
 def writable(file):
-    """Raises where a picture could not be written, before it is computed."""
+    """Raises an error if a picture cannot be written, before it is computed."""
     if not file.resolve().parent.is_dir():
         raise FileNotFoundError(f"no folder {file.resolve().parent}")
 
 
 def given(**options):
-    """The options that were given."""
+    """The options with a value."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def only(task, **options):
-    """Raises where options were given that are for another ``task``."""
+    """Raises an error if options of another ``task`` are given."""
     if named := [f"--{name.replace('_', '-')}" for name in given(**options)]:
         raise ValueError(f"{' and '.join(named)}: for {task} only")
 
@@ -606,7 +645,9 @@ def only(task, **options):
 @app.command()
 def export(
     run: Run,
-    folder: Annotated[Path, typer.Argument(metavar="EXPORT", help="The model's base folder.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="EXPORT", help="Base folder of the exported model.")
+    ],
     beams: Beams = None,
     alpha: Alpha = None,
     max_new_tokens: MaxNewTokens = None,
@@ -615,11 +656,11 @@ def export(
     top_p: TopP = None,
     min_p: MinP = None,
     repetition_penalty: Penalty = None,
-    top: Annotated[int | None, typer.Option(help="Images: so many classes of each.")] = None,
+    top: Annotated[int | None, typer.Option(help="Images: number of classes per image.")] = None,
 ):
     """Write a SavedModel for TensorFlow Serving: text or images in, text or labels out.
 
-    It becomes EXPORT/1, or the next free number, with the server's configuration beside it.
+    It is EXPORT/1, or the next free number; the server's configuration is in EXPORT.
     """
     from ..zoo import GPT, ViT
     from .run import load
@@ -646,23 +687,36 @@ def export(
 @app.command()
 def download(
     name: Annotated[Literal["multi30k"], typer.Argument(help="English-German image captions.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put the files.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files.")],
 ):
-    """Fetch a data set, checked by its checksums, for `train --data DIR`."""
+    """Download a data set for `train --data DIR` and verify its checksums."""
     from ..data.download import download_multi30k
 
     download_multi30k(folder)
 
 
 def main():
-    """Runs the command; an error is one line, and the exit status says what it was."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    """Runs the command. An error is one line on standard error, and exit status 1."""
     if debug := "--debug" in sys.argv:
         sys.argv.remove("--debug")
     try:
-        app()
+        try:
+            app()
+        finally:
+            flush()
     except Exception as error:
         if debug:
             raise
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         sys.exit(1)
+
+
+def flush():
+    """Flushes standard output. A pipe that its reader has closed, as head does, is no error."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python flushes again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise OSError(error.errno, error.strerror, "standard output") from None

@@ -42,13 +42,13 @@ def diversify(runs, out, data=None, batch_size=64, say=print, **search):
         the training pairs, a `ParallelText`.
 
     Raises:
-        FileExistsError: ``out`` holds something else.
+        FileExistsError, NotADirectoryError: ``out`` holds something else.
         FileNotFoundError: there is no such run, or no data.
+        FolderInUseError: another process writes to ``out``.
         ValueError: a run is of other languages than the first, or of another variant; ``out`` is
             the data's folder.
     """
-    from ..data import ParallelText
-    from ..training import bleu
+    from ..training import locked
 
     out, runs = Path(out), [Path(run).resolve() for run in runs]
     settings = [settings_of(run) for run in runs]
@@ -65,10 +65,20 @@ def diversify(runs, out, data=None, batch_size=64, say=print, **search):
         splits["test"] = read(first, "test", data)
     if out.resolve() == Path(data or first.data).resolve():
         raise ValueError(f"out must be another folder than the data's: {out}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir()) and not (out / MADE).is_dir()):
-        raise FileExistsError(f"{out} holds something else: choose another folder")
-    (out / MADE).mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        return extend(splits, runs, settings, out, batch_size, say, search)
 
+
+def extend(splits, runs, settings, out, batch_size, say, search):
+    """Writes ``splits`` to ``out``, that of training with new pairs; returns its pairs."""
+    from ..data import ParallelText
+    from ..training import bleu
+
+    if {path.name for path in out.iterdir()} - {".lock"} and not (out / MADE).is_dir():
+        raise FileExistsError(f"{out} holds something other than such data: choose another folder")
+    (out / MADE).mkdir(exist_ok=True)
+
+    first = settings[0]
     sources, targets = splits["train"].sources, splits["train"].targets
     pairs = [*zip(sources, targets, strict=True)]
     known = set(pairs)

@@ -8,13 +8,14 @@ of 1.766 after 63 seconds; nanoGPT's at these sizes is 1.88.
     polyhead evaluate RUN
 """
 
+import functools
 import importlib.resources
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from .run import SAMPLE, Run, RunSettings, draw_curve, load, read_settings, shown
+from .run import SAMPLE, Run, RunSettings, draw_curve, exclusive, load, read_settings, shown
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class Settings(RunSettings):
     """All that a training of `GPT` depends on, as the command's options say it."""
 
     task: ClassVar[str] = "generation"
+    longest_warmup: ClassVar[int] = 100
 
     preset: str = "char-small"
     vocab_size: int = 8000
     length: int | None = None
     batch_size: int = 12
     peak: float | None = 1e-3
-    warmup: int = 100
     schedule: str = "cosine"
     weight_decay: float = 0.1
     lora: int | None = None
@@ -36,8 +37,9 @@ class Settings(RunSettings):
     epochs: int = 10
 
 
+@exclusive
 def train(settings, out, restart=False, say=print):
-    """Trains in the folder ``out``, from where an interrupted run of the same settings stopped."""
+    """Trains in the folder ``out``; an interrupted run of the same settings is resumed."""
     import keras
 
     from ..data import text_batches, token_stream
@@ -67,7 +69,7 @@ def train(settings, out, restart=False, say=print):
     with run.devices.scope():
         optimizer = run.optimizer(
             keras.optimizers.AdamW,
-            InverseSquareRoot(settings.peak or 1e-3, settings.warmup),
+            functools.partial(InverseSquareRoot, settings.peak or 1e-3),
             per_epoch,
             floor=0.1,
             weight_decay=settings.weight_decay,
@@ -89,7 +91,7 @@ def train(settings, out, restart=False, say=print):
 
 
 def begin(settings, run, texts):
-    """The model that training begins with: of a preset, or published weights."""
+    """The model before training: a preset or published weights."""
     from ..data import BytePairs, Characters
     from ..zoo import GPT
 
@@ -104,7 +106,7 @@ def begin(settings, run, texts):
         if settings.preset not in GPT.PRESETS:
             raise ValueError(f"GPT has presets {', '.join(GPT.PRESETS)}: {settings.preset!r}")
         kind = Characters if settings.preset.startswith("char") else BytePairs
-        if run.goes_on:
+        if run.resumes:
             tokenizer = kind.load(run.out)
         else:
             tokenizer = kind.train(texts, settings.vocab_size)

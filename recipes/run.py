@@ -1,6 +1,8 @@
-"""A run: the folder of a training, which the same command continues."""
+"""A run: a resumable training folder."""
 
+import contextlib
 import dataclasses
+import functools
 import importlib
 import io
 import json
@@ -12,21 +14,29 @@ from typing import ClassVar
 
 SAMPLE = "sample"
 TASKS = ("translation", "generation", "classification")
-# What a continued run may change; "cosine" depends on where it is to end.
+# Settings that may change when a run is resumed; a cosine schedule also depends on its end.
 LIMITS = ("epochs", "updates", "minutes", "patience", "keep", "devices", "remat")
+
+
+# Settings that adapt to the data where they are None; a resumed run keeps what it began with.
+ADAPTED = ("vocab_size", "warmup")
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What every training depends on, as the command's options say it."""
+    """The settings that every training run has, named like the command's options.
+
+    ``warmup`` None is a tenth of the updates, at most ``longest_warmup``.
+    """
 
     task: ClassVar[str]
+    longest_warmup: ClassVar[int]
 
     data: str = SAMPLE
     pretrained: str | None = None
     dropout: float | None = None
     peak: float | None = None
-    warmup: int | None = 1000
+    warmup: int | None = None
     schedule: str = "sqrt"
     clip: float = 1.0
     accumulate: int = 1
@@ -45,17 +55,17 @@ class RunSettings:
 
 
 class Run:
-    """A training in the folder ``out``, new or gone on with.
+    """A training run in the folder ``out``, new or resumed.
 
     Args:
-        settings: of a dataclass that extends `RunSettings`.
+        settings: an instance of a dataclass that extends `RunSettings`.
         out: the folder.
-        restart: delete what is there first.
+        restart: deletes the existing run first.
         say: prints a line.
 
     Raises:
-        FileExistsError, NotADirectoryError: the folder holds something else.
-        ValueError: the run there was begun with other settings, or one is out of its range.
+        FileExistsError, NotADirectoryError: the folder holds something other than a run.
+        ValueError: the existing run has other settings, or a setting is out of range.
     """
 
     def __init__(self, settings, out, restart=False, say=print):
@@ -69,34 +79,45 @@ class Run:
         if settings.pretrained is not None and Path(settings.pretrained).exists():
             folder = model_folder(settings.pretrained).resolve()
             if restart and folder.is_relative_to(self.out.resolve()):
-                raise ValueError(f"to start over would delete the pretrained model {folder}")
+                raise ValueError(f"--restart would delete the pretrained model {folder}")
             settings = dataclasses.replace(settings, pretrained=str(folder))
         for name in ("accumulate", "interval", "epochs", "updates"):
             if (value := getattr(settings, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more: {value}")
-        self.settings = settings
         self.restart = restart
         self.say = say
         self.chief = is_chief()
         self.devices = strategy(settings.devices, say)
-        self.goes_on = bool(from_chief(self.devices, check_run(settings, self.out, restart)))
+        self.resumes = bool(from_chief(self.devices, check_run(settings, self.out, restart)))
+        self.settings = adapted(settings, read_settings(self.out)) if self.resumes else settings
         keras.utils.set_random_seed(settings.seed)
         keras.config.set_dtype_policy(settings.precision)
 
     def limit(self, per_epoch):
-        """How many batches there are to be in all."""
+        """The number of batches of the whole run."""
         limit = self.settings.epochs * per_epoch
         return limit if self.settings.updates is None else min(limit, self.settings.updates)
 
     def optimizer(self, kind, rate, per_epoch, floor=0.0, **options):
-        """A Keras optimizer of the class ``kind``, with the run's schedule, clipping and averages.
+        """A Keras optimizer with the run's learning rate, clipping, accumulation and EMA.
 
-        ``rate`` is the schedule where no peak is given, and ``floor`` what a cosine ends at, as a
-        share of its peak. Where the settings say so it is Muon, with the same ``options`` for what
-        is not a matrix.
+        Where the settings give no warm-up, it is decided here and becomes one of the settings.
+
+        Args:
+            kind: the class of the optimizer, for the setting "adam". With "muon" it is Muon, which
+                uses the ``options`` for what is not a matrix.
+            rate: a function of the warm-up that returns an `InverseSquareRoot`.
+            per_epoch: batches per epoch of the data.
+            floor: what a cosine schedule ends at, as a fraction of its peak.
         """
         from ..training import Muon
 
+        updates = self.limit(per_epoch) // self.settings.accumulate
+        if self.settings.warmup is None:
+            warmup = max(1, min(self.settings.longest_warmup, updates // 10))
+            self.settings = dataclasses.replace(self.settings, warmup=warmup)
+            if warmup < self.settings.longest_warmup:
+                self.say(f"warm-up: {warmup} updates, a tenth of the run")
         s = self.settings
         if s.optimizer not in ("adam", "muon"):
             raise ValueError(f"optimizer must be adam or muon: {s.optimizer!r}")
@@ -105,7 +126,7 @@ class Run:
             named = {names.get(name, name): value for name, value in options.items()}
             kind, options = Muon, {"weight_decay": None, **named}
         return kind(
-            learning_rate(s, rate, self.limit(per_epoch) // s.accumulate, floor),
+            learning_rate(s, rate(s.warmup), updates, floor),
             global_clipnorm=s.clip,
             gradient_accumulation_steps=s.accumulate if s.accumulate > 1 else None,
             use_ema=s.ema is not None,
@@ -125,15 +146,15 @@ class Run:
         draw=None,
         unit="tokens",
     ):
-        """Trains a compiled ``model`` till the settings' limits; returns the history.
+        """Trains a compiled ``model`` up to the settings' limits; returns the history.
 
         Args:
-            batches: a function of the update to begin at, which gives an endless dataset.
+            batches: a function of the first update that returns an endless dataset.
             validation: a dataset.
-            per_epoch: batches of an epoch of the data.
-            monitor: the log that says which checkpoint is best, by ``mode`` "max" or "min".
-            callbacks: what makes logs, before the others.
-            draw: a function of the history and a path, which draws a picture.
+            per_epoch: batches per epoch of the data.
+            monitor: the log that decides which checkpoint is best, by ``mode`` "max" or "min".
+            callbacks: callbacks that add logs; they run before the others.
+            draw: a function of the history and a path that writes a picture.
             unit: what the weights of a batch count.
         """
         from ..training import Checkpoints, Curves, EvaluateAverages, Progress
@@ -142,7 +163,7 @@ class Run:
         interval, limit = s.interval or per_epoch, self.limit(per_epoch)
         say(
             f"{type(model).__name__}, {model.count_params():,} parameters; "
-            f"{per_epoch} batches an epoch, a checkpoint every {interval}"
+            f"{per_epoch} batches per epoch, a checkpoint every {interval}"
         )
         checkpoints = Checkpoints(
             self.out,
@@ -154,12 +175,12 @@ class Run:
             keep=s.keep,
             per_epoch=per_epoch,
         )
-        done = checkpoints.resume(model) if self.goes_on else 0
+        done = checkpoints.resume(model) if self.resumes else 0
         if self.chief:
-            write_run(s, self.out, None if self.goes_on else model.tokenizer, self.restart)
+            write_run(s, self.out, None if self.resumes else model.tokenizer, self.restart)
         if done:
             epochs = checkpoints.updates / per_epoch
-            say(f"going on after update {checkpoints.updates}, {epochs:.4g} epochs")
+            say(f"resuming after update {checkpoints.updates}, {epochs:.4g} epochs")
 
         def why():
             if checkpoints.updates >= s.epochs * per_epoch:
@@ -188,7 +209,7 @@ class Run:
             )
         finally:
             if self.chief:
-                progress.on_train_end()  # gives the terminal back, after Ctrl-C too
+                progress.on_train_end()  # restores the terminal, after Ctrl-C too
                 checkpoints.wait()
             if checkpoints.history and self.chief and draw is not None:
                 draw(checkpoints.history, self.out / "curve.png")
@@ -201,11 +222,26 @@ class Run:
         return checkpoints.history
 
 
-def learning_rate(settings, rate, updates, floor=0.0):
-    """The schedule of a training of so many ``updates``: "sqrt", Vaswani's, or "cosine".
+def exclusive(train):
+    """Makes a recipe's ``train`` hold the run's folder: another process that wants it is refused.
 
-    Where the settings give no peak, it is that of ``rate``, an `InverseSquareRoot`; where they give
-    no warm-up, a tenth of the updates and at most 500.
+    With several machines the chief holds it for all.
+    """
+
+    @functools.wraps(train)
+    def alone(settings, out, restart=False, say=print):
+        from ..training import is_chief, locked
+
+        with locked(out) if is_chief() else contextlib.nullcontext():
+            return train(settings, out, restart, say)
+
+    return alone
+
+
+def learning_rate(settings, rate, updates, floor=0.0):
+    """The schedule of a training run of ``updates``: "sqrt" (Vaswani et al. 2017) or "cosine".
+
+    Where the settings give no peak, it is the peak of ``rate``, an `InverseSquareRoot`.
     """
     import keras
 
@@ -213,18 +249,17 @@ def learning_rate(settings, rate, updates, floor=0.0):
 
     if settings.schedule not in ("sqrt", "cosine"):
         raise ValueError(f"schedule must be sqrt or cosine: {settings.schedule!r}")
-    warmup = min(500, updates // 10) if settings.warmup is None else settings.warmup
     if settings.peak is not None:
-        rate = InverseSquareRoot(settings.peak, max(warmup, 1))
+        rate = InverseSquareRoot(settings.peak, max(settings.warmup, 1))
     if settings.schedule == "sqrt":
         return rate
-    if rate.warmup >= updates:
+    if rate.warmup >= updates > 1:
         raise ValueError(
-            f"warmup must be shorter than the training: {rate.warmup}, {updates} updates"
+            f"warmup must be shorter than the training run: {rate.warmup}, {updates} updates"
         )
     return keras.optimizers.schedules.CosineDecay(
         0.0,
-        updates - rate.warmup,
+        max(1, updates - rate.warmup),
         alpha=floor,
         warmup_target=rate.peak,
         warmup_steps=rate.warmup,
@@ -232,15 +267,17 @@ def learning_rate(settings, rate, updates, floor=0.0):
 
 
 def average(run, last=10):
-    """Saves the mean of a run's ``last`` checkpoints as ``RUN/average``.
+    """Saves the mean weights of a run's ``last`` checkpoints as the model ``RUN/average``.
 
-    Returns its folder, and the updates after which the checkpoints were written.
+    Returns:
+        the folder, and the update of each checkpoint.
     """
-    from ..training import mean_weights
+    from ..training import locked, mean_weights
 
     weights, updates = mean_weights(run, last)
     folder = Path(run) / "average"
-    load(run).save_pretrained(folder, weights=weights)
+    with locked(run, "average"):  # the run itself may be training
+        load(run).save_pretrained(folder, weights=weights)
     return folder, updates
 
 
@@ -254,7 +291,7 @@ def load(run):
         config = read_json(folder / "config.json")
         kind = config.get("model", config.get("model_type", "pretrained_cfg" in config and "vit"))
     except (ValueError, OSError):
-        kind = None  # the class says what is wrong
+        kind = None  # the class raises the error
     models = {"GPT": GPT, "gpt2": GPT, "ViT": ViT, "vit": ViT}
     return models.get(str(kind), Transformer).from_pretrained(folder)
 
@@ -266,14 +303,12 @@ def model_folder(run):
     if (run / "config.json").exists():
         return run
     if not (run / "best").is_dir():
-        raise FileNotFoundError(
-            f"{run} holds neither a model nor a run that got to its first epoch"
-        )
+        raise FileNotFoundError(f"{run} is neither a model nor a run with a first checkpoint")
     return run / "best"
 
 
 def shown(title):
-    """A function that goes through batches with a bar on standard error, on a terminal."""
+    """A function that iterates over batches; on a terminal it shows a progress bar."""
     from rich.console import Console
     from rich.progress import track
 
@@ -282,16 +317,16 @@ def shown(title):
 
 
 def check_run(settings, out, restart):
-    """Whether there is a run in ``out`` that goes on; raises if it may not, and changes nothing."""
+    """Whether ``out`` is a run to resume. Raises if these settings cannot resume it."""
     if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out} is a file; a run is a folder")
+        raise NotADirectoryError(f"{out} is a file, not a folder")
     if not (out / "settings.json").exists():
         from ..zoo.pretrained import TOKENIZERS
 
-        begun = {*TOKENIZERS, ".settings.json"}
+        begun = {*TOKENIZERS, ".settings.json", ".lock"}
         names = {path.name for path in out.iterdir()} if out.exists() else set()
-        if {re.sub(r"\.\d+$", "", name) for name in names} - begun:  # killed at once
-            raise FileExistsError(f"{out} holds something else than a run: choose another folder")
+        if {re.sub(r"\.\d+$", "", name) for name in names} - begun:  # killed at the start
+            raise FileExistsError(f"{out} holds something other than a run: choose another folder")
         return False
     old = read_settings(out)
     if restart:
@@ -299,7 +334,7 @@ def check_run(settings, out, restart):
     if old.task != settings.task:
         raise ValueError(f"{out} is a run of {old.task}, not of {settings.task}")
     free = set(LIMITS) - ({"epochs", "updates"} if settings.schedule == "cosine" else set())
-    old, new = dataclasses.asdict(old), dataclasses.asdict(settings)
+    old, new = dataclasses.asdict(old), dataclasses.asdict(adapted(settings, old))
     changed = [f"{k} {old[k]} -> {new[k]}" for k in new if old[k] != new[k] and k not in free]
     if changed:
         raise ValueError(
@@ -309,15 +344,23 @@ def check_run(settings, out, restart):
     return True
 
 
+def adapted(settings, old):
+    """``settings`` with the ``old`` run's values of adapted settings that are not given."""
+    kept = {name: getattr(old, name) for name in ADAPTED if hasattr(old, name)}
+    return dataclasses.replace(
+        settings, **{name: value for name, value in kept.items() if getattr(settings, name) is None}
+    )
+
+
 def write_run(settings, out, tokenizer, restart):
-    """The folder of a run: its settings come last, and make it one."""
+    """Writes a run's folder: the settings come last, since they make the folder a run."""
     from ..training import write_file
 
     out.mkdir(parents=True, exist_ok=True)
     for path in out.iterdir() if restart else ():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "settings.json":  # it says that this is a run, till the end
+        elif path.name not in ("settings.json", ".lock"):  # the folder remains a run, and locked
             path.unlink()
     if tokenizer is not None:
         tokenizer.save(out)
@@ -326,32 +369,32 @@ def write_run(settings, out, tokenizer, restart):
 
 
 def read_settings(run):
-    """The settings of a run, of its task's class.
+    """The settings of a run, an instance of its task's class.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: there is another ``settings.json`` than a run's.
+        FileNotFoundError: there is no run.
+        ValueError: its ``settings.json`` is not that of a run.
     """
     run = Path(run).resolve()
     if run.name in ("best", "average") and not (run / "settings.json").is_file():
         run = run.parent
     path = run / "settings.json"
     if not path.exists():
-        raise FileNotFoundError(f"{run} holds no run: there is no settings.json in it")
+        raise FileNotFoundError(f"{run} is not a run: it has no settings.json")
     if not path.is_file():
         raise ValueError(f"{path} is not a regular file")
     try:
         content = json.loads(path.read_text("utf-8"))
         task = content.pop("task", TASKS[0])
         if task not in TASKS:
-            raise ValueError(f"no task {task!r}")
+            raise ValueError(f"unknown task {task!r}")
         return importlib.import_module(f".{task}", __package__).Settings(**content)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a run's: {error}") from None
+        raise ValueError(f"{path} is not the settings of a run: {error}") from None
 
 
 def draw_curve(history, path, score=None, label=None):
-    """A score on validation, if there is one, and losses against wall time, as a picture."""
+    """Draws losses, and a validation score if there is one, against wall time."""
     from matplotlib.figure import Figure
 
     minutes = [epoch["seconds"] / 60 for epoch in history]
@@ -370,7 +413,7 @@ def draw_curve(history, path, score=None, label=None):
 
 
 def save(figure, path):
-    """Writes a picture: it appears complete or not at all."""
+    """Writes a picture atomically."""
     from ..training import write_file
 
     picture = io.BytesIO()

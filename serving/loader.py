@@ -22,6 +22,8 @@ import os
 import sys
 from pathlib import Path
 
+from .quiet import filtered_stderr
+
 FLOAT, INT32, STRING = 1, 3, 7  # tensorflow/core/framework/types.proto
 NUMBERS = {FLOAT: (ctypes.c_float, (int, float)), INT32: (ctypes.c_int32, (int,))}
 POINTER = ctypes.c_void_p
@@ -57,9 +59,9 @@ class SavedModel:
             raise RuntimeError(
                 "tensorflow is already imported: load the model in another process, without it"
             )
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        # Symbols are also looked up in the libraries that this one needs.
-        self._library = ctypes.CDLL(str(package("tensorflow") / "libtensorflow_cc.so.2"))
+        with filtered_stderr():
+            # Symbols are also looked up in the libraries that this one needs.
+            self._library = ctypes.CDLL(str(package("tensorflow") / "libtensorflow_cc.so.2"))
         for library in sorted(package("tensorflow_text").glob("python/ops/_*.so")):
             self._checked("TF_LoadLibrary", POINTER, str(library).encode())
         self._graph = self._c("TF_NewGraph", POINTER)

@@ -18,15 +18,19 @@ MAY_IMPORT = {
     "zoo": {"layers", "data", "training", "serving"},
     "recipes": {"zoo", "data", "training", "serving"},
 }
+# What every folder imports first. It imports nothing of polyhead, Keras or TensorFlow.
+QUIET = ("serving", {"quiet"})
 # Where TensorFlow may stand at the top of a file; `zoo` and `layers` have none anywhere.
 TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_serving"}
 
 
 def imports(path):
-    """(level, name, at the top) of each import in a file."""
+    """(level, name, at the top) of each import in a file, except of `QUIET`."""
     tree = ast.parse(path.read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
+            if (node.module, {alias.name for alias in node.names}) == QUIET:
+                continue
             yield node.level, node.module or "", node in tree.body
         elif isinstance(node, ast.Import):
             yield from ((0, alias.name, node in tree.body) for alias in node.names)

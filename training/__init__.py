@@ -1,9 +1,11 @@
 """What `model.fit` needs to be right, on one device or many."""
 
+from ..serving import quiet  # noqa: F401  (before Keras and TensorFlow)
 from .averages import EvaluateAverages, averaged
 from .callbacks import Curves, Progress, ValidationBleu
 from .checkpoints import Checkpoints, mean_weights
 from .devices import from_chief, is_chief, strategy
+from .lock import FolderInUseError, locked
 from .losses import SmoothedCrossEntropy
 from .metrics import bleu
 from .model import Model, build_optimizer, compiled
@@ -16,6 +18,7 @@ __all__ = [
     "Checkpoints",
     "Curves",
     "EvaluateAverages",
+    "FolderInUseError",
     "InverseSquareRoot",
     "Model",
     "Muon",
@@ -28,6 +31,7 @@ __all__ = [
     "compiled",
     "from_chief",
     "is_chief",
+    "locked",
     "mean_weights",
     "read_tensors",
     "strategy",

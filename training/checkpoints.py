@@ -14,6 +14,7 @@ import numpy as np
 
 from .averages import averages, inner
 from .devices import from_chief, is_chief
+from .lock import acquire, release
 from .model import build_optimizer
 from .states import (
     CheckpointError,
@@ -97,11 +98,15 @@ class Checkpoints(keras.callbacks.Callback):
     def resume(self, model):
         """Puts the newest checkpoint's state into a compiled ``model``; returns its epoch, or 0.
 
+        It locks the folder for this process until the following `fit` or the process ends.
+
         Raises:
+            FolderInUseError: another process trains in the folder.
             CheckpointError: the newest is broken or another model's; the message names it, and
                 the one before it.
         """
-        if is_chief():
+        if is_chief() and self.folder.exists():
+            acquire(self.folder)
             WRITER.submit(self.sweep).result()
         saved = self.saved()
         newest = self.newest()
@@ -141,7 +146,7 @@ class Checkpoints(keras.callbacks.Callback):
         return len(self.history)
 
     def sweep(self):
-        """Removes what a killed process left half written."""
+        """Removes temporary files of a process that was killed; the folder must be locked."""
         for old in self.folder.glob(".best.old.*"):
             if not (self.folder / "best").exists():
                 old.rename(self.folder / "best")
@@ -177,6 +182,7 @@ class Checkpoints(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if is_chief():  # a folder that cannot be written to is found now
             self.folder.mkdir(parents=True, exist_ok=True)
+            acquire(self.folder)
             if (newest := self.newest()) > self.updates:
                 raise FileExistsError(
                     f"{self.folder} holds a longer training's checkpoints, up to update {newest}: "
@@ -228,6 +234,8 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.wait()
+        if is_chief():
+            release(self.folder)
 
     def wait(self):
         """Waits until what was saved is on disk."""

@@ -1,5 +1,6 @@
 """Ready models, a file each."""
 
+from ..serving import quiet  # noqa: F401  (before Keras and TensorFlow)
 from .generation import Search
 from .gpt import GPT, GPTConfig
 from .sampling import Sampling

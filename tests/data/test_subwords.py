@@ -79,6 +79,15 @@ def test_what_is_wrong_is_named(tmp_path):
         Subwords.load(tmp_path)
 
 
+def test_too_little_text_gives_a_smaller_vocabulary_if_the_size_is_not_exact():
+    texts = ["a dog", "a cat"]
+    tokenizer = Subwords.train(texts, 5000, exact=False)
+    assert 10 < tokenizer.vocab_size < 40
+    decoded = tokenizer.decode(tokenizer.encode(texts)).numpy()
+    assert [text.decode() for text in decoded] == texts
+    assert Subwords.train(texts, 16, exact=False).vocab_size == 16
+
+
 def test_only_bpe_has_merges_to_leave_out(sample, tokenizer):
     rows = tokenizer.sampled(sample.sources, 0.3, seed=1)
     assert rows == tokenizer.sampled(sample.sources, 0.3, seed=1)

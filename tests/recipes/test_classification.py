@@ -65,7 +65,7 @@ def test_a_run_is_evaluated_and_predicts(trained, folder, tmp_path, monkeypatch,
     assert picture.read_bytes()[1:4] == b"PNG"
     (tmp_path / "no.jpg").write_bytes(b"no image")
     for arguments, message in (
-        (("predict", trained), "name files of images"),
+        (("predict", trained), "pass at least one image file"),
         (("predict", trained, tmp_path / "none.jpg"), "none.jpg"),
         (("predict", trained, tmp_path / "no.jpg"), "no.jpg is no image"),
         (("predict", trained, red, "--beams", 2), "--beams: for text only"),

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -8,17 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
 from polyhead.data import read_split
 from polyhead.recipes.command import main
-from polyhead.recipes.run import check_run, learning_rate, write_run
+from polyhead.recipes.run import Run, check_run, learning_rate, load, write_run
 from polyhead.recipes.translation import Settings, train
 from polyhead.training import InverseSquareRoot, read_tensors
 from polyhead.zoo import Transformer
+from tests.training.test_lock import another_process_holds
 
 SMALL = (
     "--vocab-size 300 --tokens 1024 --buckets 1 --warmup 20 --max-length 64 --dropout 0.1 --seed 3 "
@@ -98,7 +102,7 @@ def test_beams_and_attention_can_be_asked_for(trained, monkeypatch, capfd, tmp_p
     assert status == 0 and float(first) >= float(second)
     assert picture.read_bytes().startswith(b"\x89PNG")
     for arguments, message in (
-        (("The dog.", "A cat.", "--attention", picture), "--attention draws one text: 2 were"),
+        (("The dog.", "A cat.", "--attention", picture), "--attention takes one text: 2 given"),
         (("The dog.", "--attention", tmp_path / "no" / "a.png"), "no folder"),
         (("The dog.", "--beams", 0), "beams must be a positive integer: 0"),
     ):
@@ -122,11 +126,18 @@ def test_checkpoints_are_averaged(trained, monkeypatch, capfd, tmp_path):
     assert status == 1 and "has 2 checkpoints, of which 10 cannot be averaged" in err
 
 
-def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capfd, tmp_path):
-    back, more = shutil.copytree(trained, tmp_path / "back"), tmp_path / "more"
-    settings = json.loads((back / "settings.json").read_text())
+def backward(run, copy):
+    """A copy of a run of translation that says it is of the reverse direction."""
+    shutil.copytree(run, copy)
+    settings = json.loads((copy / "settings.json").read_text())
     turned = {**settings, "source": "de", "target": "en"}
-    (back / "settings.json").write_text(json.dumps(turned))
+    (copy / "settings.json").write_text(json.dumps(turned))
+    return copy
+
+
+def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capfd, tmp_path):
+    back, more = backward(trained, tmp_path / "back"), tmp_path / "more"
+    turned = json.loads((back / "settings.json").read_text())
     pairs = read_split(data, "train", "en", "de")
     translate, calls = Transformer.translate, []
 
@@ -142,7 +153,7 @@ def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capf
     ask = ("diversify", trained, "--beams", 2, "--out", more)
     assert polyhead(monkeypatch, capfd, *ask)[0] == 0
     status, _, err = polyhead(monkeypatch, capfd, *ask, back)
-    assert status == 130 and "goes on after the last translations" in err
+    assert status == 130 and "resume from the last translations" in err
     status, out, _ = polyhead(monkeypatch, capfd, *ask, back)
     assert status == 0 and f"pairs of sentences in {more}" in out
     assert calls == [80, 40, 80, 80, 40]
@@ -164,7 +175,7 @@ def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capf
     (back / "settings.json").write_text(json.dumps({**turned, "variant": "lc"}))
     for arguments, message in (
         ((*ask, back), "variant of"),
-        (("diversify", trained, "--out", trained), "holds something else"),
+        (("diversify", trained, "--out", trained), "holds something other than such data"),
         (("diversify", trained, "--out", data), "another folder than the data's"),
         (("diversify", trained, "--data", more, "--out", more), "another folder than the data's"),
         (("diversify", tmp_path, "--out", tmp_path / "new"), "no settings.json"),
@@ -216,9 +227,9 @@ def test_errors_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
         (["evaluate", trained, "--split", "dev"], "has no split 'dev'"),
         (["export", trained, tmp_path / "file"], "is a file"),
         ([*begin, tmp_path / "nowhere", "--out", tmp_path / "run"], "no folder"),
-        ([*begin, data, "--out", tmp_path / "mine"], "holds something else than a run"),
-        ([*begin, data, "--out", tmp_path / "mine", "--restart"], "holds something else"),
-        ([*begin, data, "--out", tmp_path / "editor", "--restart"], "is not a run's"),
+        ([*begin, data, "--out", tmp_path / "mine"], "holds something other than a run"),
+        ([*begin, data, "--out", tmp_path / "mine", "--restart"], "something other than a run"),
+        ([*begin, data, "--out", tmp_path / "editor", "--restart"], "is not the settings of a run"),
         ([*begin, data, "--out", trained, "--preset", "huge", *SMALL, "--restart"], "has presets"),
         ([*begin, data, "--out", trained, "--seed", "4"], "begun with other settings"),
         ([*begin, data, "--out", tmp_path / "a", "--preset", "huge", *SMALL], "has presets"),
@@ -257,11 +268,78 @@ def test_a_cosine_keeps_its_end(tmp_path):
         check_run(dataclasses.replace(settings, epochs=4), tmp_path, False)
 
 
+def test_the_warmup_adapts_to_the_updates_and_is_kept_by_a_resumed_run(tmp_path):
+    def begin(**options):
+        run = Run(Settings(**options), tmp_path / "run", say=lambda line: None)
+        optimizer = run.optimizer(
+            keras.optimizers.Adam, functools.partial(InverseSquareRoot, 0.5), per_epoch=1000
+        )
+        return run, optimizer.get_config()["learning_rate"]["config"]
+
+    for options, expected in (
+        (dict(updates=20), 2),
+        (dict(updates=20, accumulate=4), 1),
+        (dict(updates=1), 1),
+        (dict(updates=20, warmup=7), 7),
+        (dict(), 1000),
+    ):
+        assert begin(**options)[1] == {"peak": 0.5, "warmup": expected}
+    assert begin(updates=1, schedule="cosine")[1]["warmup_steps"] == 1
+    run, _ = begin(updates=20)
+    write_run(run.settings, run.out, None, False)
+    assert begin(updates=2000)[1]["warmup"] == 2
+    with pytest.raises(ValueError, match="warmup 2 -> 3"):
+        begin(updates=20, warmup=3)
+
+
+def test_a_second_process_in_one_folder_is_refused(trained, data, monkeypatch, capfd, tmp_path):
+    run, more = shutil.copytree(trained, tmp_path / "run"), tmp_path / "more"
+    (run / ".checkpoint-00000099.safetensors.1").write_text("of a live process")
+    train = ["train", "translation", "--data", data, "--out", run, *SMALL]
+    more.mkdir()
+    for folder, name, arguments in (
+        (run, "", train),
+        (run, "", [*train, "--restart"]),
+        (run, "average", ["average", run, "--last", 2]),
+        (more, "", ["diversify", run, "--out", more]),
+    ):
+        with another_process_holds(folder, name) as process:
+            code, _, err = polyhead(monkeypatch, capfd, *arguments)
+            assert code == 1 and err.startswith(f"error: {folder} is in use by process")
+            assert str(process.pid) in err and len(err.splitlines()) == 1
+            assert isinstance(load(run), Transformer)  # readers are not affected
+        (folder / (f".{name}.lock" if name else ".lock")).unlink()
+    assert {p.name for p in run.iterdir()} == {
+        *(p.name for p in trained.iterdir()),
+        ".checkpoint-00000099.safetensors.1",
+    }
+
+
 def test_a_run_that_is_done_says_so(trained, data, monkeypatch, capfd):
     options = ["--data", data, "--out", trained, *SMALL, "--epochs", 3]
     code, out, err = polyhead(monkeypatch, capfd, "train", "translation", *options)
     assert code == 0, err
     assert "nothing to do: 3 epochs done" in out
+
+
+def test_the_command_shows_its_version_and_help(monkeypatch, capfd):
+    code, out, _ = polyhead(monkeypatch, capfd, "--version")
+    assert code == 0 and out == f"{version('polyhead')}\n"
+    _, out, err = polyhead(monkeypatch, capfd)
+    assert "Usage: polyhead" in out + err and "evaluate" in out + err
+
+
+def test_output_that_cannot_be_written_is_no_traceback(monkeypatch, capfd):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        code, _, err = polyhead(monkeypatch, capfd, "--version")
+    assert (code, err) == (1, "error: [Errno 28] No space left on device: 'standard output'\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        code, _, err = polyhead(monkeypatch, capfd, "--version")
+    assert (code, err) == (0, "")
 
 
 def start(data, run, *options):
@@ -306,7 +384,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_as_the_uninterrupted_run(data,
         process.send_signal(signal.SIGINT if kill == "Ctrl-C" else signal.SIGKILL)
         output = process.communicate()[0]
         assert process.returncode == (130 if kill == "Ctrl-C" else -9), output
-    assert "going on after update" in output and "the same command goes on" in output
+    assert "resuming after update" in output and "run the same command to resume" in output
     last = start(data, parts, *options)
     assert last.wait() == 0, last.stdout.read()
     ends = [max((tmp_path / r).glob("checkpoint-*")) for r in ("whole", "parts")]

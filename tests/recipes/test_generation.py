@@ -62,7 +62,7 @@ def test_the_command_continues_text(trained, monkeypatch, capfd, tmp_path):
     status, several, _ = polyhead(monkeypatch, capfd, *ask, "--samples", 2)
     assert status == 0 and several.count("The dog") >= 2
     status, out, _ = polyhead(monkeypatch, capfd, "evaluate", trained)
-    assert status == 0 and "perplexity" in out and "bits a byte" in out
+    assert status == 0 and "perplexity" in out and "bits per byte" in out
     new = ("train", "generation", "--out", tmp_path / "r")
     for arguments, message in (
         (("predict", trained, "a", "--attention", "x.png"), "--attention: for translation only"),

@@ -411,7 +411,7 @@ def test_the_recipe_fine_tunes_it_and_goes_on(vocabulary, sample, tmp_path):
     train(settings, tmp_path / "run", say=lambda line: None)
     said = []
     history = train(replace(settings, epochs=3), tmp_path / "run", say=said.append)
-    assert any(line.startswith("going on after update") for line in said)
+    assert any(line.startswith("resuming after update") for line in said)
     assert history[-1]["loss"] < history[0]["loss"]
     assert isinstance(
         Transformer.from_pretrained(tmp_path / "run" / "best").tokenizer, MarianPieces

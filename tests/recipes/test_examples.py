@@ -1,0 +1,163 @@
+"""Every example in --help, in README and in the recipes is read from there, parsed, and run."""
+
+import re
+import shlex
+import shutil
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import typer
+
+from polyhead.recipes import command
+from polyhead.recipes.run import load
+from polyhead.zoo import ViT
+from tests.recipes.test_command import backward, polyhead
+from tests.test_package import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+RECIPES = [ROOT / "recipes" / f"{name}.py" for name in ("translation", "generation", "diversify")]
+RECIPES += [ROOT / "recipes" / "classification.py", ROOT / "recipes" / "demo.sh"]
+
+
+def leaves(group):
+    """The commands of a group and of its groups."""
+    for child in group.commands.values():
+        yield from leaves(child) if hasattr(child, "commands") else [child]
+
+
+def commands(text):
+    """The ``polyhead`` commands in a text as lists of arguments, shell variables replaced.
+
+    Options in brackets, which a reader may add, are a list of their own beside the command's.
+    """
+    text = text.replace("\\\\\n", "\\\n").replace("\\\n", " ")
+    text = text.replace('"$polyhead"', "    polyhead").replace('"${sentences[@]}"', "A B")
+    variables = {}
+    for line in re.findall(r'(?m)^ {4,}((?:polyhead |\w="--).*)', text):
+        line = re.sub(r" #.*", "", line)
+        optional = shlex.split(" ".join(re.findall(r"\[(.*?)\]", line)))
+        line = string.Template(re.sub(r"\[.*?\]", "", line)).safe_substitute(variables)
+        if line.startswith("polyhead "):
+            yield shlex.split(line.rstrip(" )"))[1:], optional
+        else:
+            name, value = line.split("=", 1)
+            variables[name] = value.strip('"')
+
+
+def helps():
+    """The examples of --help."""
+    texts = (leaf.help or "" for leaf in leaves(typer.main.get_command(command.app)))
+    for text in texts:
+        found = re.search(r"Example: (polyhead .*)", text, re.DOTALL)
+        yield from commands("    " + " ".join(found[1].split())) if found else ()
+
+
+def test_every_example_is_a_command_with_options_that_exist():
+    app = typer.main.get_command(command.app)
+    for leaf in leaves(app):
+        leaf.callback = lambda **options: None
+    texts = [README, *(path.read_text("utf-8") for path in RECIPES)]
+    found = [*helps(), *(example for text in texts for example in commands(text))]
+    assert len(found) > 50 and sum(bool(optional) for _, optional in found) == 1
+    for arguments, optional in found:
+        app.main([*arguments, *optional], standalone_mode=False)
+
+
+@pytest.fixture
+def folder(sample, tmp_path, monkeypatch):
+    """A working directory with the data that the examples name, but little of it."""
+    (tmp_path / "multi30k").mkdir()
+    for split, rows in (
+        ("train", slice(0, 60)),
+        ("val", slice(60, 64)),
+        ("test_2016_flickr", slice(64, 68)),
+    ):
+        for language, texts in (("en", sample.sources), ("de", sample.targets)):
+            path = tmp_path / "multi30k" / f"{split}.{language}"
+            path.write_text("\n".join(texts[rows]) + "\n", "utf-8")
+    text = "ROMEO: Once upon a time\nThe end\n" + "\n".join(sample.sources)
+    (tmp_path / "book.txt").write_text(text, "utf-8")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 2), ("test", 2)):
+        for name in ("cat", "dog", "bird", "fish", "frog"):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = tf.io.encode_jpeg(random.integers(0, 256, (40, 36, 3)).astype("uint8"))
+                (tmp_path / "photos" / split / name / f"{i}.jpg").write_bytes(image.numpy())
+    shutil.copy(tmp_path / "photos" / "val" / "cat" / "0.jpg", tmp_path / "cat.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("polyhead.data.download.download_multi30k", lambda folder: None)
+    from_pretrained = ViT.from_pretrained.__func__
+
+    def without_network(cls, name, **options):
+        if name != "google/vit-base-patch16-224":
+            return from_pretrained(cls, name, **options)
+        labels = options.pop("labels")
+        return cls.preset("nano-4", num_classes=len(labels), labels=labels, **options)
+
+    monkeypatch.setattr(ViT, "from_pretrained", classmethod(without_network))
+    return tmp_path
+
+
+def run(monkeypatch, capfd, arguments):
+    """Runs an example; training is short and keeps as many checkpoints as `average` takes."""
+    if arguments[0] == "train":
+        arguments = [*arguments, "--steps", 10, "--interval", 1, "--keep", 10]
+        arguments += ["--buckets", 1] if arguments[1] == "translation" else ["--batch-size", 4]
+    status, out, err = polyhead(monkeypatch, capfd, *arguments)
+    assert status == 0, (arguments, out, err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["translation", "generation", "classification"])
+def test_the_commands_of_the_readme_run(task, folder, monkeypatch, capfd):
+    [block] = [
+        block
+        for block in re.split(r"\n\n", README)
+        if f"polyhead train {task}" in block and "polyhead export RUN" in block
+    ]
+    for arguments, _ in commands(block):
+        if arguments[0] == "diversify":
+            backward(folder / "RUN", folder / "REVERSE")
+        run(monkeypatch, capfd, arguments)
+    if task == "translation":
+        served = re.search(r"`python (-m polyhead\.serving\.loader .*?)`", README)[1]
+        command = [sys.executable, *shlex.split(served)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert '"text"' in done.stdout and done.stderr == ""
+
+
+@pytest.mark.slow
+def test_the_commands_of_help_run(folder, monkeypatch, capfd):
+    for arguments, _ in helps():
+        if arguments[0] == "diversify":
+            shutil.copytree("runs/sample", "runs/en-de")
+            backward(Path("runs/en-de"), Path("runs/de-en"))
+        run(monkeypatch, capfd, arguments)
+    assert load("runs/photos").config.labels == ("bird", "cat", "dog", "fish", "frog")
+
+
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHORTER = {"vocab_size=8000": "vocab_size=200", "epochs=20": "epochs=1", "epochs=5": "epochs=1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split()[3])
+def test_the_python_of_the_readme_runs(code, folder):
+    image = (folder / "cat.jpg").read_bytes()
+    for usual, short in SHORTER.items():
+        code = code.replace(usual, short)
+    names = {"jpeg_bytes": image, "array": tf.io.decode_jpeg(image).numpy()}
+    if "read_images" in code:  # README's folder has no splits
+        shutil.move("photos/train", "train")
+        shutil.rmtree("photos")
+        shutil.move("train", "photos")
+    exec(code, names)
+    assert (folder / "export" / "1" / "saved_model.pb").exists()
+    keras.backend.clear_session()

@@ -1,0 +1,64 @@
+import errno
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+from polyhead.training import FolderInUseError, lock, locked
+
+HOLD = """
+import runpy, sys
+runpy.run_path(sys.argv[1])["acquire"](*sys.argv[2:])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_process_holds(folder, name=""):
+    """Within it a process that is then killed holds the lock; gives the process."""
+    command = [sys.executable, "-c", HOLD, lock.__file__, str(folder), name]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_folder_is_refused_while_another_process_holds_it(tmp_path):
+    with another_process_holds(tmp_path) as process:
+        with pytest.raises(FolderInUseError, match=f"is in use by process {process.pid} on"):
+            lock.acquire(tmp_path)
+        with locked(tmp_path, "average"):  # another part of the folder
+            pass
+    assert (tmp_path / ".lock").exists()  # left by the killed process: no lock any more
+    with locked(tmp_path), another_process_holds(tmp_path, "average"):
+        lock.acquire(tmp_path)  # a process may lock twice
+        with pytest.raises(FolderInUseError):
+            lock.acquire(tmp_path, "average")
+    assert [path.name for path in tmp_path.iterdir()] == [".average.lock"]
+
+
+def test_a_folder_made_for_the_lock_is_removed_if_it_is_left_empty(tmp_path):
+    with pytest.raises(KeyError), locked(tmp_path / "new" / "run"):
+        raise KeyError
+    assert not (tmp_path / "new").exists()
+    with locked(tmp_path / "new" / "run"):
+        (tmp_path / "new" / "file").write_text("")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+    with pytest.raises(NotADirectoryError, match="is a file"), locked(tmp_path / "new" / "file"):
+        pass
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
+    def lockf(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "lockf", lockf)
+    with pytest.warns(UserWarning, match=r"cannot be locked \(.*No locks available\)"):
+        with locked(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,94 @@
+"""One process at a time writes to a folder."""
+
+import contextlib
+import errno
+import os
+import socket
+import warnings
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+HELD = {}  # lock file -> its open file object, of the locks that this process holds
+
+
+class FolderInUseError(RuntimeError):
+    """Another process writes to the folder; the message names both."""
+
+
+def acquire(folder, name=""):
+    """Locks a folder for this process, until `release` or until the process ends.
+
+    The lock is the operating system's (``lockf``) on the file ``.lock`` in the folder: a process
+    that is killed leaves no lock. Several machines that share the folder see it where their file
+    system supports locks. Readers are not affected. Without locks, on Windows and on some network
+    file systems, a warning says so.
+
+    Args:
+        folder: an existing folder.
+        name: locks one part of the folder, with the file ``.<name>.lock``.
+
+    Raises:
+        FolderInUseError: another process holds the lock.
+    """
+    path = Path(folder).resolve() / (f".{name}.lock" if name else ".lock")
+    while path not in HELD:
+        file = open(path, "a+", encoding="utf-8")
+        try:
+            if fcntl is None:
+                raise OSError(errno.ENOSYS, "this system has no fcntl")
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                file.close()
+                raise FolderInUseError(f"{folder} is in use by {holder}: wait or stop it") from None
+            warnings.warn(
+                f"{folder} cannot be locked ({error}): let no other process write to it",
+                stacklevel=2,
+            )
+        if is_same(path, file):
+            HELD[path] = file
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        else:  # its holder removed it after it was opened here
+            file.close()
+
+
+def release(folder, name=""):
+    """Ends the lock of a folder, if this process holds it."""
+    path = Path(folder).resolve() / (f".{name}.lock" if name else ".lock")
+    if file := HELD.pop(path, None):
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+@contextlib.contextmanager
+def locked(folder, name=""):
+    """Within it no other process may `acquire` the folder. Creates it; removes it if left empty."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, not a folder")
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        acquire(folder, name)
+        yield
+    finally:
+        release(folder, name)
+        with contextlib.suppress(OSError):  # not empty
+            for path in new:
+                path.rmdir()
+
+
+def is_same(path, file):
+    """Whether ``path`` still is the open ``file``."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
