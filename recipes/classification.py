@@ -32,7 +32,7 @@ IN_MEMORY = 2**31  # bytes of pixels; larger sets are decoded anew each epoch
 
 @dataclass(frozen=True)
 class Settings(RunSettings):
-    """All that a training of `ViT` depends on, as the command's options say it."""
+    """The settings of a training run of `ViT`, named like the command's options."""
 
     task: ClassVar[str] = "classification"
     longest_warmup: ClassVar[int] = 500

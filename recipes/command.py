@@ -714,7 +714,8 @@ def main():
 def flush():
     """Flushes standard output. A pipe that its reader has closed, as head does, is no error."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:
         # Python flushes again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

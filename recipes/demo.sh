@@ -1,13 +1,13 @@
-# The whole job in a few minutes on 2 cores: `make demo` runs this.
-# Trains a small Transformer on the sample corpus, scores it on sentences it has not seen,
-# exports it, and asks the export through TensorFlow Serving's C++ loader.
+# `make demo` runs this: the whole job in a few minutes on 2 cores.
+# Trains a small Transformer on the sample corpus, scores it on held-out sentences,
+# exports it, and queries the export through TensorFlow Serving's C++ loader.
 set -euo pipefail
 run=$1
 polyhead=${POLYHEAD:-polyhead}
 python=${PYTHON:-python}
 start=$SECONDS
 
-echo "== train: English to German, from nothing"
+echo "== train: English to German, from scratch"
 "$polyhead" train translation --data sample --restart --out "$run" \
     --vocab-size 500 --tokens 2048 --buckets 2 --dropout 0.1 --warmup 200 --epochs 8
 

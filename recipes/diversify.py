@@ -1,6 +1,6 @@
-"""More parallel text from what there is: data diversification (Nguyen et al. 2020).
+"""Data diversification (Nguyen et al. 2020): more training pairs, by translation.
 
-A model each way, what both make of the training data, and a model of all that:
+Train a model for each direction, add their translations of the training data, train on the result:
 
     polyhead train translation --source en --target de --data DIR --out EN-DE
     polyhead train translation --source de --target en --data DIR --out DE-EN
@@ -16,37 +16,37 @@ from pathlib import Path
 from .run import load, model_folder, read_settings, shown
 from .translation import Settings, read
 
-MADE = "made"  # the folder of translations within that of the data
-CHUNK = 4096  # sentences that are translated between two savings
+MADE = "made"  # the subfolder of translations
+CHUNK = 4096  # sentences per saved file of translations
 
 
 def diversify(runs, out, data=None, batch_size=64, say=print, **search):
-    """Writes training pairs, and what ``runs`` make of them, as the folder ``out`` for training.
+    """Writes the training pairs, augmented with translations by ``runs``, to the folder ``out``.
 
-    To the pairs come their sources with the targets that a run finds for them, and their targets
-    with the sources that a run of the reverse direction finds (arXiv 1911.01986, section 3). Which
-    direction is which, the first run says. No new pair comes twice, or has an empty side.
-    Validation and, where there is one, test are copied.
+    A forward run adds each source with its translation; a reverse run adds each target with its
+    back-translation (arXiv 1911.01986, section 3). The direction of the first run is forward.
+    Duplicates and pairs with an empty side are left out. Validation data and, if there are any,
+    test data are copied.
 
-    Every few thousand translations are saved in ``out``, so that an interrupted call goes on, and
-    one with more runs translates for those alone.
+    Every few thousand translations are saved in ``out``: an interrupted call resumes, and a call
+    with further runs translates with those only.
 
     Args:
-        runs: folders of runs of translation, with equal variants of files.
-        data: the data's folder; the first run's by default.
-        batch_size: sentences that are translated at once.
+        runs: folders of translation runs with the same variant of files.
+        data: folder of the data. Default: the first run's.
+        batch_size: sentences per batch.
         say: prints a line.
-        search: settings of `Search`, ``beams=5``.
+        search: settings of `Search`, e.g. ``beams=5``.
 
     Returns:
         the training pairs, a `ParallelText`.
 
     Raises:
         FileExistsError, NotADirectoryError: ``out`` holds something else.
-        FileNotFoundError: there is no such run, or no data.
+        FileNotFoundError: a run or the data do not exist.
         FolderInUseError: another process writes to ``out``.
-        ValueError: a run is of other languages than the first, or of another variant; ``out`` is
-            the data's folder.
+        ValueError: a run has other languages or another variant than the first; ``out`` is the
+            data's folder.
     """
     from ..training import locked
 
@@ -70,7 +70,7 @@ def diversify(runs, out, data=None, batch_size=64, say=print, **search):
 
 
 def extend(splits, runs, settings, out, batch_size, say, search):
-    """Writes ``splits`` to ``out``, that of training with new pairs; returns its pairs."""
+    """Writes the ``splits`` to ``out``, with new pairs for training; returns the training pairs."""
     from ..data import ParallelText
     from ..training import bleu
 
@@ -101,18 +101,18 @@ def extend(splits, runs, settings, out, batch_size, say, search):
 
 
 def settings_of(run):
-    """The settings of a run of translation that has a model."""
+    """The settings of a translation run that has a model."""
     settings = read_settings(run)
     if not isinstance(settings, Settings):
         raise ValueError(f"{run} is a run of {settings.task}, not of {Settings.task}")
-    model_folder(run)  # raises where there is none
+    model_folder(run)  # raises an error without one
     return settings
 
 
 def translations(run, texts, folder, language, batch_size, search):
-    """What a run makes of ``texts``; it is read from ``folder`` where it was made before.
+    """Translates ``texts`` with a run's model; existing translations are read from ``folder``.
 
-    A file there is named after all that its translations depend on.
+    A file's name is a hash of everything that its translations depend on.
     """
     model = None
     files = [model_folder(run) / name for name in ("config.json", "model.safetensors")]

@@ -20,7 +20,7 @@ from .run import SAMPLE, Run, RunSettings, draw_curve, exclusive, load, read_set
 
 @dataclass(frozen=True)
 class Settings(RunSettings):
-    """All that a training of `GPT` depends on, as the command's options say it."""
+    """The settings of a training run of `GPT`, named like the command's options."""
 
     task: ClassVar[str] = "generation"
     longest_warmup: ClassVar[int] = 100

@@ -45,7 +45,7 @@ VOCAB_SIZE = 8000  # at most, where the settings give no size
 
 @dataclass(frozen=True)
 class Settings(RunSettings):
-    """All that a training of `Transformer` depends on, as the command's options say it."""
+    """The settings of a training run of `Transformer`, named like the command's options."""
 
     task: ClassVar[str] = "translation"
     longest_warmup: ClassVar[int] = 1000

@@ -36,7 +36,7 @@ def acquire(folder, name=""):
     """
     path = Path(folder).resolve() / (f".{name}.lock" if name else ".lock")
     while path not in HELD:
-        file = open(path, "a+", encoding="utf-8")
+        file = open(path, "a+b", buffering=0)
         try:
             if fcntl is None:
                 raise OSError(errno.ENOSYS, "this system has no fcntl")
@@ -44,7 +44,7 @@ def acquire(folder, name=""):
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
-                holder = file.read().strip() or "another process"
+                holder = file.read().decode().strip() or "another process"
                 file.close()
                 raise FolderInUseError(f"{folder} is in use by {holder}: wait or stop it") from None
             warnings.warn(
@@ -53,9 +53,9 @@ def acquire(folder, name=""):
             )
         if is_same(path, file):
             HELD[path] = file
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            with contextlib.suppress(OSError):  # the disk is full: the lock is unnamed
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         else:  # its holder removed it after it was opened here
             file.close()
 
