@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -116,7 +115,9 @@ Restart = Annotated[bool, typer.Option("--restart", help="Delete the existing ru
 
 def print_version(wanted: bool):
     if wanted:
-        print(importlib.metadata.version("polyhead"))
+        from importlib.metadata import version
+
+        print(version("polyhead"))
         raise typer.Exit
 
 

@@ -277,6 +277,8 @@ def average(run, last=10):
     weights, updates = mean_weights(run, last)
     folder = Path(run) / "average"
     with locked(run, "average"):  # the run itself may be training
+        for left in Path(run).glob(".average.*/"):  # by a process that was killed
+            shutil.rmtree(left)
         load(run).save_pretrained(folder, weights=weights)
     return folder, updates
 

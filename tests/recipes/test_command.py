@@ -113,7 +113,9 @@ def test_beams_and_attention_can_be_asked_for(trained, monkeypatch, capfd, tmp_p
 @pytest.mark.slow
 def test_checkpoints_are_averaged(trained, monkeypatch, capfd, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
+    (run / ".average.killed").mkdir()
     status, out, _ = polyhead(monkeypatch, capfd, "average", run, "--last", 2, "--beams", 2)
+    assert not list(run.glob(".average*"))
     assert status == 0 and "the mean of updates" in out and out.endswith(f"{run / 'average'}\n")
     mean, _ = read_tensors(run / "average" / "model.safetensors")
     saved = [read_tensors(path)[0] for path in run.glob("checkpoint-*.safetensors")]
