@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from polyhead.training import FolderInUseError, lock, locked
+from polyhead.training import Checkpoints, FolderInUseError, lock, locked
 
 HOLD = """
 import runpy, sys
@@ -51,6 +51,19 @@ def test_a_folder_made_for_the_lock_is_removed_if_it_is_left_empty(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
     with pytest.raises(NotADirectoryError, match="is a file"), locked(tmp_path / "new" / "file"):
         pass
+
+
+def test_checkpoints_lock_their_folder_before_they_remove_temporary_files(tmp_path):
+    temporary = tmp_path / ".checkpoint-00000001.safetensors.7"
+    temporary.write_text("of a live process")
+    checkpoints = Checkpoints(tmp_path)
+    with another_process_holds(tmp_path), pytest.raises(FolderInUseError):
+        checkpoints.resume(model=None)
+    assert temporary.exists()
+    checkpoints.on_train_begin()
+    assert (tmp_path / ".lock").exists()
+    checkpoints.on_train_end()
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
