@@ -117,7 +117,7 @@ class Run:
             warmup = max(1, min(self.settings.longest_warmup, updates // 10))
             self.settings = dataclasses.replace(self.settings, warmup=warmup)
             if warmup < self.settings.longest_warmup:
-                self.say(f"warm-up: {warmup} updates, a tenth of the run")
+                self.say(f"warm-up: {warmup} of {updates} updates")
         s = self.settings
         if s.optimizer not in ("adam", "muon"):
             raise ValueError(f"optimizer must be adam or muon: {s.optimizer!r}")
@@ -126,7 +126,7 @@ class Run:
             named = {names.get(name, name): value for name, value in options.items()}
             kind, options = Muon, {"weight_decay": None, **named}
         return kind(
-            learning_rate(s, rate(s.warmup), updates, floor),
+            learning_rate(s, rate(max(s.warmup, 1)), updates, floor),
             global_clipnorm=s.clip,
             gradient_accumulation_steps=s.accumulate if s.accumulate > 1 else None,
             use_ema=s.ema is not None,

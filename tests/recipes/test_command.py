@@ -283,6 +283,7 @@ def test_the_warmup_adapts_to_the_updates_and_is_kept_by_a_resumed_run(tmp_path)
         (dict(updates=20, accumulate=4), 1),
         (dict(updates=1), 1),
         (dict(updates=20, warmup=7), 7),
+        (dict(updates=20, warmup=0), 1),
         (dict(), 1000),
     ):
         assert begin(**options)[1] == {"peak": 0.5, "warmup": expected}

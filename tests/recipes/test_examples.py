@@ -148,7 +148,13 @@ def test_the_commands_of_help_run(folder, monkeypatch, capfd):
 
 
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHORTER = {"vocab_size=8000": "vocab_size=200", "epochs=20": "epochs=1", "epochs=5": "epochs=1"}
+SHORTER = {
+    "vocab_size=8000": "vocab_size=200",
+    "tokens=4096": "tokens=4096, buckets=1",
+    "epochs=20": "epochs=1",
+    "epochs=5": "epochs=1",
+    "epochs=3": "epochs=1",
+}
 
 
 @pytest.mark.slow
