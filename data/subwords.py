@@ -2,17 +2,19 @@
 
 import io
 import os
-import threading
+import re
 from pathlib import Path
 
 import sentencepiece
 import tensorflow as tf
-from sentencepiece import sentencepiece_model_pb2
 
+from .merges import Merges
 from .tokenizer import Tokenizer, read_pieces, write
 
 FILE = "tokenizer.model"
-SAMPLING = threading.Lock()
+LONGEST = 4192  # bytes of a text; SentencePiece drops longer ones
+# At most a quarter as many characters, up to white space where there is any.
+PART = re.compile(rf"(?s).{{1,{LONGEST // 4}}}(?=\s|\Z)|.{{1,{LONGEST // 4}}}")
 
 
 class Subwords(Tokenizer):
@@ -39,6 +41,7 @@ class Subwords(Tokenizer):
         self.vocab_size = pieces.get_piece_size()
         self.pad_id, self.start_id, self.end_id = ids.values()
         self._pieces = pieces
+        self._merges = None  # made when they are first needed
 
     @classmethod
     def train(cls, texts, vocab_size=10000, exact=True):
@@ -47,6 +50,8 @@ class Subwords(Tokenizer):
         Args:
             vocab_size: the number of tokens.
             exact: with False ``vocab_size`` is the most; less text gives a smaller vocabulary.
+
+        A long text is cut into parts, at white space where possible.
 
         Raises:
             ValueError: no text, or too little text for an ``exact`` vocabulary of this size.
@@ -57,7 +62,7 @@ class Subwords(Tokenizer):
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
+                sentence_iterator=(part for text in texts for part in parts(text)),
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=vocab_size,
@@ -87,28 +92,18 @@ class Subwords(Tokenizer):
         return self.ended(rows, max_length)
 
     def sampled(self, texts, dropout, seed):
-        """Lists of tokens as `ragged` gives them, but each merge is left out with a probability.
+        """Lists of tokens like those of `ragged`, with each merge skipped at the rate ``dropout``.
 
-        BPE-dropout (Provilkov et al. 2020, arXiv 1910.13267): a text is cut into other pieces
-        each time, the same for the same ``seed``. ``dropout`` of 0.1 makes a third more of them.
+        BPE-dropout (Provilkov et al. 2020, arXiv 1910.13267): every call segments a text
+        differently, but equally for an equal ``seed``, in every process. A rate of 0.1 makes about
+        a third more tokens.
 
         Raises:
-            ValueError: the vocabulary is not of BPE, for which the rate would mean another thing.
+            ValueError: the vocabulary is not a BPE vocabulary.
         """
-        model = sentencepiece_model_pb2.ModelProto.FromString(self.model)
-        if model.trainer_spec.model_type != sentencepiece_model_pb2.TrainerSpec.BPE:
-            raise ValueError("BPE-dropout needs a BPE vocabulary")
-        with SAMPLING:  # the seed is the process's
-            sentencepiece.set_random_generator_seed(seed)
-            # One thread: each has a generator of its own.
-            return self._pieces.encode(
-                texts,
-                enable_sampling=True,
-                nbest_size=-1,
-                alpha=dropout,
-                add_eos=True,
-                num_threads=1,
-            )
+        if self._merges is None:
+            self._merges = Merges(self._pieces)
+        return [[*row, self.end_id] for row in self._merges.sample(texts, dropout, seed)]
 
     def decode(self, tokens):
         """``tokens`` (B, T) -> texts (B,), without pad, start and end pieces."""
@@ -129,3 +124,10 @@ class Subwords(Tokenizer):
             return cls(path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+def parts(text):
+    """``text``, or its parts where it is longer than SentencePiece takes."""
+    # It drops whole texts with these characters, too.
+    text = text.replace("\0", " ").replace("\N{LOWER FIVE EIGHTHS BLOCK}", " ")
+    return [text] if len(text.encode()) <= LONGEST else PART.findall(text)

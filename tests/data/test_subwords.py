@@ -1,4 +1,7 @@
 import io
+import json
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -6,7 +9,7 @@ import pytest
 import sentencepiece
 import tensorflow as tf
 
-from polyhead.data import Subwords
+from polyhead.data import Subwords, merges
 
 TEXTS = [
     "The dog sees a cat.",
@@ -88,16 +91,94 @@ def test_too_little_text_gives_a_smaller_vocabulary_if_the_size_is_not_exact():
     assert Subwords.train(texts, 16, exact=False).vocab_size == 16
 
 
-def test_only_bpe_has_merges_to_leave_out(sample, tokenizer):
+def trained(texts, **options):
+    """A SentencePiece model, trained with other options than ours."""
+    model = io.BytesIO()
+    ids = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, minloglevel=2, **ids, **options
+    )
+    return model.getvalue()
+
+
+def test_bpe_dropout_needs_a_bpe_vocabulary(sample):
+    with pytest.raises(ValueError, match="needs a BPE vocabulary"):
+        Subwords(trained(sample.sources, vocab_size=100)).sampled(["a dog"], 0.1, seed=1)
+
+
+def test_bpe_dropout_repeats_for_a_seed(sample, tokenizer):
     rows = tokenizer.sampled(sample.sources, 0.3, seed=1)
     assert rows == tokenizer.sampled(sample.sources, 0.3, seed=1)
     assert rows != tokenizer.sampled(sample.sources, 0.3, seed=2)
-    usual = tokenizer.ragged(sample.sources).to_list()
-    assert tokenizer.sampled(sample.sources, 0.0, seed=1) == usual
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sample.sources), model_writer=model, vocab_size=100,
-        pad_id=0, bos_id=1, eos_id=2, unk_id=3, minloglevel=2,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="needs a BPE vocabulary"):
-        Subwords(model.getvalue()).sampled(["a dog"], 0.1, seed=1)
+    decoded = tokenizer.decode(tf.ragged.constant(rows)).numpy()
+    assert [text.decode() for text in decoded] == sample.sources
+
+
+PROCESS = """
+import importlib.util, json, sys
+import sentencepiece
+spec = importlib.util.spec_from_file_location("merges", sys.argv[1])
+merges = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(merges)
+model = sentencepiece.SentencePieceProcessor(model_file=sys.argv[2])
+print(merges.Merges(model).sample(json.load(sys.stdin), 0.3, 5))
+"""
+
+
+def test_bpe_dropout_is_the_same_in_another_process(sample, tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    other = subprocess.run(  # without TensorFlow, which takes long to import
+        [sys.executable, "-c", PROCESS, merges.__file__, str(tmp_path / "tokenizer.model")],
+        input=json.dumps(sample.sources),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    here = [row[:-1] for row in tokenizer.sampled(sample.sources, 0.3, seed=5)]
+    assert json.loads(other.stdout) == here
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(byte_fallback=True, vocab_size=600),
+        dict(user_defined_symbols=["<tag>", "[SEP]", "dog", "\u2581the"]),
+        dict(remove_extra_whitespaces=False, allow_whitespace_only_pieces=True),
+        dict(split_by_whitespace=False),
+        dict(treat_whitespace_as_suffix=True),
+        dict(add_dummy_prefix=False, normalization_rule_name="identity"),
+    ],
+)
+def test_without_dropout_merges_are_those_of_sentencepiece(sample, options):
+    texts = sample.sources + sample.targets
+    model = trained(texts, **{**dict(model_type="bpe", vocab_size=300), **options})
+    python = sentencepiece.SentencePieceProcessor(model_proto=model)
+    strange = ["<tag>dog<tag>", "the[SEP]dog [SEP] x", "a\u2581b \u2581 ", "  a  b ", "ﬁ ① 中中 中"]
+    ours = merges.Merges(python)
+    for some in (texts, TEXTS, strange):
+        assert ours.sample(some, 0.0, seed=1) == python.encode(some)
+
+
+def test_bpe_dropout_makes_as_many_pieces_as_sentencepiece(sample, tokenizer):
+    python = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    texts = (sample.sources + sample.targets) * 5
+    usual = sum(map(len, python.encode(texts)))
+    for rate, least in ((0.1, 1.25), (0.5, 2)):
+        sampling = dict(enable_sampling=True, nbest_size=-1, alpha=rate)
+        theirs = sum(map(len, python.encode(texts, **sampling)))
+        ours = sum(map(len, merges.Merges(python).sample(texts, rate, seed=1)))
+        assert ours == pytest.approx(theirs, rel=0.02) and ours > least * usual
+
+
+def test_letters_of_long_lines_are_known():
+    long = [
+        "word " * 2000 + "é",
+        "ü" + "n" * 10_000,
+        "a null \0 ö",
+        "a block \u2585 ß",
+        "word " * 9,
+    ]
+    tokenizer = Subwords.train(long, 20)
+    known = {piece for i in range(20) for piece in tokenizer.pieces([i])}
+    assert set("wordéünöß") <= known
