@@ -6,11 +6,13 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from .tokenizer import write
+from .tokenizer import read_json, untracked, write
 
 FILE = "tokenizer.json"
 END = "<|endoftext|>"
 NONE = 2**62  # the rank of a pair that is not merged
+MOST = 2**19  # tokens; published vocabularies have up to 262,144
+WINDOW = 128  # bytes of a longer word that are merged at a time
 
 # What Unicode calls white space; RE2's \s is that of ASCII alone.
 SPACE = (
@@ -29,7 +31,7 @@ class ByteTokenizer(tf.Module):
     """Tokens that stand for bytes each: text is what they are together.
 
     Args:
-        pieces: the bytes of each token; the tokens of ``special`` are no text, and have none.
+        pieces: the bytes of each token; special tokens have none.
         end_id: the token that ends a document.
     """
 
@@ -37,7 +39,7 @@ class ByteTokenizer(tf.Module):
         super().__init__()
         self.end_id = end_id
         self.vocab_size = len(pieces)
-        self._bytes = pieces
+        untracked(self, _bytes=pieces)
         self._table = tf.constant(pieces, tf.string)
 
     def decode(self, tokens):
@@ -91,47 +93,55 @@ class BytePairs(ByteTokenizer):
     Args:
         vocabulary: ``{piece: token}``, the pieces written in GPT-2's alphabet of 256 characters.
         merges: pairs of pieces, in the order in which they are merged.
-        special: ``{text: token}`` of texts that are one token wherever they stand, and end up in
-            no text.
+        special: ``{text: token}`` of texts that are one token wherever they stand, and that
+            `decode` leaves out.
         end: the one that ends a document.
+        added: ``{text: token}`` of other texts that are one token wherever they stand; `decode`
+            keeps them.
 
     Raises:
         ValueError: a byte has no token, two pieces have the same one, or a merge has none.
     """
 
-    def __init__(self, vocabulary, merges, special, end=END):
-        vocabulary = {k: v for k, v in vocabulary.items() if k not in special}
+    def __init__(self, vocabulary, merges, special, end=END, added=None):
+        added = dict(added or {})
+        whole = {**added, **special}  # what is never cut
         if end not in special:
             raise ValueError(f"a vocabulary needs the special token {end!r}")
-        tokens = [*vocabulary.values(), *special.values()]
-        if not all(type(t) is int and 0 <= t < 2**24 for t in tokens):
-            raise ValueError("tokens must be numbers from 0 on")
-        if len(set(tokens)) < len(tokens):
+        if not isinstance(vocabulary, dict) or not all(isinstance(k, str) and k for k in whole):
+            raise ValueError("a vocabulary must map texts to tokens")
+        vocabulary = {k: v for k, v in vocabulary.items() if k not in whole}
+        tokens = [*vocabulary.values(), *whole.values()]
+        if not all(type(t) is int and 0 <= t < MOST for t in tokens):
+            raise ValueError(f"tokens must be integers from 0 to {MOST - 1}")
+        if len(set(tokens)) < len(tokens) or added.keys() & special.keys():
             raise ValueError("two pieces of the vocabulary have the same token")
         if lacking := [byte for byte, char in enumerate(ALPHABET) if char not in vocabulary]:
             raise ValueError(f"the vocabulary has no token for the bytes {lacking}")
         pieces = [b""] * (max(tokens) + 1)
         for piece, token in vocabulary.items():
-            if not set(piece) <= BYTES.keys():
+            if not BYTES.keys() >= set(piece):
                 raise ValueError(f"a piece is no bytes in GPT-2's alphabet: {piece!r}")
-            pieces[token] = bytes(BYTES[char] for char in piece)
+            pieces[token] = bytes([BYTES[char] for char in piece])
+        for text, token in added.items():
+            pieces[token] = text.encode()
         for pair in merges:
-            if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
-                raise ValueError(f"a merge is not of pieces in the vocabulary: {pair}")
+            sound = isinstance(pair, list | tuple) and all(isinstance(piece, str) for piece in pair)
+            if not sound or len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+                raise ValueError(f"a merge is not of pieces in the vocabulary: {pair!r:.100}")
         super().__init__(pieces, special[end])
-        self.vocabulary = vocabulary
-        self.merges = [tuple(pair) for pair in merges]
-        self.special = dict(special)
+        merges = [tuple(pair) for pair in merges]
+        untracked(self, vocabulary=vocabulary, merges=merges, special=dict(special), added=added)
         self.end = end
         self._byte_tokens = tf.constant([vocabulary[char] for char in ALPHABET])
-        self._merged = tf.constant([vocabulary[a + b] for a, b in self.merges] or [0])
-        keys = [(vocabulary[a] << 32) + vocabulary[b] for a, b in self.merges]
+        self._merged = tf.constant([vocabulary[a + b] for a, b in merges] or [0])
+        keys = [(vocabulary[a] << 32) + vocabulary[b] for a, b in merges]
         first = {key: rank for rank, key in reversed(list(enumerate(keys)))}
         first = first or {-1: NONE}  # a table must not be empty
         self._ranks = table(list(first), list(first.values()), tf.int64, NONE)
-        self._special = table(list(special), list(special.values()), tf.string, -1)
-        found = sorted(special, key=len, reverse=True)
-        self._found = "|".join(re.sub(r"([^\w\s])", r"\\\1", text, flags=re.A) for text in found)
+        self._whole = table(list(whole), list(whole.values()), tf.string, -1)
+        found = sorted(whole, key=len, reverse=True)
+        self._found = "|".join(re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text) for text in found)
 
     @classmethod
     def train(cls, texts, vocab_size=10000):
@@ -178,61 +188,122 @@ class BytePairs(ByteTokenizer):
         return words.with_flat_values(tf.gather(self.merged(unique), index)).merge_dims(1, 2)
 
     def merged(self, words):
-        """``words`` (W,) -> ragged tokens (W, None): pairs are merged, those of least rank first.
+        """``words`` (W,) -> ragged tokens (W, None).
 
-        Those of one rank are merged at once, from left to right: what is merged later ranks later.
+        Merging takes a number of rounds that grows with a word. So a long word is merged in windows
+        that overlap by half. Tokens are those of the whole word if all neighbours are neighbours
+        in some window: wherever two windows share a token, one may follow the other from there.
+        Windows that share none become one, and are merged again.
         """
-        special = self._special.lookup(words)
-        plain = tf.where(special < 0, words, "-")  # a special token is one, and has no pairs
+        whole = tf.cast(self._whole.lookup(words), tf.int32)
+        plain = tf.where(whole < 0, words, "-")  # what is never cut is one token, without pairs
         content = tf.io.decode_raw(tf.strings.reduce_join(plain), tf.uint8)
-        tokens = tf.gather(self._byte_tokens, tf.cast(content, tf.int32))
-        count = tf.size(words, tf.int64)
-        word = tf.repeat(tf.range(count), tf.strings.length(plain))
-        tokens = tf.where(
-            tf.gather(special, word) < 0, tokens, tf.cast(tf.gather(special, word), tf.int32)
+        byte_tokens = tf.gather(self._byte_tokens, tf.cast(content, tf.int32))
+        length = tf.strings.length(plain)
+        count = tf.maximum(-(-length // (WINDOW // 2)) - 1, 1)
+        of_word = tf.repeat(tf.range(tf.size(words)), count)
+        offset = tf.gather(tf.cumsum(length, exclusive=True), of_word)
+        number = tf.range(tf.size(of_word)) - tf.gather(tf.cumsum(count, exclusive=True), of_word)
+        start = offset + number * (WINDOW // 2)
+        stop = tf.minimum(start + WINDOW, offset + tf.gather(length, of_word))
+
+        def merge(start, stop, of_word, *_):
+            at = tf.ragged.range(start, stop)
+            window, at = at.value_rowids(), at.flat_values
+            never_cut = tf.gather(whole, tf.gather(of_word, window))
+            tokens = tf.where(never_cut < 0, tf.gather(byte_tokens, at), never_cut)
+            tokens, at, window = self._merge(tokens, at, window)
+            # The tokens of even and of odd windows, at the place of their first bytes.
+            count = tf.size(start, tf.int64)
+            even, odd = (
+                tf.tensor_scatter_nd_update(
+                    tf.fill(tf.shape(content), -1),
+                    tf.boolean_mask(at, window % 2 == parity)[:, None],
+                    tf.boolean_mask(tokens, window % 2 == parity),
+                )
+                for parity in (0, 1)
+            )
+            later = tf.concat([[False], of_word[1:] == of_word[:-1]], axis=0)[: tf.size(start)]
+            before = tf.gather(tf.concat([[0], stop[:-1]], axis=0)[: tf.size(start)], window)
+            shared = tf.gather(tf.logical_and(even == odd, even >= 0), at)
+            shared = tf.logical_and(shared, tf.logical_and(tf.gather(later, window), at < before))
+            place = tf.where(shared, at, tf.int32.max)
+            place = tf.math.unsorted_segment_min(place, window, count)
+            apart = tf.logical_and(later, place == tf.int32.max)
+            # A window's tokens count from where it meets the one before to where the next does.
+            first = tf.where(later, place, 0)
+            last = tf.concat([tf.where(later, place, tf.int32.max)[1:], [tf.int32.max]], axis=0)
+            last = last[: tf.size(start)]
+            kept = tf.logical_and(at >= tf.gather(first, window), at < tf.gather(last, window))
+            tokens = tf.boolean_mask(tokens, kept)
+            row = tf.gather(of_word, tf.boolean_mask(window, kept))
+            group = tf.cumsum(tf.cast(~apart, tf.int32)) - 1
+            start, of_word = tf.boolean_mask(start, ~apart), tf.boolean_mask(of_word, ~apart)
+            stop = tf.math.unsorted_segment_max(stop, group, tf.size(start))
+            return start, stop, of_word, tokens, row, tf.reduce_any(apart)
+
+        empty = tf.zeros([0], tf.int32)
+        *_, tokens, row, _ = tf.while_loop(
+            lambda *state: state[-1],
+            merge,
+            (start, stop, of_word, empty, empty, True),
+            shape_invariants=(*[tf.TensorShape([None])] * 5, tf.TensorShape([])),
         )
+        count = tf.size(words, tf.int64)
+        return tf.RaggedTensor.from_value_rowids(tokens, tf.cast(row, tf.int64), nrows=count)
+
+    def _merge(self, tokens, at, word):
+        """Merges the pairs of ``tokens`` of one ``word``, those of least rank first.
+
+        Pairs of one rank are merged at once, from left to right: a pair with a token that was
+        merged ranks later. Returns the same three, of fewer tokens: ``at`` is where each begins.
+        """
+        count = tf.reduce_max(tf.concat([[-1], word], axis=0)) + 1
 
         def ranks(tokens, word):
             pair = tf.bitwise.left_shift(tf.cast(tokens[:-1], tf.int64), 32)
             rank = self._ranks.lookup(pair + tf.cast(tokens[1:], tf.int64))
             return tf.where(word[:-1] == word[1:], rank, NONE)
 
-        def merge(tokens, word, rank):
+        def merge(tokens, at, word, rank):
             least = tf.gather(tf.math.unsorted_segment_min(rank, word[:-1], count), word[:-1])
-            at = tf.logical_and(rank == least, rank < NONE)
+            pairs = tf.logical_and(rank == least, rank < NONE)
             # Of pairs that overlap, as in "aaa", every other one.
-            position, run = tf.range(tf.size(at)), tf.cumsum(tf.cast(~at, tf.int32))
-            start = tf.where(at, position, tf.int32.max)
-            start = tf.gather(tf.math.unsorted_segment_min(start, run, tf.size(at) + 1), run)
-            at = tf.logical_and(at, (position - start) % 2 == 0)
-            new = tf.gather(self._merged, tf.cast(tf.where(at, rank, 0), tf.int32))
-            at = tf.concat([at, tf.fill([tf.minimum(1, tf.size(tokens))], False)], axis=0)
-            new = tf.concat([new, tokens[-1:]], axis=0)
-            tokens = tf.where(at, new, tokens)
-            kept = tf.concat([tf.fill([tf.minimum(1, tf.size(tokens))], True), ~at[:-1]], axis=0)
-            tokens, word = tf.boolean_mask(tokens, kept), tf.boolean_mask(word, kept)
-            return tokens, word, ranks(tokens, word)
+            position, run = tf.range(tf.size(pairs)), tf.cumsum(tf.cast(~pairs, tf.int32))
+            start = tf.where(pairs, position, tf.int32.max)
+            start = tf.gather(tf.math.unsorted_segment_min(start, run, tf.size(pairs) + 1), run)
+            pairs = tf.logical_and(pairs, (position - start) % 2 == 0)
+            new = tf.gather(self._merged, tf.cast(tf.where(pairs, rank, 0), tf.int32))
+            one = tf.minimum(1, tf.size(tokens))
+            tokens = tf.where(
+                tf.concat([pairs, tf.fill([one], False)], axis=0),
+                tf.concat([new, tokens[-1:]], axis=0),
+                tokens,
+            )
+            kept = tf.concat([tf.fill([one], True), ~pairs], axis=0)
+            tokens, at, word = (tf.boolean_mask(x, kept) for x in (tokens, at, word))
+            return tokens, at, word, ranks(tokens, word)
 
-        tokens, word, _ = tf.while_loop(
-            lambda tokens, word, rank: tf.reduce_any(rank < NONE),
+        return tf.while_loop(
+            lambda tokens, at, word, rank: tf.reduce_any(rank < NONE),
             merge,
-            (tokens, word, ranks(tokens, word)),
-            shape_invariants=(tf.TensorShape([None]),) * 3,
-        )
-        return tf.RaggedTensor.from_value_rowids(tokens, word, nrows=count)
+            (tokens, at, word, ranks(tokens, word)),
+            shape_invariants=(tf.TensorShape([None]),) * 4,
+        )[:3]
 
     def save(self, folder):
         """Writes ``tokenizer.json``, which Hugging Face's library reads too."""
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
         byte_level["use_regex"] = True
+        whole = {**self.added, **self.special}
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         content = {
             "version": "1.0",
             "truncation": None,
             "padding": None,
             "added_tokens": [
-                {"id": token, "content": text, **flags, "special": True}
-                for text, token in sorted(self.special.items(), key=lambda item: item[1])
+                {"id": token, "content": text, **flags, "special": text in self.special}
+                for text, token in sorted(whole.items(), key=lambda item: item[1])
             ],
             "normalizer": None,
             "pre_tokenizer": byte_level,
@@ -246,7 +317,7 @@ class BytePairs(ByteTokenizer):
                 "end_of_word_suffix": "",
                 "fuse_unk": False,
                 "byte_fallback": False,
-                "vocab": {**self.vocabulary, **self.special},
+                "vocab": {**self.vocabulary, **whole},
                 "merges": [list(pair) for pair in self.merges],
             },
         }
@@ -265,24 +336,26 @@ class BytePairs(ByteTokenizer):
         """
         folder = Path(folder)
         path = folder / FILE if (folder / FILE).is_file() else folder / "vocab.json"
+        content = read_json(path)
         try:
-            content = json.loads(path.read_text("utf-8"))
             if path.name == FILE:
                 return cls.read(content, end)
-            lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+            special = {k: v for k, v in content.items() if v == end or k == END}
+            name = name_of(special, end)
+            path = folder / "merges.txt"
+            lines = path.read_text("utf-8").split("\n")
             if lines[0].startswith("#version"):
                 del lines[0]
-            merges = [tuple(line.split(" ")) for line in lines if line]
-            special = {k: v for k, v in content.items() if v == end or k == END}
-            return cls(content, merges, special, name_of(special, end))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            return cls(content, [tuple(line.split(" ")) for line in lines if line], special, name)
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
     def read(cls, content, end=None):
-        """From what ``tokenizer.json`` holds."""
-        model = content["model"]
-        steps = content.get("pre_tokenizer") or {}
+        """From the content of a ``tokenizer.json``."""
+        model, steps = (content.get(name) or {} for name in ("model", "pre_tokenizer"))
+        if not isinstance(model, dict) or not isinstance(steps, dict):
+            raise ValueError("model and pre_tokenizer must be objects")
         for said, rule in (
             (model.get("type") == "BPE", "model must be of type BPE"),
             (not content.get("normalizer"), "there must be no normalizer"),
@@ -292,18 +365,25 @@ class BytePairs(ByteTokenizer):
             (not model.get("ignore_merges"), "ignore_merges must be false"),
             (not model.get("continuing_subword_prefix"), "pieces must have no prefix"),
             (not model.get("end_of_word_suffix"), "pieces must have no suffix"),
+            (isinstance(model.get("vocab"), dict), "model must have a vocab of pieces and tokens"),
+            (isinstance(model.get("merges"), list), "model must have a list of merges"),
         ):
             if not said:
                 raise ValueError(rule)
-        merges = [
-            tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]
-        ]
-        special = {}
-        for added in content.get("added_tokens") or ():
-            if any(added.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
-                raise ValueError(f"an added token must stand for its text alone: {added}")
-            special[added["content"]] = added["id"]
-        return cls(model["vocab"], merges, special, name_of(special, end))
+        if max(len(model["vocab"]), len(model["merges"])) > MOST:
+            raise ValueError(f"a vocabulary must have at most {MOST} pieces: {len(model['vocab'])}")
+        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        special, added = {}, {}
+        for entry in content.get("added_tokens") or ():
+            if not isinstance(entry, dict) or not {"content", "id"} <= entry.keys():
+                raise ValueError(f"an added token must have an id and a content: {entry!r:.100}")
+            if any(entry.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
+                raise ValueError(f"an added token must stand for its text alone: {entry}")
+            text, token = entry["content"], entry["id"]
+            # The end of a document is never text.
+            is_end = text == END if end is None else token == end
+            (special if is_end or entry.get("special", True) else added)[text] = token
+        return cls(model["vocab"], merges, special, name_of(special, end), added)
 
 
 def name_of(special, end):

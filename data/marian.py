@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from .tokenizer import Tokenizer, read_pieces, write
+from .tokenizer import Tokenizer, read_json, read_pieces, untracked, write
 
 SOURCE, TARGET, VOCABULARY, TARGET_VOCABULARY = (
     "source.spm",
@@ -37,26 +37,26 @@ class MarianPieces(Tokenizer):
     """
 
     def __init__(self, source, target, vocabulary, target_vocabulary=None):
-        self.models = {SOURCE: source, TARGET: target}
-        self.vocabularies = {VOCABULARY: vocabulary}
+        models, vocabularies = {SOURCE: source, TARGET: target}, {VOCABULARY: vocabulary}
         if target_vocabulary is not None:
-            self.vocabularies[TARGET_VOCABULARY] = target_vocabulary
-        for name, table in self.vocabularies.items():
+            vocabularies[TARGET_VOCABULARY] = target_vocabulary
+        for name, table in vocabularies.items():
             check_table(name, table)
-        tables = list(self.vocabularies.values())
+        tables = list(vocabularies.values())
         if any(tables[0][piece] != tables[-1][piece] for piece in ("</s>", "<pad>")):
             raise ValueError("both vocabularies must have the same numbers for </s> and <pad>")
-        for name, model in self.models.items():
+        for name, model in models.items():
             check_pieces(name, model)
-        super().__init__(self.models.values(), tf.string)
+        super().__init__(models.values(), tf.string)
         self.end_id, self.pad_id = tables[0]["</s>"], tables[0]["<pad>"]
         self.start_id = self.pad_id
         self.vocab_size = len(tables[-1])
         self.source_vocab_size = None if target_vocabulary is None else len(tables[0])
         self._unknown = tables[-1]["<unk>"]
         sides = tables[0], tables[-1]
-        self._pieces = [sorted(table, key=table.get) for table in sides]
-        self._target_pieces = tf.constant(self._pieces[1])
+        pieces = [sorted(table, key=table.get) for table in sides]
+        untracked(self, models=models, vocabularies=vocabularies, _pieces=pieces)
+        self._target_pieces = tf.constant(pieces[1])
         self._numbers = [numbers_of(table) for table in sides]
 
     def ragged(self, texts, max_length=None, target=False):
@@ -93,10 +93,7 @@ class MarianPieces(Tokenizer):
         tables = []
         for name in (VOCABULARY, TARGET_VOCABULARY):
             if name == VOCABULARY or (folder / name).is_file():
-                try:
-                    tables.append(json.loads((folder / name).read_text("utf-8")))
-                except ValueError as error:
-                    raise ValueError(f"{folder / name} is no JSON: {error}") from None
+                tables.append(read_json(folder / name))
         try:
             return cls((folder / SOURCE).read_bytes(), (folder / TARGET).read_bytes(), *tables)
         except ValueError as error:

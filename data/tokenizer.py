@@ -1,4 +1,6 @@
-"""What the tokenizers have in common: SentencePiece models that run in TensorFlow's graph."""
+"""What the tokenizers have in common: SentencePiece models in TensorFlow's graph, and files."""
+
+import json
 
 import sentencepiece
 import tensorflow as tf
@@ -87,3 +89,30 @@ def read_pieces(model):
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
         raise ValueError(f"not a SentencePiece model: {error}") from None
+
+
+def read_json(path):
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: naming the file: it is not JSON, not an object, or nested too deeply to read.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is not valid JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def untracked(module, **attributes):
+    """Sets attributes of a `tf.Module` that are not part of an export.
+
+    TensorFlow wraps every list and dictionary that it tracks, item by item, which takes minutes
+    for a large vocabulary.
+    """
+    for name, value in attributes.items():
+        object.__setattr__(module, name, value)

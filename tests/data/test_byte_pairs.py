@@ -107,7 +107,86 @@ def test_files_of_either_kind_are_read(pairs, tmp_path):
     )
 
 
-def test_files_that_are_not_honoured_are_refused(pairs, tmp_path):
+def with_added(pairs, folder, **tokens):
+    """Saves ``pairs`` to ``folder`` with added tokens that are text, and gives the file's path."""
+    pairs.save(folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text("utf-8"))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for text, token in tokens.items():
+        entry = {"id": token, "content": text, **flags, "special": False}
+        content["added_tokens"].append(entry)
+    path.write_text(json.dumps(content), "utf-8")
+    return path
+
+
+def test_added_tokens_that_are_not_special_stay_in_the_text(pairs, tmp_path):
+    tokens = {"<tag>": 400, "two words": 401, "日本": 402, "été": 403}
+    path = with_added(pairs, tmp_path, **tokens)
+    added = BytePairs.load(tmp_path)
+    texts = [f"a <tag>b{END} two words", "日本 in été", "<tag><tag>"]
+    rows = added.ragged(texts).to_list()
+    assert [token for row in rows for token in row if token >= 400] == [
+        400,
+        401,
+        402,
+        403,
+        400,
+        400,
+    ]
+    decoded = [text.decode() for text in added.decode(tf.ragged.constant(rows)).numpy()]
+    assert decoded == [text.replace(END, "") for text in texts]
+    assert added.text(rows[2]) == b"<tag><tag>"
+
+    before = json.loads(path.read_text("utf-8"))["added_tokens"]
+    added.save(tmp_path)
+    assert json.loads(path.read_text("utf-8"))["added_tokens"] == before
+    again = BytePairs.load(tmp_path)
+    assert (again.added, again.special) == (tokens, pairs.special)
+    assert again.ragged(texts).to_list() == rows
+
+
+def test_added_tokens_are_decoded_as_hugging_face_does(pairs, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    path = with_added(pairs, tmp_path, **{"<tag>": 400, "two words": 401, "日本": 402})
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=END)
+    ours = BytePairs.load(tmp_path)
+    texts = [f"a <tag>b{END} two words", "日本 in", "<tag><tag>"]
+    rows = ours.ragged(texts).to_list()
+    assert rows == theirs(texts)["input_ids"]
+    expected = theirs.batch_decode(rows, skip_special_tokens=True)
+    assert [text.decode() for text in ours.decode(tf.ragged.constant(rows)).numpy()] == expected
+
+
+def test_long_words_are_merged_in_short_windows_as_hugging_face_merges_them(tmp_path, monkeypatch):
+    tokenizers = pytest.importorskip("tokenizers")
+    choose = random.Random(0)
+
+    def letters(count, of="abcdefghij"):
+        return "".join(choose.choice(of) for _ in range(count))
+
+    long = BytePairs.train([letters(9) for _ in range(5000)], 1000)
+    long.save(tmp_path)
+    peer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    texts = [letters(length) for length in (127, 128, 129, 191, 193, 3000)]
+    texts += ["ab" * 700 + "c", "abc" * 700, "a" * 1001 + letters(999), letters(2000, "ab")]
+    texts += ["the dog", "", letters(1000, "日本é"), f"{letters(300)}{END}{letters(300)}"]
+    expected = [encoding.ids for encoding in peer.encode_batch(texts)]
+    assert long.ragged(texts).to_list() == expected
+
+    sizes, merge = [], long._merge
+
+    def counted(tokens, at, word):
+        sizes.append(np.bincount(word.numpy()).max())
+        return merge(tokens, at, word)
+
+    monkeypatch.setattr(long, "_merge", counted)
+    word = letters(20_000)
+    assert long.ragged([word]).to_list() == [peer.encode(word).ids]
+    assert max(sizes) <= 2 * 128 and len(sizes) <= 3  # however long the word is
+
+
+def test_files_that_are_not_honoured_are_refused(pairs, tmp_path, monkeypatch):
     pairs.save(tmp_path)
     path = tmp_path / "tokenizer.json"
     sound = json.loads(path.read_text())
@@ -126,11 +205,34 @@ def test_files_that_are_not_honoured_are_refused(pairs, tmp_path):
     refused("a merge is not of pieces", model={"merges": [["a", "zz"]]})
     refused("no token for the bytes", model={"vocab": {"a": 1}})
     refused("needs the special token", added_tokens=[])
-    refused("tokens must be numbers", model={"vocab": {**sound["model"]["vocab"], "a": -1}})
+    refused("tokens must be integers from 0", model={"vocab": {**sound["model"]["vocab"], "a": -1}})
     same = {**sound["model"]["vocab"], ALPHABET[0]: 5, ALPHABET[1]: 5}
     refused("have the same token", model={"vocab": same})
-    path.write_text("{")
-    with pytest.raises(ValueError, match="tokenizer.json"):
+    refused("model must have a vocab", model={"vocab": None})
+    refused("model must have a list of merges", model={"merges": {}})
+    refused("a merge is not of pieces", model={"merges": [5]})
+    refused("a merge is not of pieces", model={"merges": [[["a"], "b"]]})
+    refused("an added token must have an id and a content", added_tokens=["a"])
+    monkeypatch.setattr("polyhead.data.byte_pairs.MOST", 300)
+    refused("a vocabulary must have at most 300 pieces: 400")
+    monkeypatch.undo()
+    for content, message in (
+        ("{", "is not valid JSON: "),
+        ("{}", "model must be of type BPE"),
+        ("[]", "must hold a JSON object, not a list"),
+        ("[" * 100_000, "is not valid JSON: it is nested too deeply"),
+        ('{"model": [1]}', "model and pre_tokenizer must be objects"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=f"tokenizer.json:? {message}"):
+            BytePairs.load(tmp_path)
+    path.rename(tmp_path / "vocab.json")
+    (tmp_path / "vocab.json").write_text('{"a":' * 100_000)
+    with pytest.raises(ValueError, match="vocab.json is not valid JSON: it is nested too deeply"):
+        BytePairs.load(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps(sound["model"]["vocab"]))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n")
+    with pytest.raises(ValueError, match="merges.txt: a merge is not of pieces"):
         BytePairs.load(tmp_path)
 
 

@@ -358,9 +358,11 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
     refused(rf"the model has no \['{positions}'\]")
     for name, content, message in (
         ("source.spm", b"x", "source.spm is not a SentencePiece model"),
-        ("vocab.json", b"{", "vocab.json is no JSON"),
+        ("vocab.json", b"{", "vocab.json is not valid JSON"),
         ("vocab.json", b'{"a": 0}', r"vocab.json lacks \['<unk>', '</s>', '<pad>'\]"),
-        ("vocab.json", b"5", "vocab.json must number its pieces"),
+        ("vocab.json", b"5", "vocab.json must hold a JSON object, not a int"),
+        ("vocab.json", b"[" * 100_000, "vocab.json is not valid JSON: it is nested too deeply"),
+        ("target.spm", b"", "target.spm is not a SentencePiece model: it is empty"),
         ("vocab.json", b'{"a": 1, "b": 1}', "vocab.json must number its pieces"),
     ):
         (folder / name).write_bytes(content)
