@@ -1,5 +1,6 @@
 """Batches of sentence pairs: a budget of tokens each, a few static shapes."""
 
+import operator
 import warnings
 
 import numpy as np
@@ -37,8 +38,8 @@ def translation_batches(
         start: with a number of updates, the dataset has no end and begins there, as an
             interrupted run would have gone on. Without, it is one epoch, of known length, in a
             new order each time it is iterated.
-        bpe_dropout: cuts the texts into other pieces each epoch (see `Subwords.sampled`). Where
-            those are too many for the pair's bucket, it keeps its usual ones.
+        bpe_dropout: segments the texts differently each epoch (see `Subwords.sampled`). A pair
+            that becomes too long for its bucket keeps its usual tokens.
         twice: each row is followed by the same again, as a loss of `consistency` wants it. There
             are as many batches, of twice as many rows.
 
@@ -46,6 +47,8 @@ def translation_batches(
         ValueError: no pair is left, an argument is out of its range, or the tokenizer cannot
             cut texts otherwise than it does.
     """
+    # NumPy's integers overflow where Python's do not.
+    tokens, max_length, buckets, seed = map(operator.index, (tokens, max_length, buckets, seed))
     if tokens < 1 or buckets < 1 or max_length < 2:
         raise ValueError(
             "tokens and buckets must be positive and max_length at least 2: "
@@ -149,6 +152,7 @@ def epochs(batches, count, seed, start=None):
     split = tf.data.Options()
     split.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     if start is not None:
+        start = operator.index(start)
         numbers = tf.data.Dataset.range(start // count, np.iinfo(np.int64).max)
         return batches(numbers).skip(start % count).prefetch(4).with_options(split)
     number = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)

@@ -1,9 +1,18 @@
 """Parallel text: sentences and their translations, from files."""
 
+import csv
 import gzip
+import itertools
+import locale
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+
+EVERY = 10  # of a file without splits, each tenth pair is for validation
+# A quoted field, or one without quotes, as spreadsheets write them; and a line of such fields.
+FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
+LINE = re.compile(rf"{FIELD}(?:\t{FIELD})+")
 
 
 @dataclass(frozen=True)
@@ -16,7 +25,8 @@ class ParallelText:
     def __post_init__(self):
         if len(self.sources) != len(self.targets):
             raise ValueError(
-                f"sources and targets must be as many: {len(self.sources)} and {len(self.targets)}"
+                "sources and targets must have the same length: "
+                f"{len(self.sources)} and {len(self.targets)}"
             )
 
     def __len__(self):
@@ -40,26 +50,109 @@ def read_parallel(source, target):
     return ParallelText(sources, targets)
 
 
-def read_tsv(path):
-    """One file, plain or .gz, of lines ``source TAB target``; further columns are ignored."""
-    pairs = []
-    for number, line in enumerate(read_lines(path), 1):
-        columns = line.split("\t")
-        if len(columns) < 2:
+def read_tsv(path, source="source", target="target"):
+    """One file, plain or .gz, of lines ``source TAB target``.
+
+    Further columns and blank lines are ignored. A first line that names the columns, by the
+    languages ``source`` and ``target`` ("en", "English") or as "source" and "target", says which
+    they are. Fields may be quoted as spreadsheets do it; in a file that is not quoted so, quotes
+    are text.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: naming the file and the line: not UTF-8, empty, fewer than two columns, or
+            quotes that some lines write as spreadsheets do, and this one does not.
+    """
+    rows = read_rows(path)
+    named = header(rows[0][1], source, target) if rows else None
+    columns = named or (0, 1)
+    rows = rows[1:] if named else rows
+    for number, row in rows:
+        if len(row) <= max(columns):
+            line = "\t".join(row)
             raise ValueError(f"{path}, line {number}: a line is source TAB target: {line[:80]!r}")
-        pairs.append(columns[:2])
-    return ParallelText([s for s, _ in pairs], [t for _, t in pairs])
+    if not rows:
+        raise ValueError(f"{path} is empty")
+    return ParallelText(*([row[column] for _, row in rows] for column in columns))
+
+
+def read_rows(path):
+    """The number and the fields of each line that is not blank, a list."""
+    lines = [(i, line) for i, line in enumerate(read_lines(path), 1) if line.strip()]
+    with_quotes = [(i, line) for i, line in lines if '"' in line]
+    text = next((i for i, line in with_quotes if not LINE.fullmatch(line)), None)
+    doubled = next(
+        (
+            i
+            for i, line in with_quotes
+            if LINE.fullmatch(line) and any('""' in x for x in quoted(line))
+        ),
+        None,
+    )
+    if text and doubled:
+        raise ValueError(
+            f"{path}, line {text}: quotes within a field must be written twice and the field be "
+            f"quoted, as in line {doubled}, or no field of the file be quoted"
+        )
+    # Else a spreadsheet quotes all fields, or those with separators or with space at an end.
+    needed = with_quotes and all(
+        re.search(r"[\t,;]|^\s|\s$", x) for _, line in with_quotes for x in quoted(line)
+    )
+    all_quoted = len(with_quotes) == len(lines) and all(
+        len(quoted(line)) == sum(map(bool, fields(line))) for _, line in lines
+    )
+    if text or not (doubled or needed or all_quoted):
+        return [(i, line.split("\t")) for i, line in lines]
+    rows = []
+    for number, line in lines:
+        try:
+            [row] = csv.reader([line], delimiter="\t", strict=True)
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        rows.append((number, row))
+    return rows
+
+
+def quoted(line):
+    """What is within the quotes of the quoted fields of a `LINE`."""
+    return [field[1:-1] for field in fields(line) if field.startswith('"')]
+
+
+def fields(line):
+    """The fields of a `LINE`, with their quotes."""
+    return re.findall(rf"(?:^|\t)({FIELD})", line)
+
+
+def header(row, source, target):
+    """The columns of source and target, if ``row`` names both, or None."""
+    names = [language(name) for name in row]
+    for wanted in ((language(source), language(target)), ("source", "target"), ("src", "tgt")):
+        if wanted[0] != wanted[1] and set(wanted) <= set(names):
+            return tuple(names.index(name) for name in wanted)
+    return None
+
+
+def language(name):
+    """The code of a language's English name or code, and any other word as it is."""
+    return locale.normalize(name.strip().lower()).partition("_")[0]
 
 
 def read_split(folder, split, source, target, variant=None):
-    """A split of a folder in Multi30k's layout, or of one of TSV files.
+    """A split of a folder in Multi30k's layout, of one of TSV files, or of one TSV file.
 
     Multi30k's is a file a language: ``train.en.gz`` and ``train.de.gz``, or with the variant
     "lc.norm.tok" ``train.lc.norm.tok.en.gz``; plain files will do as well. A folder of TSV
-    files has ``train.tsv`` or ``train.tsv.gz``, whose columns are source and target. The split
-    "test" is also found as "test_2016_flickr".
+    files has ``train.tsv`` or ``train.tsv.gz`` (see `read_tsv`). The split "test" is also found as
+    "test_2016_flickr". Of a single TSV file, each tenth pair is the split "val", and the others
+    are the split "train".
+
+    Raises:
+        FileNotFoundError: there is no such folder or file, or it lacks the split.
+        ValueError: naming what is wrong in a file.
     """
     folder = Path(folder)
+    if folder.is_file():
+        return split_of_file(folder, split, source, target)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     names = [split, "test_2016_flickr"] if split == "test" else [split]
@@ -69,12 +162,24 @@ def read_split(folder, split, source, target, variant=None):
         if all(files):
             return read_parallel(*files)
         if tsv := first_of(folder, f"{stem}.tsv"):
-            return read_tsv(tsv)
+            return read_tsv(tsv, source, target)
     stem = f"{split}.{variant}" if variant else split
     raise FileNotFoundError(
         f"{folder} has no split {split!r}: neither {stem}.{source} and {stem}.{target} "
         f"nor {stem}.tsv, plain or .gz"
     )
+
+
+def split_of_file(path, split, source, target):
+    """The split "train" or "val" of one TSV file."""
+    if split not in ("train", "val"):
+        raise FileNotFoundError(f"{path} has no split {split!r}, only train and val")
+    pairs = read_tsv(path, source, target)
+    if len(pairs) < EVERY:
+        raise ValueError(f"{path} must have at least {EVERY} pairs, for a validation split")
+    kept = [(i % EVERY == EVERY - 1) == (split == "val") for i in range(len(pairs))]
+    sides = (pairs.sources, pairs.targets)
+    return ParallelText(*(list(itertools.compress(texts, kept)) for texts in sides))
 
 
 def first_of(folder, name):

@@ -1,5 +1,6 @@
 """Plain text: documents from files, and batches of their tokens, packed."""
 
+import operator
 import re
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def read_text(path, split="train", suffix=".txt"):
 
     Raises:
         FileNotFoundError: there is no such file, or no text in the folder.
-        ValueError: a file that is empty or no UTF-8, or an unknown split.
+        ValueError: a file is empty or not UTF-8, or the split is unknown.
     """
     path = Path(path)
     if split not in ("train", "val", "test"):
@@ -48,10 +49,11 @@ def read_text(path, split="train", suffix=".txt"):
 
 
 def read(path):
+    """The text of a file, without a byte order mark and with newlines for any end of a line."""
     try:
-        text = Path(path).read_bytes().decode("utf-8")
+        text = Path(path).read_text("utf-8-sig")  # reads "\r\n" and "\r" as "\n"
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8: {error}") from None
+        raise ValueError(f"{path} is not valid UTF-8: {error}") from None
     if not text:
         raise ValueError(f"{path} is empty")
     return text
@@ -124,6 +126,8 @@ def text_batches(texts, tokenizer, length, batch_size=8, shuffle=True, seed=0, s
     Raises:
         ValueError: no text, or a size that is not positive.
     """
+    # NumPy's integers overflow where Python's do not.
+    length, batch_size, seed = map(operator.index, (length, batch_size, seed))
     for name, value in (("length", length), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be positive: {value}")

@@ -138,9 +138,10 @@ def train_translation(
     data: Annotated[
         str,
         typer.Option(
-            metavar="DIR|sample",
+            metavar="DIR|FILE|sample",
             help="A folder with train, val and test as in Multi30k (train.en, train.de, plain or "
-            ".gz) or as TSV (train.tsv); or 'sample', a small corpus included in polyhead.",
+            ".gz) or as TSV (train.tsv); one TSV file, a tenth of which is for validation; or "
+            "'sample', a small corpus included in polyhead.",
         ),
     ] = TRANSLATION.data,
     source: Annotated[

@@ -93,6 +93,16 @@ def test_bpe_dropout_cuts_the_same_texts_anew_each_epoch_and_goes_on(sample, tok
             np.testing.assert_array_equal(a[2], b[2])
 
 
+def test_numpy_integers_are_sizes_and_seeds(sample, tokenizer):
+    sizes = dict(tokens=512, max_length=64, buckets=2, seed=3, start=1)
+    numpy = {name: np.int64(size) for name, size in sizes.items()}
+    first, other = (
+        next(iter(translation_batches(sample, tokenizer, bpe_dropout=rate, **options)))
+        for rate, options in ((0.1, sizes), (np.float64(0.1), numpy))
+    )
+    np.testing.assert_array_equal(first[1], other[1])
+
+
 def test_bpe_dropout_keeps_to_the_longest_length(sample, tokenizer):
     with pytest.warns(UserWarning, match="longer than 21 pieces"):
         batches = translation_batches(sample, tokenizer, 512, 21, seed=-1, bpe_dropout=0.5)

@@ -62,5 +62,72 @@ def test_what_is_wrong_is_named(pair, tmp_path):
         read_split(tmp_path, "test", "en", "de")
     with pytest.raises(FileNotFoundError, match="no folder"):
         read_split(tmp_path / "nowhere", "test", "en", "de")
-    with pytest.raises(ValueError, match="as many: 1 and 2"):
+    with pytest.raises(ValueError, match="must have the same length: 1 and 2"):
         ParallelText(["a"], ["b", "c"])
+
+
+SPREADSHEET = ParallelText(['He said "no".', "One, two"], ["Er sagte \tnein.", 'Eins "zwei"'])
+
+
+def test_quotes_of_spreadsheets_are_removed(tmp_path):
+    def pairs(content):
+        return read_tsv(write(tmp_path / "a.tsv", content))
+
+    quoted = '"He said ""no""."\t"Er sagte \tnein."\r\n"One, two"\t"Eins ""zwei"""\r\n\r\n'
+    assert pairs(quoted) == SPREADSHEET
+    assert pairs('"A dog."\t"Ein Hund."\n"Two men."\t"Zwei Männer."\n') == EXPECTED  # all quoted
+    assert pairs('"a\tb"\t"c"\n"d"\t"e"\n') == ParallelText(["a\tb", "d"], ["c", "e"])
+    assert pairs('"A, b"\tc\nd\t"e, f"\n') == ParallelText(["A, b", "d"], ["c", "e, f"])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['"Stop!"\t"Halt!"', "Go.\tGeh."],
+        ['"No," he said.\t"Nein", sagte er.', "Go.\tGeh."],
+        ['"Open\tOffen', "b\tc", 'closed"\tzu'],
+        ['5" screen\t5"-Bildschirm', "b\tc"],
+        ['"\t"', "b\tc"],
+        ['"Hello, you\tHallo, du"', "b\tc"],
+        ['say "a"\tsag "a"', '"a, b"\t"c, d"'],
+    ],
+)
+def test_quotes_of_a_text_are_text_and_swallow_no_lines(lines, tmp_path):
+    path = write(tmp_path / "a.tsv", "\n".join(lines))
+    pairs = read_tsv(path)
+    assert [f"{s}\t{t}" for s, t in zip(pairs.sources, pairs.targets, strict=True)] == lines
+
+
+def test_quotes_of_two_kinds_are_refused_with_the_line(tmp_path):
+    for other in ('5" screen\tc', '"open\tc', 'd\te"'):
+        path = write(tmp_path / "a.tsv", f'a\tb\n"a ""b"""\tc\n\n{other}\n')
+        with pytest.raises(ValueError, match="a.tsv, line 4: quotes within a field .* in line 2"):
+            read_tsv(path)
+
+
+def test_a_line_that_names_the_columns_says_which_they_are(tmp_path):
+    for names in ("source\ttarget", "Source \tTarget", "src\ttgt", "en\tde", "English\tGerman"):
+        path = write(
+            tmp_path / "train.tsv", f"\n{names}\nA dog.\tEin Hund.\n\nTwo men.\tZwei Männer."
+        )
+        assert read_split(tmp_path, "train", "en", "de") == EXPECTED
+    path = write(
+        tmp_path / "train.tsv", "id\tde\ten\n1\tEin Hund.\tA dog.\n2\tZwei Männer.\tTwo men."
+    )
+    assert read_split(tmp_path, "train", "en", "de") == EXPECTED
+    write(path, "source\ttarget\n1\n")
+    with pytest.raises(ValueError, match="train.tsv, line 2: a line is source TAB target: '1'"):
+        read_split(tmp_path, "train", "en", "de")
+    with pytest.raises(ValueError, match="train.tsv is empty"):
+        read_tsv(write(path, "source\ttarget\n"))
+
+
+def test_each_tenth_pair_of_a_single_file_is_for_validation(tmp_path):
+    path = write(tmp_path / "pairs.tsv", "".join(f"s{i}\tt{i}\n" for i in range(25)))
+    train, val = (read_split(path, split, "en", "de") for split in ("train", "val"))
+    assert val == ParallelText(["s9", "s19"], ["t9", "t19"])
+    assert len(train) == 23 and set(train.sources).isdisjoint(val.sources)
+    with pytest.raises(FileNotFoundError, match="pairs.tsv has no split 'test'"):
+        read_split(path, "test", "en", "de")
+    with pytest.raises(ValueError, match="must have at least 10 pairs"):
+        read_split(write(path, "a\tb\n"), "train", "en", "de")

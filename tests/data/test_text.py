@@ -76,6 +76,22 @@ def test_files_and_folders_are_read(tmp_path):
     assert read_text(tmp_path, "test") == ["last"]
 
 
+def test_a_byte_order_mark_and_carriage_returns_are_not_text(tmp_path):
+    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    (tmp_path / "val.txt").write_bytes(b"\xef\xbb\xbfone\r\n")
+    assert read_text(tmp_path) == ["one\ntwo\nthree\n"]
+    assert read_text(tmp_path, "val") == ["one\n"]
+
+
+def test_numpy_integers_are_sizes_and_seeds(characters):
+    sizes = dict(length=7, batch_size=2, seed=3, start=1)
+    numpy = {name: np.uint32(size) for name, size in sizes.items()}
+    first, other = (
+        next(iter(text_batches(TEXTS, characters, **options))) for options in (sizes, numpy)
+    )
+    np.testing.assert_array_equal(first[1], other[1])
+
+
 def test_what_is_no_text_is_refused(tmp_path, characters):
     (tmp_path / "empty").mkdir()
     (tmp_path / "none.txt").write_text("")
@@ -85,7 +101,7 @@ def test_what_is_no_text_is_refused(tmp_path, characters):
         (FileNotFoundError, r"no files \*.txt in", tmp_path / "empty", "train"),
         (FileNotFoundError, "has no split test", tmp_path / "latin.txt", "test"),
         (ValueError, "none.txt is empty", tmp_path / "none.txt", "train"),
-        (ValueError, "latin.txt is no UTF-8", tmp_path / "latin.txt", "train"),
+        (ValueError, "latin.txt is not valid UTF-8", tmp_path / "latin.txt", "train"),
         (ValueError, "a split is train, val or test: 'dev'", tmp_path, "dev"),
     ):
         with pytest.raises(error, match=f"(?i){message}"):
