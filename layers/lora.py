@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from .arguments import plain
+
 
 @keras.saving.register_keras_serializable("polyhead")
 class LowRank(keras.layers.Layer):
@@ -21,6 +23,7 @@ class LowRank(keras.layers.Layer):
 
     def __init__(self, rank, heads, alpha=None, **kwargs):
         super().__init__(**kwargs)
+        rank = plain(rank)
         if type(rank) is not int or rank < 1:
             raise ValueError(f"rank must be a positive integer: {rank!r}")
         self.rank = rank

@@ -1,14 +1,17 @@
 """Decoding: the engine that turns a step of a decoder into sequences."""
 
+import dataclasses
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from keras import ops
 
 from ..layers import KeyValueCache
-from .sampling import IMPOSSIBLE
+from ..layers.arguments import plain, plain_fields
+from .sampling import IMPOSSIBLE, check_finite
+
+MOST_BEAMS = 1024
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Search:
     """How sequences are looked for.
 
     Args:
-        beams: K, how many hypotheses of a sequence are kept; 1 is greedy search.
+        beams: K, the beam width, at most 1,024; 1 is greedy search.
         alpha: exponent of the length penalty: a hypothesis of n tokens (its end token included)
             and log-probability s is worth s / penalty(n). 0 is none, and so is it for one beam.
         penalty: "power", n^alpha, as Hugging Face has it; or "gnmt", ((5 + n) / 6)^alpha
@@ -46,12 +49,14 @@ class Search:
     stop_tokens: tuple[int, ...] = ()
 
     def __post_init__(self):
+        plain_fields(self)
         for name in ("beams", "max_tokens"):
             value = getattr(self, name)
             if (type(value) is not int or value < 1) and (name, value) != ("max_tokens", None):
                 raise ValueError(f"{name} must be a positive integer: {value!r}")
-        if type(self.alpha) not in (int, float) or not math.isfinite(self.alpha):
-            raise ValueError(f"alpha must be a number: {self.alpha!r}")
+        if self.beams > MOST_BEAMS:
+            raise ValueError(f"beams must be at most {MOST_BEAMS}: {self.beams}")
+        check_finite("alpha", self.alpha)
         if self.penalty not in ("power", "gnmt"):
             raise ValueError(f"penalty must be 'power' or 'gnmt': {self.penalty!r}")
         if self.early_stopping != "never" and type(self.early_stopping) is not bool:
@@ -71,9 +76,25 @@ class Search:
             raise ValueError(f"banned must be sequences of tokens: {self.banned!r}")
         banned = tuple(tuple(tokens) for tokens in self.banned)
         object.__setattr__(self, "banned", banned)
-        if not all(type(t) is int and 0 <= t < 2**31 for t in self.stop_tokens):
+        if not isinstance(self.stop_tokens, lists) or not all(
+            type(t) is int and 0 <= t < 2**31 for t in self.stop_tokens
+        ):
             raise ValueError(f"stop_tokens must be tokens: {self.stop_tokens!r}")
         object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
+
+    def within(self, vocab_size, max_tokens):
+        """This search with at most ``max_tokens`` tokens: the most that a model has room for.
+
+        Raises:
+            ValueError: there are more beams than tokens in the vocabulary.
+        """
+        if self.beams > vocab_size:
+            raise ValueError(
+                f"beams must be at most the tokens of the vocabulary, {vocab_size}: {self.beams}"
+            )
+        if self.max_tokens is None or self.max_tokens <= max_tokens:
+            return self
+        return dataclasses.replace(self, max_tokens=max_tokens)
 
     def worth(self, score, tokens):
         """What a hypothesis of so many ``tokens`` and log-probability ``score`` is worth."""
@@ -101,6 +122,29 @@ class Found(NamedTuple):
 def possible(score):
     """Whether a hypothesis with ``score`` may be: sums with `IMPOSSIBLE` are not that exactly."""
     return score > IMPOSSIBLE / 2
+
+
+def check_texts(verb, texts, name="text"):
+    """``texts`` as a list of strings, for the method ``verb`` of a model.
+
+    Raises:
+        TypeError: it is one string, or an item is not a string.
+    """
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"{verb} takes a list of strings: [{name}], not {name}")
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str | bytes):
+            raise TypeError(f"{verb} takes a list of strings: {name} {i} is {text!r:.100}")
+    return texts
+
+
+def check_batch_size(value):
+    """``value`` as a positive integer."""
+    value = plain(value)
+    if type(value) is not int or value < 1:
+        raise ValueError(f"batch_size must be 1 or more: {value!r}")
+    return value
 
 
 def bucket(length, start=8):

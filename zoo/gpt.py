@@ -4,6 +4,7 @@ import codecs
 import dataclasses
 import secrets
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,8 +13,18 @@ import numpy as np
 from keras import ops
 
 from ..layers import Dropout, KeyValueCache, PositionalEmbedding, TokenEmbedding, TransformerBlock
+from ..layers.arguments import plain, plain_fields
 from ..training import SmoothedCrossEntropy
-from .generation import ScatterCache, Search, advance, begin, bucket, possible
+from .generation import (
+    ScatterCache,
+    Search,
+    advance,
+    begin,
+    bucket,
+    check_batch_size,
+    check_texts,
+    possible,
+)
 from .pretrained import (
     BYTE_PAIRS,
     CHARACTERS,
@@ -44,6 +55,7 @@ class GPTConfig:
     sampling: Sampling = Sampling()
 
     def __post_init__(self):
+        plain_fields(self)
         for name, kind in (("search", Search), ("sampling", Sampling)):
             value = getattr(self, name)
             if isinstance(value, dict):  # read from a file
@@ -52,6 +64,7 @@ class GPTConfig:
                 raise ValueError(f"{name} must be a {kind.__name__}: {value!r}")
         sizes = ("vocab_size", "max_length", "num_layers", "dim", "num_heads")
         check_sizes(self, *sizes, optional=("hidden_dim",), tokens=("end_id",))
+        self.search.within(self.vocab_size, self.max_length)
 
     @property
     def parameters(self):
@@ -273,7 +286,8 @@ class GPT(Pretrained):
             samples: so many continuations of each prompt; with beams, the best ones.
             seed: what is drawn is the same for the same seed: an integer, of which the i-th
                 continuation gets ``seed + i``, or one for each continuation.
-            stop: strings, of which the first to come ends a continuation, without it.
+            stop: a string or several; the first one found ends a continuation, which does not
+                include it. None for none.
             truncate: of prompts too long for the context, with ``max_new_tokens`` after them,
                 keep the end; else they are refused.
             progress: wraps the iteration over batches, as `rich.progress.track` does.
@@ -288,8 +302,8 @@ class GPT(Pretrained):
             ValueError: naming a prompt that is too long, or a setting out of its range.
         """
         tokenizer = self._need_tokenizer("generate")
-        if isinstance(prompts, str):
-            raise TypeError("generate takes a list of strings: [prompt], not prompt")
+        prompts, stop = check_texts("generate", prompts, "prompt"), check_stop(stop)
+        samples, batch_size = plain(samples), check_batch_size(batch_size)
         if samples is not None and (type(samples) is not int or samples < 1):
             raise ValueError(f"samples must be a positive integer: {samples!r}")
         search, sampling = self._settings(max_new_tokens, settings)
@@ -297,7 +311,6 @@ class GPT(Pretrained):
         drawn = (samples or 1) if search.beams == 1 else 1
         if kept > search.beams:
             raise ValueError(f"samples must be at most the beams: {kept}, {search.beams}")
-        prompts = list(prompts)
         seeds = self._seeds(seed, len(prompts) * drawn)
         tokens = self._prompts(prompts, search.max_tokens, truncate)
         tokens = [row for row in tokens for _ in range(drawn)]
@@ -329,6 +342,7 @@ class GPT(Pretrained):
         tokenizer = self._need_tokenizer("stream")
         if not isinstance(prompt, str):
             raise TypeError(f"stream takes a string: {type(prompt).__name__}")
+        stop = check_stop(stop)
         search, sampling = self._settings(max_new_tokens, settings)
         if search.beams > 1:
             raise ValueError(f"beams end together, so stream takes one: {search.beams}")
@@ -339,7 +353,6 @@ class GPT(Pretrained):
 
     def _pieces(self, tokenizer, batch, search, draw, stop):
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        stop = [stop] if isinstance(stop, str) else list(stop)
         state, read, text, given = None, 0, "", 0
         while state is None or not np.all(state.done):
             state = self._found(batch, search, draw, state, read + 1)
@@ -357,7 +370,7 @@ class GPT(Pretrained):
                 return
 
     def _settings(self, max_new_tokens, settings):
-        """The `Search` and the `Sampling` that ``settings`` ask for."""
+        """The `Search` and the `Sampling` of ``settings``; a prompt has one token at least."""
         parts = []
         for own in (self.config.search, self.config.sampling):
             names = [field.name for field in dataclasses.fields(own)]
@@ -369,6 +382,7 @@ class GPT(Pretrained):
             search = dataclasses.replace(search, max_tokens=max_new_tokens)
         if search.max_tokens is None:
             search = dataclasses.replace(search, max_tokens=100)
+        search = search.within(self.config.vocab_size, max(self.config.max_length - 1, 1))
         sampling = dataclasses.replace(self.config.sampling, **parts[1])
         if search.beams > 1:
             if parts[1]:
@@ -377,11 +391,12 @@ class GPT(Pretrained):
         return search, sampling
 
     def _seeds(self, seed, count):
-        if seed is None:
-            seed = secrets.randbelow(2**31)
-        if isinstance(seed, int):
+        seed = plain(secrets.randbelow(2**31) if seed is None else seed)
+        if type(seed) is int:
             return range(seed, seed + count)
-        seeds = list(seed)
+        seeds = plain(list(seed)) if isinstance(seed, Iterable) else [seed]
+        if not all(type(s) is int for s in seeds):
+            raise ValueError(f"a seed must be an integer: {seed!r:.100}")
         if len(seeds) != count:
             raise ValueError(f"there must be a seed for each continuation: {len(seeds)}, {count}")
         return seeds
@@ -447,9 +462,9 @@ class GPT(Pretrained):
                 count, with a warning.
         """
         self._need_tokenizer("score")
-        if isinstance(texts, str):
-            raise TypeError("score takes a list of strings: [text], not text")
-        rows, context = self.tokenizer.ragged(list(texts)).to_list(), self.config.max_length
+        texts, context = check_texts("score", texts), self.config.max_length
+        rows = self.tokenizer.ragged(texts).to_list()
+        batch_size = min(check_batch_size(batch_size), bucket(len(rows)))
         long = [i for i, row in enumerate(rows) if len(row) > context]
         if long and not truncate:
             raise ValueError(
@@ -523,9 +538,10 @@ class GPT(Pretrained):
         length, context = search.max_tokens, self.config.max_length
         if max_new_tokens is None:
             length = min(length, max(context // 2, 1))
-        if length >= context:
+        elif max_new_tokens >= context:
             raise ValueError(
-                f"max_new_tokens must leave room for a text in the context: {length}, {context}"
+                "max_new_tokens must leave room for a text in the context: "
+                f"{max_new_tokens}, {context}"
             )
 
         def follow(text, search, draw, limit=None):
@@ -617,9 +633,21 @@ def seen(prompt, count):
     return ops.where(padding, prompt[:, -1:], prompt)
 
 
+def check_stop(stop):
+    """``stop``, a string, several or None, as a list.
+
+    Raises:
+        ValueError: one is empty, or not a string.
+    """
+    stop = [] if stop is None else [stop] if isinstance(stop, str) else list(stop)
+    if bad := [s for s in stop if not isinstance(s, str) or not s]:
+        raise ValueError(f"a stop string must have a character at least: {bad[0]!r}")
+    return stop
+
+
 def cut(text, stop):
     """``text`` up to the first of the strings ``stop``."""
-    found = [text.find(s) for s in ([stop] if isinstance(stop, str) else stop) if s in text]
+    found = [text.find(s) for s in stop if s in text]
     return text[: min(found)] if found else text
 
 

@@ -1,15 +1,16 @@
-"""Drawing tokens at random: what is left of a distribution, and which of it comes."""
+"""Sampling tokens: filters of a distribution, and the choice from what they keep."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
+from ..layers.arguments import plain_fields
 from ..layers.dropout import mix, random_bits
 
-IMPOSSIBLE = -1e9  # a log-probability that no sequence has; finite, lest sums make NaN of it
+IMPOSSIBLE = -1e9  # a log-probability that no sequence has; finite, or sums would be NaN
+LARGEST = float(np.finfo("float32").max)
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Sampling:
 
     Args:
         temperature: what logits are divided by; 0 takes the likeliest token.
-        top_k: the so many likeliest tokens pass (Fan et al. 2018, arXiv 1805.04833). None is all,
-            here and below; of tokens that tie with the last, all pass.
+        top_k: keep the k most likely tokens, and those that tie with the last of them (Fan et al.
+            2018, arXiv 1805.04833). None keeps all, here and below; so does 0.
         top_p: the fewest likeliest tokens that together have this probability pass: the nucleus
             (Holtzman et al. 2020, arXiv 1904.09751).
         min_p: tokens of at least this share of the likeliest's probability pass (Nguyen et al.
@@ -41,16 +42,18 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
+        plain_fields(self)
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
             value = getattr(self, name)
-            if value is None and name in ("top_p", "min_p"):
-                continue
-            if type(value) not in (int, float) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a number: {value!r}")
+            if not (value is None and name in ("top_p", "min_p")):
+                check_finite(name, value)
         if self.temperature < 0:
             raise ValueError(f"temperature must not be negative: {self.temperature}")
-        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
-            raise ValueError(f"top_k must be a positive integer: {self.top_k!r}")
+        if self.top_k is not None and (type(self.top_k) is not int or not 0 <= self.top_k < 2**31):
+            raise ValueError(
+                f"top_k must be a positive integer: {self.top_k!r} (0 or None keeps all tokens)"
+            )
+        object.__setattr__(self, "top_k", self.top_k or None)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1]: {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
@@ -116,6 +119,12 @@ class Draw(NamedTuple):
         random = ops.argmax(scaled + chance, axis=-1)
         chosen = ops.where(self.temperature > 0, random, ops.argmax(logits, axis=-1))
         return ops.cast(chosen, "int32")
+
+
+def check_finite(name, value):
+    """Raises a ValueError unless ``value`` is a number that a float32 holds."""
+    if type(value) not in (int, float) or not abs(value) <= LARGEST:
+        raise ValueError(f"{name} must be a number: {value!r:.100}")
 
 
 def among(tokens, logits):

@@ -17,9 +17,20 @@ from ..layers import (
     TransformerBlock,
     padding_mask,
 )
+from ..layers.arguments import plain, plain_fields
 from ..training import InverseSquareRoot, SmoothedCrossEntropy
 from .alignment import Alignment
-from .generation import GREEDY, ScatterCache, Search, advance, begin, bucket, possible
+from .generation import (
+    GREEDY,
+    ScatterCache,
+    Search,
+    advance,
+    begin,
+    bucket,
+    check_batch_size,
+    check_texts,
+    possible,
+)
 from .pretrained import MARIAN, SUBWORDS, Pretrained, block_shapes, check_sizes, norm_shapes
 
 
@@ -47,6 +58,7 @@ class TransformerConfig:
     search: Search = GREEDY  # of `translate` and `export`, unless they are told otherwise
 
     def __post_init__(self):
+        plain_fields(self)
         if isinstance(self.search, dict):  # read from a file
             object.__setattr__(self, "search", Search(**self.search))
         if not isinstance(self.search, Search):
@@ -57,6 +69,7 @@ class TransformerConfig:
         sizes = ("vocab_size", "num_layers", "dim", "hidden_dim", "num_heads", "max_length")
         optional = ("source_vocab_size", "decoder_layers")
         check_sizes(self, *sizes, optional=optional, tokens=("pad_id", "start_id", "end_id"))
+        self.search.within(self.vocab_size, self.max_length)
         if self.dim % 2:
             raise ValueError(f"dim must be even, of sines and cosines: {self.dim}")
         if self.norm not in ("pre", "post"):
@@ -280,15 +293,15 @@ class Transformer(Pretrained):
             those that the search found, the best first.
         """
         tokenizer = self._need_tokenizer("translate")
-        if isinstance(texts, str):
-            raise TypeError("translate takes a list of strings: [text], not text")
-        own = self.config.search
+        texts, batch_size = check_texts("translate", texts), check_batch_size(batch_size)
+        best, own = plain(best), self.config.search
+        if best is not None and type(best) is not int:
+            raise ValueError(f"best must be an integer: {best!r}")
         search = dataclasses.replace(own, **{"beams": max(own.beams, best or 1), **search})
+        search = search.within(self.config.vocab_size, room(self.config.max_length))
         if best is not None and not 1 <= best <= search.beams:
             raise ValueError(f"best must be from 1 to the number of beams: {best}, {search.beams}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more: {batch_size}")
-        texts = list(texts)
+        batch_size = min(batch_size, bucket(len(texts), start=32))
         if not texts:
             return []
         source = self._sources(texts)
@@ -399,6 +412,7 @@ class Transformer(Pretrained):
         if own.beams == 1:
             search.setdefault("beams", 4)
         beam = dataclasses.replace(own, **search)
+        beam = beam.within(self.config.vocab_size, room(self.config.max_length))
 
         def translation(search):
             def translate(text):

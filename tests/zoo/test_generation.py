@@ -177,6 +177,9 @@ def test_too_little_room_is_told():
 def test_settings_that_cannot_be_are_refused():
     for options, message in (
         (dict(beams=0), "beams must be a positive integer: 0"),
+        (dict(beams=10**9), "beams must be at most 1024: 1000000000"),
+        (dict(alpha=10**400), "alpha must be a number: 1000"),
+        (dict(stop_tokens=5), "stop_tokens must be tokens: 5"),
         (dict(penalty="wu"), "penalty must be 'power' or 'gnmt': 'wu'"),
         (dict(early_stopping="always"), "early_stopping must be False, True or 'never': 'always'"),
         (dict(beams=True), "beams must be a positive integer: True"),
@@ -192,3 +195,19 @@ def test_settings_that_cannot_be_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             Search(**options)
+
+
+def test_a_search_fits_the_model():
+    assert Search(max_tokens=10**9).within(40, 16) == Search(max_tokens=16)
+    assert Search(max_tokens=5).within(40, 16) == Search(max_tokens=5)
+    with pytest.raises(ValueError, match="at most the tokens of the vocabulary, 40: 41"):
+        Search(beams=41).within(40, 16)
+    with pytest.raises(ValueError, match="at most the tokens of the vocabulary, 40: 41"):
+        small(search=Search(beams=41))
+
+
+def test_numpy_scalars_are_settings_of_a_search():
+    tokens = np.array([[3, 4]])
+    ours = Search(np.int64(2), alpha=np.float32(0.5), banned=tokens, forced_end=np.True_)
+    assert ours == Search(2, alpha=0.5, banned=((3, 4),), forced_end=True)
+    assert hash(ours) and type(ours.beams) is int and ours.forced_end is True

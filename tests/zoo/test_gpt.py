@@ -199,6 +199,31 @@ def test_prompts_beyond_the_context_are_refused_or_truncated(gpt):
 
 
 @text
+def test_new_tokens_are_limited_by_the_context(gpt):
+    search, _ = gpt._settings(10**6, {})
+    assert search.max_tokens == 63
+    most, huge = (
+        gpt.generate(["a"], max_new_tokens=n, temperature=0, batch_size=10**6, stop=None)
+        for n in (63, 10**6)
+    )
+    assert most == huge
+    [score] = gpt.score(["a"], batch_size=10**9)
+    assert score.tokens == 1
+
+
+@text
+def test_numpy_scalars_are_settings_like_pythons_numbers(gpt, tmp_path):
+    sizes = {name: np.int64(size) for name, size in SIZES.items()}
+    config = GPTConfig(**sizes, dropout=np.float32(0.5))
+    assert config == GPTConfig(**SIZES, dropout=0.5)
+    assert all(type(value) is not np.int64 for value in vars(config).values())
+    ask = dict(max_new_tokens=4, top_k=5)
+    numpy = gpt.generate(["a"], samples=np.int64(2), seed=np.uint32(3), **ask)
+    assert numpy == gpt.generate(["a"], samples=2, seed=3, **ask)
+    assert numpy == [gpt.generate(["a", "a"], seed=np.array([3, 4]), **ask)]
+
+
+@text
 def test_the_score_of_a_text_is_the_sum_of_its_tokens(gpt, tokenizer):
     for one, score in zip(PROMPTS, gpt.score(PROMPTS), strict=True):
         tokens = tokenizer.ragged([one]).to_list()[0]
@@ -234,6 +259,14 @@ def test_what_is_asked_wrongly_is_refused(gpt):
             "max_tokens must be a positive",
             lambda: ask(["a"], max_new_tokens=0),
         ),
+        (TypeError, "generate takes a list of strings: prompt 1 is None", lambda: ask(["a", None])),
+        (TypeError, "score takes a list of strings: text 1 is 5", lambda: gpt.score(["a", 5])),
+        (ValueError, "stop string must have a character", lambda: ask(["a"], stop="")),
+        (ValueError, "stop string must have a character", lambda: ask(["a"], stop=["x", ""])),
+        (ValueError, "stop string must have", lambda: gpt.stream("a", stop=[""])),
+        (ValueError, "batch_size must be 1 or more: 0", lambda: ask(["a"], batch_size=0)),
+        (ValueError, "a seed must be an integer: 1.5", lambda: ask(["a"], seed=1.5)),
+        (ValueError, "beams must be at most the tokens.*300: 400", lambda: ask(["a"], beams=400)),
         (TypeError, "stream takes a string: list", lambda: list(gpt.stream(["a"]))),
         (ValueError, "generate needs a tokenizer", lambda: GPT(GPTConfig(**SIZES)).generate(["a"])),
     ):

@@ -134,7 +134,11 @@ def test_settings_that_cannot_be_are_refused():
     for options, message in (
         (dict(temperature=-1), "temperature must not be negative: -1"),
         (dict(temperature=float("nan")), "temperature must be a number: nan"),
-        (dict(top_k=0), "top_k must be a positive integer: 0"),
+        (dict(top_k=-1), "top_k must be a positive integer: -1"),
+        (dict(top_k=True), "top_k must be a positive integer: True"),
+        (dict(top_k=2**40), "top_k must be a positive integer: 1099511627776"),
+        (dict(temperature=10**400), "temperature must be a number: 1000"),
+        (dict(temperature=np.float32("inf")), "temperature must be a number: inf"),
         (dict(top_k=2.5), "top_k must be a positive integer: 2.5"),
         (dict(top_p=0), r"top_p must be in \(0, 1\]: 0"),
         (dict(min_p=1.5), r"min_p must be in \[0, 1\]: 1.5"),
@@ -143,3 +147,17 @@ def test_settings_that_cannot_be_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             Sampling(**options)
+
+
+def test_numpy_scalars_are_settings_like_pythons_numbers():
+    ours = Sampling(temperature=np.float64(0.5), top_k=np.int32(3), top_p=np.float32(0.5))
+    assert ours == Sampling(0.5, 3, 0.5)
+    assert [type(value) for value in (ours.temperature, ours.top_k, ours.top_p)] == [
+        float,
+        int,
+        float,
+    ]
+
+
+def test_a_top_k_of_0_keeps_all_tokens():
+    assert Sampling(top_k=0) == Sampling(top_k=None)

@@ -225,6 +225,20 @@ def test_room_for_a_translation_grows_where_it_may(model, sample):
 
 
 @text
+def test_translations_and_batches_are_limited_by_the_model_and_the_texts(model, monkeypatch):
+    asked = []
+
+    def found(self, batch, search):
+        asked.append((len(batch), search.max_tokens))
+        return np.full((len(batch), 1, 1), 2), np.zeros((len(batch), 1))
+
+    monkeypatch.setattr(type(model), "_found", found)
+    model.translate(["A dog", "A cat"], max_tokens=10**6, batch_size=10**6)
+    model.translate(["A dog", "A cat"], max_tokens=np.int64(7), batch_size=np.int32(8))
+    assert asked == [(32, 2 * 64 + 10), (8, 7)]
+
+
+@text
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_attention_is_drawn_with_its_pieces(tokenizer, norm, tmp_path):
     model = small(tokenizer, norm=norm)
@@ -275,6 +289,8 @@ def test_long_sources_are_truncated_with_a_warning(model):
 def test_translate_says_what_it_needs(model):
     with pytest.raises(TypeError, match="takes a list of strings"):
         model.translate("A dog.")
+    with pytest.raises(TypeError, match="translate takes a list of strings: text 1 is nan"):
+        model.translate(["A dog.", float("nan")])
     with pytest.raises(ValueError, match="translate needs a tokenizer"):
         small().translate(["A dog."])
     with pytest.raises(ValueError, match="one vocabulary: vocab_size 300 and 40"):
