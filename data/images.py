@@ -1,5 +1,6 @@
 """Images: read by class, decoded, fitted to a size, augmented, batched."""
 
+import os
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -10,25 +11,26 @@ import numpy as np
 import tensorflow as tf
 
 from .batches import epochs
+from .decoding import FORMATS, MAX_PIXELS, SUFFIXES, convert_channels, decode
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
-SHARE = 0.9  # of a split that has no validation of its own, so much is for training
+SHARE = 0.9  # the share of training images where there is no validation split
 BROKEN = ("refuse", "skip")
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images and the classes that they are of.
+    """Images with their classes.
 
     Args:
-        images: paths, encoded bytes (JPEG, PNG, GIF or BMP), or an array (N, Y, X, 3) of uint8.
-        labels: (N,) numbers of classes.
-        classes: their names.
-        names: what errors call each image; paths, if they are not given.
+        images: paths, encoded bytes (JPEG, PNG, GIF, BMP or WebP), or an array of uint8:
+            (N, Y, X, 3), or (N, Y, X, 1) of grey images.
+        labels: (N,) the number of each image's class.
+        classes: the names of the classes.
+        names: what errors call each image; by default its path or its index.
 
     Raises:
-        ValueError: there are not as many labels as images, a label has no class, or an array is
-            none of colours.
+        ValueError: the number of labels is not the number of images, a label has no class, or
+            the array has another shape or type.
     """
 
     images: list | np.ndarray
@@ -42,9 +44,10 @@ class LabelledImages:
         if labels.shape != (len(self.images),):
             raise ValueError(f"{len(self.images)} images need as many labels: {labels.shape}")
         if hasattr(array := self.images, "shape"):
-            if array.dtype != "uint8" or array.ndim != 4 or array.shape[-1] != 3:
+            if array.dtype != "uint8" or array.ndim != 4 or array.shape[-1] not in (1, 3):
                 raise ValueError(
-                    f"an array of images is (N, Y, X, 3) of uint8: {array.shape} of {array.dtype}"
+                    "an array of images must be (N, Y, X, 3) or (N, Y, X, 1) of uint8: "
+                    f"{array.shape} of {array.dtype}"
                 )
         if not len(labels):
             raise ValueError("there are no images")
@@ -69,72 +72,83 @@ class LabelledImages:
             return self.names[i]
         return str(image) if isinstance(image := self.images[i], str | Path) else f"image {i}"
 
-    def read(self, i, broken="refuse"):
-        """The pixels (Y, X, 3) of an image, or None of a broken one that is to be skipped."""
+    def read(self, i, decoder, broken="refuse"):
+        """``decoder`` of an image, bytes or an array; None if it is broken and to be skipped."""
         image = self.images[i]
         try:
-            return image if hasattr(image, "shape") else decoded(content(image)).numpy()
+            return np.asarray(decoder(image if hasattr(image, "shape") else content(image)))
         except (tf.errors.InvalidArgumentError, OSError) as error:
             if broken == "refuse":
-                raise ValueError(f"{self.name(i)} is no image: {told(error)}") from None
-            warnings.warn(f"{self.name(i)} is left out: {told(error)}", stacklevel=2)
+                raise ValueError(f"{self.name(i)} cannot be read: {explain(error)}") from None
+            warnings.warn(f"{self.name(i)} is left out: {explain(error)}", stacklevel=2)
 
-    def pixels(self, size, broken="refuse", progress=iter, **fit):
-        """The same with an array (N, Y, X, 3) in the place of files: for sets that fit in memory.
+    def pixels(
+        self, size, broken="refuse", progress=iter, channels=3, max_pixels=MAX_PIXELS, **fit
+    ):
+        """The same images as an array (N, Y, X, C), for sets that fit in memory.
 
         Args:
             size: height and width.
-            broken: "refuse" one that cannot be decoded, or "skip" it with a warning.
-            fit: of `fitted`.
+            broken: "refuse" an image that cannot be decoded, or "skip" it with a warning.
+            channels: 3 for RGB, 1 for grey.
+            max_pixels: an image with more pixels cannot be decoded.
+            fit: arguments of `fitted`.
 
         Raises:
             ValueError: naming an image that cannot be decoded.
         """
         if broken not in BROKEN:
             raise ValueError(f"broken must be one of {BROKEN}: {broken!r}")
-        if hasattr(self.images, "shape") and self.images.shape[1:3] == tuple(size):
+        if getattr(self.images, "shape", ())[1:] == (*size, channels):
             return self
-        array, kept = np.zeros((len(self), *size, 3), "uint8"), []
-        shaped = tf.function(
-            lambda image: rounded(fitted(image, size, **fit)),
-            input_signature=[tf.TensorSpec([None, None, None], tf.uint8)],
-        )
+        array, kept = np.zeros((len(self), *size, channels), "uint8"), []
+        kind = tf.TensorSpec([], tf.string)
+        if hasattr(self.images, "shape"):
+            kind = tf.TensorSpec(self.images.shape[1:], tf.uint8)
+
+        @tf.function(input_signature=[kind], autograph=False)
+        def decoder(image):
+            return rounded(fitted(to_pixels(image, channels, max_pixels), size, **fit))
+
         for i in progress(range(len(self))):
-            if (image := self.read(i, broken)) is not None:
-                array[i] = shaped(image)
+            if (image := self.read(i, decoder, broken)) is not None:
+                array[i] = image
                 kept.append(i)
         return replace(self[np.array(kept, int)], images=array[kept])
 
 
-def told(error):
-    """What an error of TensorFlow's says, without where it stood."""
-    return re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", str(error).splitlines()[0])
+def to_pixels(image, channels, max_pixels):
+    """Encoded bytes, or an array of uint8, as pixels (Y, X, C)."""
+    if getattr(image, "dtype", tf.string) == tf.uint8:
+        return convert_channels(image, channels)
+    return decode(image, channels, max_pixels)
+
+
+def explain(error):
+    """The message of one of TensorFlow's errors, without the location in its source and graph."""
+    message = re.split(r"\s*\[\[\{\{|\s*\[Op:", str(error))[0].strip().splitlines()[-1]
+    return re.sub(r"\{\{.*?\}\} ?|^assertion failed: \[|\]$", "", message)
 
 
 def content(image):
     """The bytes of an encoded image, or of the file at a path."""
-    return image if isinstance(image, bytes) else Path(image).read_bytes()
-
-
-def decoded(content, channels=3):
-    """Encoded bytes, a scalar -> pixels (Y, X, C) of uint8; of an animation the first.
-
-    As they are stored: a camera's note of how it was held (EXIF) is not read.
-
-    Raises:
-        tf.errors.InvalidArgumentError: they are no JPEG, PNG, GIF or BMP.
-    """
-    return tf.io.decode_image(content, channels=channels, expand_animations=False)
+    if isinstance(image, bytes):
+        return image
+    if (path := Path(image)).exists() and not path.is_file():  # a pipe would be read forever
+        raise OSError(f"{path} is not a file")
+    return path.read_bytes()
 
 
 def fitted(image, size, interpolation="bilinear", squash=True, crop=1.0):
-    """Pixels (Y, X, C) -> (height, width, C) of float32, from 0 to 255.
+    """Resizes pixels (Y, X, C) to (height, width, C) of float32, from 0 to 255.
 
-    Where the image has another shape it is squashed; or else the largest part of the size's shape
-    is cut out of the middle. Of what is left, the middle is taken, ``crop`` of each side. Resizing
-    averages over the pixels that become one, as Pillow does.
+    An image of another aspect ratio is squashed, or with ``squash=False`` its largest part of the
+    right aspect ratio is cut out of the middle. Of that the middle is taken, ``crop`` of each
+    side. Resizing is antialiased, as Pillow's is.
     """
-    image = tf.cast(image, tf.float32)
+    image = tf.convert_to_tensor(image)
+    if image.dtype != tf.uint8:  # those are resized as they are, in a quarter of the memory
+        image = tf.cast(image, tf.float32)
     if not squash or crop < 1:
         shape, sides = tf.cast(tf.shape(image)[:2], tf.float32), tf.constant(size, tf.float32)
         whole = shape if squash else tf.reduce_min(shape / sides) * sides
@@ -142,7 +156,7 @@ def fitted(image, size, interpolation="bilinear", squash=True, crop=1.0):
         start = (tf.shape(image)[:2] - part) // 2
         image = tf.slice(image, [start[0], start[1], 0], [part[0], part[1], -1])
     image = tf.image.resize(image, size, method=interpolation, antialias=True)
-    return tf.clip_by_value(image, 0.0, 255.0)
+    return tf.clip_by_value(tf.cast(image, tf.float32), 0.0, 255.0)
 
 
 def rounded(image):
@@ -150,37 +164,47 @@ def rounded(image):
 
 
 class Pixels:
-    """How images become a model's pixels, in Python and in what is exported.
+    """Decodes and fits images to a model's size, in Python and in exports.
 
     Args:
         size: height and width.
-        channels: 3 of colour, 1 of grey.
-        fit: of `fitted`.
+        channels: 3 for RGB, 1 for grey.
+        max_pixels: an image with more pixels is refused before it is decoded.
+        fit: arguments of `fitted`.
     """
 
-    def __init__(self, size, channels=3, **fit):
-        self.size, self.channels, self.fit = tuple(size), channels, fit
+    def __init__(self, size, channels=3, max_pixels=MAX_PIXELS, **fit):
+        self.size, self.channels, self.max_pixels = tuple(size), channels, max_pixels
+        self.fit = fit
 
     def read(self, image):
-        """A path, encoded bytes or an array (Y, X, C) -> an array of the size, from 0 to 255.
+        """Reads a path, encoded bytes or an array (Y, X, C) as an array of the size, 0 to 255.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no image.
+            ValueError: it cannot be decoded, or is not an image.
         """
         try:
             if isinstance(image, str | bytes | Path):
-                image = decoded(content(image), self.channels)
-            elif np.ndim(image) != 3 or np.shape(image)[-1] != self.channels:
-                raise ValueError(f"an array (Y, X, {self.channels}), not {np.shape(image)}")
+                image = decode(content(image), self.channels, self.max_pixels)
+            elif image is None:
+                raise ValueError("it is None, not a path, encoded bytes or an array")
+            else:
+                image = np.asarray(image)
+                if image.ndim != 3 or image.shape[-1] != self.channels or 0 in image.shape:
+                    raise ValueError(f"an array must be (Y, X, {self.channels}), not {image.shape}")
+                if image.dtype.kind not in "uif":
+                    raise ValueError(f"an array must hold numbers, not {image.dtype}")
             return np.asarray(fitted(image, self.size, **self.fit))
         except tf.errors.InvalidArgumentError as error:
-            raise ValueError(told(error)) from None
+            raise ValueError(explain(error)) from None
 
     def batch(self, contents):
-        """Encoded bytes (B,) -> (B, Y, X, C), in the graph."""
+        """Decodes bytes (B,) to pixels (B, Y, X, C), in the graph."""
         return tf.map_fn(
-            lambda content: fitted(decoded(content, self.channels), self.size, **self.fit),
+            lambda content: fitted(
+                decode(content, self.channels, self.max_pixels), self.size, **self.fit
+            ),
             contents,
             fn_output_signature=tf.TensorSpec([*self.size, self.channels], tf.float32),
         )
@@ -206,17 +230,20 @@ def named(labels):
 
 
 def read_images(path, split="train"):
-    """The `LabelledImages` of a folder, by split.
+    """Reads a split of a folder as `LabelledImages`.
 
-    A folder holds a folder for each split (train, val, test), or the images themselves: in a
+    The folder holds a folder for each split (train, val, test), or the images themselves: in a
     folder for each class, or in TFRecords whose names begin with the split (features ``image``,
-    encoded, and ``label``, a number), with the names of classes in ``labels.txt``. Files of images
-    are read when they are needed; records are kept in memory. Where there is no "val", a tenth of
-    the training images is that: every tenth of each class.
+    encoded, and ``label``, a number), with the names of the classes in ``labels.txt``. Image files
+    are read when they are needed; records are kept in memory. Without a "val" split, every tenth
+    training image of each class is held out for it.
+
+    Files are JPEG, PNG, GIF, BMP or WebP. Hidden files and folders and ``__MACOSX`` are ignored;
+    of other files a warning gives the number and the first names.
 
     Raises:
         FileNotFoundError: there are no images of the split.
-        ValueError: classes or records that are not so.
+        ValueError: a split, or records, that cannot be read.
     """
     path = Path(path)
     if split not in ("train", "val", "test"):
@@ -274,7 +301,7 @@ def read_records(path, files):
                 images += parsed["image"].numpy().tolist()
                 labels += parsed["label"].numpy().tolist()
         except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-            reason = told(error)
+            reason = explain(error)
             raise ValueError(f"{file} holds no images with labels: {reason}") from None
     if not images:
         raise ValueError(f"{', '.join(files)}: there are no images in them")
@@ -282,17 +309,48 @@ def read_records(path, files):
 
 
 def read_folders(path, folder):
-    files = {
-        place.name: [str(f) for f in sorted(place.rglob("*")) if f.suffix.lower() in SUFFIXES]
-        for place in sorted(folder.iterdir())
-        if place.is_dir() and not place.name.startswith(".")
-    }
+    files, unplaced, others = {}, [], []
+    for place in sorted(folder.iterdir()):
+        if is_hidden(place.name):
+            continue
+        if place.is_dir():
+            found = find_files(place)
+            files[place.name] = [str(f) for f in found if f.suffix.lower() in SUFFIXES]
+            others += [f for f in found if f.suffix.lower() not in SUFFIXES]
+        elif place.suffix.lower() in SUFFIXES:
+            unplaced.append(place)
+    for left, reason in ((unplaced, "in no class folder"), (others, f"not {FORMATS}")):
+        if left:
+            names = ", ".join(str(f.relative_to(folder)) for f in left[:3])
+            warnings.warn(
+                f"{folder}: {len(left)} files are {reason} and are left out: {names}"
+                f"{', ...' if len(left) > 3 else ''}",
+                stacklevel=3,
+            )
     classes = tuple(name for name in files if files[name])
     images = [file for name in classes for file in files[name]]
     labels = [label for label, name in enumerate(classes) for _ in files[name]]
     if not images:
         raise FileNotFoundError(f"{folder} has no images {', '.join(SUFFIXES)} in folders by class")
     return LabelledImages(images, labels, classes)
+
+
+def find_files(folder):
+    """The files below ``folder``, sorted; links are followed, but not to a folder above them."""
+
+    def walked(place, name):
+        target = Path(place, name).resolve()
+        return not is_hidden(name) and not Path(place).resolve().is_relative_to(target)
+
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if walked(place, name)]
+        found += [Path(place, name) for name in names if not is_hidden(name)]
+    return sorted(found)
+
+
+def is_hidden(name):
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def image_batches(
@@ -305,12 +363,14 @@ def image_batches(
     seed=0,
     start=None,
     broken="refuse",
+    channels=3,
+    max_pixels=MAX_PIXELS,
     **fit,
 ):
-    """Batches of ``(pixels (B, Y, X, 3), labels (B, K), sample_weight (B,))`` for `ViT.fit`.
+    """Batches of ``(pixels (B, Y, X, C), labels (B, N), sample_weight (B,))`` for `ViT.fit`.
 
-    Pixels are floats from 0 to 255, labels the chances of the classes: 1 for one of them, unless
-    images are mixed. The last batch is filled up with images of weight 0.
+    Pixels are floats from 0 to 255, labels the probabilities of the N classes: 1 for one of them,
+    unless images are mixed. The last batch is padded with images of weight 0.
 
     Args:
         images: `LabelledImages`.
@@ -326,7 +386,9 @@ def image_batches(
             interrupted run would have gone on. Without, it is one epoch, of known length.
         broken: "refuse" an image that cannot be decoded, or "skip" it with a warning: then its
             weight is 0.
-        fit: of `fitted`, for what is not augmented.
+        channels: C, 3 for RGB or 1 for grey; images are converted.
+        max_pixels: an image with more pixels cannot be decoded.
+        fit: arguments of `fitted`, for images that are not augmented.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -338,24 +400,27 @@ def image_batches(
         raise ValueError(f"augment must be None, 'light' or 'strong': {augment!r}")
     if broken not in BROKEN:
         raise ValueError(f"broken must be one of {BROKEN}: {broken!r}")
+    if channels not in (1, 3):
+        raise ValueError(f"images are read with 1 or 3 channels, not {channels!r}")
     count, classes = -(-len(images) // batch_size), len(images.classes)
     labels = tf.constant(images.labels)
     pixels = None
     if hasattr(images.images, "shape") and images.images.shape[1:3] == tuple(size):
-        pixels = tf.constant(images.images)
+        pixels = convert_channels(tf.constant(images.images), channels)
     distort = tf.random.experimental.stateless_fold_in
 
     def read(i):
-        if (image := images.read(i, broken)) is None:
-            return np.zeros((1, 1, 3), "uint8"), np.float32(0)
+        image = images.read(i, lambda image: to_pixels(image, channels, max_pixels), broken)
+        if image is None:
+            return np.zeros((1, 1, channels), "uint8"), np.float32(0)
         return image, np.float32(1)
 
     def one(i, key):
         """An image of the size, and its weight."""
         image, weight = tf.numpy_function(read, [i], [tf.uint8, tf.float32])
-        image.set_shape([None, None, 3])
+        image.set_shape([None, None, channels])
         image = fitted(image, size, **fit) if augment is None else cut(image, size, key)
-        return tf.ensure_shape(image, [*size, 3]), tf.ensure_shape(weight, [])
+        return tf.ensure_shape(image, [*size, channels]), tf.ensure_shape(weight, [])
 
     def batch(order, number, i):
         # The last batch is filled up with images that were before.
@@ -370,7 +435,7 @@ def image_batches(
                 fn_output_signature=(tf.float32, tf.float32),
             )
             weight = weight * whole
-            # In the place of a broken image stands a whole one, lest it be mixed into others.
+            # A broken image is replaced by a valid one, so that MixUp does not spread it.
             instead = tf.where(
                 whole > 0, tf.range(batch_size), tf.argmax(whole, output_type=tf.int32)
             )
@@ -382,7 +447,8 @@ def image_batches(
             flips = tf.random.stateless_uniform([batch_size, 1, 1, 1], distort(key, -1)) < 0.5
             made = tf.where(flips, made[:, :, ::-1], made)
         if augment == "strong":
-            made = operated(strong, made, key)
+            made = operated(strong, tf.repeat(made, 3 // channels, -1), key)
+            made = made if channels == 3 else tf.image.rgb_to_grayscale(made)
         target = tf.one_hot(tf.gather(labels, chosen), classes)
         if mix:
             made, target = tf.cond(

@@ -27,7 +27,7 @@ from .run import (
     shown,
 )
 
-IN_MEMORY = 2**31  # bytes of pixels; larger sets are decoded anew each epoch
+IN_MEMORY = 2**31  # bytes of pixels; larger sets are decoded again each epoch
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def train(settings, out, restart=False, say=print):
             settings.batch_size,
             seed=settings.seed,
             broken=settings.broken,
+            channels=config.channels,
             **options,
         )
 
@@ -114,19 +115,19 @@ def train(settings, out, restart=False, say=print):
 
 @contextlib.contextmanager
 def by_name():
-    """Within it a broken image is a ValueError that names it, as TensorFlow's error does inside."""
+    """Turns TensorFlow's error about a broken image into a ValueError that names the image."""
     import tensorflow as tf
 
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        if (found := re.search(r"ValueError: (.* is no image: .*)", str(error))) is None:
+        if (found := re.search(r"ValueError: (.* cannot be read: .*)", str(error))) is None:
             raise
         raise ValueError(f"{found[1]} (--broken skip leaves it out)") from None
 
 
 def begin(settings, classes):
-    """The model that training begins with: of a preset, or published weights."""
+    """The model to train: a preset, or published weights."""
     from ..zoo import ViT
 
     overrides = {"stochastic_depth": settings.stochastic_depth}
@@ -138,8 +139,8 @@ def begin(settings, classes):
         model = ViT.from_pretrained(settings.pretrained, labels=classes, **overrides)
     else:
         model = ViT.preset(settings.preset, num_classes=len(classes), labels=classes, **overrides)
-    if model.config.channels != 3:
-        raise ValueError(f"images are read with 3 channels, the model has {model.config.channels}")
+    if model.config.channels not in (1, 3):
+        raise ValueError(f"a model of 1 or 3 channels is trained, not {model.config.channels}")
     if settings.freeze:
         model.freeze(settings.freeze)
     return model
@@ -154,11 +155,13 @@ def labelled(data, split):
 
 
 def loaded(images, config, broken):
-    """``images`` as an array of the model's size, where they fit in memory and are not larger."""
+    """``images`` as an array of the model's size, if that is small and they fit in memory."""
     height, width = config.image_size
-    if 3 * height * width * len(images) > IN_MEMORY or max(height, width) > 64:
+    if config.channels * height * width * len(images) > IN_MEMORY or max(height, width) > 64:
         return images
-    return images.pixels(config.image_size, broken, shown("decoding"), **config.fit)
+    return images.pixels(
+        config.image_size, broken, shown("decoding"), channels=config.channels, **config.fit
+    )
 
 
 def evaluate(run, data=None, split="val", batch_size=64, broken=None):
@@ -181,7 +184,13 @@ def evaluate(run, data=None, split="val", batch_size=64, broken=None):
     if images.classes != c.labels:
         raise ValueError(f"the images are of other classes than the model: {images.classes[:5]}")
     batches = image_batches(
-        images, c.image_size, batch_size, shuffle=False, broken=broken or settings.broken, **c.fit
+        images,
+        c.image_size,
+        batch_size,
+        shuffle=False,
+        broken=broken or settings.broken,
+        channels=c.channels,
+        **c.fit,
     )
     confusion, hits, total = np.zeros((c.num_classes,) * 2, int), 0, 0
     with by_name():
@@ -235,7 +244,7 @@ def draw_rollout(model, image, path):
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     first, second = figure.subplots(1, 2)
     for axes in (first, second):
-        axes.imshow(pixels / 255)
+        axes.imshow(pixels / 255, cmap="gray", vmin=0, vmax=1)  # the map is for grey images
         axes.axis("off")
     height, width = pixels.shape[:2]
     second.imshow(

@@ -1,7 +1,6 @@
 """ViT (Dosovitskiy et al. 2020): a Transformer that classifies images."""
 
 import dataclasses
-import numbers
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,8 @@ import numpy as np
 from keras import ops
 
 from ..layers import ClassToken, Dropout, GridPositions, PatchEmbedding, TransformerBlock
+from ..layers.arguments import plain, plain_fields
+from .generation import check_batch_size
 from .pretrained import (
     HUGE,
     TINY,
@@ -30,7 +31,7 @@ class ViTConfig:
     image_size: int | tuple[int, int] = 224  # pixels; height and width, where they differ
     patch_size: int = 16
     channels: int = 3
-    num_classes: int = 1000  # 0: no head, features in the place of logits
+    num_classes: int = 1000  # 0: no head, features instead of logits
     num_layers: int = 12
     dim: int = 768
     hidden_dim: int = 3072
@@ -49,28 +50,29 @@ class ViTConfig:
     crop: float = 1.0  # the share of each side that is seen, in the middle
 
     def __post_init__(self):
+        plain_fields(self)
+        for name in ("image_size", "mean", "std", "labels"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         size = self.image_size
-        size = (size, size) if isinstance(size, numbers.Integral) else size
-        size = tuple(int(s) if isinstance(s, np.integer) else s for s in size)
-        for name, value in (
-            ("image_size", size), ("mean", tuple(self.mean)), ("std", tuple(self.std)),
-            ("labels", None if self.labels is None else tuple(self.labels)),
-        ):  # fmt: skip
-            object.__setattr__(self, name, value)
+        if type(size) is int:
+            size = (size, size)
+            object.__setattr__(self, "image_size", size)
         sizes = ("patch_size", "channels", "num_layers", "dim", "hidden_dim", "num_heads")
         check_sizes(self, *sizes)
         check_integer(self, "num_classes", 0, "a non-negative integer")
-        if len(size) != 2 or not all(type(s) is int and 0 < s < 2**31 for s in size):
+        square = type(size) is tuple and len(size) == 2
+        if not square or not all(type(s) is int and 0 < s < 2**31 for s in size):
             raise ValueError(f"image_size must be a height and a width: {size!r}")
         if any(s % self.patch_size for s in size):
             raise ValueError(f"image_size must be multiples of {self.patch_size}: {size}")
         if self.pooling not in ("token", "mean"):
             raise ValueError(f"pooling must be 'token' or 'mean': {self.pooling!r}")
         for name in ("mean", "std"):
-            if len(getattr(self, name)) not in (1, self.channels):
+            values = getattr(self, name)
+            if type(values) is not tuple or len(values) not in (1, self.channels):
                 raise ValueError(
-                    f"{name} must be of {self.channels} channels, or one for all: "
-                    f"{getattr(self, name)}"
+                    f"{name} must be of {self.channels} channels, or one for all: {values}"
                 )
         check_real(self, "mean", lambda mean: abs(mean) <= HUGE, "finite numbers")
         check_real(self, "std", lambda std: TINY <= std <= HUGE, "positive and finite")
@@ -79,10 +81,13 @@ class ViTConfig:
         check_real(self, "crop", lambda crop: TINY <= crop <= 1, "in (0, 1]")
         if type(self.squash) is not bool:
             raise ValueError(f"squash must be True or False: {self.squash!r}")
-        if self.labels is not None and len(self.labels) != self.num_classes:
-            raise ValueError(
-                f"there must be a label for each class: {len(self.labels)}, {self.num_classes}"
-            )
+        if self.labels is not None:
+            if type(self.labels) is not tuple or not all(type(n) is str for n in self.labels):
+                raise ValueError(f"labels must be strings: {self.labels!r:.100}")
+            if len(self.labels) != self.num_classes:
+                raise ValueError(
+                    f"there must be a label for each class: {len(self.labels)}, {self.num_classes}"
+                )
 
     @property
     def fit(self):
@@ -191,7 +196,7 @@ class ViT(Pretrained):
         self.norm = keras.layers.LayerNormalization(
             epsilon=config.epsilon, dtype=dtype, name="norm"
         )
-        # Of zeros, as the paper's code has it: training begins with equal chances.
+        # Zeros, as in the paper's code: initial predictions are uniform.
         self.head = config.num_classes and keras.layers.Dense(
             config.num_classes, kernel_initializer="zeros", dtype=dtype, name="head"
         )
@@ -257,77 +262,83 @@ class ViT(Pretrained):
         shares = shares / ops.sum(shares, axis=1, keepdims=True)
         return ops.reshape(shares, (-1, *grid))
 
-    def classify(self, images, top=None, batch_size=16, progress=iter):
-        """What a list of images shows.
+    def classify(self, images, top=None, batch_size=16, progress=iter, max_pixels=None):
+        """Classifies a list of images.
 
         Args:
-            images: paths, encoded bytes (JPEG, PNG, GIF or BMP), or arrays (Y, X, C) of pixels
-                from 0 to 255, of any size.
-            top: so many of the likeliest classes of each.
+            images: paths, encoded bytes (JPEG, PNG, GIF, BMP or WebP), or arrays (Y, X, C) of
+                pixels from 0 to 255, of any size.
+            top: the number of most likely classes to return for each image.
+            batch_size: the number of images per call of the network.
             progress: wraps the iteration over batches, as `rich.progress.track` does.
+            max_pixels: an encoded image with more pixels is refused; 60 million by default.
 
         Returns:
             a list of `Classification` in the order of ``images``; with ``top``, of lists of it.
 
         Raises:
-            ValueError: naming what cannot be decoded, or is no image; the model has no head.
+            FileNotFoundError: there is no such file.
+            ValueError: naming the image that cannot be read, by its path or its index; or the
+                model has no head.
         """
         if isinstance(images, str | bytes | Path):
             raise TypeError("classify takes a list of images: [image], not image")
-        c, count = self.config, 1 if top is None else top
+        c, count = self.config, 1 if top is None else plain(top)
         if not self.head:
-            raise ValueError("a model without a head classifies nothing: num_classes is 0")
+            raise ValueError("a model without a head cannot classify: num_classes is 0")
         if type(count) is not int or not 0 < count <= c.num_classes:
             raise ValueError(f"top must be from 1 to {c.num_classes}: {top!r}")
-        probabilities = self._compiled(
-            "classify", lambda images: ops.softmax(self(images)), "classify"
-        )
-        reader, images, found = self._reader(), list(images), []
+        batch_size = check_batch_size(batch_size)
+        compute = self._compiled("classify", lambda images: ops.softmax(self(images)), "classify")
+        reader, images, found = self._reader(max_pixels), list(images), []
 
         def read(i):
             try:
                 return reader.read(images[i])
             except ValueError as error:
                 name = images[i] if isinstance(images[i], str | Path) else f"image {i}"
-                raise ValueError(f"{name} is no image: {error}") from None
+                raise ValueError(f"{name} cannot be read: {error}") from None
 
         for start in progress(range(0, len(images), batch_size)):
             pixels = [read(i) for i in range(start, min(start + batch_size, len(images)))]
             batch = np.zeros((batch_size if len(images) > 1 else 1, *pixels[0].shape), "float32")
             batch[: len(pixels)] = pixels
-            for chances in np.asarray(probabilities(batch))[: len(pixels)]:
-                best = np.argsort(-chances, kind="stable")[:count]
-                classes = [Classification(self.label(i), float(chances[i])) for i in best]
+            for probabilities in np.asarray(compute(batch))[: len(pixels)]:
+                best = np.argsort(-probabilities, kind="stable")[:count]
+                classes = [Classification(self.label(i), float(probabilities[i])) for i in best]
                 found.append(classes[0] if top is None else classes)
         return found
 
     def label(self, i):
         return str(i) if self.config.labels is None else self.config.labels[i]
 
-    def pixels(self, image):
-        """A path, encoded bytes or an array of any size -> an array (Y, X, C) of the model's size.
+    def pixels(self, image, max_pixels=None):
+        """Reads a path, encoded bytes or an array as pixels (Y, X, C) of the model's size.
 
         Raises:
-            ValueError: it is no image.
+            ValueError: it cannot be decoded, or has more than ``max_pixels`` (60 million).
         """
-        return self._reader().read(image)
+        return self._reader(max_pixels).read(image)
 
     def attention(self, image):
         """Where the model looks in an image: shares (Y / P, X / P), of sum 1; see `rollout`."""
         [shares] = ops.convert_to_numpy(self.rollout(self.pixels(image)[None]))
         return shares
 
-    def _reader(self):
-        from ..data.images import Pixels
+    def _reader(self, max_pixels=None):
+        from ..data.images import MAX_PIXELS, Pixels
 
         c = self.config
-        return Pixels(c.image_size, c.channels, **c.fit)
+        limit = MAX_PIXELS if max_pixels is None else plain(max_pixels)
+        if type(limit) is not int or limit < 1:
+            raise ValueError(f"max_pixels must be a positive integer: {limit!r}")
+        return Pixels(c.image_size, c.channels, limit, **c.fit)
 
     def adapted(self, num_classes=None, labels=None, **overrides):
         """A new model with these weights for other classes, or images of another size.
 
         Args:
-            num_classes: with another number, or other ``labels``, the head begins anew.
+            num_classes: with another number, or other ``labels``, the head is new.
             overrides: of the configuration; with another ``image_size``, positions are
                 interpolated (section 3.2).
 
@@ -338,7 +349,7 @@ class ViT(Pretrained):
             raise ValueError("a quantized model cannot be adapted: quantize the adapted model")
         old, whole = self.config, self._whole()
         if labels is not None:
-            labels = tuple(labels)
+            labels = labels if isinstance(labels, str) else plain(tuple(labels))
             num_classes = len(labels) if num_classes is None else num_classes
         renewed = num_classes not in (None, old.num_classes) or labels not in (None, old.labels)
         if renewed:
@@ -370,9 +381,9 @@ class ViT(Pretrained):
     def compile(self, optimizer=None, loss=None, metrics=None, weighted_metrics=None, **kwargs):
         """Keras's `compile`; by default AdamW and label smoothing of 0.1.
 
-        As Steiner et al. 2021 (section 3.3) train from nothing: a learning rate of 1e-3, weight
-        decay of matrices, gradients clipped at 1. Labels are chances of the classes (B, K), as
-        `polyhead.data.image_batches` gives them, and all metrics count by the weights of images.
+        As Steiner et al. 2021 (section 3.3) train from scratch: a learning rate of 1e-3, weight
+        decay of matrices, gradients clipped at 1. Labels are class probabilities (B, N), as
+        `polyhead.data.image_batches` gives them, and all metrics weight images by sample weight.
         """
         if optimizer is None:
             optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1, global_clipnorm=1.0)
@@ -382,15 +393,16 @@ class ViT(Pretrained):
         metrics = [*(metrics or ()), *(weighted_metrics or ())] or None
         super().compile(optimizer, loss, weighted_metrics=metrics, **kwargs)
 
-    def export(self, filepath, format="tf_saved_model", top=None, **settings):
+    def export(self, filepath, format="tf_saved_model", top=None, max_pixels=None, **settings):
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
-        - ``serving_default`` takes ``image_bytes`` (B,), JPEG, PNG, GIF or BMP, and gives the
-          ``top`` likeliest ``labels`` (B, top), strings, and their ``probabilities``;
+        - ``serving_default`` takes ``image_bytes`` (B,), JPEG, PNG, GIF, BMP or WebP, and gives the
+          ``top`` most likely ``labels`` (B, top), strings, and their ``probabilities``;
         - ``pixels`` takes ``images`` (B, Y, X, C), floats from 0 to 255, of the model's size.
 
-        ``top`` is 5 by default. Bytes that are not an image are an error for the whole batch.
-        Returns the version's folder; see `polyhead.serving.export`.
+        ``top`` is 5 by default. Bytes that cannot be decoded, or an image with more than
+        ``max_pixels`` (60 million by default), are an error for the whole batch. Returns the
+        version's folder; see `polyhead.serving.export`.
 
         The ``format`` "onnx", "litert" or "openvino" writes a file of the network alone instead,
         ``images`` (B, Y, X, C) in and logits (B, K) out: see `polyhead.serving.formats`.
@@ -400,30 +412,31 @@ class ViT(Pretrained):
 
         c = self.config
         if not self.head:
-            raise ValueError("a model without a head classifies nothing: num_classes is 0")
+            raise ValueError("a model without a head cannot classify: num_classes is 0")
         if format not in (None, "tf_saved_model"):
             shape = (None, *c.image_size, c.channels)
             images = keras.layers.InputSpec(shape=shape, dtype="float32", name="images")
-            settings |= {} if top is None else {"top": top}
+            given = {"top": top, "max_pixels": max_pixels}
+            settings |= {name: value for name, value in given.items() if value is not None}
             return self._export_network(filepath, format, images, 256, settings)
         if settings:
             raise TypeError(f"not settings of an export for TensorFlow Serving: {sorted(settings)}")
-        top = 5 if top is None else top
+        top = 5 if top is None else plain(top)
         if type(top) is not int or top < 1:
             raise ValueError(f"top must be a positive integer: {top!r}")
-        top, pixels = min(top, c.num_classes), self._reader()
+        top, pixels = min(top, c.num_classes), self._reader(max_pixels)
         names = named([self.label(i) for i in range(c.num_classes)])
 
         def answer(images):
-            chances, classes = ops.top_k(ops.softmax(self(images)), top)
-            return {"labels": names(classes), "probabilities": chances}
+            probabilities, classes = ops.top_k(ops.softmax(self(images)), top)
+            return {"labels": names(classes), "probabilities": probabilities}
 
         def from_bytes(image_bytes):
             return answer(pixels.batch(image_bytes))
 
-        (encoded, plain), (files, arrays) = pixels.specs(), pixels.examples()
+        (encoded, sized), (files, arrays) = pixels.specs(), pixels.examples()
         signatures = {
             "serving_default": (from_bytes, encoded, files),
-            "pixels": (answer, plain, arrays),
+            "pixels": (answer, sized, arrays),
         }
         return export(filepath, "classification", signatures, self.variables)

@@ -52,7 +52,7 @@ def test_a_run_is_evaluated_and_predicts(trained, folder, tmp_path, monkeypatch,
         (other / "test" / name / "1.jpg").write_bytes(content)
     ask = ("evaluate", trained, "--data", other, "--split", "test")
     status, _, err = polyhead(monkeypatch, capfd, *ask)
-    assert status == 1 and "blue/1.jpg is no image" in err and len(err.splitlines()) == 1
+    assert status == 1 and "blue/1.jpg cannot be read" in err and len(err.splitlines()) == 1
     with pytest.warns(UserWarning, match="blue/1.jpg is left out"):
         status, out, _ = polyhead(monkeypatch, capfd, *ask, "--broken", "skip")
     assert status == 0 and "1 images of test" in out
@@ -67,7 +67,7 @@ def test_a_run_is_evaluated_and_predicts(trained, folder, tmp_path, monkeypatch,
     for arguments, message in (
         (("predict", trained), "pass at least one image file"),
         (("predict", trained, tmp_path / "none.jpg"), "none.jpg"),
-        (("predict", trained, tmp_path / "no.jpg"), "no.jpg is no image"),
+        (("predict", trained, tmp_path / "no.jpg"), "no.jpg cannot be read"),
         (("predict", trained, red, "--beams", 2), "--beams: for text only"),
         (("predict", trained, red, "--top", 3), "top must be from 1 to 2: 3"),
         (("evaluate", trained, "--split", "test"), "no images of a split test"),
