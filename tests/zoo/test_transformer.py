@@ -172,7 +172,7 @@ def test_a_keras_file_keeps_it(tmp_path):
 
 def test_sizes_that_cannot_be_are_refused():
     for options, message in (
-        (dict(dim=10, num_heads=4), "divide into num_heads: 10 / 4"),
+        (dict(dim=10, num_heads=4), "num_heads must divide dim: 10 / 4"),
         (dict(num_layers=0), "num_layers must be a positive integer: 0"),
         (dict(dropout=1.5), "dropout must be in"),
         (dict(norm="both"), "norm must be 'pre' or 'post': 'both'"),
