@@ -289,7 +289,7 @@ def train_generation(
     The best model by validation loss is RUN/best; curves are in RUN/curve.png, RUN/history.csv
     and, for TensorBoard, RUN/logs.
 
-    Example: polyhead train generation --data book.txt --preset char-small --out runs/book
+    Example: polyhead train generation --data book.txt --preset char-small --out RUN
     """
     train(generation, locals())
 
@@ -516,7 +516,7 @@ def diversify(
     back-translation. The direction of the first run is forward. Then train on the new data with
     the first run's options. Validation and test data stay the same.
 
-    Example: polyhead diversify runs/en-de runs/de-en --beams 5 --out more
+    Example: polyhead diversify RUN REVERSE --beams 5 --out MORE
     """
     from .diversify import diversify
 
