@@ -10,12 +10,13 @@ DEMO := runs/demo
 
 # What the second make of these does, with the peers that they need.
 .PHONY: everything bench-peers
+.PHONY: test-jax
 .PHONY: help demo test test-all bench bench-devices lint sample clean
 
 help:
 	@echo "make demo      train on the sample, print BLEU and translations, export, ask the export"
 	@echo "make test      the fast tests; EXTRAS=parity adds those against PyTorch"
-	@echo "make test-all  and what is slow: kills, several devices, JAX, the wheel"
+	@echo "make test-all  also the slow tests: process kills, several workers, JAX, the wheel"
 	@echo "make bench     training and using every model against Hugging Face and KerasHub"
 	@echo "make bench-devices  training steps on 1, 2 and 4 replicas against plain Keras"
 	@echo "make lint      ruff and pyright"
@@ -30,15 +31,38 @@ $(STAMP): pyproject.toml requirements.txt
 demo: $(STAMP)
 	@POLYHEAD="$(BIN)/polyhead" PYTHON="$(BIN)/python" bash recipes/demo.sh $(DEMO)
 
+# The tests run as groups, each in a process of its own, two at a time: TensorFlow never frees the
+# functions that it has traced, and one process for all of them would need 6 GB. Each group prints
+# its results when it ends, the longest first. To run some of them: .venv/bin/pytest tests/data
+REPLICAS := tests/training/test_replicas.py
+COMMAND := tests/recipes/test_command.py
+GPT := tests/zoo/test_gpt.py
+GROUPS := replicas training command zoo gpt recipes serving others
+replicas := $(REPLICAS)
+training := tests/training --ignore=$(REPLICAS)
+command := $(COMMAND)
+recipes := tests/recipes --ignore=$(COMMAND)
+gpt := $(GPT)
+zoo := tests/zoo --ignore=$(GPT)
+serving := tests/serving
+others := tests $(patsubst %,--ignore=tests/%,training recipes zoo serving)
+PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
+TOGETHER := --jobs=2 --output-sync=target --keep-going --no-print-directory
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	@$(MAKE) $(TOGETHER) $(GROUPS:%=test-group-%) MARK="not slow"
 
 test-all:
-	$(MAKE) everything EXTRAS=parity
+	@$(MAKE) everything EXTRAS=parity,formats
 
 everything: $(STAMP)
-	$(BIN)/python -m pytest
-	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/layers tests/zoo
+	@$(MAKE) $(TOGETHER) $(GROUPS:%=test-group-%) test-jax
+
+test-group-%: $(STAMP)
+	@$(PYTEST) $($*) $(if $(MARK),-m "$(MARK)")
+
+test-jax: $(STAMP)
+	@KERAS_BACKEND=jax $(PYTEST) tests/layers tests/zoo
 
 bench:
 	$(MAKE) bench-peers EXTRAS=bench
