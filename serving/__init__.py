@@ -1,7 +1,8 @@
-"""SavedModels in TensorFlow Serving's contract.
+"""SavedModels in TensorFlow Serving's contract, and networks in other formats.
 
-`export` writes one, `contract` checks it, `loader` runs it without Python's TensorFlow: so
-nothing heavy is imported here.
+`export` writes a SavedModel, `contract` checks its operations, `formats` writes ONNX, LiteRT and
+OpenVINO files. `loader` runs a SavedModel without Python's TensorFlow, so nothing heavy is imported
+here.
 """
 
 from . import quiet  # noqa: F401

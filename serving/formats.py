@@ -43,6 +43,9 @@ def export_network(model, filepath, format, signature, limit, tolerance=1e-3, **
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {['tf_saved_model', *FORMATS]}: {format!r}")
+    known = {"input_signature", "verbose", "opset_version"}  # Keras ignores others, but for LiteRT
+    if format != "litert" and (unknown := sorted(settings.keys() - known)):
+        raise TypeError(f"not settings of the format {format!r}: {unknown}")
     end, converter, runtime = FORMATS[format]
     if importlib.util.find_spec(converter) is None:
         raise ImportError(f'{format} needs {converter}: pip install "polyhead[formats]"')
@@ -59,7 +62,7 @@ def export_network(model, filepath, format, signature, limit, tolerance=1e-3, **
             settings = {"verbose": False, **settings, "input_signature": signature}
             keras.Model.export(model, written, format=format, **settings)
         except Exception as error:
-            raise FormatError(f"{format} cannot be written: {error}") from error
+            raise FormatError(f"{format} cannot be written: {first_line(error)}") from error
         if importlib.util.find_spec(runtime) is None:
             warnings.warn(f"{path} is not checked: {runtime} is not installed", stacklevel=3)
         else:
@@ -86,12 +89,16 @@ def check_outputs(model, file, format, signature, size, limit, tolerance):
     try:
         outputs = RUN[format](file, keras.tree.flatten(inputs))
     except Exception as error:
-        raise FormatError(f"the {format} file does not run: {error}") from error
+        raise FormatError(f"the {format} file does not run: {first_line(error)}") from error
     # OpenVINO appends sizes, which it computes on the way, to the outputs.
     for ours, theirs in zip(expected, outputs, strict=format != "openvino"):
         if not np.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
             difference = np.abs(ours - theirs).max()
             raise FormatError(f"outputs of the {format} file differ from the model's: {difference}")
+
+
+def first_line(error):
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def run_onnx(file, inputs):
