@@ -46,6 +46,80 @@ def test_a_folder_is_read_by_class(folder):
     assert [len(read_images(folder, split)) for split in ("train", "val", "test")] == [1, 1, 1]
 
 
+def test_files_that_are_left_out_are_named(folder):
+    kept = read_images(folder).images
+    for name in ("cat/._x.JPG", "cat/.ipynb_checkpoints/a.png", "cat/__MACOSX/b.png"):
+        write(folder / name, SQUARES[0])
+    for name in (".git/a.png", "__MACOSX/a.png", ".DS_Store"):
+        write(folder / name, SQUARES[0])
+    assert read_images(folder).images == kept and read_images(folder).classes == CLASSES
+    for name in ("dog/a.tif", "dog/b.HEIC", "cat/deep/c.txt", "dog/d"):
+        write(folder / name, SQUARES[0])
+    with pytest.warns(
+        UserWarning, match="4 files are not JPEG, .*WebP and are left out: cat/deep/"
+    ):
+        assert read_images(folder).images == kept
+    for name in ("dog/a.tif", "dog/b.HEIC", "cat/deep/c.txt", "dog/d"):
+        (folder / name).unlink()
+    write(folder / "lost.png", SQUARES[0])
+    with pytest.warns(UserWarning, match="1 files are in no class folder and are left out: lost"):
+        assert read_images(folder).images == kept
+
+
+def test_upper_case_webp_and_linked_files_are_read(tmp_path):
+    images = tmp_path / "images"
+    for name in ("cat/A.JPG", "cat/b.WebP", "dog/folder.png/c.PNG"):
+        write(images / name, SQUARES[0])
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere" / "d.png", SQUARES[1])
+    (images / "dog" / "link").symlink_to(tmp_path / "elsewhere")
+    (images / "dog" / "circle").symlink_to(images)
+    (images / "dog" / "nowhere.png").symlink_to(tmp_path / "nothing")
+    for i in range(20):  # enough for a split
+        write(images / "dog" / f"{i:02}.png", SQUARES[0])
+    found = read_images(images)
+    assert found.classes == CLASSES
+    names = {name.removeprefix(f"{images}/") for name in found.images}
+    expected = {"cat/A.JPG", "cat/b.WebP", "dog/folder.png/c.PNG", "dog/link/d.png"}
+    assert expected <= names and len(found) + len(read_images(images, "val")) == 25
+    with pytest.raises(ValueError, match="nowhere.png cannot be read: .*No such file"):
+        found.pixels((8, 8))
+
+
+def test_grey_images_are_batched_for_grey_models(folder):
+    images = read_images(folder)
+    grey = images.pixels((16, 16), channels=1)
+    assert grey.images.shape == (36, 16, 16, 1)
+    for source, augment in ((images, None), (images.pixels((16, 16)), "strong")):
+        [(pixels, _, _)] = image_batches(
+            source, (16, 16), 36, augment=augment, shuffle=False, channels=1
+        )
+        assert pixels.shape == (36, 16, 16, 1) and np.isfinite(pixels).all()
+        if augment is None:
+            np.testing.assert_allclose(pixels, grey.images, atol=1)
+    with pytest.raises(ValueError, match="1 or 3 channels, not 2"):
+        image_batches(images, (16, 16), channels=2)
+
+
+def test_training_reads_upright_and_refuses_too_many_pixels(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    block = image.Exif()
+    block[0x0112] = 6
+    half = np.zeros((16, 16, 3), "uint8")
+    half[:8] = 255  # the top half; upright it is the right half
+    image.fromarray(half).save(tmp_path / "a.jpg", exif=block)
+    images = LabelledImages([str(tmp_path / "a.jpg")], [0], ("cat",))
+    [(pixels, _, _)] = image_batches(images, (16, 16), 1)
+    for found in (pixels[0], images.pixels((16, 16)).images[0]):
+        assert np.mean(found[:, 8:]) > 250 and np.mean(found[:, :8]) < 5
+    with pytest.raises(ValueError, match="a.jpg cannot be read: it has 16 x 16 pixels"):
+        images.pixels((16, 16), max_pixels=255)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a.jpg cannot be read: it has 16 x"):
+        list(image_batches(images, (16, 16), 1, max_pixels=255))
+    with pytest.warns(UserWarning, match="a.jpg is left out: it has 16 x 16 pixels"):
+        images.pixels((16, 16), "skip", max_pixels=255)
+
+
 def test_records_are_read(tmp_path):
     def example(image, label):
         features = {
@@ -152,6 +226,14 @@ def test_what_is_read_in_the_graph_is_what_python_reads():
         np.testing.assert_allclose(reader.read(decode(file).numpy()), pixels, atol=1e-3)
     for bad in (b"", b"\xff\xd8\xff\xe0 no jpeg", files[0][:100], np.zeros((3, 3))):
         with pytest.raises(ValueError):
+            reader.read(bad)
+    for bad, message in (
+        (None, "it is None"),
+        (np.zeros((2, 2, 3), bool), "must hold numbers, not bool"),
+        (np.full((2, 2, 3), "a"), "must hold numbers"),
+        (np.zeros((0, 2, 3)), r"must be \(Y, X, 3\), not \(0, 2, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
             reader.read(bad)
 
 

@@ -3,8 +3,8 @@ import pytest
 import tensorflow as tf
 
 from polyhead.recipes import command
-from polyhead.recipes.classification import Settings, evaluate, train
-from polyhead.zoo import ViT
+from polyhead.recipes.classification import Settings, draw_rollout, evaluate, train
+from polyhead.zoo import ViT, ViTConfig
 
 SMALL = dict(batch_size=16, peak=3e-3)
 
@@ -81,6 +81,22 @@ def test_a_run_is_evaluated_and_predicts(trained, folder, tmp_path, monkeypatch,
         status, _, err = polyhead(monkeypatch, capfd, *arguments)
         assert status == 1 and message in err and len(err.splitlines()) == 1, err
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_a_grey_model_is_trained_and_evaluated(folder, tmp_path):
+    sizes = dict(image_size=16, patch_size=8, num_layers=1, dim=16, hidden_dim=16, num_heads=2)
+    config = ViTConfig(**sizes, channels=1, mean=(0.5,), std=(0.5,), num_classes=2)
+    ViT(config).save_pretrained(tmp_path / "grey")
+    settings = Settings(
+        data=str(folder), pretrained=str(tmp_path / "grey"), updates=3, augment="strong", **SMALL
+    )
+    train(settings, tmp_path / "run", say=lambda line: None)
+    assert evaluate(tmp_path / "run")["images"] == 8
+    model = ViT.from_pretrained(tmp_path / "run" / "best")
+    assert model.config.channels == 1
+    draw_rollout(model, str(folder / "red" / "3.jpg"), tmp_path / "where.png")
+    assert (tmp_path / "where.png").read_bytes()[1:4] == b"PNG"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """An exported ViT, asked through the C++ loader."""
 
 import base64
+import io
 import json
 import subprocess
 import sys
@@ -15,6 +16,9 @@ SIZES = dict(
     image_size=(24, 32), patch_size=8, num_layers=2, dim=32, hidden_dim=48, num_heads=4,
     num_classes=3, labels=("a", "b", "ç"), squash=False, crop=0.9,
 )  # fmt: skip
+
+
+PHOTO = np.random.default_rng(5).integers(0, 256, (20, 30, 3)).astype("uint8")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,18 @@ def encoded():
     for i, encode in enumerate((tf.io.encode_jpeg, tf.io.encode_png) * 3):
         image = random.integers(0, 256, (20 + 9 * i, 50 - 5 * i, 3)).astype("uint8")
         files.append(encode(image).numpy())
-    return [*files, tf.io.encode_png(np.zeros((9, 9, 4), "uint8")).numpy()]
+    files.append(tf.io.encode_png(np.zeros((9, 9, 4), "uint8")).numpy())
+    return files + [turned(orientation) for orientation in range(1, 9)]
+
+
+def turned(orientation, format="JPEG", mode="RGB"):
+    """A file of `PHOTO`, whose Exif block says how the camera was held."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow comes with matplotlib")
+    block, file = image.Exif(), io.BytesIO()
+    block[0x0112] = orientation
+    options = {} if format in ("GIF", "BMP") else {"exif": block}
+    image.fromarray(PHOTO).convert(mode).save(file, format, **options)
+    return file.getvalue()
 
 
 def as_json(files):
@@ -71,17 +86,43 @@ def test_the_server_gives_what_python_gives(vit, exported, tmp_path):
     assert json.loads(done.stdout)["labels"] == answer["labels"][:1]
 
 
+def test_grey_models_read_every_kind_of_file(tmp_path):
+    sizes = {**SIZES, "channels": 1, "mean": (0.5,), "std": (0.5,)}
+    model, random = ViT(ViTConfig(**sizes)), np.random.default_rng(0)
+    for v in model.weights:
+        if v.name != "gamma":
+            v.assign(random.normal(size=v.shape) * 0.2)
+    kinds = [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "P")]
+    kinds += [("GIF", "P"), ("GIF", "L"), ("BMP", "RGB"), ("BMP", "L"), ("BMP", "P")]
+    files = [turned(6, *kind) for kind in [*kinds, ("WEBP", "RGB")]]
+    expected = model.classify(files, top=3)
+    version = model.export(tmp_path / "grey", max_pixels=600)
+    large = tf.io.encode_png(np.zeros((20, 31, 1), "uint8")).numpy()
+    with pytest.raises(ValueError, match="image 0 cannot be read: it has 20 x 31 pixels"):
+        model.classify([large], max_pixels=600)
+    done = ask(
+        version,
+        ("serving_default", {"image_bytes": as_json(files)}),
+        ("serving_default", {"image_bytes": as_json([large])}),
+    )
+    assert done.returncode == 1 and "it has 20 x 31 pixels, more than max_pix" in done.stderr
+    answer = json.loads(done.stdout.splitlines()[0])
+    assert answer["labels"] == [[label for label, _ in classes] for classes in expected]
+    probabilities = [[probability for _, probability in classes] for classes in expected]
+    np.testing.assert_allclose(answer["probabilities"], probabilities, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
         ({"b64": base64.b64encode(b"no image").decode()}, "refuses with code 3"),
-        ({"b64": ""}, "refuses with code 3"),
+        ({"b64": ""}, "it is not JPEG, PNG, GIF, BMP or WebP"),
         ({"b64": base64.b64encode(encoded()[0][:200]).decode()}, "refuses with code 3"),
         ({"b64": "?"}, "no base64"),
         ({"b65": "aa"}, "bytes are"),
     ],
 )
-def test_what_is_no_image_is_an_error(exported, content, message):
+def test_bytes_that_cannot_be_decoded_are_an_error(exported, content, message):
     done = ask(exported, ("serving_default", {"image_bytes": [*as_json(encoded()[:1]), content]}))
     assert done.returncode == 1 and message in done.stderr
 

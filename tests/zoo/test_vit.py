@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import os
 
 import keras
 import numpy as np
@@ -79,6 +81,15 @@ def test_an_example_skips_whole_sublayers():
         (dict(image_size=(32,)), "a height and a width"),
         (dict(pooling="max"), "pooling must be"),
         (dict(std=(0, 1, 1)), "std must be positive"),
+        (dict(std=(float("nan"), 1, 1)), "std must be finite and not negative"),
+        (dict(std=(1, 1)), "std must be of 3 channels"),
+        (dict(std=0.5), "std must be of 3 channels"),
+        (dict(mean=(float("inf"), 0, 0)), "mean must be finite and not negative"),
+        (dict(mean=(-0.1, 0, 0)), "mean must be finite and not negative"),
+        (dict(mean=("0.5", 0, 0)), "mean must be finite and not negative"),
+        (dict(labels=(0, 1, 2, 3, 4)), "labels must be strings"),
+        (dict(labels=("a", "b", "c", "d", None)), "labels must be strings"),
+        (dict(labels="abcde"), "labels must be strings: 'abcde'"),
         (dict(labels=("a", "b")), "a label for each class: 2, 5"),
         (dict(crop=1.5), "crop must be in"),
         (dict(crop=None), "crop must be in"),
@@ -90,6 +101,49 @@ def test_an_example_skips_whole_sublayers():
 def test_bad_settings_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         ViTConfig(**{**SIZES, **setting})
+
+
+def test_numpys_numbers_are_settings():
+    config = ViTConfig(
+        **{name: np.int64(value) for name, value in SIZES.items()},
+        mean=np.float32([0.5, 0.25, 0.5]), std=np.ones(3), crop=np.float64(0.5),
+        squash=np.bool_(False), labels=np.array(list("abcde")), dropout=np.float32(0.5),
+    )  # fmt: skip
+    expected = ViTConfig(
+        **SIZES, mean=(0.5, 0.25, 0.5), std=(1, 1, 1), crop=0.5, squash=False,
+        labels=list("abcde"), dropout=0.5,
+    )  # fmt: skip
+    assert config == expected and json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path):
+    model = small()
+    classes = model.classify([PIXELS[0]] * 3, top=np.int64(2), batch_size=np.int64(2))
+    assert [len(found) for found in classes] == [2, 2, 2]
+    (tmp_path / "photo.tif").write_bytes(b"II*\0")
+    os.mkfifo(tmp_path / "pipe.png")
+    for images, message in (
+        ([PIXELS[0], None], "image 1 cannot be read: it is None"),
+        ([PIXELS[0], PIXELS[0, 0]], "image 1 cannot be read: an array must be"),
+        ([b""], "image 0 cannot be read: it is not JPEG, PNG, GIF, BMP or WebP"),
+        ([tmp_path / "photo.tif"], "photo.tif cannot be read: it is not JPEG"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.classify(images)
+    for path in (tmp_path, tmp_path / "pipe.png"):
+        with pytest.raises(OSError, match=f"{path} is not a file"):
+            model.classify([path])
+    with pytest.raises(FileNotFoundError, match="none.png"):
+        model.classify([tmp_path / "none.png"])
+    tf = pytest.importorskip("tensorflow")
+    png = tf.io.encode_png(PIXELS[0].astype("uint8")).numpy()
+    with pytest.raises(ValueError, match="image 0 cannot be read: it has 32 x 32 pixels"):
+        model.classify([png], max_pixels=1000)
+    for options in (dict(top=True), dict(top=0), dict(batch_size=0), dict(max_pixels=0)):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            model.classify([png], **options)
+    with pytest.raises(ValueError, match="labels must be strings: 'abc'"):
+        model.adapted(labels="abc")
 
 
 def drawn(model, seed=0):
