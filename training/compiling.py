@@ -51,7 +51,8 @@ class Notice:
         timer, self.timer = self.timer, None
         if timer is not None:
             timer.cancel()
-        if seconds <= PATIENCE or error is not None or (timer, self.shape) == (None, None):
+        compiled = timer is not None or self.shape is not None
+        if seconds <= PATIENCE or error is not None or not compiled:
             return
         shape = None if self.shape is None else tuple(int(size) for size in self.shape)
         if timer is not None or shape not in self.seen:

@@ -214,12 +214,14 @@ class Model(keras.Model):
             return keras.tree.map_structure(lambda value: tf.reshape(value, [-1]), logs)
 
         def announced(data):  # which runs while it is traced
-            first = next(x for x in keras.tree.flatten(data) if isinstance(x, tf.Tensor))
-            known = first.shape.is_fully_defined()
-            self._notice.begin("training", first.shape if known else None)
+            tensors = [x for x in keras.tree.flatten(data) if isinstance(x, tf.Tensor)]
+            shape = tensors[0].shape if tensors else tf.TensorShape(None)
+            self._notice.begin("training", shape if shape.is_fully_defined() else None)
             logs = step(data)
             whole = self._whole_step is not whole_step and self.distribute_strategy is DEFAULT
-            return {**logs, SHAPE: tf.shape(first)} if whole and not known else logs
+            if whole and tensors and not shape.is_fully_defined():
+                logs = {**logs, SHAPE: tf.shape(tensors[0])}
+            return logs
 
         train = step_function == self.train_step and not self.run_eagerly
         return super()._make_function(announced if train else step)

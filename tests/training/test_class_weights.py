@@ -66,6 +66,6 @@ def test_arrays_may_have_both_weights():
 
 
 @pytest.mark.parametrize("wrong", [{"cat": 1.0}, {-1: 1.0}, {0: float("nan")}, {0: -1.0}, [1, 2]])
-def test_class_weights_that_are_none_are_refused(wrong):
+def test_invalid_class_weights_are_refused(wrong):
     with pytest.raises(ValueError, match="class_weight must be {class number: weight >= 0}"):
         linear().fit(PIXELS, np.eye(3)[CLASSES], class_weight=wrong, verbose=0)

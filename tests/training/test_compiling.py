@@ -18,7 +18,7 @@ def slow(x):
     return x + 1.0
 
 
-def test_a_compilation_is_said_once_for_each_shape(impatient, capsys):
+def test_a_compilation_is_reported_once_per_shape(impatient, capsys):
     function = compiled(None, slow, "generate")
     function(np.ones((2, 3), "float32"))
     said = capsys.readouterr()
@@ -31,24 +31,24 @@ def test_a_compilation_is_said_once_for_each_shape(impatient, capsys):
     assert "generate for (2, 4)" in capsys.readouterr().err
 
 
-def test_a_quick_compilation_says_nothing(capsys):
+def test_a_quick_compilation_is_not_reported(capsys):
     compiled(None, lambda x: x + 1.0, "generate")(np.ones(3, "float32"))
     assert not capsys.readouterr().err
 
 
-def test_without_interactive_logging_nothing_is_said(impatient, capsys, monkeypatch):
+def test_without_interactive_logging_nothing_is_reported(impatient, capsys, monkeypatch):
     monkeypatch.setattr(keras.config, "is_interactive_logging_enabled", lambda: False)
     compiled(None, slow, "generate")(np.ones((2, 3), "float32"))
     assert not capsys.readouterr().err
 
 
-def test_only_the_chief_says_it(impatient, capsys, monkeypatch):
+def test_only_the_chief_reports(impatient, capsys, monkeypatch):
     monkeypatch.setattr(compiling, "is_chief", lambda: False)
     compiled(None, slow, "generate")(np.ones((2, 3), "float32"))
     assert not capsys.readouterr().err
 
 
-def test_a_compilation_that_fails_is_not_said_to_be_done(impatient, capsys):
+def test_a_failed_compilation_is_not_reported_as_done(impatient, capsys):
     def failing(x):
         time.sleep(0.05)
         raise ArithmeticError
@@ -58,7 +58,7 @@ def test_a_compilation_that_fails_is_not_said_to_be_done(impatient, capsys):
     assert capsys.readouterr().err == "compiling generate for (2, 3) ...\n"
 
 
-def test_the_first_fit_says_that_it_compiles(impatient, capsys):
+def test_the_first_fit_reports_that_it_compiles(impatient, capsys):
     x = keras.Input([3])
     model = Model(x, keras.layers.Dense(1)(x))
     model.compile("sgd", "mse", jit_compile=False)
@@ -77,7 +77,7 @@ def test_the_first_fit_says_that_it_compiles(impatient, capsys):
     assert "compiled training" in said(verbose=2)
 
 
-def test_fit_says_that_xla_compiles_for_another_shape(capsys, monkeypatch):
+def test_fit_reports_that_xla_compiles_for_another_shape(capsys, monkeypatch):
     x = keras.Input([None, 3])
     model = Model(x, keras.layers.Dense(1)(x))
     model.compile("sgd", "mse", jit_compile=True)

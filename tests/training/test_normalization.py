@@ -58,7 +58,7 @@ def test_frozen_batch_normalization_needs_no_warning():
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_it_is_said_that_xla_is_off(jit_compile, capsys):
+def test_a_line_says_that_xla_is_off(jit_compile, capsys):
     with strategy(2).scope():
         x = keras.Input([5])
         y = keras.layers.BatchNormalization(synchronized=True, name="between")(x)

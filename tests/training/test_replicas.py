@@ -660,7 +660,7 @@ def test_a_users_own_loop_has_the_optimizer_of_plain_keras(devices, options):
 
 
 class OwnStep(OwnLoss):
-    """Keras's documented way to a step of one's own."""
+    """A custom step, as the guide of Keras writes it."""
 
     def train_step(self, data):
         x, y, w = keras.utils.unpack_x_y_sample_weight(data)
@@ -675,7 +675,7 @@ class OwnStep(OwnLoss):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_train_step_of_ones_own_trains_as_in_plain_keras(devices):
+def test_a_custom_train_step_trains_as_in_plain_keras(devices):
     batches = [(x, y) for x, y, _ in TAGS[:2]]  # that divide, and weigh the same
     optimizer = sgd(global_clipnorm=None)  # which Keras applies to each replica's gradients
     model, logs = trained(devices, OwnStep, optimizer, batches, cross_entropy(), jit_compile="auto")
@@ -708,7 +708,7 @@ def test_a_keras_file_keeps_what_was_accumulated(tmp_path):
     assert loaded.optimizer.gradient_accumulation_steps == 2
 
 
-def test_a_model_of_the_zoo_may_have_a_train_step_of_its_own():
+def test_a_model_of_the_zoo_may_have_a_custom_train_step():
     from polyhead.zoo import GPT
 
     class Own(GPT):
