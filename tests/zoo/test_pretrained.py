@@ -160,7 +160,7 @@ def near(found, expected):
 def test_copies_of_a_model_are_equal_and_share_nothing(make, inputs, tmp_path):
     model = drawn(make())
     model.freeze("query")
-    model._compiled("a compiled function", lambda x: model(x))
+    model._compiled("a compiled function", lambda x: model(x), "copies")
     expected = array(model(inputs))
     model.save(tmp_path / "model.keras")
     for again in (
