@@ -4,6 +4,7 @@ import os
 import re
 import warnings
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import keras
@@ -150,10 +151,18 @@ def fitted(image, size, interpolation="bilinear", squash=True, crop=1.0):
     if image.dtype != tf.uint8:  # those are resized as they are, in a quarter of the memory
         image = tf.cast(image, tf.float32)
     if not squash or crop < 1:
-        shape, sides = tf.cast(tf.shape(image)[:2], tf.float32), tf.constant(size, tf.float32)
-        whole = shape if squash else tf.reduce_min(shape / sides) * sides
-        part = tf.maximum(tf.cast(tf.round(whole * crop), tf.int32), 1)
-        start = (tf.shape(image)[:2] - part) // 2
+        # In integers: graphs multiply floats in another order, and round a half differently.
+        shape, share = (
+            tf.cast(tf.shape(image)[:2], tf.int64),
+            Fraction(crop).limit_denominator(10**6),
+        )
+        above, below = shape * share.numerator, share.denominator
+        if not squash:
+            i = tf.cast(shape[0] * size[1] > shape[1] * size[0], tf.int32)  # the scarcer side
+            above = shape[i] * np.array(size) * share.numerator
+            below = tf.constant(size, tf.int64)[i] * share.denominator
+        part = tf.maximum((2 * above + below) // (2 * below), 1)
+        start = (shape - part) // 2
         image = tf.slice(image, [start[0], start[1], 0], [part[0], part[1], -1])
     image = tf.image.resize(image, size, method=interpolation, antialias=True)
     return tf.clip_by_value(tf.cast(image, tf.float32), 0.0, 255.0)

@@ -217,6 +217,16 @@ def test_resizing_is_pillows():
     np.testing.assert_array_equal(middle, photo[20:30, 28:42])
 
 
+@pytest.mark.parametrize("crop", [0.9, 0.875])
+def test_the_same_part_is_cut_out_in_the_graph(crop):
+    fit = dict(size=(24, 32), squash=False, crop=crop)
+    sizes = [tf.TensorSpec([None, None, 3], tf.uint8)]
+    graph = tf.function(lambda image: fitted(image, **fit), sizes, autograph=False)
+    for shape in ((30, 20, 3), (20, 30, 3), (33, 47, 3)):
+        photo = RANDOM.integers(0, 256, shape).astype("uint8")
+        np.testing.assert_allclose(fitted(photo, **fit), graph(photo), atol=1e-3)
+
+
 def test_what_is_read_in_the_graph_is_what_python_reads():
     reader = Pixels((12, 10), squash=False, crop=0.8)
     files = [tf.io.encode_jpeg(square, quality=95).numpy() for square in SQUARES]
