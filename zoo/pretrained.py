@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import importlib
 import json
-import numbers
 import os
 import re
 import reprlib
@@ -559,7 +558,7 @@ def norm_shapes(name, dim):
 
 
 def check_sizes(config, *sizes, optional=(), tokens=()):
-    """Checks the settings that many configurations have; NumPy's numbers become Python's.
+    """Checks the settings that many configurations have, after `plain_fields`.
 
     ``sizes`` are positive integers below 2^31, ``optional`` ones may be None, and ``tokens`` are
     below ``vocab_size``. ``num_heads`` divides ``dim``. Where the configuration has them, rates of
@@ -586,32 +585,27 @@ def check_sizes(config, *sizes, optional=(), tokens=()):
 
 
 def check_integer(config, name, least, rule, limit=None):
-    """Checks that a setting is an integer, or NumPy's, from ``least`` to below ``limit``, or 2^31.
+    """Checks that a setting is an integer from ``least`` to below ``limit``, or 2^31.
 
     Raises:
         ValueError: with the ``rule`` that it breaks.
     """
     value = getattr(config, name)
-    if limit is None and isinstance(value, numbers.Integral) and value >= 2**31:
-        raise ValueError(f"{name} must be less than 2^31: {value}")
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least or (limit is not None and value >= limit):
+    if type(value) is not int or value < least or (limit is not None and value >= limit):
         raise ValueError(f"{name} must be {rule}: {value!r}")
-    object.__setattr__(config, name, int(value))
+    if value >= 2**31:
+        raise ValueError(f"{name} must be less than 2^31: {value}")
 
 
 def check_real(config, name, holds, rule):
-    """Checks that ``holds`` is true of a setting, a number (or NumPy's) or a tuple of them.
+    """Checks that ``holds`` is true of a setting, a number or a tuple of them.
 
     NaN makes every comparison false.
     """
     value = getattr(config, name)
-    values = value if isinstance(value, tuple) else (value,)
-    for x in values:
-        if not isinstance(x, numbers.Real) or isinstance(x, bool) or not holds(x):
+    for x in value if isinstance(value, tuple) else (value,):
+        if type(x) not in (int, float) or not holds(x):
             raise ValueError(f"{name} must be {rule}: {value!r}")
-    plain = tuple(x if type(x) in (int, float) else float(x) for x in values)
-    object.__setattr__(config, name, plain if isinstance(value, tuple) else plain[0])
 
 
 def check_activation(name):
