@@ -74,7 +74,7 @@ class ViTConfig:
                 raise ValueError(
                     f"{name} must be of {self.channels} channels, or one for all: {values}"
                 )
-        check_real(self, "mean", lambda mean: abs(mean) <= HUGE, "finite numbers")
+        check_real(self, "mean", lambda mean: 0 <= mean <= HUGE, "finite and not negative")
         check_real(self, "std", lambda std: TINY <= std <= HUGE, "positive and finite")
         if self.interpolation not in ("bilinear", "bicubic", "nearest"):
             raise ValueError(f"no interpolation: {self.interpolation!r}")

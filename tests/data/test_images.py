@@ -117,7 +117,8 @@ def test_training_reads_upright_and_refuses_too_many_pixels(tmp_path):
     with pytest.raises(tf.errors.InvalidArgumentError, match="a.jpg cannot be read: it has 16 x"):
         list(image_batches(images, (16, 16), 1, max_pixels=255))
     with pytest.warns(UserWarning, match="a.jpg is left out: it has 16 x 16 pixels"):
-        images.pixels((16, 16), "skip", max_pixels=255)
+        with pytest.raises(ValueError, match="there are no images"):
+            images.pixels((16, 16), "skip", max_pixels=255)
 
 
 def test_records_are_read(tmp_path):

@@ -81,7 +81,7 @@ def test_an_example_skips_whole_sublayers():
         (dict(image_size=(32,)), "a height and a width"),
         (dict(pooling="max"), "pooling must be"),
         (dict(std=(0, 1, 1)), "std must be positive"),
-        (dict(std=(float("nan"), 1, 1)), "std must be finite and not negative"),
+        (dict(std=(float("nan"), 1, 1)), "std must be positive and finite"),
         (dict(std=(1, 1)), "std must be of 3 channels"),
         (dict(std=0.5), "std must be of 3 channels"),
         (dict(mean=(float("inf"), 0, 0)), "mean must be finite and not negative"),
