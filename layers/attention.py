@@ -127,7 +127,7 @@ class MultiHeadAttention(keras.layers.Layer):
         adapted = {name: getattr(self, name) for name in ("query", "value")}
         if any(layer.adapter is not None for layer in adapted.values()):
             raise ValueError("LoRA is enabled already")
-        if not all(layer.plain for layer in adapted.values()):
+        if not all(layer.is_whole for layer in adapted.values()):
             raise ValueError(
                 f"{self.path} is quantized or has Keras's LoRA: enable LoRA before quantize, and "
                 "only one kind"
@@ -170,8 +170,8 @@ class MultiHeadAttention(keras.layers.Layer):
         where T is 1 (in decoding joining the kernels costs more), each layer is called.
         """
         maps = [getattr(self, name) for name in names]
-        plain = all(type(layer) is Projection and layer.plain for layer in maps)
-        if len(maps) == 1 or x.shape[1] == 1 or not plain:
+        whole = all(type(layer) is Projection and layer.is_whole for layer in maps)
+        if len(maps) == 1 or x.shape[1] == 1 or not whole:
             return [layer(x) for layer in maps]
         width, inner = x.shape[-1], self.num_heads * self.head_dim
         kernel = ops.concatenate([ops.reshape(m.kernel, (width, inner)) for m in maps], axis=1)

@@ -16,7 +16,7 @@ class Projection(keras.layers.EinsumDense):
     adapter = None
 
     @property
-    def plain(self):
+    def is_whole(self):
         """Whether ``kernel`` and ``bias`` are the whole map, but for the adapter.
 
         They are not in a quantized layer, nor after Keras's own `enable_lora`.

@@ -94,6 +94,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.waited = 0.0  # seconds in which training stood still for saving
         self.restored = []
         self.writing = None
+        self.locked = False  # by this callback
 
     def resume(self, model):
         """Puts the newest checkpoint's state into a compiled ``model``; returns its epoch, or 0.
@@ -106,7 +107,7 @@ class Checkpoints(keras.callbacks.Callback):
                 the one before it.
         """
         if is_chief() and self.folder.exists():
-            acquire(self.folder)
+            self.locked |= acquire(self.folder)
             WRITER.submit(self.sweep).result()
         saved = self.saved()
         newest = self.newest()
@@ -128,13 +129,15 @@ class Checkpoints(keras.callbacks.Callback):
             state = training_state(model)
             optimizer = inner(model.optimizer)
             batches = getattr(optimizer, "gradient_accumulation_steps", None)
-            if batches and not about.get("counts_batches"):  # an older version's: updates
+            counts_batches = keras.config.backend() != "tensorflow" or about.get("counts_batches")
+            if batches and not counts_batches:  # an older version's: updates
                 [name] = [name for name, v in state.items() if v is optimizer._iterations]
-                tensors[name] = tensors[name] * batches
+                if name in tensors:
+                    tensors[name] = tensors[name] * batches
             # An optimizer's moments may overflow while the weights stay finite.
             assign(state, tensors, saved[-1], unchecked=("optimizer/",))
         except CheckpointError as error:
-            other = f"; delete it to go on from {saved[-2].name}" if len(saved) > 1 else ""
+            other = f"; delete it to resume from {saved[-2].name}" if len(saved) > 1 else ""
             raise CheckpointError(f"{error}{other}") from error
         self.history = about["history"]
         self.updates = about["updates"]
@@ -182,7 +185,7 @@ class Checkpoints(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if is_chief():  # a folder that cannot be written to is found now
             self.folder.mkdir(parents=True, exist_ok=True)
-            acquire(self.folder)
+            self.locked |= acquire(self.folder)
             if (newest := self.newest()) > self.updates:
                 raise FileExistsError(
                     f"{self.folder} holds a longer training's checkpoints, up to update {newest}: "
@@ -234,8 +237,9 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.wait()
-        if is_chief():
+        if self.locked:
             release(self.folder)
+            self.locked = False
 
     def wait(self):
         """Waits until what was saved is on disk."""
@@ -261,7 +265,7 @@ class Checkpoints(keras.callbacks.Callback):
             "updates": self.updates,
             "counts_batches": True,  # the optimizer's iterations, as in Keras
             "history": list(self.history),
-            "callbacks": [plain(callback) for callback in self.others],
+            "callbacks": [plain_attributes(callback) for callback in self.others],
         }
         for i, callback in enumerate(self.others):
             for name, arrays in kept_arrays(callback).items():
@@ -273,7 +277,7 @@ class Checkpoints(keras.callbacks.Callback):
         for name, value in state.items():
             if name.startswith("model/") and not np.isfinite(value).all():
                 raise FloatingPointError(
-                    f"{name[6:]} is no more finite after update {about['updates']}; the last good "
+                    f"{name[6:]} is non-finite after update {about['updates']}; the last good "
                     f"checkpoint is {self.saved()[-1] if self.saved() else 'none'}"
                 )
         if best is not None:
@@ -330,7 +334,7 @@ def training_state(model):
     }
 
 
-def plain(callback):
+def plain_attributes(callback):
     """Of a callback's attributes the numbers, strings and truth values.
 
     Less the arguments of its constructor: those it has again, and Keras's change theirs.

@@ -43,7 +43,7 @@ def class_weighted(class_weight, x, y=None, sample_weight=None):
     each = own is not None and y.dtype.is_integer and own.shape.is_compatible_with(y.shape)
     if each or y.shape.rank == 1 or y.shape[-1] == 1:
         classes = y if each or y.shape.rank == 1 else tf.squeeze(y, -1)
-        weight = weights(tf.cast(tf.round(classes), "int32"))
+        weight = weights(tf.cast(tf.round(tf.cast(classes, "float32")), "int32"))
     else:
         classes = tf.range(tf.shape(y)[-1])
         weight = tf.reduce_sum(tf.cast(y, "float32") * weights(classes), -1)
@@ -51,4 +51,6 @@ def class_weighted(class_weight, x, y=None, sample_weight=None):
         return x, y, weight
     while weight.shape.rank < own.shape.rank:
         weight = weight[..., None]
+    while own.shape.rank < weight.shape.rank:
+        own = own[..., None]
     return x, y, own * weight

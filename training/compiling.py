@@ -55,8 +55,10 @@ class Notice:
         if seconds <= PATIENCE or error is not None or not compiled:
             return
         shape = None if self.shape is None else tuple(int(size) for size in self.shape)
-        if timer is not None or shape not in self.seen:
+        if timer is not None:
             self.say(f"compiled {self.name}{self.of(shape)}: the first call took {seconds:.1f} s")
+        elif shape not in self.seen:  # or the data was slow
+            self.say(f"{self.name}{self.of(shape)} took {seconds:.1f} s: XLA may have compiled it")
         self.seen.add(shape)
 
     def of(self, shape):
@@ -81,6 +83,5 @@ def noticed(function, name):
         seen.add(key)
         return found
 
-    # A method of what `tf.function` returns.
-    call.experimental_get_tracing_count = getattr(function, "experimental_get_tracing_count", None)
+    call.__wrapped__ = function
     return call

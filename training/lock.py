@@ -31,10 +31,15 @@ def acquire(folder, name=""):
         folder: an existing folder.
         name: locks one part of the folder, with the file ``.<name>.lock``.
 
+    Returns:
+        whether it was locked here, and not before by this process.
+
     Raises:
         FolderInUseError: another process holds the lock.
     """
     path = Path(folder).resolve() / (f".{name}.lock" if name else ".lock")
+    if path in HELD:
+        return False
     while path not in HELD:
         file = open(path, "a+b", buffering=0)
         try:
@@ -58,6 +63,7 @@ def acquire(folder, name=""):
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         else:  # its holder removed it after it was opened here
             file.close()
+    return True
 
 
 def release(folder, name=""):
@@ -76,11 +82,13 @@ def locked(folder, name=""):
         raise NotADirectoryError(f"{folder} is a file, not a folder")
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    taken = False
     try:
-        acquire(folder, name)
+        taken = acquire(folder, name)
         yield
     finally:
-        release(folder, name)
+        if taken:
+            release(folder, name)
         with contextlib.suppress(OSError):  # not empty
             for path in new:
                 path.rmdir()

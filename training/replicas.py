@@ -125,7 +125,9 @@ class Model(keras.Model):
     ):
         """As `keras.Model.fit`; ``class_weight`` multiplies sample weights.
 
-        Labels are class numbers, or probabilities of classes: these weigh by their mean.
+        Labels are class numbers, or probabilities of classes: these weigh by their mean. With
+        ``validation_split``, a generator or a `PyDataset`, Keras applies ``class_weight`` itself:
+        to the most likely class.
 
         Raises:
             ConnectionError: another machine is gone.
@@ -336,9 +338,8 @@ class Model(keras.Model):
         """Sums of gradients, of their weights, and the number of batches: the optimizer's."""
         optimizer = inner(self.optimizer)
         if not hasattr(optimizer, "_sums"):
-            if not hasattr(
-                optimizer, "_accumulated_gradients"
-            ):  # Keras's own, to be used by it too
+            # Keras's own name, so that its optimizer can use them too.
+            if not hasattr(optimizer, "_accumulated_gradients"):
                 optimizer._accumulated_gradients = [
                     optimizer.add_variable_from_reference(v, name="gradient_sum")
                     for v in self.trainable_weights

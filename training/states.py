@@ -128,7 +128,7 @@ def check_values(variable, name, array, source):
         raise CheckpointError(f"{source}: {name} has type {kind}, the model's is {ours}")
     if "float" in ours and array.size:
         # Finite in the variable's type; NaN is least and most.
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             ends = np.array([array.min(), array.max()]).astype(ours)
         if not np.isfinite(ends.astype("float64")).all():
             raise CheckpointError(f"{source}: {name} has values that are not finite in {ours}")

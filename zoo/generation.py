@@ -24,14 +24,14 @@ class Search:
             and log-probability s is worth s / penalty(n). 0 is none, and so is it for one beam.
         penalty: "power", n^alpha, as Hugging Face has it; or "gnmt", ((5 + n) / 6)^alpha
             (Wu et al. 2016, arXiv 1609.08144, equation 14).
-        early_stopping: when K hypotheses have ended, False goes on while the best of the others
-            is worth more, as long as it is, than the worst of those; True stops; "never" goes on
-            while it could be worth more at its longest.
+        early_stopping: when K hypotheses have ended: True stops; False stops once no unfinished
+            hypothesis, at its present length, is worth more than the worst of them; "never" stops
+            once none could be at its maximum length.
         max_tokens: the most tokens of a sequence, its end token included; None leaves it to the
             model.
-        forced_end: a sequence of as many tokens ends with an end token.
-        banned: sequences of tokens that never come.
-        renormalized: what is banned leaves its probability to the others.
+        forced_end: force the end token at ``max_tokens``.
+        banned: sequences of tokens that are never generated.
+        renormalized: the probability of banned tokens is given to the others.
         stop_tokens: tokens that end a sequence as its end token does.
 
     Raises:

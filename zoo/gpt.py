@@ -283,15 +283,15 @@ class GPT(Pretrained):
         Args:
             max_new_tokens: the most tokens of a continuation; the model's own setting if absent,
                 and never more than the context has room for.
-            samples: so many continuations of each prompt; with beams, the best ones.
+            samples: the number of continuations of each prompt; with beams, the best ones.
             seed: what is drawn is the same for the same seed: an integer, of which the i-th
                 continuation gets ``seed + i``, or one for each continuation.
             stop: a string or several; the first one found ends a continuation, which does not
                 include it. None for none.
-            truncate: of prompts too long for the context, with ``max_new_tokens`` after them,
-                keep the end; else they are refused.
+            truncate: keep only the end of a prompt that does not fit in the context together with
+                ``max_new_tokens``. Without it, a prompt as long as the context is an error.
             progress: wraps the iteration over batches, as `rich.progress.track` does.
-            settings: of `Sampling` and of `Search`, in the place of the model's own:
+            settings: of `Sampling` and of `Search`, instead of the model's own:
                 ``temperature=0.8, top_p=0.95``, or ``beams=4, alpha=1.0``.
 
         Returns:

@@ -129,10 +129,10 @@ def read_generation(g, end, stops):
         "output_scores", "pad_token_id", "return_dict_in_generate", "transformers_version",
         "use_cache",
     )  # fmt: skip
-    drawn, top_k = g.flag("do_sample", False), g.get("top_k", 50)
+    drawn = g.flag("do_sample", False)
     filters = {
         "temperature": g.get("temperature", 1.0),
-        "top_k": None if top_k == 0 else top_k,
+        "top_k": g.get("top_k", 50),
         "top_p": g.get("top_p", None),
         "min_p": g.get("min_p", None),
     }

@@ -132,7 +132,8 @@ class Pretrained(Model):
             self.tokenizer.save(folder)
 
     def load_assets(self, folder):
-        self.tokenizer = self.load_tokenizer(Path(folder), self.config)
+        if folder is not None:  # Keras passes None for a nested model without a tokenizer
+            self.tokenizer = self.load_tokenizer(Path(folder), self.config)
 
     def freeze(self, pattern):
         """Excludes the weights whose paths match a regular expression from training.
@@ -164,6 +165,10 @@ class Pretrained(Model):
         Raises:
             ValueError: LoRA is enabled already, or the model is quantized.
         """
+        if self._merges():
+            raise ValueError("LoRA is enabled already")
+        if self._quantization():
+            raise ValueError("the model is quantized: enable LoRA before quantize")
         before = self.weights
         for attention in self._attentions():
             attention.enable_lora(rank, alpha)
@@ -228,9 +233,9 @@ class Pretrained(Model):
         ):
             self._searches.clear()
             self._compiled_for.variables = variables
-        if key not in self._searches:
-            self._searches[key] = compiled(self, function, name)
-        return self._searches[key]
+        if (found := self._searches.get(key)) is None:
+            found = self._searches[key] = compiled(self, function, name)
+        return found
 
     def make_train_function(self, force=False):
         """Keras's, which every training method calls first.
@@ -481,7 +486,7 @@ class Pretrained(Model):
         super().compile(*args, **kwargs)
 
     def get_compile_config(self):
-        """Keras's, or None where the file will not have the weights that the optimizer is of."""
+        """Keras's; None where the optimizer's state does not belong to the weights in the file."""
         if self._merges() or self._quantization() or not self._optimizer_fits():
             return None
         config = super().get_compile_config()
@@ -502,13 +507,12 @@ def cheap_collections():
 
     Keras runs one for each weight that it quantizes: a second where TensorFlow is loaded.
     """
-    frozen = gc.get_freeze_count()
     gc.freeze()
     try:
         yield
     finally:
-        if not frozen:
-            gc.unfreeze()
+        gc.unfreeze()
+        gc.collect()  # the weights before, once
 
 
 def replace_folder(new, folder):
@@ -597,13 +601,13 @@ def check_integer(config, name, least, rule, limit=None):
         raise ValueError(f"{name} must be less than 2^31: {value}")
 
 
-def check_real(config, name, holds, rule):
-    """Checks that ``holds`` is true of a setting, a number or a tuple of them.
+def check_real(config, name, holds, rule, several=False):
+    """Checks that ``holds`` is true of a setting, a number, or of ``several`` in a tuple.
 
     NaN makes every comparison false.
     """
     value = getattr(config, name)
-    for x in value if isinstance(value, tuple) else (value,):
+    for x in value if several else (value,):
         if type(x) not in (int, float) or not holds(x):
             raise ValueError(f"{name} must be {rule}: {value!r}")
 
@@ -620,5 +624,5 @@ def check_activation(name):
         raise ValueError(f"activation must be a name that Keras knows: {name!r}") from None
 
 
-# The range of positive numbers that float32 holds exactly enough to divide by.
+# float32's smallest normal number and its largest.
 TINY, HUGE = (float(x) for x in (np.finfo("float32").tiny, np.finfo("float32").max))

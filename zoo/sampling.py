@@ -15,19 +15,19 @@ LARGEST = float(np.finfo("float32").max)
 
 @dataclass(frozen=True)
 class Sampling:
-    """How each next token is drawn from the model's distribution.
+    """How each next token is sampled from the model's distribution.
 
-    In this order: what came before is made less likely, logits are divided by the temperature,
-    and of the tokens those that pass all filters are drawn from.
+    In this order: the repetition penalty, the temperature, then all filters; the next token is
+    sampled from those that they keep.
 
     Args:
-        temperature: what logits are divided by; 0 takes the likeliest token.
+        temperature: what logits are divided by; 0 is greedy: the most likely token.
         top_k: keep the k most likely tokens, and those that tie with the last of them (Fan et al.
             2018, arXiv 1805.04833). None keeps all, here and below; so does 0.
-        top_p: the fewest likeliest tokens that together have this probability pass: the nucleus
-            (Holtzman et al. 2020, arXiv 1904.09751).
-        min_p: tokens of at least this share of the likeliest's probability pass (Nguyen et al.
-            2024, arXiv 2407.01082).
+        top_p: nucleus sampling: keep the smallest set of most likely tokens with at least this
+            total probability (Holtzman et al. 2020, arXiv 1904.09751).
+        min_p: keep tokens with at least this fraction of the top token's probability (Nguyen et
+            al. 2024, arXiv 2407.01082).
         repetition_penalty: positive logits of tokens that came before, in the prompt or since, are
             divided by it, negative ones multiplied (Keskar et al. 2019, arXiv 1909.05858).
 

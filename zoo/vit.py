@@ -11,7 +11,7 @@ from keras import ops
 
 from ..layers import ClassToken, Dropout, GridPositions, PatchEmbedding, TransformerBlock
 from ..layers.arguments import plain, plain_fields
-from .generation import check_batch_size
+from .generation import bucket, check_batch_size
 from .pretrained import (
     HUGE,
     TINY,
@@ -43,8 +43,8 @@ class ViTConfig:
     activation: str = "gelu"
     epsilon: float = 1e-6
     labels: tuple[str, ...] | None = None  # names of the classes
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of pixels from 0 to 1, by channel, or of all
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = (0.5,)  # of pixels from 0 to 1: of all channels, or by channel
+    std: tuple[float, ...] = (0.5,)
     interpolation: str = "bilinear"  # of resizing
     squash: bool = True  # images of another shape; else what goes beyond the shape is cut off
     crop: float = 1.0  # the share of each side that is seen, in the middle
@@ -74,8 +74,12 @@ class ViTConfig:
                 raise ValueError(
                     f"{name} must be of {self.channels} channels, or one for all: {values}"
                 )
-        check_real(self, "mean", lambda mean: 0 <= mean <= HUGE, "finite and not negative")
-        check_real(self, "std", lambda std: TINY <= std <= HUGE, "positive and finite")
+        check_real(
+            self, "mean", lambda mean: 0 <= mean <= HUGE, "finite and not negative", several=True
+        )
+        check_real(
+            self, "std", lambda std: TINY <= std <= HUGE, "positive and finite", several=True
+        )
         if self.interpolation not in ("bilinear", "bicubic", "nearest"):
             raise ValueError(f"no interpolation: {self.interpolation!r}")
         check_real(self, "crop", lambda crop: TINY <= crop <= 1, "in (0, 1]")
@@ -288,9 +292,9 @@ class ViT(Pretrained):
             raise ValueError("a model without a head cannot classify: num_classes is 0")
         if type(count) is not int or not 0 < count <= c.num_classes:
             raise ValueError(f"top must be from 1 to {c.num_classes}: {top!r}")
-        batch_size = check_batch_size(batch_size)
         compute = self._compiled("classify", lambda images: ops.softmax(self(images)), "classify")
         reader, images, found = self._reader(max_pixels), list(images), []
+        batch_size = min(check_batch_size(batch_size), bucket(len(images), start=16))
 
         def read(i):
             try:
@@ -405,7 +409,8 @@ class ViT(Pretrained):
         version's folder; see `polyhead.serving.export`.
 
         The ``format`` "onnx", "litert" or "openvino" writes a file of the network alone instead,
-        ``images`` (B, Y, X, C) in and logits (B, K) out: see `polyhead.serving.formats`.
+        ``images`` (B, Y, X, C) in and logits (B, N) out, N the number of classes: see
+        `polyhead.serving.formats`.
         """
         from ..data.images import named
         from ..serving.export import export

@@ -26,6 +26,9 @@ def test_labels_are_numbers_one_hot_mixed_or_of_tokens():
     tokens = np.array([[0, 2, 5], [-1, 1, 0]], "int32")
     found = weights(tokens, np.array([[1, 1, 1], [0, 1, 2]], "float32"))
     np.testing.assert_allclose(found, [[0.25, 3, 1], [0, 1, 0.5]])
+    np.testing.assert_allclose(weights(np.array([True, False])), [1, 0.25])
+    each = weights(np.eye(3, dtype="float32")[[[0, 2], [1, 1]]], np.array([1, 10], "float32"))
+    np.testing.assert_allclose(each, [[0.25, 3], [10, 10]])  # a weight per example
 
 
 def linear(devices=1):

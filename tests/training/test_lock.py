@@ -36,7 +36,9 @@ def test_a_folder_is_refused_while_another_process_holds_it(tmp_path):
             pass
     assert (tmp_path / ".lock").exists()  # left by the killed process: no lock any more
     with locked(tmp_path), another_process_holds(tmp_path, "average"):
-        lock.acquire(tmp_path)  # a process may lock twice
+        with locked(tmp_path):  # a process may lock twice; the first one ends the lock
+            assert not lock.acquire(tmp_path)
+        assert (tmp_path / ".lock").exists()
         with pytest.raises(FolderInUseError):
             lock.acquire(tmp_path, "average")
     assert [path.name for path in tmp_path.iterdir()] == [".average.lock"]
