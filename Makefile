@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 to 3.13 and nothing else: each makes the
+# `make demo` and `make test` need only Python 3.11 to 3.13 and GNU make: each creates the virtual
 # environment .venv first, with the versions of requirements.txt.
 PYTHON ?= python3
 EXTRAS ?=
@@ -8,13 +8,13 @@ COMMA := ,
 STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(COMMA),-,$(EXTRAS)))
 DEMO := runs/demo
 
-# What the second make of these does, with the peers that they need.
+# Targets that run in a second make, with more extras.
 .PHONY: everything bench-peers
 .PHONY: test-jax
 .PHONY: help demo test test-all bench bench-devices lint sample clean
 
 help:
-	@echo "make demo      train on the sample, print BLEU and translations, export, ask the export"
+	@echo "make demo      train on the sample, print BLEU and translations, export, query the export"
 	@echo "make test      the fast tests; EXTRAS=parity adds those against PyTorch"
 	@echo "make test-all  also the slow tests: process kills, several workers, JAX, the wheel"
 	@echo "make bench     training and using every model against Hugging Face and KerasHub"
@@ -47,7 +47,9 @@ zoo := tests/zoo --ignore=$(GPT)
 serving := tests/serving
 others := tests $(patsubst %,--ignore=tests/%,training recipes zoo serving)
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
-TOGETHER := --jobs=2 --output-sync=target --keep-going --no-print-directory
+TOGETHER := --jobs=2 --keep-going --no-print-directory
+# Not in make 3.81, which macOS has.
+TOGETHER += $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 test: $(STAMP)
 	@$(MAKE) $(TOGETHER) $(GROUPS:%=test-group-%) MARK="not slow"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from .tokenizer import read_json, untracked, write
+from .tokenizer import read, read_json, untracked, write
 
 FILE = "tokenizer.json"
 END = "<|endoftext|>"
@@ -28,7 +28,7 @@ WORD = rf"'s|'t|'re|'ve|'m|'ll|'d| ?\pL+| ?\pN+| ?[^{SPACE}\pL\pN]+|[{SPACE}]+"
 
 
 class ByteTokenizer(tf.Module):
-    """Tokens that stand for bytes each: text is what they are together.
+    """A tokenizer whose tokens stand for bytes: a text is the bytes of its tokens.
 
     Args:
         pieces: the bytes of each token; special tokens have none.
@@ -45,7 +45,7 @@ class ByteTokenizer(tf.Module):
     def decode(self, tokens):
         """``tokens`` (B, T) -> texts (B,); what is no UTF-8 becomes U+FFFD, as in Python.
 
-        Special tokens, and those that the vocabulary has not, are left out.
+        Special tokens, and tokens outside the vocabulary, are left out.
         """
         tokens = tf.cast(tokens, tf.int32)
         if not isinstance(tokens, tf.RaggedTensor):
@@ -343,7 +343,7 @@ class BytePairs(ByteTokenizer):
             special = {k: v for k, v in content.items() if v == end or k == END}
             name = name_of(special, end)
             path = folder / "merges.txt"
-            lines = path.read_text("utf-8").split("\n")
+            lines = read(path).decode().replace("\r\n", "\n").split("\n")
             if lines[0].startswith("#version"):
                 del lines[0]
             return cls(content, [tuple(line.split(" ")) for line in lines if line], special, name)

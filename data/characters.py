@@ -5,7 +5,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from .byte_pairs import ByteTokenizer, valid
-from .tokenizer import write
+from .tokenizer import read, write
 
 FILE = "characters.txt"
 
@@ -65,6 +65,6 @@ class Characters(ByteTokenizer):
     def load(cls, folder):
         path = Path(folder) / FILE
         try:
-            return cls(path.read_bytes().decode())
+            return cls(read(path).decode())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None

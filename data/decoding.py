@@ -9,7 +9,7 @@ FORMATS = "JPEG, PNG, GIF, BMP or WebP"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 MAX_PIXELS = 60_000_000
 MAX_SIDE = 65_535  # JPEG's limit; resizing a longer row or column would need much more memory
-MAX_STEPS = 1024  # from block to block of a file: what a hostile file may cost
+MAX_STEPS = 1024  # blocks followed in a file; limits the work for a hostile one
 RUN = 1024  # blocks of a GIF in one step
 EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112  # the Exif tag
@@ -127,8 +127,12 @@ def is_exif(segment):
 
 
 def decode_png(content, channels, max_pixels):
-    header = read_bytes(content, 16, 8)
-    with tf.control_dependencies([check_size(sides(header[4:], header[:4]), max_pixels)]):
+    header = read_bytes(content, 12, 12)
+    checks = [  # libpng accepts other chunks before the header, and would take its size from there
+        check(is_chunk(header[:4], b"IHDR"), "the PNG does not begin with its header"),
+        check_size(sides(header[8:], header[4:8]), max_pixels),
+    ]
+    with tf.control_dependencies(checks):
         image = tf.io.decode_png(tf.identity(content), channels)
     at, chunk = seek(
         content,
@@ -158,7 +162,7 @@ def decode_gif(content, channels, max_pixels):
         10,
         lambda b: b[0] == 0x21,
         lambda at, b: skip_blocks(content, at + 2),
-        most=16,
+        most=256,
     )
     largest = tf.maximum(
         sides(screen[8:10], screen[6:8], True), sides(frame[7:9], frame[5:7], True)

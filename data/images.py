@@ -1,5 +1,6 @@
 """Images: read by class, decoded, fitted to a size, augmented, batched."""
 
+import operator
 import os
 import re
 import warnings
@@ -154,7 +155,7 @@ def fitted(image, size, interpolation="bilinear", squash=True, crop=1.0):
         # In integers: graphs multiply floats in another order, and round a half differently.
         shape, share = (
             tf.cast(tf.shape(image)[:2], tf.int64),
-            Fraction(crop).limit_denominator(10**6),
+            Fraction(float(crop)).limit_denominator(10**6),
         )
         above, below = shape * share.numerator, share.denominator
         if not squash:
@@ -403,6 +404,7 @@ def image_batches(
         ValueError: an argument is out of its range.
         tf.errors.InvalidArgumentError: while it is read, naming the image that cannot be decoded.
     """
+    batch_size, seed = operator.index(batch_size), operator.index(seed)  # NumPy's too
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive: {batch_size}")
     if augment not in (None, "light", "strong"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from .tokenizer import Tokenizer, read_json, read_pieces, untracked, write
+from .tokenizer import Tokenizer, read, read_json, read_pieces, untracked, write
 
 SOURCE, TARGET, VOCABULARY, TARGET_VOCABULARY = (
     "source.spm",
@@ -95,7 +95,7 @@ class MarianPieces(Tokenizer):
             if name == VOCABULARY or (folder / name).is_file():
                 tables.append(read_json(folder / name))
         try:
-            return cls((folder / SOURCE).read_bytes(), (folder / TARGET).read_bytes(), *tables)
+            return cls(read(folder / SOURCE), read(folder / TARGET), *tables)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
 

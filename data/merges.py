@@ -10,6 +10,7 @@ import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark of the start of a word
+SHORT = 16  # characters; shorter words repeat, so their tokens are cached
 KINDS = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
@@ -56,10 +57,22 @@ class Merges:
             batches = iter(lambda: (random.geometric(dropout, 8192) - 1).tolist(), None)
             waits = itertools.chain.from_iterable(batches)
         wait = next(waits)
+
+        def skip():
+            nonlocal wait
+            if wait:
+                wait -= 1
+                return False
+            wait = next(waits)
+            return True
+
         rows = []
         for text in self._model.normalize(list(texts)):
             row = []
             for word in self._words.findall(text):
+                if len(word) > SHORT:
+                    row += self._merge(word, skip)
+                    continue
                 tokens, count = self._cut(word, ())
                 skipped, done = (), 0
                 while wait < count - done:
@@ -80,10 +93,15 @@ class Merges:
         return rows
 
     def _cut(self, word, skipped):
-        """The tokens of ``word`` without the merges ``skipped``, and how many merges came up.
+        """The tokens of ``word`` without the merges ``skipped``, and how many merges came up."""
+        numbers = itertools.count()
+        tokens = self._merge(word, lambda: next(numbers) in skipped)
+        return tokens, next(numbers)
 
-        Merges are counted from 0 in the order in which they come up: best score first, then from
-        left to right.
+    def _merge(self, word, skip):
+        """The tokens of ``word``; ``skip()`` says of each merge that comes up whether to skip it.
+
+        They come up by their scores, the best first, and equal ones from left to right.
         """
         symbols = self._characters.findall(word)
         before, after = list(range(-1, len(symbols))), list(range(1, len(symbols) + 1))
@@ -100,13 +118,11 @@ class Merges:
 
         for i in range(1, len(symbols)):
             propose(i - 1, i)
-        count = 0
         while queue:
             _, left, right, piece = heapq.heappop(queue)
             if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != piece:
                 continue
-            count += 1
-            if count - 1 in skipped:
+            if skip():
                 continue
             symbols[left], symbols[right] = piece, ""
             after[left] = after[right]
@@ -121,4 +137,4 @@ class Merges:
                 tokens += [self._bytes[byte] for byte in symbol.encode()]
             else:
                 tokens.append(token)
-        return tokens, count
+        return tokens

@@ -5,6 +5,7 @@ import gzip
 import itertools
 import locale
 import re
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +56,12 @@ def read_tsv(path, source="source", target="target"):
 
     Further columns and blank lines are ignored. A first line that names the columns, by the
     languages ``source`` and ``target`` ("en", "English") or as "source" and "target", says which
-    they are. Fields may be quoted as spreadsheets do it; in a file that is not quoted so, quotes
-    are text.
+    they are. Fields may be quoted as spreadsheets do it, on every line; otherwise quotes are part
+    of the text.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: naming the file and the line: not UTF-8, empty, fewer than two columns, or
-            quotes that some lines write as spreadsheets do, and this one does not.
+        ValueError: naming the file and the line: not UTF-8, empty, or fewer than two columns.
     """
     rows = read_rows(path)
     named = header(rows[0][1], source, target) if rows else None
@@ -90,9 +90,10 @@ def read_rows(path):
         None,
     )
     if text and doubled:
-        raise ValueError(
-            f"{path}, line {text}: quotes within a field must be written twice and the field be "
-            f"quoted, as in line {doubled}, or no field of the file be quoted"
+        warnings.warn(
+            f"all quotes of {path} are read as text: line {doubled} is quoted as spreadsheets do "
+            f"it, but line {text} is not",
+            stacklevel=4,
         )
     # Else a spreadsheet quotes all fields, or those with separators or with space at an end.
     needed = with_quotes and all(
@@ -134,7 +135,7 @@ def header(row, source, target):
 
 def language(name):
     """The code of a language's English name or code, and any other word as it is."""
-    return locale.normalize(name.strip().lower()).partition("_")[0]
+    return locale.normalize(name.strip().lower().replace("-", "_")).partition("_")[0]
 
 
 def read_split(folder, split, source, target, variant=None):
@@ -197,6 +198,9 @@ def read_lines(path):
         raise ValueError(f"{path} is no complete gzip file: {error}") from None
     if not content.strip():
         raise ValueError(f"{path} is empty")
+    text = content.rstrip(b"\r\n")
+    if b"\r" in text and b"\n" not in text:  # lines end as on old Macs
+        content = text.replace(b"\r", b"\n")
     lines = []
     # Only a newline ends a line: U+2028 and the like, on which `splitlines` cuts, are text.
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), 1):

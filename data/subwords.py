@@ -9,7 +9,7 @@ import sentencepiece
 import tensorflow as tf
 
 from .merges import Merges
-from .tokenizer import Tokenizer, read_pieces, write
+from .tokenizer import Tokenizer, read, read_pieces, write
 
 FILE = "tokenizer.model"
 LONGEST = 4192  # bytes of a text; SentencePiece drops longer ones
@@ -121,7 +121,7 @@ class Subwords(Tokenizer):
     def load(cls, folder):
         path = Path(folder) / FILE
         try:
-            return cls(path.read_bytes())
+            return cls(read(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 

@@ -77,6 +77,17 @@ def write(path, content):
         raise
 
 
+def read(path):
+    """The bytes of a file.
+
+    Raises:
+        ValueError: it is a pipe, a folder or a device, which might block for ever.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    return path.read_bytes()
+
+
 def read_pieces(model):
     """The `SentencePieceProcessor` of a model's bytes.
 
@@ -97,8 +108,9 @@ def read_json(path):
     Raises:
         ValueError: naming the file: it is not JSON, not an object, or nested too deeply to read.
     """
+    content = read(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(content.decode())
     except RecursionError:
         raise ValueError(f"{path} is not valid JSON: it is nested too deeply") from None
     except ValueError as error:

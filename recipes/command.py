@@ -402,14 +402,16 @@ def resumable(start):
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     data: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Data. Default: the run's.")
+        str | None, typer.Option(metavar="DIR|FILE", help="Data. Default: the run's.")
     ] = None,
     variant: Annotated[
         str | None, typer.Option(help="Translation: variant of the files. Default: the run's.")
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="train, val or test. Default: test for translation, else val."),
+        typer.Option(
+            help="train, val or test. Default: test for folders of translations, else val."
+        ),
     ] = None,
     show: Annotated[int, typer.Option(help="Translation: number of examples to show.")] = 3,
     beams: Beams = None,
@@ -453,9 +455,8 @@ def evaluate(
             f"{score['bytes']:,} bytes of {split or 'val'}"
         )
         return
-    split = split or "test"
     search = given(beams=beams, alpha=alpha)
-    score, pairs, translations = translation.evaluate(run, data, split, variant, **search)
+    score, split, pairs, translations = translation.evaluate(run, data, split, variant, **search)
     for i in range(min(show, len(pairs))):
         print(f"source       {pairs.sources[i]}")
         print(f"reference    {pairs.targets[i]}")

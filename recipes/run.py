@@ -18,7 +18,7 @@ TASKS = ("translation", "generation", "classification")
 LIMITS = ("epochs", "updates", "minutes", "patience", "keep", "devices", "remat")
 
 
-# Settings that adapt to the data where they are None; a resumed run keeps what it began with.
+# Settings chosen from the data if they are None; a resumed run keeps the first choice.
 ADAPTED = ("vocab_size", "warmup")
 
 
@@ -362,7 +362,7 @@ def write_run(settings, out, tokenizer, restart):
     for path in out.iterdir() if restart else ():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name not in ("settings.json", ".lock"):  # the folder remains a run, and locked
+        elif path.name != "settings.json" and path.suffix != ".lock":  # still a locked run
             path.unlink()
     if tokenizer is not None:
         tokenizer.save(out)

@@ -146,16 +146,26 @@ def begin(settings, run, pairs):
         return Transformer.preset(settings.preset, tokenizer, **overrides)
 
 
-def evaluate(run, data=None, split="test", variant=None, batch_size=64, **search):
-    """The BLEU of a run's best model on a split, the split, and the translations."""
+def evaluate(run, data=None, split=None, variant=None, batch_size=64, **search):
+    """The BLEU of a run's best model on a split, the split's name and pairs, and the translations.
+
+    Without a ``split`` it is "test"; or "val" where the run's data is one file, and where ``data``
+    is one, all of it.
+    """
+    from ..data import read_tsv
     from ..training import bleu
 
     settings = read_settings(run)
-    pairs = read(settings, split, data, variant)
+    if data is not None and split is None and Path(data).is_file():
+        split, pairs = Path(data).name, read_tsv(data, settings.source, settings.target)
+    else:
+        one_file = data is None and Path(settings.data).is_file()
+        split = split or ("val" if one_file else "test")
+        pairs = read(settings, split, data, variant)
     translations = load(run).translate(
         pairs.sources, batch_size=batch_size, progress=shown("translating"), **search
     )
-    return bleu(translations, pairs.targets, settings.bleu), pairs, translations
+    return bleu(translations, pairs.targets, settings.bleu), split, pairs, translations
 
 
 def read(settings, split, data=None, variant=None):

@@ -207,6 +207,8 @@ def check_answers(saved, functions, requests):
 def as_json(value):
     """A tensor or a list as JSON; bytes that are not UTF-8 are in base64, as in REST."""
     if isinstance(value, tf.Tensor):
+        if value.dtype != tf.string:
+            return value.numpy().tolist()
         value = value.numpy().tolist()
     if isinstance(value, list):
         return [as_json(one) for one in value]

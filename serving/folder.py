@@ -13,9 +13,9 @@ DAY = 24 * 60 * 60  # seconds
 
 @contextlib.contextmanager
 def temporary_folder(parent, name):
-    """A new folder ``.NAME.PID.*`` in ``parent``, deleted at the end, and after a kill by the next.
+    """A new folder ``.NAME.PID.*`` in ``parent``, which is deleted at the end.
 
-    A leftover of a killed process is deleted once it is a day old and no process has its PID. (The
+    The next call deletes what a killed process left, once it is a day old and its PID is free. (The
     age protects the folders of other machines that share ``parent``.)
     """
     parent = Path(parent)

@@ -22,7 +22,7 @@ import os
 import sys
 from pathlib import Path
 
-from .quiet import filtered_stderr
+from .quiet import LOCK, filtered_stderr
 
 FLOAT, INT32, STRING = 1, 3, 7  # tensorflow/core/framework/types.proto
 NUMBERS = {FLOAT: (ctypes.c_float, (int, float)), INT32: (ctypes.c_int32, (int,))}
@@ -149,11 +149,12 @@ class SavedModel:
     @contextlib.contextmanager
     def _without_xla(self):
         """Turns XLA off as model_servers/main.cc does, but not for a tensorflow imported later."""
-        self._c("_ZN10tensorflow21DisableXlaCompilationEv", None)
-        try:
-            yield
-        finally:
-            self._c("_ZN10tensorflow20EnableXlaCompilationEv", None)
+        with LOCK:  # XLA is on or off for the whole process
+            self._c("_ZN10tensorflow21DisableXlaCompilationEv", None)
+            try:
+                yield
+            finally:
+                self._c("_ZN10tensorflow20EnableXlaCompilationEv", None)
 
     def _c(self, name, result, *arguments):
         function = getattr(self._library, name)

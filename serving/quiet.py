@@ -1,8 +1,11 @@
-"""TensorFlow's log lines: fatal ones only, unless the user sets TF_CPP_MIN_LOG_LEVEL.
+"""Hides TensorFlow's log lines, unless the user sets TF_CPP_MIN_LOG_LEVEL.
 
 Importing this module is enough. TensorFlow honours the variable, except for the lines that its
 libraries write while they are loaded. Those are filtered here, wherever ``import tensorflow``
 stands. Every folder imports this module before Keras or TensorFlow; it imports neither.
+
+Where the process dies while it imports TensorFlow, nothing is shown: set TF_CPP_MIN_LOG_LEVEL=0 to
+see why.
 """
 
 import contextlib
@@ -11,10 +14,12 @@ import os
 import re
 import sys
 import tempfile
+import threading
 
 VARIABLE = "TF_CPP_MIN_LOG_LEVEL"  # 0: everything, 1: no INFO, 2: no WARNING, 3: no ERROR
 LINE = re.compile(rb"(?:[\d-]+ [\d:.]+: )?([IWEF])(?:\d{4} [\d:.]+ +\d+ \S+\]| \S+\])")
 HEADER = b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR"
+LOCK = threading.RLock()  # standard error is the process's
 
 
 @contextlib.contextmanager
@@ -29,6 +34,7 @@ def filtered_stderr():
         yield
         return
     with contextlib.ExitStack() as stack:
+        stack.enter_context(LOCK)
         try:
             held = stack.enter_context(tempfile.TemporaryFile())
             screen = os.dup(2)
@@ -40,14 +46,15 @@ def filtered_stderr():
         try:
             yield
         finally:
-            if sys.stderr is not None:
+            with contextlib.suppress(Exception):  # None, closed, or an object without flush
                 sys.stderr.flush()
             os.dup2(screen, 2)
             held.seek(0)
-            for line in held:
-                found = LINE.match(line)
-                if not (line.startswith(HEADER) and excluded or found and found[1] in excluded):
-                    os.write(2, line)
+            with contextlib.suppress(OSError):  # nobody reads standard error
+                for line in held:
+                    found = LINE.match(line)
+                    if not (line.startswith(HEADER) or found and found[1] in excluded):
+                        os.write(2, line)
 
 
 class QuietTensorFlow(importlib.abc.MetaPathFinder):

@@ -186,6 +186,10 @@ def test_the_size_is_read_before_an_image_is_decoded():
     assert len(bomb) < 100_000
     assert "8000 x 8000 pixels" in refused(bomb)
     assert "a side is longer than 65535" in refused(png(70_000, 2))
+    hidden = png(100, 100)  # libpng skips a chunk that it does not know
+    body = b"prVt" + struct.pack(">II", 1, 1)
+    first = struct.pack(">I", 8) + body + struct.pack(">I", zlib.crc32(body))
+    assert "does not begin with its header" in refused(hidden[:8] + first + hidden[8:])
     graph = tf.function(Pixels((8, 8)).batch)
     with pytest.raises(tf.errors.InvalidArgumentError, match="8000 x 8000 pixels"):
         graph(tf.constant([bomb]))

@@ -160,6 +160,16 @@ def test_without_dropout_merges_are_those_of_sentencepiece(sample, options):
         assert ours.sample(some, 0.0, seed=1) == python.encode(some)
 
 
+def test_long_words_are_merged_in_one_pass_as_short_ones_are(sample, tokenizer, monkeypatch):
+    texts = ["".join(sample.sources[:20]).replace(" ", ""), *sample.sources[:50]]
+    python = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    rows = []
+    for short in (0, 16, 10_000):
+        monkeypatch.setattr(merges, "SHORT", short)
+        rows.append([merges.Merges(python).sample(texts, rate, seed=4) for rate in (0.0, 0.2)])
+    assert rows[0] == rows[1] == rows[2] and rows[0][0] == python.encode(texts)
+
+
 def test_bpe_dropout_makes_as_many_pieces_as_sentencepiece(sample, tokenizer):
     python = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
     texts = (sample.sources + sample.targets) * 5

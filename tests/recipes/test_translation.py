@@ -1,5 +1,8 @@
+import json
+
 from polyhead.data import ParallelText
-from polyhead.recipes.translation import Settings, read
+from polyhead.recipes import translation
+from polyhead.recipes.translation import Settings, evaluate, read
 
 
 def test_a_single_file_of_pairs_is_data_for_training_and_validation(tmp_path):
@@ -8,3 +11,18 @@ def test_a_single_file_of_pairs_is_data_for_training_and_validation(tmp_path):
     settings = Settings(data=str(path))
     assert len(read(settings, "train")) == 9
     assert read(settings, "val") == ParallelText(["s9"], ["t9"])
+
+
+def test_a_file_is_evaluated_whole_and_the_runs_own_on_validation(tmp_path, monkeypatch):
+    class Model:
+        def translate(self, sources, **options):
+            return [source.replace("s", "t") for source in sources]
+
+    monkeypatch.setattr(translation, "load", lambda run: Model())
+    (path := tmp_path / "pairs.tsv").write_text("".join(f"s{i}\tt{i}\n" for i in range(10)))
+    (other := tmp_path / "other.tsv").write_text("s1 s2\tt1 t2\ns3\tt3\n")
+    settings = {"task": "translation", "data": str(path)}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    for data, split, count in ((None, "val", 1), (other, "other.tsv", 2)):
+        _, named, pairs, translations = evaluate(tmp_path, data)
+        assert (named, len(pairs), translations) == (split, count, pairs.targets)

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -23,6 +24,32 @@ def test_log_lines_below_the_users_level_are_filtered(level, kept, monkeypatch, 
     with filtered_stderr():
         os.write(2, LINES.encode())
     assert capfd.readouterr().err == "".join(LINES.splitlines(True)[kept:])
+
+
+def test_a_closed_standard_error_is_no_error(monkeypatch, capfd):
+    class Closed:
+        def flush(self):
+            raise ValueError("I/O operation on closed file")
+
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    for stream in (None, object(), Closed()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with filtered_stderr():
+            os.write(2, b"kept\n")
+        assert capfd.readouterr().err == "kept\n"
+
+
+def test_threads_filter_one_after_the_other(monkeypatch, capfd):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+
+    def write(i):
+        with filtered_stderr():
+            os.write(2, LINES.encode())
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, range(20)))
+    os.write(2, b"end\n")
+    assert capfd.readouterr().err == "".join(LINES.splitlines(True)[5:]) * 20 + "end\n"
 
 
 def test_importing_polyhead_prints_nothing():
