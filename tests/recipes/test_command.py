@@ -137,6 +137,7 @@ def backward(run, copy):
     return copy
 
 
+@pytest.mark.slow
 def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capfd, tmp_path):
     back, more = backward(trained, tmp_path / "back"), tmp_path / "more"
     turned = json.loads((back / "settings.json").read_text())

@@ -57,7 +57,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(tmp_path, policy
     [
         (1, keras.optimizers.Adam),
         pytest.param(2, keras.optimizers.Adam, marks=pytest.mark.slow),
-        (2, Muon),
+        pytest.param(2, Muon, marks=pytest.mark.slow),
     ],
 )
 def test_with_accumulation_averages_and_callbacks_too(tmp_path, devices, kind):
