@@ -10,13 +10,14 @@ DEMO := runs/demo
 
 # Targets that run in a second make, with more extras.
 .PHONY: everything bench-peers
-.PHONY: test-jax
+.PHONY: test-jax test-long
 .PHONY: help demo test test-all bench bench-devices lint sample clean
 
 help:
 	@echo "make demo      train on the sample, print BLEU and translations, export, query the export"
 	@echo "make test      the fast tests; EXTRAS=parity adds those against PyTorch"
 	@echo "make test-all  also the slow tests: process kills, several workers, JAX, the wheel"
+	@echo "make test-long what takes longer still"
 	@echo "make bench     training and using every model against Hugging Face and KerasHub"
 	@echo "make bench-devices  training steps on 1, 2 and 4 replicas against plain Keras"
 	@echo "make lint      ruff and pyright"
@@ -58,13 +59,16 @@ test-all:
 	@$(MAKE) everything EXTRAS=parity,formats
 
 everything: $(STAMP)
-	@$(MAKE) $(TOGETHER) $(GROUPS:%=test-group-%) test-jax
+	@$(MAKE) $(TOGETHER) $(GROUPS:%=test-group-%) test-jax MARK="not long"
+
+test-long: $(STAMP)
+	@$(PYTEST) -m long
 
 test-group-%: $(STAMP)
-	@$(PYTEST) $($*) $(if $(MARK),-m "$(MARK)")
+	@$(PYTEST) $($*) -m "$(MARK)"
 
 test-jax: $(STAMP)
-	@KERAS_BACKEND=jax $(PYTEST) tests/layers tests/zoo
+	@KERAS_BACKEND=jax $(PYTEST) tests/layers tests/zoo -m "$(MARK)"
 
 bench:
 	$(MAKE) bench-peers EXTRAS=bench

@@ -101,16 +101,21 @@ def adam(**options):
     return lambda: keras.optimizers.Adam(1e-3, **{"epsilon": 1e-7, **options})
 
 
+LONG = [pytest.mark.slow, pytest.mark.long]
+
+
 @pytest.mark.parametrize(
-    "optimizer, tolerance",
+    "optimizer, tolerance, jit_compile",
     [
-        pytest.param(sgd(), 1e-5, id="sgd"),
-        pytest.param(adam(), 1e-5, id="adam", marks=pytest.mark.slow),
+        pytest.param(sgd(), 1e-5, False, id="sgd"),
+        pytest.param(adam(), 1e-5, False, id="adam", marks=pytest.mark.slow),
         # Of the paper's Adam the losses agree; gradients that are none become steps.
-        pytest.param(adam(epsilon=1e-9), np.inf, id="paper", marks=pytest.mark.slow),
+        pytest.param(adam(epsilon=1e-9), np.inf, False, id="paper", marks=pytest.mark.slow),
+        pytest.param(sgd(), 1e-5, True, id="sgd-xla", marks=pytest.mark.slow),
+        pytest.param(adam(), 1e-5, True, id="adam-xla", marks=LONG),
+        pytest.param(adam(epsilon=1e-9), np.inf, True, id="paper-xla", marks=LONG),
     ],
 )
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_replicas_train_as_one(optimizer, tolerance, jit_compile):
     agree(translator, optimizer, tolerance, jit_compile=jit_compile)
 
