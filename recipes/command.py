@@ -704,7 +704,7 @@ def main():
         sys.argv.remove("--debug")
     try:
         try:
-            app()
+            app(prog_name="polyhead")
         finally:
             flush()
     except Exception as error:

@@ -18,7 +18,10 @@ if TENSORFLOW:
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def seeded(monkeypatch):
+    from polyhead.training import compiling
+
+    monkeypatch.setattr(compiling, "PATIENCE", 1e6)  # machines differ in what takes long
     keras.utils.set_random_seed(7)
     yield
     keras.config.set_dtype_policy("float32")

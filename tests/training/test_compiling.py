@@ -31,7 +31,8 @@ def test_a_compilation_is_reported_once_per_shape(impatient, capsys):
     assert "generate for (2, 4)" in capsys.readouterr().err
 
 
-def test_a_quick_compilation_is_not_reported(capsys):
+def test_a_quick_compilation_is_not_reported(capsys, monkeypatch):
+    monkeypatch.setattr(compiling, "PATIENCE", 60.0)
     compiled(None, lambda x: x + 1.0, "generate")(np.ones(3, "float32"))
     assert not capsys.readouterr().err
 
