@@ -80,6 +80,9 @@ class ViTConfig:
         check_real(
             self, "std", lambda std: TINY <= std <= HUGE, "positive and finite", several=True
         )
+        for name in ("mean", "std"):
+            if len(set(values := getattr(self, name))) == 1:
+                object.__setattr__(self, name, values[:1])
         if self.interpolation not in ("bilinear", "bicubic", "nearest"):
             raise ValueError(f"no interpolation: {self.interpolation!r}")
         check_real(self, "crop", lambda crop: TINY <= crop <= 1, "in (0, 1]")
