@@ -157,7 +157,7 @@ SHORTER = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split()[3])
-def test_the_python_of_the_readme_runs(code, folder):
+def test_the_python_of_the_readme_runs(code, folder, model):
     image = (folder / "cat.jpg").read_bytes()
     for usual, short in SHORTER.items():
         code = code.replace(usual, short)
@@ -166,6 +166,11 @@ def test_the_python_of_the_readme_runs(code, folder):
         shutil.move("photos/train", "train")
         shutil.rmtree("photos")
         shutil.move("train", "photos")
+    if "EXPORT" in code:
+        model.export("EXPORT")
+        exec(code, names)
+        assert len(names["translate"](tf.constant(["A dog."]))["text"]) == 1
+        return
     exec(code, names)
     assert (folder / "export" / "1" / "saved_model.pb").exists()
     keras.backend.clear_session()
