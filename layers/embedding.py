@@ -75,7 +75,7 @@ class TokenEmbedding(keras.layers.Layer):
         del self.embeddings
         self._int8_build()
         self.embeddings.assign(values)
-        self.embeddings_scale.assign(ops.cast(scale[:, 0], "float32"))
+        self.embeddings_scale.assign(ops.cast(ops.reshape(scale, (-1,)), "float32"))
         self.dtype_policy = f"int8_from_{self.dtype_policy.name}"
 
     def call(self, tokens):

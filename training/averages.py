@@ -36,7 +36,7 @@ def counting_updates(optimizer):
     """
     settings = "gradient_accumulation_steps", "ema_overwrite_frequency"
     before = [getattr(optimizer, name) for name in settings]
-    count, batches = optimizer._iterations, before[0] or 1
+    count, batches, rest = optimizer._iterations, before[0] or 1, 0
     if batches > 1:
         rest = count.value % batches
         count.assign(count.value // batches)

@@ -1,5 +1,6 @@
 """Class weights, as sample weights."""
 
+import contextlib
 import math
 
 import keras
@@ -21,12 +22,11 @@ def class_weighted(class_weight, x, y=None, sample_weight=None):
         ValueError: a class is not a number, a weight is not finite or negative, or ``y`` is not one
             tensor.
     """
-    try:
+    table = {}
+    with contextlib.suppress(AttributeError, TypeError, ValueError, OverflowError):
         table = {int(c): float(weight) for c, weight in class_weight.items()}
-        valid = min(table) >= 0 and all(0 <= w < math.inf for w in table.values())
-    except (AttributeError, TypeError, ValueError):
-        valid = False
-    if not valid:
+    valid = (0 <= c < 2**24 and 0 <= weight < math.inf for c, weight in table.items())
+    if not table or not all(valid):
         raise ValueError(f"class_weight must be {{class number: weight >= 0}}: {class_weight!r}")
     if y is None or keras.tree.is_nested(y):
         raise ValueError(f"class_weight needs the labels of one output, a tensor: {type(y)}")

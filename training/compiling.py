@@ -1,5 +1,6 @@
 """Lines on stderr about compilations that take long."""
 
+import functools
 import sys
 import threading
 import time
@@ -73,6 +74,7 @@ def noticed(function, name):
     """``function`` of arrays, which is compiled when it is first called for a shape."""
     seen = set()
 
+    @functools.wraps(function, updated=())
     def call(*args):
         key = (args[0].shape, *(argument is None for argument in args))
         if key in seen:
@@ -83,5 +85,4 @@ def noticed(function, name):
         seen.add(key)
         return found
 
-    call.__wrapped__ = function
     return call
