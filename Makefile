@@ -38,7 +38,7 @@ demo: $(STAMP)
 REPLICAS := tests/training/test_replicas.py
 COMMAND := tests/recipes/test_command.py
 GPT := tests/zoo/test_gpt.py
-GROUPS := replicas training command zoo gpt recipes serving others
+GROUPS := replicas command recipes training zoo gpt serving others
 replicas := $(REPLICAS)
 training := tests/training --ignore=$(REPLICAS)
 command := $(COMMAND)
@@ -59,7 +59,7 @@ test-all:
 	@$(MAKE) everything EXTRAS=parity,formats
 
 everything: $(STAMP)
-	@$(MAKE) $(TOGETHER) $(GROUPS:%=test-group-%) test-jax MARK="not long"
+	@$(MAKE) $(TOGETHER) test-jax $(GROUPS:%=test-group-%) MARK="not long"
 
 test-long: $(STAMP)
 	@$(PYTEST) -m long

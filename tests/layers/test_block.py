@@ -131,7 +131,9 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize("cross", [False, True])
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_what_is_computed_again_gives_the_same_gradients(cross, policy):
     def trained(remat):
         keras.utils.set_random_seed(3)

@@ -14,6 +14,9 @@ from polyhead.zoo import GPT, GPTConfig
 LENGTH = 16
 
 
+pytestmark = pytest.mark.slow  # `tests/serving/test_export.py` has fast tests of exports
+
+
 @pytest.fixture(scope="module")
 def gpt(sample):
     tokenizer = BytePairs.train(sample.sources, 300)
@@ -90,7 +93,6 @@ def test_requests_of_the_wrong_kind_are_refused(exported):
     assert done.returncode == 1 and "values of max_new_tokens are integers" in done.stderr
 
 
-@pytest.mark.slow
 def test_low_rank_changes_are_merged_in_what_is_exported(gpt, tmp_path):
     model = GPT(gpt.config, gpt.tokenizer)
     model.set_weights(gpt.get_weights())

@@ -41,7 +41,9 @@ def fit(folder, epochs, seed=1, **options):
     return model, checkpoints
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(tmp_path, policy):
     keras.config.set_dtype_policy(policy)
     whole, _ = fit(tmp_path / "whole", 4)
@@ -55,7 +57,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(tmp_path, policy
 @pytest.mark.parametrize(
     "devices, kind",
     [
-        (1, keras.optimizers.Adam),
+        pytest.param(1, keras.optimizers.Adam, marks=pytest.mark.slow),
         pytest.param(2, keras.optimizers.Adam, marks=pytest.mark.slow),
         pytest.param(2, Muon, marks=pytest.mark.slow),
     ],

@@ -91,6 +91,7 @@ def test_its_settings_come_back():
     assert again.adam_weight_decay == 0.1
 
 
+@pytest.mark.slow
 def test_replicas_train_as_one():
     def optimizer():
         made = Muon(1e-3, weight_decay=0.1, epsilon=1e-5, global_clipnorm=0.1)

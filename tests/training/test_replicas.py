@@ -9,7 +9,9 @@ from polyhead.training import Model, SmoothedCrossEntropy, replicas, strategy
 from tests.conftest import small
 
 T, V = 6, 40
-REPLICAS = (1, 2, 4)
+FOUR = pytest.param(4, marks=pytest.mark.slow)
+# How many replicas are compared with one device.
+SEVERAL = pytest.mark.parametrize("replicas", [2, FOUR])
 SMOOTHED = SmoothedCrossEntropy(0.1)
 
 
@@ -74,9 +76,9 @@ def largest_difference(one, other):
     return max(np.abs(a - b).max() for a, b in pairs)
 
 
-def agree(make, optimizer, tolerance=1e-5, replicas=REPLICAS, **options):
-    one, logs = trained(replicas[0], make, optimizer, **options)
-    for devices in replicas[1:]:
+def agree(make, optimizer, tolerance=1e-5, replicas=(2,), **options):
+    one, logs = trained(1, make, optimizer, **options)
+    for devices in replicas:
         other, other_logs = trained(devices, make, optimizer, **options)
         assert largest_difference(one, other) < tolerance, devices
         assert other_logs == pytest.approx(logs, rel=1e-4), devices
@@ -117,7 +119,7 @@ LONG = [pytest.mark.slow, pytest.mark.long]
     ],
 )
 def test_replicas_train_as_one(optimizer, tolerance, jit_compile):
-    agree(translator, optimizer, tolerance, jit_compile=jit_compile)
+    agree(translator, optimizer, tolerance, replicas=(2, 4), jit_compile=jit_compile)
 
 
 def masked():
@@ -197,12 +199,13 @@ def cross_entropy(**options):
         (OwnLoss, None, False, False),
     ],
 )
-def test_any_loss_is_a_mean_over_the_global_batch(make, loss, weighted, ignored):
+@SEVERAL
+def test_any_loss_is_a_mean_over_the_global_batch(make, loss, weighted, ignored, replicas):
     batches = list(tagging(weighted, ignored))
     options = dict(metrics=["sparse_categorical_accuracy"]) if make is masked else {}
     # Of an embedding Keras clips what is no gradient: its rows, before those of a token are summed.
     optimizer = sgd(global_clipnorm=None)
-    one = agree(make, optimizer, batches=batches, loss=loss, **options)
+    one = agree(make, optimizer, batches=batches, loss=loss, replicas=[replicas], **options)
     if make is not OwnLoss:  # on one device it is Keras's own
         keras.utils.set_random_seed(5)
         plain = make()
@@ -217,7 +220,7 @@ def test_a_loss_of_the_inputs_alone_needs_no_labels():
         def compute_loss(self, x, y, y_pred, sample_weight, training=True):
             return super().compute_loss(x, x, y_pred, sample_weight)
 
-    agree(Rebuild, sgd(), batches=[(x,) for x, _, _ in TAGS], loss=None, replicas=(1, 2))
+    agree(Rebuild, sgd(), batches=[(x,) for x, _, _ in TAGS], loss=None)
 
 
 def test_evaluation_counts_as_the_model_evaluates():
@@ -269,10 +272,11 @@ def test_the_compiled_step_is_the_uncompiled_one(policy, devices):
 
 
 def test_several_steps_may_be_one_execution():
-    agree(masked, sgd(), batches=TAGS[:4], replicas=(1, 2), steps_per_execution=2)
+    agree(masked, sgd(), batches=TAGS[:4], steps_per_execution=2)
 
 
-def test_losses_of_several_outputs_have_weights_of_their_own():
+@SEVERAL
+def test_losses_of_several_outputs_have_weights_of_their_own(replicas):
     def batches():
         for x, y, w in BATCHES:
             labels = {"each": y, "first": y[:, :1].astype("float32")}
@@ -288,6 +292,7 @@ def test_losses_of_several_outputs_have_weights_of_their_own():
         },
         loss_weights={"each": 1.0, "first": 0.01},
         validated=True,
+        replicas=[replicas],
     )
 
 
@@ -303,8 +308,9 @@ def test_losses_of_several_outputs_have_weights_of_their_own():
         pytest.param(sgd(gradient_accumulation_steps=2), id="accumulated"),
     ],
 )
-def test_what_an_optimizer_does_is_the_same_on_replicas(optimizer):
-    agree(masked, optimizer, batches=TAGS)
+@SEVERAL
+def test_what_an_optimizer_does_is_the_same_on_replicas(optimizer, replicas):
+    agree(masked, optimizer, batches=TAGS, replicas=[replicas])
 
 
 def decayed():
@@ -354,14 +360,14 @@ def test_a_part_of_a_model_trains_as_one_on_replicas():
     for make in (adapted, partly):
         keras.utils.set_random_seed(5)
         before = make()
-        after = agree(make, sgd(), replicas=(1, 2))
+        after = agree(make, sgd())
         for a, b in zip(before.weights, after.weights, strict=True):
             kept = np.array_equal(a.numpy(), b.numpy())
             assert kept or b.trainable, b.path
         assert largest_difference(before, after) > 1e-3
 
 
-@pytest.mark.parametrize("devices", REPLICAS)
+@pytest.mark.parametrize("devices", [1, 2, FOUR])
 def test_accumulated_batches_are_one_big_batch(devices):
     batches = TAGS[:3]
     big = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
@@ -384,7 +390,7 @@ def test_an_average_is_kept(devices):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("devices", REPLICAS)
+@pytest.mark.parametrize("devices", [1, 2, FOUR])
 def test_metrics_are_exact_over_replicas_at_every_step(devices):
     seen = []
 
@@ -431,7 +437,8 @@ def test_metrics_are_exact_over_replicas_at_every_step(devices):
 def test_any_batches_train_the_same_on_replicas(lengths, steps, clip):
     optimizer = sgd(global_clipnorm=clip, gradient_accumulation_steps=steps)
     batches = [batch(i, rows) for i, rows in enumerate(lengths)]
-    agree(masked, optimizer, batches=[(x["source"], y, w) for x, y, w in batches])
+    batches = [(x["source"], y, w) for x, y, w in batches]
+    agree(masked, optimizer, batches=batches, replicas=(2, 4))
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -496,7 +503,7 @@ def test_mixed_precision_trains_as_float32_within(devices, policy, tolerance):
     assert largest_difference(expected, mixed) < tolerance
 
 
-@pytest.mark.parametrize("devices", REPLICAS)
+@pytest.mark.parametrize("devices", [1, 2, FOUR])
 def test_an_overflow_on_one_device_skips_the_step_on_all(devices):
     keras.config.set_dtype_policy("mixed_float16")
     network, _ = trained(devices, masked, adam(), TAGS[:1])
