@@ -9,8 +9,7 @@ STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(COMMA),-,$(EXTRAS)))
 DEMO := runs/demo
 
 # Targets that run in a second make, with more extras.
-.PHONY: everything bench-peers
-.PHONY: test-jax test-long
+.PHONY: groups bench-peers test-jax test-long
 .PHONY: help demo test test-all bench bench-devices lint sample clean
 
 help:
@@ -32,13 +31,14 @@ $(STAMP): pyproject.toml requirements.txt
 demo: $(STAMP)
 	@POLYHEAD="$(BIN)/polyhead" PYTHON="$(BIN)/python" bash recipes/demo.sh $(DEMO)
 
-# The tests run as groups, each in a process of its own, two at a time: TensorFlow never frees the
-# functions that it has traced, and one process for all of them would need 6 GB. Each group prints
-# its results when it ends, the longest first. To run some of them: .venv/bin/pytest tests/data
+# The tests run as groups, each in a process of its own: TensorFlow never frees the functions that it
+# has traced, and one process for all of them would need 6 GB. Two run at a time, but the tests of
+# replicas alone: their threads wait for each other, and take long beside another process. Each
+# group prints its results when it ends. To run some tests: .venv/bin/pytest tests/data
 REPLICAS := tests/training/test_replicas.py
 COMMAND := tests/recipes/test_command.py
 GPT := tests/zoo/test_gpt.py
-GROUPS := replicas command recipes training zoo gpt serving others
+GROUPS := recipes command training zoo gpt serving others
 replicas := $(REPLICAS)
 training := tests/training --ignore=$(REPLICAS)
 command := $(COMMAND)
@@ -53,13 +53,16 @@ TOGETHER := --jobs=2 --keep-going --no-print-directory
 TOGETHER += $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 test: $(STAMP)
-	@$(MAKE) $(TOGETHER) $(GROUPS:%=test-group-%) MARK="not slow"
+	@$(MAKE) groups MARK="not slow"
 
 test-all:
-	@$(MAKE) everything EXTRAS=parity,formats
+	@$(MAKE) groups EXTRAS=parity,formats MARK="not long" JAX=test-jax
 
-everything: $(STAMP)
-	@$(MAKE) $(TOGETHER) test-jax $(GROUPS:%=test-group-%) MARK="not long"
+groups: $(STAMP)
+	@status=0; \
+	$(MAKE) --no-print-directory test-group-replicas || status=1; \
+	$(MAKE) $(TOGETHER) $(JAX) $(GROUPS:%=test-group-%) || status=1; \
+	exit $$status
 
 test-long: $(STAMP)
 	@$(PYTEST) -m long
