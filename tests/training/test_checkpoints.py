@@ -233,7 +233,8 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="does not fit the model"):
         Checkpoints(tmp_path).resume(other)
     write_tensors(tmp_path / "checkpoint-00000009.safetensors", {"a": np.ones(2)})
-    with pytest.raises(CheckpointError, match="009.safetensors is not a checkpoint of a training"):
+    message = "009.safetensors is not a checkpoint of a training run"
+    with pytest.raises(CheckpointError, match=message):
         Checkpoints(tmp_path).resume(other)
 
 
