@@ -11,7 +11,7 @@ class KeyValueCache(NamedTuple):
     ``index`` is the number of positions written. The decoding engine makes a cache and hands it
     in, and attention gives it back longer, so that one compiled step serves every position.
     How it writes is its own business: layers only call `append`. This one is fastest where it
-    is compiled; `zoo.generation` has the one for what is exported.
+    is compiled; `zoo.decoding` has the one for what is exported.
     """
 
     key: Any

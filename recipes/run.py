@@ -323,7 +323,7 @@ def check_run(settings, out, restart):
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file, not a folder")
     if not (out / "settings.json").exists():
-        from ..zoo.pretrained import TOKENIZERS
+        from ..zoo.model import TOKENIZERS
 
         begun = {*TOKENIZERS, ".settings.json", ".lock"}
         names = {path.name for path in out.iterdir()} if out.exists() else set()

@@ -1,19 +1,30 @@
-"""Ready models, a file each."""
+"""Ready models: a file is a network; what users do with it is its task base class."""
 
 from ..serving import quiet  # noqa: F401  (before Keras and TensorFlow)
-from .generation import Search
+from .alignment import Alignment
+from .causal_lm import CausalLM, Generation, Score
+from .decoding import Sampling, Search
 from .gpt import GPT, GPTConfig
-from .sampling import Sampling
+from .image_classifier import Classification, ImageClassifier
+from .seq2seq import Seq2Seq, Translation
 from .transformer import Transformer, TransformerConfig
 from .vit import ViT, ViTConfig
 
 __all__ = [
     "GPT",
+    "Alignment",
+    "CausalLM",
+    "Classification",
     "GPTConfig",
+    "Generation",
+    "ImageClassifier",
     "Sampling",
+    "Score",
     "Search",
+    "Seq2Seq",
     "Transformer",
     "TransformerConfig",
+    "Translation",
     "ViT",
     "ViTConfig",
 ]

@@ -5,10 +5,9 @@ import re
 import numpy as np
 
 from ..training import CheckpointError
-from .generation import Search
+from .decoding import Sampling, Search
 from .gpt import GPTConfig
 from .published import NEUTRAL, ends, named, published_name
-from .sampling import Sampling
 
 # The name of a tensor, from the path of the variable that it belongs to.
 RULES = (

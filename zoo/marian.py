@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .generation import Search
+from .decoding import Search
 from .published import NEUTRAL, ends, named
 from .transformer import TransformerConfig
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from polyhead.zoo.generation import Search
+from polyhead.zoo.decoding import Search
 from tests.conftest import small
 
 END = 2

@@ -174,7 +174,7 @@ def test_pieces_of_a_stream_are_whole_characters(tokenizer):
 
     class Scripted(GPT):
         def _found(self, batch, search, draw, state=None, until=None):
-            from polyhead.zoo.generation import State
+            from polyhead.zoo.decoding import State
 
             ended = np.array([[tokens]])
             done = np.array([until == len(tokens)])

@@ -13,7 +13,7 @@ from keras import ops
 
 from polyhead.training import CheckpointError, read_tensors, write_tensors
 from polyhead.zoo import GPT, GPTConfig, Transformer, ViT, ViTConfig
-from polyhead.zoo.pretrained import Pretrained
+from polyhead.zoo.model import Pretrained
 from tests.conftest import TENSORFLOW, small
 
 INPUTS = {"source": np.array([[5, 6, 2]]), "target": np.array([[1, 7, 8, 9]])}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from polyhead.zoo.sampling import Draw, Sampling, filtered, gumbel
+from polyhead.zoo.decoding.sampling import Draw, Sampling, filtered, gumbel
 
 V = 12
 

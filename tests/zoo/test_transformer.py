@@ -7,7 +7,8 @@ from keras import ops
 
 from polyhead.layers import KeyValueCache
 from polyhead.zoo import Transformer, TransformerConfig
-from polyhead.zoo.generation import ScatterCache, bucket
+from polyhead.zoo.decoding import ScatterCache
+from polyhead.zoo.model import bucket
 from tests.conftest import TENSORFLOW, small
 
 text = pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from ..layers.arguments import plain_fields
-from ..layers.dropout import mix, random_bits
+from ...layers.arguments import plain_fields
+from ...layers.dropout import mix, random_bits
 
 IMPOSSIBLE = -1e9  # a log-probability that no sequence has; finite, or sums would be NaN
 LARGEST = float(np.finfo("float32").max)

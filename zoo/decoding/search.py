@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from ..layers import KeyValueCache
-from ..layers.arguments import plain, plain_fields
+from ...layers.arguments import plain_fields
 from .sampling import IMPOSSIBLE, check_finite
 
 MOST_BEAMS = 1024
@@ -122,60 +121,6 @@ class Found(NamedTuple):
 def possible(score):
     """Whether a hypothesis with ``score`` may be: sums with `IMPOSSIBLE` are not that exactly."""
     return score > IMPOSSIBLE / 2
-
-
-def check_texts(verb, texts, name="text"):
-    """``texts`` as a list of strings, for the method ``verb`` of a model.
-
-    Raises:
-        TypeError: it is one string, or an item is not a string.
-    """
-    if isinstance(texts, str | bytes):
-        raise TypeError(f"{verb} takes a list of strings: [{name}], not {name}")
-    texts = list(texts)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str | bytes):
-            raise TypeError(f"{verb} takes a list of strings: {name} {i} is {text!r:.100}")
-    return texts
-
-
-def check_batch_size(value):
-    """``value`` as a positive integer."""
-    value = plain(value)
-    if type(value) is not int or value < 1:
-        raise ValueError(f"batch_size must be 1 or more: {value!r}")
-    return value
-
-
-def bucket(length, start=8):
-    """The least of 8, 16, 32, ... that holds ``length``: few sizes to compile for."""
-    size = start
-    while size < length:
-        size *= 2
-    return size
-
-
-class ScatterCache(KeyValueCache):
-    """A cache that writes by scattering, which TensorFlow Serving accepts.
-
-    `ops.slice_update` becomes an operation of XLA's, which the stock server does not link.
-    """
-
-    def append(self, key, value):
-        # (B T, 2): the row and the position that each of the new vectors (H, K) is written to.
-        batch, count = ops.shape(key)[:2]
-        if key.shape[1] == 1:
-            row, position = ops.arange(batch), ops.broadcast_to(self.index, (batch,))
-        else:
-            row, position = ops.meshgrid(
-                ops.arange(batch), ops.arange(count) + self.index, indexing="ij"
-            )
-        at = ops.reshape(ops.stack([row, position], axis=-1), (-1, 2))
-        key, value = (
-            ops.scatter_update(old, at, ops.reshape(ops.cast(new, old.dtype), (-1, *old.shape[2:])))
-            for old, new in ((self.key, key), (self.value, value))
-        )
-        return type(self)(key, value, self.index + count)
 
 
 class State(NamedTuple):

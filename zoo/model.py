@@ -17,7 +17,8 @@ from typing import ClassVar
 import keras
 import numpy as np
 
-from ..layers import MultiHeadAttention, TransformerBlock
+from ..layers import KeyValueCache, MultiHeadAttention, TransformerBlock
+from ..layers.arguments import plain, plain_fields
 from ..training import (
     CheckpointError,
     Model,
@@ -529,6 +530,106 @@ def replace_folder(new, folder):
         raise
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def stack(blocks, x, caches=None, memories=None, **masks):
+    """``x`` (B, T, D) through ``blocks``, each with its cache and its memory where there are any.
+
+    Returns:
+        x, and the caches extended by T positions, or None.
+    """
+    extended = None if caches is None else []
+    for i, block in enumerate(blocks):
+        inputs = masks if memories is None else {**masks, "memory": memories[i]}
+        if caches is None:
+            x = block(x, **inputs)
+        else:
+            x, cache = block(x, cache=caches[i], **inputs)
+            extended.append(cache)
+    return x, extended
+
+
+def empty_caches(blocks, rows, length, kind=KeyValueCache):
+    """A cache of ``kind`` for each of ``blocks``: ``rows`` rows, room for ``length`` positions."""
+    parts = [block.attention for block in blocks]
+    return [kind.empty(rows, length, a.num_heads, a.head_dim, a.compute_dtype) for a in parts]
+
+
+def in_batches(rows, batch_size, run, length=len, progress=False):
+    """Applies ``run`` to ``rows`` in batches, and returns its results in the order of ``rows``.
+
+    Rows of one ``length`` share a batch, so that little is padded.
+
+    Args:
+        run: a function of a list of rows that returns, or yields, a result for each.
+        length: a function of a row: rows are sorted by it.
+        progress: True shows a progress bar on a terminal; or a function that wraps the iteration
+            over batches.
+    """
+    order = sorted(range(len(rows)), key=lambda i: length(rows[i]))
+    results = [None] * len(rows)
+    if not callable(progress):
+        progress = progress_bar if progress else iter
+    for start in progress(range(0, len(order), batch_size)):
+        chosen = order[start : start + batch_size]
+        for i, result in zip(chosen, run([rows[i] for i in chosen]), strict=True):
+            results[i] = result
+    return results
+
+
+def progress_bar(batches):
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(batches, "batches", console=console, disable=not console.is_terminal)
+
+
+def as_list(verb, texts, name="text"):
+    """``texts``, a string or several, as a list, and whether it is one string.
+
+    Raises:
+        TypeError: an item is not a string; ``verb`` is the method that it was passed to.
+    """
+    single = isinstance(texts, str | bytes)
+    texts = [texts] if single else list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str | bytes):
+            raise TypeError(f"{verb} takes a string or a list of them: {name} {i} is {text!r:.100}")
+    return texts, single
+
+
+def check_batch_size(value):
+    """``value`` as a positive integer."""
+    value = plain(value)
+    if type(value) is not int or value < 1:
+        raise ValueError(f"batch_size must be 1 or more: {value!r}")
+    return value
+
+
+def bucket(length, start=8):
+    """The least of 8, 16, 32, ... that holds ``length``: few sizes to compile for."""
+    size = start
+    while size < length:
+        size *= 2
+    return size
+
+
+def read_parts(config, **kinds):
+    """Makes the fields of a configuration plain, and those of ``kinds`` instances of their class.
+
+    A dictionary is what was read from a file. For the beginning of ``__post_init__``.
+
+    Raises:
+        ValueError: a field is of another kind.
+    """
+    plain_fields(config)
+    for name, kind in kinds.items():
+        value = getattr(config, name)
+        if isinstance(value, dict):
+            object.__setattr__(config, name, kind(**value))
+        elif not isinstance(value, kind):
+            raise ValueError(f"{name} must be a {kind.__name__}: {value!r}")
 
 
 def block_shapes(kind, count, config, hidden_dim, cross=False):

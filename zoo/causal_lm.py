@@ -1,0 +1,504 @@
+"""Causal language models: what users do with a decoder that continues text."""
+
+import codecs
+import dataclasses
+import secrets
+import warnings
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from ..layers import KeyValueCache
+from ..layers.arguments import plain
+from ..training import SmoothedCrossEntropy
+from .decoding import Draw, Sampling, ScatterCache, advance, begin, possible
+from .model import (
+    BYTE_PAIRS,
+    CHARACTERS,
+    Pretrained,
+    as_list,
+    bucket,
+    check_batch_size,
+    empty_caches,
+    in_batches,
+)
+
+# Warm-up requests of an export, which it must answer before it counts as written.
+EXAMPLES = [
+    "The old lighthouse keeper",
+    "",
+    "Once upon a time there was a small boat that wanted to see the other side of the sea, and so",
+    "It rains.",
+]
+
+
+class Generation(NamedTuple):
+    """A continuation; ``score`` is its log-probability, by beams what `Search` calls its worth."""
+
+    text: str
+    score: float
+
+
+class Score(NamedTuple):
+    """How likely a text is: the log-likelihood of all its ``tokens``, in nats."""
+
+    log_likelihood: float
+    tokens: int
+
+
+class CausalLM(Pretrained):
+    """The base of decoders that continue text: `generate`, `stream`, `score`, `export`.
+
+    A subclass is a network. Its configuration has ``vocab_size``, ``max_length`` (the context),
+    ``end_id`` (ends a document, and stands before the first), ``search`` and ``sampling``. It has a
+    list ``blocks`` of `TransformerBlock`s and two methods:
+
+    - ``features(tokens, start=0, mask=None, caches=None)``: ``tokens`` (B, T), the first at
+      position ``start``, a number or (B, 1) -> (B, T, D), and the extended caches;
+    - ``logits(x)``: (B, T, D) -> float32 logits (B, T, V).
+    """
+
+    def call(self, tokens):
+        x, _ = self.features(tokens)
+        return self.logits(x)
+
+    def find(
+        self,
+        prompt,
+        count,
+        limit,
+        length,
+        search,
+        draw=None,
+        cache=KeyValueCache,
+        state=None,
+        until=None,
+    ):
+        """Continues ``prompt`` (B, P): a decoding's `State`.
+
+        A prompt's ``count`` (B,) tokens stand on the right, padding on the left: so that all rows
+        go on at the same place, and positions are counted from the first token. It gets at most
+        ``limit`` (B,) tokens, of ``length``; ``cache`` is how keys and values are kept. Where there
+        is a ``state`` of the same prompts, it goes on from there.
+        """
+        c, beams = self.config, search.beams
+        batch, width = ops.shape(prompt)
+        padding = ops.repeat(width - count, beams, axis=0)[:, None]
+        room = width - 1 + length
+        mask = (ops.arange(room) >= padding)[:, None, None, :]
+        if state is None:
+            caches = empty_caches(self.blocks, batch, room, cache)
+            # The last token is left to the first step.
+            first = mask[::beams]
+            _, caches = self.features(prompt[:, :-1], count[:, None] - width, first, caches)
+            if beams > 1:
+                rows = ops.repeat(ops.arange(batch), beams)
+                caches = [cache.take(rows) for cache in caches]
+            state = begin(prompt[:, -1], caches, limit, length, c.end_id, beams)
+
+        def step(tokens, caches):
+            x, caches = self.features(tokens, caches[0].index - padding, mask, caches)
+            return self.logits(x), caches
+
+        return advance(step, state, limit, c.end_id, search, draw, until)
+
+    def generate(
+        self,
+        prompts,
+        max_new_tokens=None,
+        samples=None,
+        seed=None,
+        stop=(),
+        truncate=False,
+        batch_size=8,
+        scores=False,
+        progress=False,
+        **settings,
+    ):
+        """Continues a list of strings.
+
+        Prompts are sorted by length, batched and padded to a few lengths, for each of which the
+        search is compiled once. A row's tokens do not depend on the others. An empty prompt is the
+        beginning of a document.
+
+        Args:
+            max_new_tokens: the most tokens of a continuation; the model's own setting if absent,
+                and never more than the context has room for.
+            samples: the number of continuations of each prompt; with beams, the best ones.
+            seed: what is drawn is the same for the same seed: an integer, of which the i-th
+                continuation gets ``seed + i``, or one for each continuation.
+            stop: a string or several; the first one found ends a continuation, which does not
+                include it. None for none.
+            truncate: keep only the end of a prompt that does not fit in the context together with
+                ``max_new_tokens``. Without it, a prompt as long as the context is an error.
+            progress: wraps the iteration over batches, as `rich.progress.track` does.
+            settings: of `Sampling` and of `Search`, instead of the model's own:
+                ``temperature=0.8, top_p=0.95``, or ``beams=4, alpha=1.0``.
+
+        Returns:
+            a list of strings in the order of ``prompts``, or with ``scores`` of `Generation`; with
+            a number of ``samples``, each of them is a list.
+
+        Raises:
+            ValueError: naming a prompt that is too long, or a setting out of its range.
+        """
+        tokenizer = self._need_tokenizer("generate")
+        prompts, single = as_list("generate", prompts, "prompt")
+        stop, samples, batch_size = check_stop(stop), plain(samples), check_batch_size(batch_size)
+        if samples is not None and (type(samples) is not int or samples < 1):
+            raise ValueError(f"samples must be a positive integer: {samples!r}")
+        search, sampling = self._settings(max_new_tokens, settings)
+        kept = 1 if search.beams == 1 else samples or 1
+        drawn = (samples or 1) if search.beams == 1 else 1
+        if kept > search.beams:
+            raise ValueError(f"samples must be at most the beams: {kept}, {search.beams}")
+        seeds = self._seeds(seed, len(prompts) * drawn)
+        rows = self._prompts(prompts, search.max_tokens, truncate)
+        rows = [row for row in rows for _ in range(drawn)]
+        size = min(batch_size, len(rows))
+
+        def run(rows):
+            tokens, seeds = zip(*rows, strict=True)
+            batch = self._batch(tokens, search, size)
+            draw = sampling.draw([*seeds, *[0] * (len(batch[0]) - len(rows))])
+            found, score, _ = self._found(batch, search, draw).found
+            found, score = (np.asarray(x)[: len(rows), :kept] for x in (found, score))
+            for hypotheses, worth in zip(found.tolist(), score.tolist(), strict=True):
+                yield [
+                    Generation(cut(tokenizer.text(ids).decode("utf-8", "replace"), stop), s)
+                    for k, (ids, s) in enumerate(zip(hypotheses, worth, strict=True))
+                    if k == 0 or possible(s)  # a search may find fewer
+                ]
+
+        rows = list(zip(rows, seeds, strict=True))
+        made = in_batches(rows, batch_size, run, lambda row: len(row[0]), progress)
+        if not scores:
+            made = [[one.text for one in several] for several in made]
+        if search.beams == 1:
+            made = [sum(made[i : i + drawn], []) for i in range(0, len(made), drawn)]
+        made = made if samples else [several[0] for several in made]
+        return made[0] if single else made
+
+    def stream(self, prompt, max_new_tokens=None, seed=None, stop=(), truncate=False, **settings):
+        """`generate` for one string, whose continuation comes piece by piece, as it is found.
+
+        Together the pieces are what `generate` gives; none ends within a character.
+        """
+        tokenizer = self._need_tokenizer("stream")
+        if not isinstance(prompt, str):
+            raise TypeError(f"stream takes a string: {type(prompt).__name__}")
+        stop = check_stop(stop)
+        search, sampling = self._settings(max_new_tokens, settings)
+        if search.beams > 1:
+            raise ValueError(f"beams end together, so stream takes one: {search.beams}")
+        [seed] = self._seeds(seed, 1)
+        batch = self._batch(self._prompts([prompt], search.max_tokens, truncate), search, 1)
+        draw = sampling.draw([seed] * len(batch[0]))
+        return self._pieces(tokenizer, batch, search, draw, stop)
+
+    def _pieces(self, tokenizer, batch, search, draw, stop):
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        state, read, text, given = None, 0, "", 0
+        while state is None or not np.all(state.done):
+            state = self._found(batch, search, draw, state, read + 1)
+            read += 1
+            done = bool(np.all(state.done))
+            row = np.asarray(state.ended if done else state.tokens)[0, 0, read - 1 : read]
+            text += decoder.decode(tokenizer.text(row.tolist()), final=done)
+            whole = cut(text, stop)
+            # What may be the beginning of a stop string waits.
+            held = 0 if done else max((overlap(whole, s) for s in stop), default=0)
+            if len(whole) - held > given:
+                yield whole[given : len(whole) - held]
+                given = len(whole) - held
+            if len(whole) < len(text):
+                return
+
+    def _settings(self, max_new_tokens, settings):
+        """The `Search` and the `Sampling` of ``settings``; a prompt has one token at least."""
+        parts = []
+        for own in (self.config.search, self.config.sampling):
+            names = [field.name for field in dataclasses.fields(own)]
+            parts.append({name: settings.pop(name) for name in names if name in settings})
+        if settings:
+            raise TypeError(f"no setting of Search or Sampling: {sorted(settings)}")
+        search = dataclasses.replace(self.config.search, **parts[0])
+        if max_new_tokens is not None:
+            search = dataclasses.replace(search, max_tokens=max_new_tokens)
+        if search.max_tokens is None:
+            search = dataclasses.replace(search, max_tokens=100)
+        search = search.within(self.config.vocab_size, max(self.config.max_length - 1, 1))
+        sampling = dataclasses.replace(self.config.sampling, **parts[1])
+        if search.beams > 1:
+            if parts[1]:
+                raise ValueError(f"beams do not draw: {search.beams} beams, {parts[1]}")
+            sampling = Sampling(temperature=0)
+        return search, sampling
+
+    def _seeds(self, seed, count):
+        seed = plain(secrets.randbelow(2**31) if seed is None else seed)
+        if type(seed) is int:
+            return range(seed, seed + count)
+        seeds = plain(list(seed)) if isinstance(seed, Iterable) else [seed]
+        if not all(type(s) is int for s in seeds):
+            raise ValueError(f"a seed must be an integer: {seed!r:.100}")
+        if len(seeds) != count:
+            raise ValueError(f"there must be a seed for each continuation: {len(seeds)}, {count}")
+        return seeds
+
+    def _prompts(self, prompts, max_tokens, truncate):
+        """The tokens of ``prompts``, lists, each of which leaves room for some more."""
+        context = self.config.max_length
+        rows = self.tokenizer.ragged(prompts).to_list() if prompts else []
+        rows = [row or [self.config.end_id] for row in rows]
+        longest = max(context - max_tokens, 1) if truncate else context - 1
+        long = [i for i, row in enumerate(rows) if len(row) > longest]
+        if long and not truncate:
+            raise ValueError(
+                f"a prompt must have fewer tokens than the context of {context}, or be truncated: "
+                f"prompt {long[0]} has {len(rows[long[0]])}"
+            )
+        if long:
+            warnings.warn(
+                f"of {len(long)} of {len(rows)} prompts, the last {longest} tokens were kept",
+                stacklevel=3,
+            )
+        return [row[-longest:] for row in rows]
+
+    def _batch(self, rows, search, size):
+        """``rows`` of tokens as `find` takes them, padded to few shapes: prompt, count, limit."""
+        # XLA multiplies two rows by a matrix faster than one.
+        size = max(bucket(max(size, len(rows)), start=1), 2 if search.beams == 1 else 1)
+        width = bucket(max(map(len, rows)))
+        prompt = np.full((size, width), self.config.end_id, "int32")
+        count, limit = np.ones(size, "int32"), np.zeros(size, "int32")
+        for i, row in enumerate(rows):
+            prompt[i, width - len(row) :] = row
+            count[i] = len(row)
+            limit[i] = min(search.max_tokens, self.config.max_length - len(row))
+        return prompt, count, limit
+
+    def _found(self, batch, search, draw, state=None, until=None):
+        """`find`, compiled: once for each shape, and for settings that are not of rows."""
+        length = bucket(search.max_tokens)
+        search = dataclasses.replace(search, max_tokens=None)
+        key = (search, length, state is None, until is None)
+        # Weights are compared once, not for every token of a stream.
+        found = self._searches.get(key) if state is not None else None
+        found = found or self._compiled(
+            key,
+            lambda prompt, count, limit, draw, state, until: self.find(
+                prompt, count, limit, length, search, draw, state=state, until=until
+            ),
+            "generate",
+        )
+        if draw is not None and draw.repetition_penalty is not None:
+            draw = draw._replace(seen=seen(*batch[:2]))
+        until = None if until is None else np.int32(until)
+        return found(*batch, draw, state, until)
+
+    def score(self, texts, truncate=False, batch_size=8, progress=False):
+        """How likely each of a list of strings is: a list of `Score`.
+
+        Each of its tokens counts, the first as what follows the end of a document.
+
+        Raises:
+            ValueError: a text has more tokens than the context; with ``truncate`` only the first
+                count, with a warning.
+        """
+        self._need_tokenizer("score")
+        (texts, single), context = as_list("score", texts), self.config.max_length
+        rows = self.tokenizer.ragged(texts).to_list()
+        batch_size = min(check_batch_size(batch_size), bucket(len(rows)))
+        long = [i for i, row in enumerate(rows) if len(row) > context]
+        if long and not truncate:
+            raise ValueError(
+                f"a text must not have more tokens than the context of {context}, or be "
+                f"truncated: text {long[0]} has {len(rows[long[0]])}"
+            )
+        if long:
+            warnings.warn(f"of {len(long)} texts, the first {context} tokens count", stacklevel=2)
+        log_likelihood = self._compiled("score", self.log_likelihood, "score")
+
+        def run(rows):
+            width = min(bucket(max(map(len, rows))), context)
+            labels = np.full((batch_size, width), self.config.end_id, "int32")
+            count = np.zeros(batch_size, "int32")
+            for i, row in enumerate(rows):
+                labels[i, : len(row)] = row
+                count[i] = len(row)
+            total = np.asarray(log_likelihood(labels, count))
+            return [Score(float(total[i]), len(row)) for i, row in enumerate(rows)]
+
+        rows = [row[:context] for row in rows]
+        scores = in_batches(rows, batch_size, run, progress=progress)
+        return scores[0] if single else scores
+
+    def log_likelihood(self, labels, count):
+        """The log-probability (B,) of the first ``count`` (B,) tokens of ``labels`` (B, T)."""
+        start = ops.full_like(labels[:, :1], self.config.end_id)
+        x, _ = self.features(ops.concatenate([start, labels[:, :-1]], axis=1))
+
+        def one(row):  # logits of one text at a time: those of a batch may be gigabytes
+            x, labels, count = row
+            logits = self.logits(x[None])[0]
+            chosen = ops.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+            gain = chosen - ops.logsumexp(logits, axis=-1)
+            return ops.sum(ops.where(ops.arange(ops.shape(labels)[0]) < count, gain, 0.0))
+
+        return ops.map(one, (x, labels, count))
+
+    def export(self, filepath, format="tf_saved_model", max_new_tokens=None, **settings):
+        """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
+
+        Its signatures take ``text`` (B,), of which the last tokens count where there are more than
+        the context has room for before ``max_new_tokens`` (the model's own setting if not given,
+        and at most half of the context):
+
+        - ``serving_default`` gives ``text`` (B,), what follows, by the model's own settings or
+          ``settings`` of `Search` and `Sampling`; what is drawn is the same for the same text;
+        - ``generate`` takes a tensor (B,) of each setting too, so that the server can batch
+          requests that differ: ``max_new_tokens`` (at most that of the export), ``temperature``,
+          ``top_k`` (0: all), ``top_p``, ``min_p`` and ``seed``; and gives ``text``;
+        - ``score`` gives ``log_likelihood`` and ``tokens`` (B,): how likely the text is, of which
+          the first tokens count where there are more than the context.
+
+        Tokens end a text in the graph (the end token and ``stop_tokens``); stop strings are for
+        Python alone. Returns the version's folder; see `polyhead.serving.export`.
+
+        The ``format`` "onnx", "litert" or "openvino" writes a file of the network alone instead,
+        ``tokens`` (B, T) in and logits (B, T, V) out: see `polyhead.serving.formats`.
+        """
+        from ..serving.export import export
+
+        if format not in (None, "tf_saved_model"):
+            tokens = keras.layers.InputSpec(shape=(None, None), dtype="int32", name="tokens")
+            settings |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+            return self._export_network(filepath, format, tokens, self.config.vocab_size, settings)
+        tokenizer = self._need_tokenizer("export")
+        search, sampling = self._settings(max_new_tokens, dict(settings))
+        if (whole := self._whole()) is not self:
+            return whole.export(filepath, max_new_tokens=max_new_tokens, **settings)
+        length, context = search.max_tokens, self.config.max_length
+        if max_new_tokens is None:
+            length = min(length, max(context // 2, 1))
+        elif max_new_tokens >= context:
+            raise ValueError(
+                "max_new_tokens must leave room for a text in the context: "
+                f"{max_new_tokens}, {context}"
+            )
+
+        def follow(text, search, draw, limit=None):
+            prompt, count = tokenizer.prompts(text, context - length)
+            most = ops.full_like(count, length)
+            limit = most if limit is None else ops.clip(limit, 0, length)
+            if draw is not None and draw.repetition_penalty is not None:
+                draw = draw._replace(seen=seen(prompt, count))
+            state = self.find(prompt, count, limit, length, search, draw, cache=ScatterCache)
+            return {"text": tokenizer.decode(state.ended[:, 0])}
+
+        def default(text):
+            one = sampling.draw([0])
+            if one is None:
+                return follow(text, search, None)
+            batch = ops.shape(text)[:1]
+            rows = [None if x is None else ops.broadcast_to(x, batch) for x in one]
+            return follow(text, search, Draw(*rows))
+
+        def generate(text, max_new_tokens, temperature, top_k, top_p, min_p, seed):
+            draw = Draw(seed, temperature, top_k, top_p, min_p)
+            plain = dataclasses.replace(search, beams=1)
+            return follow(text, plain, draw, max_new_tokens)
+
+        def score(text):
+            labels = tokenizer.ragged(text)[:, :context]
+            count = ops.cast(labels.row_lengths(), "int32")
+            # One token at least, lest there be none to compute.
+            labels = ops.pad(labels.to_tensor(self.config.end_id), [(0, 0), (0, 1)])[:, :context]
+            return {"log_likelihood": self.log_likelihood(labels, count), "tokens": count}
+
+        spec = tokenizer.spec
+        numbers = {"max_new_tokens": "int32", "temperature": "float32", "top_k": "int32"}
+        numbers |= {"top_p": "float32", "min_p": "float32", "seed": "int32"}
+        asked = {"text": spec("text")}
+        asked |= {name: spec(name, dtype) for name, dtype in numbers.items()}
+        texts = {"text": examples(tokenizer)}
+        chosen = {
+            "max_new_tokens": [8, length, 1, 0],
+            "temperature": [0.0, 0.7, 1.0, 1.0],
+            "top_k": [0, 40, 0, 1],
+            "top_p": [1.0, 0.9, 0.5, 1.0],
+            "min_p": [0.0, 0.05, 0.0, 0.0],
+            "seed": [0, 1, 2, 3],
+        }
+        signatures = {
+            "serving_default": (default, {"text": spec("text")}, texts),
+            "generate": (generate, asked, {**texts, **chosen}),
+            "score": (score, {"text": spec("text")}, texts),
+        }
+        return export(filepath, "generation", signatures, self.weights, tracked=[tokenizer])
+
+    def compile(self, optimizer=None, loss=None, **kwargs):
+        """Keras's `compile`; by default AdamW at 3e-4 with betas 0.9 and 0.95 (GPT-3, B)."""
+        if optimizer is None:
+            optimizer = keras.optimizers.AdamW(
+                3e-4, weight_decay=0.1, beta_1=0.9, beta_2=0.95, epsilon=1e-8, global_clipnorm=1.0
+            )
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        super().compile(optimizer, SmoothedCrossEntropy(0.0) if loss is None else loss, **kwargs)
+
+    @classmethod
+    def load_tokenizer(cls, folder, config):
+        if (folder / CHARACTERS).is_file():
+            from ..data import Characters
+
+            return Characters.load(folder)
+        if any((folder / name).is_file() for name in BYTE_PAIRS):
+            from ..data import BytePairs
+
+            return BytePairs.load(folder, config.end_id)
+        return None
+
+
+def examples(tokenizer):
+    """`EXAMPLES`, or parts of the vocabulary where it lacks their characters."""
+    try:
+        tokenizer.ragged(EXAMPLES)
+        return EXAMPLES
+    except ValueError:
+        known = tokenizer.text(range(tokenizer.vocab_size)).decode("utf-8", "ignore")
+        return [known[:4], "", known[:9], known[-3:]]
+
+
+def seen(prompt, count):
+    """``prompt`` (B, P) with its last token in the place of padding."""
+    width = ops.shape(prompt)[1]
+    padding = ops.arange(width) < (width - ops.convert_to_tensor(count))[:, None]
+    return ops.where(padding, prompt[:, -1:], prompt)
+
+
+def check_stop(stop):
+    """``stop``, a string, several or None, as a list.
+
+    Raises:
+        ValueError: one is empty, or not a string.
+    """
+    stop = [] if stop is None else [stop] if isinstance(stop, str) else list(stop)
+    if bad := [s for s in stop if not isinstance(s, str) or not s]:
+        raise ValueError(f"a stop string must have a character at least: {bad[0]!r}")
+    return stop
+
+
+def cut(text, stop):
+    """``text`` up to the first of the strings ``stop``."""
+    found = [text.find(s) for s in stop if s in text]
+    return text[: min(found)] if found else text
+
+
+def overlap(text, stop):
+    """The length of the end of ``text`` with which ``stop`` may begin."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
