@@ -107,19 +107,20 @@ LONG = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.parametrize(
-    "optimizer, tolerance, jit_compile",
+    "optimizer, tolerance, jit_compile, replicas",
     [
-        pytest.param(sgd(), 1e-5, False, id="sgd"),
-        pytest.param(adam(), 1e-5, False, id="adam", marks=pytest.mark.slow),
+        pytest.param(sgd(), 1e-5, False, (2,), id="sgd-2"),
+        pytest.param(sgd(), 1e-5, False, (4,), id="sgd-4", marks=pytest.mark.slow),
+        pytest.param(adam(), 1e-5, False, (2, 4), id="adam", marks=pytest.mark.slow),
         # Of the paper's Adam the losses agree; gradients that are none become steps.
-        pytest.param(adam(epsilon=1e-9), np.inf, False, id="paper", marks=pytest.mark.slow),
-        pytest.param(sgd(), 1e-5, True, id="sgd-xla", marks=pytest.mark.slow),
-        pytest.param(adam(), 1e-5, True, id="adam-xla", marks=LONG),
-        pytest.param(adam(epsilon=1e-9), np.inf, True, id="paper-xla", marks=LONG),
+        pytest.param(adam(epsilon=1e-9), np.inf, False, (2, 4), id="paper", marks=pytest.mark.slow),
+        pytest.param(sgd(), 1e-5, True, (2, 4), id="sgd-xla", marks=pytest.mark.slow),
+        pytest.param(adam(), 1e-5, True, (2, 4), id="adam-xla", marks=LONG),
+        pytest.param(adam(epsilon=1e-9), np.inf, True, (2, 4), id="paper-xla", marks=LONG),
     ],
 )
-def test_replicas_train_as_one(optimizer, tolerance, jit_compile):
-    agree(translator, optimizer, tolerance, replicas=(2, 4), jit_compile=jit_compile)
+def test_replicas_train_as_one(optimizer, tolerance, jit_compile, replicas):
+    agree(translator, optimizer, tolerance, replicas=replicas, jit_compile=jit_compile)
 
 
 def masked():
@@ -240,6 +241,7 @@ def test_evaluation_counts_as_the_model_evaluates():
     assert evaluated(2) == pytest.approx(evaluated(1), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_strategy_of_one_replica_trains_as_none():
     alone, _ = trained(1, translator, sgd(), BATCHES[:2])
     for one in (
@@ -333,7 +335,7 @@ def test_excluded_weights_do_not_decay():
         assert np.array_equal(with_decay.numpy(), without.numpy()) == excluded, with_decay.path
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_weight_that_the_loss_does_not_depend_on_stays(devices):
     def make():
         model = translator()
@@ -346,6 +348,7 @@ def test_a_weight_that_the_loss_does_not_depend_on_stays(devices):
     np.testing.assert_array_equal(model.unused.kernel, make().unused.kernel)
 
 
+@pytest.mark.slow
 def test_a_part_of_a_model_trains_as_one_on_replicas():
     def adapted():
         model = translator()
@@ -377,7 +380,7 @@ def test_accumulated_batches_are_one_big_batch(devices):
     assert int(parts.optimizer.iterations.numpy()) == 1
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_average_is_kept(devices):
     batches = TAGS[:3]
     model, _ = trained(devices, masked, sgd(use_ema=True, ema_momentum=0.5), batches)
@@ -495,7 +498,10 @@ def test_each_replica_drops_other_units_and_the_seed_tells_which(jit_compile):
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("policy, tolerance", [("mixed_float16", 2e-3), ("mixed_bfloat16", 2e-2)])
+@pytest.mark.parametrize(
+    "policy, tolerance",
+    [("mixed_float16", 2e-3), pytest.param("mixed_bfloat16", 2e-2, marks=pytest.mark.slow)],
+)
 def test_mixed_precision_trains_as_float32_within(devices, policy, tolerance):
     expected, _ = trained(1, translator, sgd(global_clipnorm=None), BATCHES[:3])
     keras.config.set_dtype_policy(policy)
@@ -516,6 +522,7 @@ def test_an_overflow_on_one_device_skips_the_step_on_all(devices):
     assert network.optimizer.dynamic_scale.numpy() == scale / 2
 
 
+@pytest.mark.slow
 def test_the_step_does_not_depend_on_the_loss_scale():
     def step(scale):
         network, _ = trained(1, translator, lambda: keras.optimizers.SGD(0.1), BATCHES[:1])
@@ -528,7 +535,12 @@ def test_the_step_does_not_depend_on_the_loss_scale():
 
 
 @pytest.mark.parametrize(
-    "policy", ["float32", "mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+    "policy",
+    [
+        "float32",
+        pytest.param("mixed_float16", marks=pytest.mark.slow),
+        pytest.param("mixed_bfloat16", marks=pytest.mark.slow),
+    ],
 )
 def test_it_overfits_one_batch(policy):
     keras.config.set_dtype_policy(policy)
@@ -569,6 +581,7 @@ def test_a_step_is_measured():
     assert float(model.measured["gradient_norm"]) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_trains_the_same_on_replicas():
     kept, _ = trained(1, translator, sgd(), BATCHES[:2])
     again, _ = trained(2, translator, sgd(), BATCHES[:2], remat=True)
@@ -584,6 +597,7 @@ def test_evaluation_weighs_tokens_not_batches():
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_users_subclass_may_be_functional():
     class Own(Model):
         def __init__(self, units):
