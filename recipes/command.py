@@ -575,7 +575,12 @@ def predict(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    asked = given(max_new_tokens=max_new_tokens, samples=samples, stop=stop or None, seed=seed)
+    asked = given(
+        max_new_tokens=max_new_tokens,
+        num_return_sequences=samples,
+        stop=stop or None,
+        seed=seed,
+    )
     search = given(beams=beams, alpha=alpha)
     model = load(run)
     if isinstance(model, ViT):
@@ -619,13 +624,13 @@ def predict(
             raise ValueError(f"--attention takes one text: {len(texts)} given")
         writable(attention)
     progress = shown("translating")
-    found = model.translate(texts, scores=True, best=best, progress=progress, **search)
+    found = model.translate(texts, best, progress=progress, **search)
     for translations in found:
-        for text, score in translations if best else [translations]:
-            print(f"{score:.4f}\t{text}" if best else text)
+        for text in translations if best else [translations]:
+            print(f"{text.score:.4f}\t{text}" if best else text)
     if attention is not None:
         [translations] = found
-        model.attention(texts[0], (translations[0] if best else translations).text).draw(attention)
+        model.attention(texts[0], translations[0] if best else translations).draw(attention)
 
 
 def writable(file):

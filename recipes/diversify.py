@@ -124,7 +124,7 @@ def translations(run, texts, folder, language, batch_size, search):
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.{language}"
         if not path.is_file():
             model = model or load(run)
-            found = model.translate(chunk, batch_size, **search)
+            found = model.translate(chunk, batch_size=batch_size, **search)
             write_lines(path, [" ".join(text.split("\n")) for text in found])
         made += path.read_bytes().decode().split("\n")[:-1]
     return made

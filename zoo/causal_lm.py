@@ -19,9 +19,10 @@ from .model import (
     BYTE_PAIRS,
     CHARACTERS,
     Pretrained,
+    ScoredText,
     as_list,
     bucket,
-    check_batch_size,
+    check_count,
     empty_caches,
     in_batches,
 )
@@ -35,11 +36,8 @@ EXAMPLES = [
 ]
 
 
-class Generation(NamedTuple):
+class Generation(ScoredText):
     """A continuation; ``score`` is its log-probability, by beams what `Search` calls its worth."""
-
-    text: str
-    score: float
 
 
 class Score(NamedTuple):
@@ -109,16 +107,15 @@ class CausalLM(Pretrained):
         self,
         prompts,
         max_new_tokens=None,
-        samples=None,
+        num_return_sequences=None,
         seed=None,
         stop=(),
         truncate=False,
         batch_size=8,
-        scores=False,
         progress=False,
         **settings,
     ):
-        """Continues a list of strings.
+        """Continues a string, or a list of strings.
 
         Prompts are sorted by length, batched and padded to a few lengths, for each of which the
         search is compiled once. A row's tokens do not depend on the others. An empty prompt is the
@@ -127,34 +124,36 @@ class CausalLM(Pretrained):
         Args:
             max_new_tokens: the most tokens of a continuation; the model's own setting if absent,
                 and never more than the context has room for.
-            samples: the number of continuations of each prompt; with beams, the best ones.
-            seed: what is drawn is the same for the same seed: an integer, of which the i-th
+            num_return_sequences: the number of continuations of each prompt; with beams, the best
+                ones.
+            seed: sampling is the same for the same seed: an integer, of which the i-th
                 continuation gets ``seed + i``, or one for each continuation.
             stop: a string or several; the first one found ends a continuation, which does not
                 include it. None for none.
             truncate: keep only the end of a prompt that does not fit in the context together with
                 ``max_new_tokens``. Without it, a prompt as long as the context is an error.
-            progress: wraps the iteration over batches, as `rich.progress.track` does.
+            progress: True shows a progress bar; or a function that wraps the batches.
             settings: of `Sampling` and of `Search`, instead of the model's own:
                 ``temperature=0.8, top_p=0.95``, or ``beams=4, alpha=1.0``.
 
         Returns:
-            a list of strings in the order of ``prompts``, or with ``scores`` of `Generation`; with
-            a number of ``samples``, each of them is a list.
+            a `Generation`, a string with a ``score``, or a list of them in the order of
+            ``prompts``; with ``num_return_sequences``, lists of them.
 
         Raises:
             ValueError: naming a prompt that is too long, or a setting out of its range.
         """
         tokenizer = self._need_tokenizer("generate")
         prompts, single = as_list("generate", prompts, "prompt")
-        stop, samples, batch_size = check_stop(stop), plain(samples), check_batch_size(batch_size)
-        if samples is not None and (type(samples) is not int or samples < 1):
-            raise ValueError(f"samples must be a positive integer: {samples!r}")
+        stop, batch_size = check_stop(stop), check_count(batch_size, "batch_size")
         search, sampling = self._settings(max_new_tokens, settings)
-        kept = 1 if search.beams == 1 else samples or 1
-        drawn = (samples or 1) if search.beams == 1 else 1
+        count = check_count(num_return_sequences)
+        # Samples are rows of their own; the best of a beam search come together.
+        kept, drawn = (1, count) if search.beams == 1 else (count, 1)
         if kept > search.beams:
-            raise ValueError(f"samples must be at most the beams: {kept}, {search.beams}")
+            raise ValueError(
+                f"num_return_sequences must be at most the number of beams: {kept}, {search.beams}"
+            )
         seeds = self._seeds(seed, len(prompts) * drawn)
         rows = self._prompts(prompts, search.max_tokens, truncate)
         rows = [row for row in rows for _ in range(drawn)]
@@ -175,11 +174,10 @@ class CausalLM(Pretrained):
 
         rows = list(zip(rows, seeds, strict=True))
         made = in_batches(rows, batch_size, run, lambda row: len(row[0]), progress)
-        if not scores:
-            made = [[one.text for one in several] for several in made]
         if search.beams == 1:
             made = [sum(made[i : i + drawn], []) for i in range(0, len(made), drawn)]
-        made = made if samples else [several[0] for several in made]
+        if num_return_sequences is None:
+            made = [several[0] for several in made]
         return made[0] if single else made
 
     def stream(self, prompt, max_new_tokens=None, seed=None, stop=(), truncate=False, **settings):
@@ -301,7 +299,7 @@ class CausalLM(Pretrained):
         return found(*batch, draw, state, until)
 
     def score(self, texts, truncate=False, batch_size=8, progress=False):
-        """How likely each of a list of strings is: a list of `Score`.
+        """How likely a string, or each of a list of strings, is: a `Score`, or a list of them.
 
         Each of its tokens counts, the first as what follows the end of a document.
 
@@ -312,7 +310,7 @@ class CausalLM(Pretrained):
         self._need_tokenizer("score")
         (texts, single), context = as_list("score", texts), self.config.max_length
         rows = self.tokenizer.ragged(texts).to_list()
-        batch_size = min(check_batch_size(batch_size), bucket(len(rows)))
+        batch_size = min(check_count(batch_size, "batch_size"), bucket(len(rows)))
         long = [i for i, row in enumerate(rows) if len(row) > context]
         if long and not truncate:
             raise ValueError(

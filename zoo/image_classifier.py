@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from ..layers.arguments import plain
-from .model import Pretrained, bucket, check_batch_size, in_batches
+from .model import Pretrained, bucket, check_count, in_batches
 
 
 class Classification(NamedTuple):
@@ -47,25 +47,25 @@ class ImageClassifier(Pretrained):
         return ops.reshape(shares, (-1, *grid))
 
     def classify(self, images, top=None, batch_size=16, progress=False, max_pixels=None):
-        """Classifies a list of images.
+        """Classifies an image, or a list of images.
 
         Args:
             images: paths, encoded bytes (JPEG, PNG, GIF, BMP or WebP), or arrays (Y, X, C) of
                 pixels from 0 to 255, of any size.
             top: the number of most likely classes to return for each image.
             batch_size: the number of images per call of the network.
-            progress: wraps the iteration over batches, as `rich.progress.track` does.
+            progress: True shows a progress bar; or a function that wraps the batches.
             max_pixels: an encoded image with more pixels is refused; 60 million by default.
 
         Returns:
-            a list of `Classification` in the order of ``images``; with ``top``, of lists of it.
+            a `Classification`, or a list of them in the order of ``images``; with ``top``, lists.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: naming the image that cannot be read, by its path or its index; or the
                 model has no head.
         """
-        single = isinstance(images, str | bytes | Path)
+        single = isinstance(images, str | bytes | Path) or getattr(images, "ndim", 4) == 3
         images = [images] if single else list(images)
         c, count = self.config, 1 if top is None else plain(top)
         if not self.head:
@@ -74,7 +74,7 @@ class ImageClassifier(Pretrained):
             raise ValueError(f"top must be from 1 to {c.num_classes}: {top!r}")
         compute = self._compiled("classify", lambda images: ops.softmax(self(images)), "classify")
         reader = self._reader(max_pixels)
-        batch_size = min(check_batch_size(batch_size), bucket(len(images), start=16))
+        batch_size = min(check_count(batch_size, "batch_size"), bucket(len(images), start=16))
 
         def read(i):
             try:

@@ -532,6 +532,18 @@ def replace_folder(new, folder):
         shutil.rmtree(old, ignore_errors=True)
 
 
+class ScoredText(str):
+    """A string that also has a ``score``: what a model's text is worth to the model."""
+
+    def __new__(cls, text, score):
+        self = super().__new__(cls, text)
+        self.score = score
+        return self
+
+    def __getnewargs__(self):
+        return str(self), self.score
+
+
 def stack(blocks, x, caches=None, memories=None, **masks):
     """``x`` (B, T, D) through ``blocks``, each with its cache and its memory where there are any.
 
@@ -599,11 +611,11 @@ def as_list(verb, texts, name="text"):
     return texts, single
 
 
-def check_batch_size(value):
-    """``value`` as a positive integer."""
-    value = plain(value)
+def check_count(value, name="num_return_sequences"):
+    """``value`` as a positive integer; 1 if it is None."""
+    value = 1 if value is None else plain(value)
     if type(value) is not int or value < 1:
-        raise ValueError(f"batch_size must be 1 or more: {value!r}")
+        raise ValueError(f"{name} must be a positive integer: {value!r}")
     return value
 
 

@@ -2,23 +2,22 @@
 
 import dataclasses
 import warnings
-from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from ..layers import KeyValueCache, padding_mask
-from ..layers.arguments import plain
 from .alignment import Alignment
 from .decoding import GREEDY, ScatterCache, advance, begin, possible
 from .model import (
     MARIAN,
     SUBWORDS,
     Pretrained,
+    ScoredText,
     as_list,
     bucket,
-    check_batch_size,
+    check_count,
     empty_caches,
     in_batches,
 )
@@ -36,14 +35,11 @@ EXAMPLES = [
 ]
 
 
-class Translation(NamedTuple):
+class Translation(ScoredText):
     """What a source became; ``score`` is what `Search` calls its worth.
 
     By greedy search that is the log-probability of the whole translation.
     """
-
-    text: str
-    score: float
 
 
 class Seq2Seq(Pretrained):
@@ -106,29 +102,35 @@ class Seq2Seq(Pretrained):
             search,
         ).found
 
-    def translate(self, texts, batch_size=32, scores=False, best=None, progress=False, **search):
-        """Translates a list of strings.
+    def translate(self, texts, num_return_sequences=None, batch_size=32, progress=False, **search):
+        """Translates a string, or a list of strings.
 
         Sources are sorted by length, batched and padded to a few lengths, for each of which the
-        search is compiled once (for a batch size; one text alone has its own). Those with
-        more than ``config.max_length`` pieces are truncated, with a warning. ``progress`` wraps
-        the iteration over batches, as `rich.progress.track` does. ``search`` are settings of
-        `Search` in the place of the model's own: ``beams=5, alpha=0.6``.
+        search is compiled once (for a batch size; one text alone has its own).
+
+        Args:
+            num_return_sequences: the number of translations of each text, the best first; at most
+                the number of beams.
+            progress: True shows a progress bar; or a function that wraps the batches.
+            search: settings of `Search` instead of the model's own: ``beams=5, alpha=0.6``.
 
         Returns:
-            a list of strings in the order of ``texts``; with ``scores`` of `Translation`. With a
-            number ``best``, up to the number of beams, each of them is a list of so many, or of
-            those that the search found, the best first.
+            a `Translation`, a string with a ``score``, or a list of them in the order of ``texts``.
+            With ``num_return_sequences``, lists of them: fewer where the search finds fewer.
+
+        Warns:
+            UserWarning: sources with more than ``config.max_length`` tokens are truncated.
         """
         tokenizer = self._need_tokenizer("translate")
         texts, single = as_list("translate", texts)
-        best, own, batch_size = plain(best), self.config.search, check_batch_size(batch_size)
-        if best is not None and type(best) is not int:
-            raise ValueError(f"best must be an integer: {best!r}")
-        search = dataclasses.replace(own, **{"beams": max(own.beams, best or 1), **search})
+        own, batch_size = self.config.search, check_count(batch_size, "batch_size")
+        count = check_count(num_return_sequences)
+        search = dataclasses.replace(own, **{"beams": max(own.beams, count), **search})
         search = search.within(self.config.vocab_size, room(self.config.max_length))
-        if best is not None and not 1 <= best <= search.beams:
-            raise ValueError(f"best must be from 1 to the number of beams: {best}, {search.beams}")
+        if count > search.beams:
+            raise ValueError(
+                f"num_return_sequences must be at most the number of beams: {count}, {search.beams}"
+            )
         batch_size = min(batch_size, bucket(len(texts), start=32))
         # A short batch costs what a full one does, but needs no compilation of its own;
         # one text alone is common enough to have one.
@@ -139,7 +141,7 @@ class Seq2Seq(Pretrained):
             batch = np.full((size, width), self.config.pad_id, "int32")
             for i, row in enumerate(rows):
                 batch[i, : len(row)] = row
-            tokens, score = (x[: len(rows), : best or 1] for x in self._found(batch, search))
+            tokens, score = (x[: len(rows), :count] for x in self._found(batch, search))
             decoded = np.asarray(tokenizer.decode(tokens.reshape(-1, tokens.shape[-1])))
             for made, worth in zip(decoded.reshape(score.shape), score.tolist(), strict=True):
                 found = [
@@ -147,8 +149,7 @@ class Seq2Seq(Pretrained):
                     for k, (text, s) in enumerate(zip(made, worth, strict=True))
                     if k == 0 or possible(s)  # a search may find fewer
                 ]
-                found = found if scores else [one.text for one in found]
-                yield found if best else found[0]
+                yield found if num_return_sequences is not None else found[0]
 
         rows = self._sources(texts) if texts else []
         found = in_batches(rows, batch_size, run, progress=progress)

@@ -100,30 +100,30 @@ def test_a_batch_and_a_stream_give_what_each_gets_alone(gpt, settings):
     together = gpt.generate(PROMPTS, max_new_tokens=16, seed=seeds, **settings)
     for prompt, seed, made in zip(PROMPTS, seeds, together, strict=True):
         asked = dict(max_new_tokens=16, seed=seed, **settings)
-        assert gpt.generate([prompt], **{**asked, "seed": [seed]}) == [made]
+        assert gpt.generate(prompt, **{**asked, "seed": [seed]}) == made
         assert "".join(gpt.stream(prompt, **asked)) == made
     assert gpt.generate(PROMPTS, max_new_tokens=16, seed=11, **settings) == together
 
 
 @text
 def test_a_continuation_is_what_the_model_finds_likeliest(gpt, tokenizer):
-    [made] = gpt.generate(PROMPTS[:1], max_new_tokens=12, temperature=0, scores=True)
+    [made] = gpt.generate(PROMPTS[:1], max_new_tokens=12, temperature=0)
     tokens, total = tokenizer.ragged(PROMPTS[:1]).to_list()[0], 0.0
     start = len(tokens)
     while len(tokens) < start + 12 and (len(tokens) == start or tokens[-1] != 0):
         gains = array(ops.log_softmax(gpt(np.array([tokens]))[0, -1]))
         tokens.append(int(gains.argmax()))
         total += float(gains.max())
-    assert made.text == tokenizer.text(tokens[start:]).decode("utf-8", "replace")
+    assert made == tokenizer.text(tokens[start:]).decode("utf-8", "replace")
     assert made.score == pytest.approx(total, abs=1e-3)
 
 
 @text
 def test_several_samples_differ_and_a_seed_repeats_them(gpt):
-    first = gpt.generate(PROMPTS[:2], max_new_tokens=8, samples=3, seed=5)
+    first = gpt.generate(PROMPTS[:2], max_new_tokens=8, num_return_sequences=3, seed=5)
     assert [len(several) for several in first] == [3, 3] and len(set(first[0])) == 3
-    assert gpt.generate(PROMPTS[:2], max_new_tokens=8, samples=3, seed=5) == first
-    assert gpt.generate(PROMPTS[:2], max_new_tokens=8, samples=3, seed=99) != first
+    assert gpt.generate(PROMPTS[:2], max_new_tokens=8, num_return_sequences=3, seed=5) == first
+    assert gpt.generate(PROMPTS[:2], max_new_tokens=8, num_return_sequences=3, seed=99) != first
     assert gpt.generate(PROMPTS[:1], max_new_tokens=8) != gpt.generate(
         PROMPTS[:1], max_new_tokens=8
     )
@@ -131,13 +131,13 @@ def test_several_samples_differ_and_a_seed_repeats_them(gpt):
 
 @text
 def test_beams_find_what_is_likelier(gpt):
-    greedy = gpt.generate(PROMPTS, max_new_tokens=8, temperature=0, scores=True)
-    wide = gpt.generate(PROMPTS, max_new_tokens=8, beams=4, alpha=0.0, samples=3, scores=True)
+    greedy = gpt.generate(PROMPTS, max_new_tokens=8, temperature=0)
+    wide = gpt.generate(PROMPTS, max_new_tokens=8, beams=4, alpha=0.0, num_return_sequences=3)
     for one, several in zip(greedy, wide, strict=True):
         assert several[0].score >= one.score - 1e-3
         assert sorted(several, key=lambda made: -made.score) == several
     alone = gpt.generate(PROMPTS[2:3], max_new_tokens=8, beams=4, alpha=0.0)
-    assert alone == [wide[2][0].text]
+    assert alone == [wide[2][0]]
 
 
 @text
@@ -232,14 +232,13 @@ def test_the_score_of_a_text_is_the_sum_of_its_tokens(gpt, tokenizer):
         assert score.tokens == len(tokens)
         assert score.log_likelihood == pytest.approx(expected, abs=1e-3)
     with pytest.raises(ValueError, match="not have more tokens than the context of 64"):
-        gpt.score(["a dog " * 100])
+        gpt.score("a dog " * 100)
 
 
 @text
 def test_what_is_asked_wrongly_is_refused(gpt):
     ask = gpt.generate
     for error, message, call in (
-        (TypeError, r"\[prompt\], not prompt", lambda: ask("a")),
         (
             TypeError,
             r"no setting of Search or Sampling: \['heat'\]",
@@ -247,8 +246,16 @@ def test_what_is_asked_wrongly_is_refused(gpt):
         ),
         (ValueError, "top_k must be a positive integer", lambda: ask(["a"], top_k=-1)),
         (ValueError, "beams do not draw", lambda: ask(["a"], beams=2, top_k=3)),
-        (ValueError, "samples must be a positive", lambda: ask(["a"], samples=0)),
-        (ValueError, "at most the beams: 5, 2", lambda: ask(["a"], samples=5, beams=2)),
+        (
+            ValueError,
+            "num_return_sequences must be a positive",
+            lambda: ask(["a"], num_return_sequences=0),
+        ),
+        (
+            ValueError,
+            "at most the number of beams: 5, 2",
+            lambda: ask(["a"], num_return_sequences=5, beams=2),
+        ),
         (
             ValueError,
             "a seed for each continuation: 3, 1",
@@ -259,12 +266,20 @@ def test_what_is_asked_wrongly_is_refused(gpt):
             "max_tokens must be a positive",
             lambda: ask(["a"], max_new_tokens=0),
         ),
-        (TypeError, "generate takes a list of strings: prompt 1 is None", lambda: ask(["a", None])),
-        (TypeError, "score takes a list of strings: text 1 is 5", lambda: gpt.score(["a", 5])),
+        (
+            TypeError,
+            "generate takes a string or a list of them: prompt 1 is None",
+            lambda: ask(["a", None]),
+        ),
+        (
+            TypeError,
+            "score takes a string or a list of them: text 1 is 5",
+            lambda: gpt.score(["a", 5]),
+        ),
         (ValueError, "stop string must have a character", lambda: ask(["a"], stop="")),
         (ValueError, "stop string must have a character", lambda: ask(["a"], stop=["x", ""])),
         (ValueError, "stop string must have", lambda: gpt.stream("a", stop=[""])),
-        (ValueError, "batch_size must be 1 or more: 0", lambda: ask(["a"], batch_size=0)),
+        (ValueError, "batch_size must be a positive integer: 0", lambda: ask(["a"], batch_size=0)),
         (ValueError, "a seed must be an integer: 1.5", lambda: ask(["a"], seed=1.5)),
         (ValueError, "beams must be at most the tokens.*300: 400", lambda: ask(["a"], beams=400)),
         (TypeError, "stream takes a string: list", lambda: list(gpt.stream(["a"]))),

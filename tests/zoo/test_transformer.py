@@ -192,35 +192,35 @@ def test_lengths_fall_into_few_buckets():
 @pytest.mark.slow
 def test_translate_keeps_the_order_whatever_the_batches(model, sample):
     texts = ["", *sample.sources[:9], "🐻 日本語 кот"]
-    together = model.translate(texts, batch_size=4, scores=True)
-    assert together[0] == ("", 0.0) and len(together) == len(texts)
-    for text, (translated, score) in zip(texts, together, strict=True):
-        alone = model.translate([text], scores=True)[0]
-        assert alone.text == translated
-        assert alone.score == pytest.approx(score, abs=1e-3)
+    together = model.translate(texts, batch_size=4)
+    assert (together[0], together[0].score) == ("", 0.0) and len(together) == len(texts)
+    for text, translated in zip(texts, together, strict=True):
+        alone = model.translate(text)
+        assert alone == translated
+        assert alone.score == pytest.approx(translated.score, abs=1e-3)
     assert model.translate([]) == []
 
 
 @text
 def test_translate_gives_the_best_hypotheses(model, sample):
     texts = sample.sources[:3]
-    many = model.translate(texts, best=3, scores=True)
+    many = model.translate(texts, num_return_sequences=3)
     assert [len(translations) for translations in many] == [3] * 3
-    assert many == model.translate(texts, best=3, beams=3, scores=True)
-    assert [best[0].text for best in many] == model.translate(texts, beams=3)
-    with pytest.raises(ValueError, match="best must be from 1 to the number of beams: 3, 2"):
-        model.translate(texts, best=3, beams=2)
-    with pytest.raises(ValueError, match="batch_size must be 1 or more: 0"):
+    same = model.translate(texts, num_return_sequences=3, beams=3)
+    assert many == same
+    assert [[t.score for t in one] for one in many] == [[t.score for t in one] for one in same]
+    assert [best[0] for best in many] == model.translate(texts, beams=3)
+    with pytest.raises(ValueError, match="at most the number of beams: 3, 2"):
+        model.translate(texts, num_return_sequences=3, beams=2)
+    with pytest.raises(ValueError, match="batch_size must be a positive integer: 0"):
         model.translate(texts, batch_size=0)
 
 
 @text
 def test_room_for_a_translation_grows_where_it_may(model, sample):
     texts = sample.sources[:2]
-    (_, short), (_, long) = (
-        model.translate(texts, scores=True, max_tokens=n)[0] for n in (30, 100)
-    )
-    assert long < short  # an untrained model ends at the limit
+    short, long = (model.translate(texts, max_tokens=n)[0] for n in (30, 100))
+    assert long.score < short.score  # an untrained model ends at the limit
     lengths = {length for search, length in model._searches if search.max_tokens == 100}
     assert max(lengths) == 100 and min(lengths) < 100
 
@@ -279,7 +279,7 @@ def test_the_search_is_traced_once_for_each_length(tokenizer, sample):
 
 @text
 def test_long_sources_are_truncated_with_a_warning(model):
-    with pytest.warns(UserWarning, match="1 of 2 sources have more than 64 pieces"):
+    with pytest.warns(UserWarning, match="1 of 2 sources have more than 64 tokens"):
         long, short = model.translate(["The dog sees the cat. " * 40, "The dog"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -288,9 +288,9 @@ def test_long_sources_are_truncated_with_a_warning(model):
 
 @text
 def test_translate_says_what_it_needs(model):
-    with pytest.raises(TypeError, match="takes a list of strings"):
-        model.translate("A dog.")
-    with pytest.raises(TypeError, match="translate takes a list of strings: text 1 is nan"):
+    with pytest.raises(
+        TypeError, match="translate takes a string or a list of them: text 1 is nan"
+    ):
         model.translate(["A dog.", float("nan")])
     with pytest.raises(ValueError, match="translate needs a tokenizer"):
         small().translate(["A dog."])
