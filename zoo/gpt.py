@@ -91,7 +91,7 @@ class GPT(CausalLM):
 
     Config = GPTConfig
     PRESETS = PRESETS
-    FAMILIES = {"gpt2": ".gpt2"}
+    FAMILIES = {"gpt2": ".published.gpt2"}
 
     def __init__(self, config, tokenizer=None, initialize=True, **kwargs):
         super().__init__(config, tokenizer, **kwargs)

@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import gc
-import importlib
 import json
 import os
 import re
-import reprlib
 import shutil
 import warnings
 from pathlib import Path
@@ -24,22 +22,12 @@ from ..training import (
     Model,
     build_optimizer,
     compiled,
-    read_tensors,
     write_file,
     write_tensors,
 )
 from ..training.averages import inner
-from ..training.states import assign, by_path, check_shapes, some
-from .published import (
-    Settings,
-    check_files,
-    fetched,
-    laid_out,
-    named,
-    published_name,
-    read_json,
-    read_published,
-)
+from ..training.states import assign, by_path, some
+from .published import family, open_checkpoint, read_json, write_checkpoint
 
 # The names of tokenizers' files, which can be seen without TensorFlow.
 SUBWORDS = "tokenizer.model"
@@ -47,6 +35,8 @@ MARIAN = ("source.spm", "target.spm", "vocab.json", "target_vocab.json")
 BYTE_PAIRS = ("tokenizer.json", "vocab.json", "merges.txt")
 CHARACTERS = "characters.txt"
 TOKENIZERS = (SUBWORDS, CHARACTERS, *MARIAN, *BYTE_PAIRS)
+# The files that `save_pretrained` may write beside those.
+BESIDE = ("generation_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 class Pretrained(Model):
@@ -63,8 +53,8 @@ class Pretrained(Model):
     PRESETS: ClassVar[dict]
     # What a configuration and its tokenizer must agree on.
     VOCABULARY: ClassVar[tuple] = ("vocab_size", "end_id")
-    # Modules that read other libraries' checkpoints, by the ``model_type`` of their config.json, or
-    # "timm".
+    # Modules of `published` for other libraries' checkpoints, by the ``model_type`` of their
+    # config.json, or "timm".
     FAMILIES: ClassVar[dict] = {}
 
     @classmethod
@@ -318,8 +308,8 @@ class Pretrained(Model):
 
         Args:
             weights: ``{path: array}``, written instead of the model's own.
-            format: "polyhead", or "huggingface" for a checkpoint that Hugging Face's library
-                loads, where the class has a family that can be written.
+            format: "polyhead", or a format of ``FAMILIES``: "huggingface" for a checkpoint that
+                Hugging Face's library loads, for ViT also "timm".
 
         Raises:
             FileExistsError: the folder holds something else than a model.
@@ -327,7 +317,9 @@ class Pretrained(Model):
         """
         from ..serving.folder import temporary_folder
 
-        files = self._files(format, weights)
+        if weights is None:
+            weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
+        files = write_checkpoint(self, format, self._merged(weights))
         folder = Path(folder)
         if folder.is_file():
             raise FileExistsError(f"{folder} is a file; a model is saved as a folder")
@@ -350,28 +342,6 @@ class Pretrained(Model):
                     error.filename = error.filename.replace(str(beside), str(folder))
                 raise
 
-    def _files(self, format, weights):
-        """The contents of the files that `save_pretrained` writes: JSON, and tensors by name."""
-        if weights is None:
-            weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
-        weights = self._merged(weights)
-        if format == "polyhead":
-            config = {"model": type(self).__name__, **dataclasses.asdict(self.config)}
-            if quantization := self._quantization():
-                config["quantization"] = quantization
-            return {"config.json": config, "model.safetensors": weights}
-        families = {
-            name: importlib.import_module(module, __package__)
-            for name, module in self.FAMILIES.items()
-        }
-        written = [family for family in families.values() if hasattr(family, "written")]
-        if format != "huggingface" or not written:
-            formats = ["polyhead", "huggingface"][: 1 + bool(written)]
-            raise ValueError(f"{type(self).__name__} is saved as {formats}: {format!r}")
-        if self._quantization():
-            raise ValueError("a quantized model is saved as 'polyhead' only: 'huggingface'")
-        return written[0].written(self.config, weights)
-
     @classmethod
     def from_pretrained(cls, folder, **overrides):
         """Loads the model that `save_pretrained` wrote to ``folder``, or a published one.
@@ -379,7 +349,8 @@ class Pretrained(Model):
         Published models are those that Hugging Face's library saves, as safetensors, whole or in
         shards, or as ``.bin`` where torch is installed. The class lists the families that it
         reads. Every tensor and every setting must be known, and all weights finite. Sizes are
-        compared with the file's before memory is allocated. Where there is no such folder,
+        compared with the file's before memory is allocated, and tensors are read one at a time.
+        Where there is no such folder,
         ``folder`` is the name of a model on Hugging Face's hub. ``overrides`` change the
         configuration: ``dropout=0.2``.
 
@@ -387,57 +358,10 @@ class Pretrained(Model):
             FileNotFoundError: there is no model.
             CheckpointError: it is another model's, or broken; the message names the file.
         """
-        folder = fetched(folder)
-        check_files(folder)
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no model: there is no config.json in it")
-        config = read_json(folder / "config.json")
-        kind = config.pop("model", None)
-        family = "timm" if "pretrained_cfg" in config else str(config.get("model_type"))
-        if kind is None and family in cls.FAMILIES:
-            return cls.from_published(folder, family, config, overrides)
-        kind = kind or config.get("model_type")
-        if kind != cls.__name__:
-            plain = isinstance(kind, str) and kind.isidentifier()
-            kind = kind if plain else reprlib.repr(kind)
-            raise CheckpointError(f"{folder} holds a {kind:.80}, not a {cls.__name__}")
-        quantization = config.pop("quantization", {})
-        known = {field.name for field in dataclasses.fields(cls.Config)}
-        if unknown := sorted(set(config) - known):
-            raise CheckpointError(f"{folder / 'config.json'} has unknown settings {some(unknown)}")
-        with named(folder / "config.json"):
-            config = cls.Config(**{**config, **overrides})
-        weights = folder / "model.safetensors"
-        tensors, _ = read_tensors(weights)
-        check_shapes(cls.shapes(config), tensors, weights)
-        model = cls(config, cls.load_tokenizer(folder, config), initialize=False)
-        with named(folder / "config.json"):
-            model._restore_quantization(quantization)
-        assign(by_path(model.weights), tensors, weights)
-        return model
-
-    @classmethod
-    def from_published(cls, folder, family, config, overrides):
-        family = importlib.import_module(cls.FAMILIES[family], __package__)
-        beside = folder / family.BESIDE
-        others = Settings(beside, read_json(beside) if beside.is_file() else {})
-        settings = Settings(folder / "config.json", config)
-        with named(settings.file):
-            config = dataclasses.replace(family.read_config(settings, others), **overrides)
-        tensors, weights = read_published(folder)
-        with named(weights):
-            tensors = family.unpacked(settings, config, tensors, weights)
-        rules = family.rules(config)
-        shapes = laid_out(cls.shapes(config), tensors, rules, weights, family.LINEAR)
-        check_shapes(shapes, tensors, weights)
-        for name, value in family.redundant(config, tensors).items():
-            if name in tensors:
-                array = tensors.pop(name)
-                if array.shape != value.shape or not np.allclose(array, value, atol=1e-2):
-                    raise CheckpointError(f"{weights}: {name} is not what the others say it is")
-        model = cls(config, cls.load_tokenizer(folder, config), initialize=False)
-        variables = {published_name(path, rules): v for path, v in by_path(model.weights).items()}
-        assign(variables, tensors, weights)
+        checkpoint = open_checkpoint(folder, cls)
+        config = checkpoint.config(overrides)
+        model = cls(config, cls.load_tokenizer(checkpoint.folder, config), initialize=False)
+        checkpoint.assign(model)
         return model
 
     @classmethod
@@ -460,14 +384,14 @@ class Pretrained(Model):
         names = {path.name for path in folder.iterdir()}
         if not names:
             return True
-        ours = {"config.json", "preprocessor_config.json", "model.safetensors", *TOKENIZERS}
+        ours = {"config.json", "model.safetensors", *BESIDE, *TOKENIZERS}
         if not {"config.json"} <= names <= ours:
             return False
         try:
             config = read_json(folder / "config.json")
         except (CheckpointError, OSError):
             return False
-        return config.get("model", config.get("model_type")) in (cls.__name__, *cls.FAMILIES)
+        return family(config) in (cls.__name__, *cls.FAMILIES)
 
     def _need_tokenizer(self, verb):
         if self.tokenizer is None:

@@ -86,7 +86,7 @@ class Transformer(Seq2Seq):
 
     Config = TransformerConfig
     PRESETS = PRESETS
-    FAMILIES = {"marian": ".marian"}
+    FAMILIES = {"marian": ".published.marian"}
 
     def __init__(self, config, tokenizer=None, **kwargs):
         super().__init__(config, tokenizer, **kwargs)

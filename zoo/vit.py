@@ -164,7 +164,7 @@ class ViT(ImageClassifier):
 
     Config = ViTConfig
     PRESETS = PRESETS
-    FAMILIES = {"vit": ".vit_huggingface", "timm": ".vit_timm"}
+    FAMILIES = {"vit": ".published.vit_huggingface", "timm": ".published.vit_timm"}
 
     def __init__(self, config, tokenizer=None, initialize=True, **kwargs):
         super().__init__(config, None, **kwargs)

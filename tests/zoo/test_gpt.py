@@ -482,12 +482,11 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
         (dict(activation_function="sine"), "activation_function must be one of .*: 'sine'"),
         (dict(tie_word_embeddings=False), "tie_word_embeddings must be True: False"),
         (dict(add_cross_attention=True), "add_cross_attention must be False: True"),
-        (dict(embd_pdrop=0.7), "embd_pdrop must be 0.1: 0.7"),
-        (dict(n_embd=10**9), r"wte.weight has shape \(300, 32\), of \(300, 10+\)"),
+        (dict(n_embd=10**9), r"wte.weight has shape \(300, 32\), expected \(300, 10+\)"),
         (dict(n_embd=10**12), r"config.json: dim must be less than 2\^31: 10+$"),
         (
             dict(n_layer=10**9),
-            r"lacks \['transformer.h.999999999.attn.c_attn.query.weight', .* more",
+            r"lacks \['transformer.h.999999999.attn.c_attn.weight', .* more",
         ),
         (dict(n_layer=2), r"has no \['transformer.h.2"),
         (dict(n_head=5), "num_heads must divide dim: 32 / 5"),
@@ -504,13 +503,13 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
         save_file(tensors, weights)
 
     with_tensors(lambda t: t.update(surplus=np.zeros(3, "f")))
-    refused(r"the model has no \['transformer.surplus'\]")
+    refused(r"the model has no \['surplus'\]")
     with_tensors(lambda t: t.pop("transformer.h.1.attn.c_attn.bias"))
-    refused(r"it lacks \['transformer.h.1.attn.c_attn.query.bias', 'transf")
+    refused(r"it lacks \['transformer.h.1.attn.c_attn.bias'\]")
     with_tensors(lambda t: t.update({"transformer.h.1.attn.c_attn.bias": np.zeros(95, "f")}))
-    refused(r"c_attn.bias has shape \(95,\), not three thirds")
+    refused(r"c_attn.bias has shape \(95,\), expected \(96,\)")
     with_tensors(lambda t: t.update({"lm_head.weight": np.zeros((300, 32), "f")}))
-    refused("lm_head.weight is not what the others say it is")
+    refused("lm_head.weight differs from transformer.wte.weight")
     weights.write_bytes(weights.read_bytes()[:-10])
     refused("not a complete safetensors file")
     weights.unlink()

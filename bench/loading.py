@@ -1,0 +1,76 @@
+"""Memory that loading a published checkpoint in shards takes: `python bench/loading.py gpt2-xl`.
+
+Writes random weights of a GPT-2 in shards, loads them in a process of its own, and compares the
+peak of its memory with what loading may take above the import: the model's variables, twice the
+largest tensor, and 200 MB. On 2 cores gpt2-xl takes 6.4 GB of disk and two minutes.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+SHARD = 1e9  # bytes
+SLACK = 200e6
+CHILD = """
+import gc, sys
+from polyhead.zoo import GPT
+GPT.preset("char-small")  # what the first model of a process loads
+
+def memory(name):
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith(name))
+    return 1024 * int(line.split()[1])
+
+gc.collect()
+before = memory("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins here
+model = GPT.from_pretrained(sys.argv[1])
+print(memory("VmHWM") - before, sum(v.value.dtype.size * v.value.shape.num_elements()
+                                    for v in model.variables))
+"""
+
+
+def write_shards(folder, preset, shard=SHARD):
+    """Writes a GPT-2 of random float32 weights; the size of its largest tensor in bytes."""
+    from polyhead.zoo import GPT
+    from polyhead.zoo.published import gpt2, table
+
+    config, random = GPT.PRESETS[preset], np.random.default_rng(0)
+    (folder / "config.json").write_text(json.dumps(gpt2.write(config)["config.json"]))
+    entries, _ = table.match(gpt2.rows(config, None), GPT.shapes(config), {})
+    places, held, largest = {}, {}, 0
+    for i, entry in enumerate(entries, start=1):
+        array = random.standard_normal(table.shape_of(entry), "float32")
+        held[entry.name] = array
+        largest = max(largest, array.nbytes)
+        if sum(array.nbytes for array in held.values()) > shard or i == len(entries):
+            file = f"model-{i:05d}.safetensors"
+            save_file(held, folder / file)
+            places |= dict.fromkeys(held, file)
+            held = {}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    return largest
+
+
+def measure(preset, shard=SHARD):
+    """What loading took above the import, and what it may take, in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        largest = write_shards(Path(folder), preset, shard)
+        child = [sys.executable, "-c", CHILD, folder]
+        done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
+    peak, variables = map(int, done.stdout.split()[-2:])
+    return peak, variables + 2 * largest + SLACK, variables
+
+
+if __name__ == "__main__":
+    peak, allowed, variables = measure(sys.argv[1] if len(sys.argv) > 1 else "gpt2-xl")
+    print(f"variables {variables / 1e9:.2f} GB, peak above the import {peak / 1e9:.2f} GB, "
+          f"allowed {allowed / 1e9:.2f} GB")  # fmt: skip
+    sys.exit(peak > allowed)

@@ -1,0 +1,153 @@
+"""Checkpoints of every format, written by polyhead 0.1 and by the libraries whose formats they are.
+
+The folders in `checkpoints/` were read by polyhead 0.1, and hold the logits that it gave. Their
+names begin with what wrote them: polyhead 0.1 in its own format or in Hugging Face's, transformers
+5.23; timm's is a renamed file of transformers'.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from keras import ops
+from safetensors.numpy import load_file, save_file
+
+from polyhead.training import CheckpointError
+from polyhead.zoo import GPT, Transformer, ViT
+from polyhead.zoo.published import vit_timm
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+NAMES = sorted(path.name for path in CHECKPOINTS.iterdir())
+PUBLISHED = [name for name in NAMES if not name.startswith("polyhead")]
+TOKENS = np.array([[1, 5, 9, 0, 7]], "int32")
+PAIR = {"source": np.array([[5, 6, 2]], "int32"), "target": np.array([[1, 7, 8, 3]], "int32")}
+
+
+def class_of(name):
+    return GPT if "gpt" in name else ViT if "vit" in name else Transformer
+
+
+def logits(model):
+    if isinstance(model, ViT):
+        height, width = model.config.image_size
+        x = np.arange(height * width * 3).reshape(1, height, width, 3) * 37 % 256
+    else:
+        x = TOKENS if isinstance(model, GPT) else PAIR
+    return ops.convert_to_numpy(model(x))
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(vit_timm.SIZES, "tiny", (8, 2, 2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_of_version_0_1_are_read(name):
+    model = class_of(name).from_pretrained(CHECKPOINTS / name)
+    expected = load_file(CHECKPOINTS / name / "logits")["logits"]
+    np.testing.assert_allclose(logits(model), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_read_is_written_bit_for_bit(name, tmp_path):
+    model = class_of(name).from_pretrained(CHECKPOINTS / name)
+    format = "timm" if "timm" in name else "huggingface"
+    model.save_pretrained(tmp_path / "one", format=format)
+    model.save_pretrained(tmp_path / "one", format=format)  # over itself
+    again = type(model).from_pretrained(tmp_path / "one")
+    assert again.config == model.config
+    for a, b in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
+    again.save_pretrained(tmp_path / "two", format=format)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def copied(name, tmp_path, file="config.json", **changes):
+    folder = shutil.copytree(CHECKPOINTS / name, tmp_path / name, dirs_exist_ok=True)
+    path = folder / file
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **changes}))
+    return folder
+
+
+BOOKKEEPING = dict(
+    _attn_implementation_autoset=True, torchscript=False, pruned_heads={}, use_bfloat16=False,
+    problem_type="multi_label_classification", output_attentions=True, chunk_size_feed_forward=0,
+    tie_encoder_decoder=False, tf_legacy_loss=False, finetuning_task="x", is_decoder=False,
+    sep_token_id=3, prefix="", architectures=["Custom"], use_return_dict=True,
+)  # fmt: skip
+GENERATION = dict(
+    max_length=9, do_sample=False, num_beams=2, temperature=1.0, top_k=50, top_p=1.0, min_length=0,
+    repetition_penalty=1.0, length_penalty=0.5, no_repeat_ngram_size=0, num_return_sequences=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["transformers-gpt2", "transformers-marian-shared", "huggingface-vit"]
+)
+def test_settings_that_change_no_logits_are_ignored(name, tmp_path):
+    bookkeeping = BOOKKEEPING if "vit" not in name else {**BOOKKEEPING, "architectures": None}
+    folder = copied(name, tmp_path, **bookkeeping)
+    for setting, value in (("pruned_heads", {"0": [1]}), ("quantization_config", {"bits": 4})):
+        with pytest.raises(CheckpointError, match=setting):
+            class_of(name).from_pretrained(copied(name, tmp_path, **{setting: value}))
+        folder = copied(name, tmp_path, **bookkeeping)
+    class_of(name).from_pretrained(folder)
+
+
+def test_an_old_config_holds_settings_of_generation(tmp_path):
+    folder = copied("transformers-gpt2", tmp_path, n_ctx=3, **GENERATION)
+    (folder / "generation_config.json").unlink()
+    search = GPT.from_pretrained(folder).config.search
+    assert (search.beams, search.alpha, search.max_tokens) == (2, 0.5, 9)
+    (folder / "generation_config.json").write_text('{"num_beams": 3}')  # counts alone
+    search = GPT.from_pretrained(folder).config.search
+    assert (search.beams, search.alpha, search.max_tokens) == (3, 1.0, 100)
+    ViT.from_pretrained(copied("huggingface-vit", tmp_path, **GENERATION))
+
+
+@pytest.mark.parametrize(
+    "name, setting",
+    [
+        ("transformers-gpt2", "embd_pdrop"),
+        ("transformers-marian-shared", "attention_dropout"),
+        ("transformers-marian-shared", "encoder_layerdrop"),
+    ],
+)
+def test_rates_that_only_training_uses_are_a_warning(name, setting, tmp_path):
+    folder = copied(name, tmp_path, **{setting: 0.7})
+    with pytest.warns(UserWarning, match=f"config.json: training uses {setting} 0.*, not 0.7"):
+        model = class_of(name).from_pretrained(folder)
+    expected = load_file(folder / "logits")["logits"]
+    np.testing.assert_allclose(logits(model), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_classification_head_on_gpt2_is_refused_in_plain_words(tmp_path):
+    folder = copied("transformers-gpt2", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"score.weight": np.ones((2, 8), "f")}, folder / "model.safetensors")
+    message = "score.weight is a classification head, which GPT does not have"
+    with pytest.raises(CheckpointError, match=f"model.safetensors: {message}"):
+        GPT.from_pretrained(folder)
+
+
+def test_two_names_of_one_tensor_are_refused(tmp_path):
+    folder = copied("transformers-gpt2", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["wpe.weight"] = tensors["transformer.wpe.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="wpe.weight and .*wpe.weight are the same tensor"):
+        GPT.from_pretrained(folder)
+
+
+def test_bfloat16_is_read(tmp_path):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    folder = copied("transformers-gpt2", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: array.astype(ml_dtypes.bfloat16) for name, array in tensors.items()}
+    save_file(tensors, folder / "model.safetensors")
+    expected = load_file(folder / "logits")["logits"]
+    np.testing.assert_allclose(logits(GPT.from_pretrained(folder)), expected, atol=0.2)

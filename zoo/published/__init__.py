@@ -1,0 +1,232 @@
+"""Checkpoints that other libraries publish, and our own: read and written by tables.
+
+A model's class names its formats in ``FAMILIES``, by the ``model_type`` of their config.json (or
+"timm"): modules with a `FORMAT`. `open_checkpoint` reads, `write_checkpoint` writes.
+"""
+
+import dataclasses
+import importlib
+import re
+import reprlib
+
+import numpy as np
+
+from ...training import CheckpointError
+from ...training.states import by_path, check_shapes, check_values, some
+from . import table
+from .files import Tensors, check_files, find_folder, named, read_json, reason
+from .settings import Settings
+
+__all__ = ["family", "open_checkpoint", "read_json", "reason", "write_checkpoint"]
+
+CONFIG = "config.json"
+PACKAGE = __package__.rpartition(".")[0]  # the zoo; FAMILIES are relative to it
+# Fields of our own configurations that had another name in an older version: {old: new}.
+OLDER_FIELDS = {}
+
+
+def family(config):
+    """The class or the family that a config.json, a dictionary, is of."""
+    timm = "timm" if "pretrained_cfg" in config else None
+    return config.get("model") or timm or config.get("model_type")
+
+
+def formats(cls):
+    """``{family: Format}`` of a model's class."""
+    return {
+        name: importlib.import_module(module, PACKAGE).FORMAT
+        for name, module in cls.FAMILIES.items()
+    }
+
+
+def open_checkpoint(name, cls):
+    """A checkpoint of the class ``cls`` in the folder ``name``, or of this name on the hub.
+
+    It has the ``folder``, and two methods: ``config(overrides)`` gives the configuration, of which
+    every tensor's shape was compared with the file's header; ``assign(model)`` gives a model of
+    this configuration its weights, one tensor at a time.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        CheckpointError: it is another model's.
+    """
+    folder = find_folder(name)
+    check_files(folder)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} holds no model: there is no {CONFIG} in it")
+    config = read_json(folder / CONFIG)
+    kind = family(config)
+    if kind == cls.__name__:
+        return Own(folder, cls, config)
+    if "model" not in config and kind in list(cls.FAMILIES):
+        return Published(folder, cls, config, formats(cls)[kind])
+    plain = isinstance(kind, str) and kind.isidentifier()
+    kind = kind if plain else reprlib.repr(kind)
+    raise CheckpointError(f"{folder} holds a {kind:.80}, not a {cls.__name__}")
+
+
+class Own:
+    """A folder that `save_pretrained` wrote: tensors by the paths of variables."""
+
+    def __init__(self, folder, cls, config):
+        config = {OLDER_FIELDS.get(name, name): value for name, value in config.items()}
+        config.pop("model", None), config.pop("model_type", None)
+        self.folder, self._cls = folder, cls
+        self._quantization = config.pop("quantization", {})
+        self._config = config
+
+    def config(self, overrides):
+        file, config = self.folder / CONFIG, self._cls.Config
+        known = {field.name for field in dataclasses.fields(config)}
+        if unknown := sorted(set(self._config) - known):
+            raise CheckpointError(f"{file} has unknown settings {some(unknown)}")
+        with named(file):
+            config = config(**{**self._config, **overrides})
+        self._tensors = Tensors(self.folder)
+        check_shapes(self._cls.shapes(config), self._tensors.headers, self._tensors.file)
+        return config
+
+    def assign(self, model):
+        with named(self.folder / CONFIG):
+            model._restore_quantization(self._quantization)
+        tensors, variables = self._tensors, by_path(model.weights)
+        ours, theirs = variables.keys(), tensors.headers.keys()
+        check_names(sorted(ours - theirs), sorted(theirs - ours), tensors.file)
+        shapes = ((path, v.shape) for path, v in variables.items())
+        check_shapes(shapes, tensors.headers, tensors.file)
+        for path, variable in variables.items():
+            assign(variable, path, tensors.read(path), tensors.file)
+
+
+class Published:
+    """A checkpoint in another library's `Format`."""
+
+    def __init__(self, folder, cls, config, form):
+        self.folder, self._cls, self._format = folder, cls, form
+        self._settings = Settings(folder / CONFIG, config)
+
+    def config(self, overrides):
+        form, settings = self._format, self._settings
+        beside = self.folder / (form.beside or CONFIG)
+        others = read_json(beside) if form.beside and beside.is_file() else {}
+        with named(settings.file):
+            config = form.read(settings, Settings(beside, others))
+            config = dataclasses.replace(config, **overrides)
+        self._tensors = Tensors(self.folder)
+        self._names = self._canonical()
+        self._match(config)
+        return config
+
+    def _canonical(self):
+        """``{the table's name: the file's}`` of the tensors that are read."""
+        names = {}
+        for name in self._tensors.headers:
+            ours = table.rename(name, self._format.renamed)
+            if re.match(self._format.ignored, ours):
+                continue
+            for pattern, words in self._format.refused:
+                if re.match(pattern, ours):
+                    raise CheckpointError(
+                        f"{self._tensors.file}: {name} is {words}, which {self._cls.__name__} "
+                        "does not have"
+                    )
+            if ours in names:
+                raise CheckpointError(
+                    f"{self._tensors.file}: {name} and {names[ours]} are the same tensor"
+                )
+            names[ours] = name
+        return names
+
+    def _match(self, config):
+        """Finds each variable's tensor, and compares names and shapes."""
+        form, file, headers = self._format, self._tensors.file, self._tensors.headers
+        rows, shapes = form.rows(config, self._settings), self._cls.shapes(config)
+        entries, missing = table.match(rows, shapes, form.sizes(config), self._names)
+        copies = {
+            name: expected(headers[self._names[name]].shape) if callable(expected) else expected
+            for name, expected in form.copies(config).items()
+            if name in self._names
+        }
+        held = {entry.name for entry in entries}
+        held |= {name for name, expected in copies.items() if expected is not None}
+        unread = sorted(self._names[name] for name in self._names.keys() - held)
+        if len(missing) > 5:  # not all shapes were looked at
+            raise CheckpointError(f"{file} does not fit the model: it lacks {missing[:5]} and more")
+        check_names(missing, unread, file)
+        for entry in entries:
+            if entry.name is not None:
+                name = self._names[entry.name]
+                check_shape(name, headers[name].shape, table.shape_of(entry), file)
+        self._entries = entries
+        for name in held & copies.keys():
+            self._check_copy(self._names[name], copies[name])
+
+    def _check_copy(self, name, expected):
+        """Checks that a tensor equals another one, or an array."""
+        tensors, other = self._tensors, "what it should be"
+        if isinstance(expected, str):
+            other = self._names[expected]
+            shape, needed = (tensors.headers[n].shape for n in (name, other))
+            check_shape(name, shape, needed, tensors.file)
+            expected = tensors.read(other)
+        if not np.allclose(tensors.read(name), expected, atol=1e-2):
+            raise CheckpointError(f"{tensors.file}: {name} differs from {other}")
+
+    def assign(self, model):
+        variables, file = by_path(model.weights), self._tensors.file
+        for entry in self._entries:
+            if entry.name is None:
+                [part] = entry.parts
+                variables[part.path].assign(np.zeros(variables[part.path].shape))
+                continue
+            name = self._names[entry.name]
+            for path, array in table.read(entry, self._tensors.read(name)):
+                assign(variables[path], name, array, file)
+
+
+def write_checkpoint(model, format, weights):
+    """The files of a model by name: JSON, and tensors ``{name: array}``.
+
+    Args:
+        weights: ``{path: array}``.
+
+    Raises:
+        ValueError: a format or a setting that cannot be written.
+    """
+    config, kind, quantization = model.config, type(model).__name__, model._quantization()
+    if format == "polyhead":
+        settings = {"model": kind, **dataclasses.asdict(config)}
+        settings |= {"quantization": quantization} if quantization else {}
+        return {CONFIG: settings, "model.safetensors": weights}
+    forms = {form.name: form for form in formats(type(model)).values()}
+    if format not in forms:
+        raise ValueError(f"{kind} is saved as {['polyhead', *forms]}: {format!r}")
+    if quantization:
+        raise ValueError(f"a quantized model is saved as 'polyhead' only: {format!r}")
+    form = forms[format]
+    files = form.write(config)
+    if model.tokenizer is None:
+        files.pop("tokenizer_config.json", None)
+    shapes = ((path, array.shape) for path, array in weights.items())
+    entries, _ = table.match(form.rows(config, None), shapes, form.sizes(config))
+    tensors = {entry.name: table.write(entry, weights) for entry in entries}
+    return {**files, "model.safetensors": tensors}
+
+
+def check_shape(name, shape, expected, source):
+    if shape != expected:
+        raise CheckpointError(f"{source}: {name} has shape {shape}, expected {expected}")
+
+
+def check_names(missing, unread, source):
+    """Raises a `CheckpointError` if there are tensors that are missing or left over."""
+    if missing or unread:
+        raise CheckpointError(
+            f"{source} does not fit the model: it lacks {some(missing)}, "
+            f"and the model has no {some(unread)}"
+        )
+
+
+def assign(variable, name, array, source):
+    check_values(variable, name, array, source)
+    variable.assign(array)

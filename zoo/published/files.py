@@ -1,0 +1,231 @@
+"""The files of a checkpoint: found, checked, and read one tensor at a time."""
+
+import contextlib
+import importlib.util
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from ...training import CheckpointError
+from ...training.states import check_file
+
+# The files of a model on the hub that are fetched; pickled weights only where there are no others.
+FILES = ("*.json", "*.txt", "*.spm", "*.model", "*.safetensors")
+
+
+def find_folder(name):
+    """The folder ``name`` or, where there is none, that of the model of this name on the hub.
+
+    Raises:
+        FileNotFoundError: there is neither, or the hub cannot be reached.
+    """
+    folder = Path(name)
+    if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)):
+        return folder
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise FileNotFoundError(
+            f"there is no folder {name}; to fetch a model of this name from the hub, install "
+            "polyhead[hub]"
+        )
+    import huggingface_hub
+
+    try:
+        found = Path(huggingface_hub.snapshot_download(str(name), allow_patterns=FILES))
+        if not list(found.glob("*.safetensors")):
+            found = Path(huggingface_hub.snapshot_download(str(name), allow_patterns="*.bin"))
+    except Exception as error:  # its own, those of requests and of the file system
+        raise FileNotFoundError(
+            f"there is no folder {name}, and the hub gave none: {reason(error)}"
+        ) from error
+    return found
+
+
+def check_files(folder):
+    """Checks that the files in ``folder`` that a model may be read from are regular files.
+
+    Raises:
+        FileNotFoundError, CheckpointError: naming the file.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if any(path.match(pattern) for pattern in (*FILES, "*.bin")):
+            check_file(path)
+
+
+def reason(error):
+    """An error's message in one line of bounded length."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 400 else f"{lines[0][:400]} ..."
+
+
+@contextlib.contextmanager
+def named(file):
+    """Within it, an error in a configuration becomes a `CheckpointError` that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"{file}: {reason(error)}") from None
+
+
+def read_json(path):
+    """The object in a JSON file, as a dictionary.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is not JSON, not an object, or has a name twice.
+    """
+
+    def once(pairs):
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name occurs twice in an object")
+        return found
+
+    check_file(path)
+    try:
+        content = json.loads(path.read_text("utf-8"), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {reason(error)}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a configuration: it holds a {type(content).__name__}")
+    return content
+
+
+class Header(NamedTuple):
+    """What a file says of a tensor before its values are read."""
+
+    shape: tuple
+
+
+class SafeTensors:
+    """A safetensors file: the `Header` of each tensor, and `read` for one tensor's values.
+
+    The file is opened for each tensor: its pages that were read count as memory until it is closed.
+
+    Raises:
+        CheckpointError: it is not a complete safetensors file.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        with self._open() as file:
+            self.headers = {
+                name: Header(tuple(file.get_slice(name).get_shape())) for name in file.keys()
+            }
+
+    @contextlib.contextmanager
+    def _open(self):
+        try:
+            with safe_open(self.path, framework="numpy") as file:
+                yield file
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{self.path} is not a complete safetensors file: {error}"
+            ) from error
+        except (AttributeError, TypeError) as error:
+            raise CheckpointError(f"{self.path} has tensors of an unknown type: {error}") from error
+
+    def read(self, name):
+        with self._open() as file:
+            return file.get_tensor(name)
+
+
+class Pickled:
+    """The same of one of PyTorch's files, from which no code is run.
+
+    Raises:
+        FileNotFoundError: torch is not installed.
+        CheckpointError: it holds something else than tensors, or they are larger than the file.
+    """
+
+    def __init__(self, path):
+        if importlib.util.find_spec("torch") is None:
+            raise FileNotFoundError(
+                f"{path} is read by torch, which is not installed. Where it is, it can be written "
+                "as safetensors: the model's class in transformers, .from_pretrained(folder)"
+                ".save_pretrained(folder)"
+            )
+        import torch
+
+        size = path.stat().st_size
+        try:
+            archive = zipfile.is_zipfile(path)
+            if archive:
+                with zipfile.ZipFile(path) as entries:
+                    if sum(entry.file_size for entry in entries.infolist()) > size:
+                        raise ValueError("it is compressed, which PyTorch's files are not")
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+            if not all(isinstance(name, str) for name in tensors):
+                raise ValueError("its tensors have no names")
+            # Tied weights share their data, so that they count several times.
+            if sum(tensor.nbytes for tensor in tensors.values()) > 4 * size:
+                raise ValueError("its tensors are larger than the file")
+            self.headers = {name: Header(tuple(tensor.shape)) for name, tensor in tensors.items()}
+        except Exception as error:  # of pickle, of zip files, of torch
+            raise CheckpointError(f"{path} is not a file of tensors: {reason(error)}") from error
+        self._tensors = tensors
+
+    def read(self, name):
+        import torch
+
+        return self._tensors[name].to(torch.float32, copy=True).numpy()
+
+
+class Tensors:
+    """The tensors of a checkpoint in ``folder``, in one file or in shards.
+
+    ``headers`` are ``{name: Header}``; ``file`` is the one that messages name.
+
+    Raises:
+        FileNotFoundError: there are no weights, or none that can be read here.
+        CheckpointError: naming a file that is broken, or not what an index says.
+    """
+
+    def __init__(self, folder):
+        for name, kind in (("model.safetensors", SafeTensors), ("pytorch_model.bin", Pickled)):
+            self.file, index = folder / name, folder / f"{name}.index.json"
+            if self.file.is_file():
+                self._shards = [kind(self.file)]
+                break
+            if index.is_file():
+                self.file, self._shards = index, list(shards(index, kind))
+                break
+        else:
+            others = sorted(path.name for path in folder.glob("*.bin"))
+            raise FileNotFoundError(
+                f"{folder} has no model.safetensors{f', but {others}' if others else ''}"
+            )
+        self.headers = {
+            name: header for shard in self._shards for name, header in shard.headers.items()
+        }
+        # A shape with a 0 would claim any size without data.
+        if empty := [name for name, header in self.headers.items() if 0 in header.shape]:
+            raise CheckpointError(f"{self.file}: {empty[0]!r:.100} is empty")
+
+    def read(self, name):
+        return next(shard for shard in self._shards if name in shard.headers).read(name)
+
+
+def shards(index, kind):
+    """Yields the files that an index names, each compared with what the index says it holds."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
+        raise CheckpointError(f"{index} has no weight_map of names to files")
+    for file in sorted(set(places.values())):
+        if Path(file).name != file or file.startswith("."):
+            raise CheckpointError(f"{index} names a file outside of its folder: {file!r:.100}")
+        path = index.parent / file
+        if not path.exists():
+            raise CheckpointError(f"{index} names {file!r:.100}, which is not there")
+        check_file(path)
+        shard = kind(path)
+        expected = {name for name, place in places.items() if place == file}
+        if shard.headers.keys() != expected:
+            differ = sorted(shard.headers.keys() ^ expected)
+            raise CheckpointError(f"{path} is not what the index says: {differ[:5]}")
+        yield shard

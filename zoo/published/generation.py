@@ -1,0 +1,120 @@
+"""``generation_config.json``, of every family: how text is generated."""
+
+from ..decoding import Sampling, Search
+from .files import named
+from .settings import read_ends, write_ends, write_settings
+
+SEARCH = (
+    ("num_beams", "beams", 1),
+    ("length_penalty", "alpha", 1.0),
+    ("early_stopping", "early_stopping", False),
+    ("renormalize_logits", "renormalized", False),
+)
+SAMPLING = (
+    ("temperature", "temperature", 1.0),
+    ("top_k", "top_k", 50),
+    ("top_p", "top_p", None),
+    ("min_p", "min_p", None),
+)
+# Settings that Hugging Face may write out though they change nothing.
+NEUTRAL = {
+    "typical_p": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "min_length": 0, "num_beam_groups": 1,
+    "diversity_penalty": 0.0, "num_return_sequences": 1, "remove_invalid_values": False,
+    "guidance_scale": 1.0, "penalty_alpha": 0.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+}  # fmt: skip
+# What a search by beams needs: it samples nothing.
+UNSAMPLED = {
+    "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0,
+}  # fmt: skip
+IGNORED = (
+    "_from_model_config", "bos_token_id", "output_attentions", "output_hidden_states",
+    "output_logits", "output_scores", "pad_token_id", "return_dict_in_generate",
+    "transformers_version", "use_cache",
+)  # fmt: skip
+NAMES = {
+    *(row[0] for row in SEARCH + SAMPLING), *NEUTRAL, *UNSAMPLED, "bad_words_ids",
+    "forced_eos_token_id", "max_length", "max_new_tokens",
+}  # fmt: skip
+
+
+def move_generation(settings, generation):
+    """Older files keep the settings of generation in config.json: they move to ``generation``.
+
+    Where there is a generation_config.json, those in config.json count for nothing, as in Hugging
+    Face's library.
+    """
+    if not generation.values:
+        moved = {name: settings.get(name) for name in NAMES & settings.values.keys()}
+        generation.values |= moved
+        generation.unread |= moved.keys()
+        generation.file = settings.file
+    settings.ignore(*NAMES)
+
+
+def read_generation(g, ends, start_id=None):
+    """The `Search` and the `Sampling` of a ``generation_config.json``, by the names of fields.
+
+    Args:
+        g: its `Settings`.
+        ends: end tokens of config.json; the first is the model's, and it ends sequences whatever
+            the file says.
+        start_id: the first token of a decoder whose text is searched, not sampled: a translation.
+            It counts as a token there.
+    """
+    end, counted = ends[0], start_id is not None
+    for name, value in {**NEUTRAL, **(UNSAMPLED if counted else {})}.items():
+        g.must(name, value)
+    g.ignore(*IGNORED)
+    if counted:
+        g.must("decoder_start_token_id", start_id)
+    found = read_ends(g, ends)
+    if counted and end not in found:
+        raise g.error("eos_token_id", found, f"{end!r:.50}, or a list with it")
+    forced = g.get("forced_eos_token_id", None)
+    if forced not in (None, end, [end]):
+        raise g.error("forced_eos_token_id", forced, f"eos_token_id, {end!r:.50}, or none")
+    sampled = g.flag("do_sample", False)
+    with named(g.file):
+        search = g.read(SEARCH)
+        longest = g.get("max_length", None if counted else 100)  # a prompt counts too, there
+        longest = longest - 1 if counted and longest is not None else longest
+        search["max_tokens"] = g.get("max_new_tokens", longest)
+        search["forced_end"] = forced is not None
+        # The end may be banned there, and comes nevertheless.
+        search["banned"] = [tokens for tokens in g.get("bad_words_ids", []) if tokens != [end]]
+        search["stop_tokens"] = [token for token in found if token != end]
+        sampling = g.read(SAMPLING)
+        penalty = {"repetition_penalty": g.get("repetition_penalty", 1.0)}
+        g.all_read()
+        sampling = Sampling(**(sampling if sampled else {"temperature": 0}), **penalty)
+        return {"search": Search(**search), "sampling": sampling}
+
+
+def write_generation(config, start_id=None):
+    """The ``generation_config.json`` of a configuration; defaults are left out.
+
+    Raises:
+        ValueError: naming a setting that has no published value.
+    """
+    search, sampling = config.search, getattr(config, "sampling", None)
+    if search.penalty != "power" and search.beams > 1 and search.alpha:
+        raise ValueError(f"penalty must be 'power' there: {search.penalty!r}")
+    written = {"eos_token_id": write_ends(config)}
+    if start_id is not None:
+        written |= {"decoder_start_token_id": start_id, "pad_token_id": config.pad_id}
+    defaults = {row[0]: row[2] for row in SEARCH} | {"top_p": None, "min_p": None}
+    values = write_settings(SEARCH, search)
+    if search.max_tokens is not None:
+        values["max_new_tokens"] = search.max_tokens
+    if search.banned:
+        values["bad_words_ids"] = [list(tokens) for tokens in search.banned]
+    if search.forced_end:
+        values["forced_eos_token_id"] = config.end_id
+    if sampling is not None and sampling.temperature > 0:
+        values |= write_settings(SAMPLING, sampling)
+        values |= {"do_sample": True, "top_k": sampling.top_k or 0}
+    if sampling is not None and sampling.repetition_penalty != 1:
+        values["repetition_penalty"] = sampling.repetition_penalty
+    missing = object()
+    return written | {n: v for n, v in values.items() if v != defaults.get(n, missing)}

@@ -1,0 +1,81 @@
+"""GPT-2's checkpoints (Radford et al. 2019), as Hugging Face reads and writes them."""
+
+from ..gpt import GPTConfig
+from .format import Format
+from .generation import move_generation, read_generation, write_generation
+from .settings import ACTIVATIONS, read_ends, write_settings
+from .table import dense, norm
+
+H, B = "transformer.h.{i}.", "block_{i}/"
+FUSED = (H + "attn.c_attn", "d (n h k)", B + "attention/{query|key|value}", "d h k")
+TENSORS = (
+    ("transformer.wte.weight", "v d", "tokens/embeddings", "v d"),
+    ("transformer.wpe.weight", "t d", "positions/embeddings", "t d"),
+    *norm(H + "ln_1", B + "attention_norm"),
+    *dense(H + "attn.c_proj", "(h k) d", B + "attention/output", "h k d", out=1),
+    *norm(H + "ln_2", B + "feed_forward_norm"),
+    *dense(H + "mlp.c_fc", "d f", B + "feed_forward/expand", "d f", out=1),
+    *dense(H + "mlp.c_proj", "f d", B + "feed_forward/contract", "f d", out=1),
+    *norm("transformer.ln_f", "norm"),
+)
+SETTINGS = (
+    ("vocab_size", "vocab_size", 50257),
+    ("n_positions", "max_length", 1024),
+    ("n_layer", "num_layers", 12),
+    ("n_embd", "dim", 768),
+    ("n_inner", "hidden_dim", None),
+    ("n_head", "num_heads", 12),
+    ("resid_pdrop", "dropout", 0.1),
+    ("attn_pdrop", "attention_dropout", 0.1),
+    ("activation_function", "activation", "gelu_new", ACTIVATIONS),
+    ("layer_norm_epsilon", "epsilon", 1e-5),
+)
+FIXED = {"model_type": "gpt2", "add_cross_attention": False, "is_encoder_decoder": False}
+IGNORED = (  # in float32 upcasting changes nothing
+    "is_decoder", "n_ctx", "reorder_and_upcast_attn", "summary_activation",
+    "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+)  # fmt: skip
+SCALES = (("scale_attn_by_inverse_layer_idx", False), ("scale_attn_weights", True))
+
+
+def rows(config, settings):
+    """The table; where scores are not scaled by 1 / sqrt(K) alone, queries are scaled."""
+    by_layer, by_width = (settings.get(*scale) if settings else scale[1] for scale in SCALES)
+
+    def scaled(array, path):
+        if "/query/" not in path:
+            return array
+        array = array / (int(path.split("/")[0].split("_")[1]) + 1) if by_layer else array
+        return array if by_width else array * (config.dim // config.num_heads) ** 0.5
+
+    return *TENSORS, *dense(*FUSED, scaled, out=1)
+
+
+def read(s, g):
+    s.fixed(FIXED)
+    s.must("tie_word_embeddings", True)
+    for name, default in SCALES:
+        s.flag(name, default)
+    config = s.read(SETTINGS)
+    s.rate("embd_pdrop", config["dropout"])
+    ends = read_ends(s, 50256)
+    move_generation(s, g)
+    config = GPTConfig(**config, end_id=ends[0], **read_generation(g, ends))
+    s.finish(*IGNORED)
+    return config
+
+
+def write(config):
+    settings = FIXED | {"architectures": ["GPT2LMHeadModel"]} | write_settings(SETTINGS, config)
+    settings |= {"embd_pdrop": config.dropout, "tie_word_embeddings": True}
+    settings |= {"bos_token_id": config.end_id, "eos_token_id": config.end_id}
+    return {"config.json": settings, "generation_config.json": write_generation(config)}
+
+
+FORMAT = Format(
+    "huggingface", rows, read, write, "generation_config.json",
+    renamed=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
+    ignored=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)$",  # a causal mask, of older versions
+    refused=((r"transformer\.(score|multiple_choice_head)\.", "a classification head"),),
+    copies=lambda config: {"lm_head.weight": "transformer.wte.weight"},
+)  # fmt: skip

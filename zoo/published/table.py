@@ -1,0 +1,197 @@
+"""Tables of tensors: a published tensor and its axes, our variables and theirs.
+
+A row is read in both directions:
+
+    "h.{i}.c_attn.weight", "d (n h k)", "block_{i}/attention/{query|key|value}/kernel", "d h k"
+
+Axes are written as for `einops.rearrange`: ``(h k)`` is one axis of size H K, ``1`` is an axis of
+size 1. ``{i}`` is the number of a block. ``{query|key|value}`` are the variables that share a
+published tensor: their parts follow each other along the axis ``n``, and may differ in size. All
+sizes come from the shapes of our variables, so a file's header can be checked before the model is
+built.
+"""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+def same(array, path):
+    return array
+
+
+class Row(NamedTuple):
+    """One row; ``theirs`` None says that no tensor holds these variables and that they are zero.
+
+    ``read`` and ``write`` map values: functions of an array in our layout and its variable's path.
+    """
+
+    theirs: str | None
+    axes: str
+    ours: str
+    own: str
+    read: Any = same
+    write: Any = same
+
+
+def norm(theirs, ours):
+    """The rows of a layer normalization."""
+    return (f"{theirs}.weight", "d", f"{ours}/gamma", "d"), (
+        f"{theirs}.bias", "d", f"{ours}/beta", "d"
+    )  # fmt: skip
+
+
+def dense(theirs, axes, ours, own, *values, out=0):
+    """The rows of a kernel and its bias; ``out`` is the number of the kernel's output axis."""
+    bias = re.findall(r"\([^)]*\)|\S+", axes)[out]
+    plain = " ".join(axis for axis in groups(bias)[0] if axis != "n")
+    return (f"{theirs}.weight", axes, f"{ours}/kernel", own, *values), (
+        f"{theirs}.bias", bias, f"{ours}/bias", plain, *values
+    )  # fmt: skip
+
+
+class Part(NamedTuple):
+    """A variable that is (part of) a published tensor, and the sizes of its axes by name."""
+
+    path: str
+    sizes: dict
+
+
+class Entry(NamedTuple):
+    """A published tensor with the parts that it consists of."""
+
+    name: str | None
+    row: Row
+    parts: list
+
+
+def groups(axes):
+    """``"d (h k) 1"`` -> ``[["d"], ["h", "k"], []]``."""
+    found = re.findall(r"\(([^)]*)\)|(\S+)", axes)
+    return [joined.split() if joined else [single] * (single != "1") for joined, single in found]
+
+
+def rearrange(array, source, target, sizes):
+    """``array`` with axes ``source`` -> the same values with axes ``target``."""
+    flat, joined = sum(groups(source), []), groups(target)
+    array = array.reshape([sizes[axis] for axis in flat])
+    array = array.transpose([flat.index(axis) for group in joined for axis in group])
+    return array.reshape(lengths(joined, sizes))
+
+
+def lengths(axes, sizes):
+    return [math.prod(sizes[axis] for axis in group) for group in axes]
+
+
+def axis_sizes(axes, shape, sizes):
+    """``{axis: size}`` of a variable's shape; ``sizes`` are those that its shape does not tell."""
+    sizes = dict(sizes)
+    for group, length in zip(groups(axes), shape, strict=True):
+        for axis in [axis for axis in group if axis not in sizes]:
+            sizes[axis] = length // math.prod(sizes.get(a, 1) for a in group)
+    return sizes
+
+
+def alternatives(ours):
+    """``"{query|key}/kernel"`` -> ``["query/kernel", "key/kernel"]``."""
+    found = re.search(r"\{([^}]*\|[^}]*)\}", ours)
+    return [ours.replace(found[0], part) for part in found[1].split("|")] if found else [ours]
+
+
+def match(rows, shapes, sizes, has=None):
+    """The `Entry` of each tensor, and the names of those that are missing, at most six.
+
+    Args:
+        shapes: pairs of a variable's path and its shape. It may be an endless iterator: the sixth
+            missing tensor ends it.
+        sizes: of axes that no shape tells.
+        has: function of a name: whether the file has that tensor. By default it has all.
+    """
+    places = {}
+    for row in (Row(*row) for row in rows):
+        paths = alternatives(row.ours)
+        places |= {path: (row, k, len(paths)) for k, path in enumerate(paths)}
+    entries, missing = {}, []
+    for path, shape in shapes:
+        block = re.search(r"_(\d+)/", path)
+        general = path.replace(block[0], "_{i}/", 1) if block else path
+        if general not in places:
+            raise ValueError(f"the format has no tensor for {path}")
+        row, k, count = places[general]
+        sizes_here = axis_sizes(row.own, shape, sizes)
+        if row.theirs is None:
+            entries[path] = Entry(None, row, [Part(path, sizes_here)])
+            continue
+        name = row.theirs.replace("{i}", block[1]) if block else row.theirs
+        if has is None or has(name):
+            entry = entries.setdefault(name, Entry(name, row, [None] * count))
+            entry.parts[k] = Part(path, sizes_here)
+        elif name not in missing:
+            missing.append(name)
+            if len(missing) > 5:
+                break
+    return list(entries.values()), missing
+
+
+def fused(axes):
+    """The axes of one part, and the number of the axis along which parts follow each other."""
+    plain = re.sub(r"\bn\s+", "", axes)
+    return plain, next(i for i, group in enumerate(groups(axes)) if "n" in group[:1])
+
+
+def shape_of(entry):
+    """The shape that the published tensor of an entry has."""
+    if len(entry.parts) == 1:
+        return tuple(lengths(groups(entry.row.axes), entry.parts[0].sizes))
+    axes, along = fused(entry.row.axes)
+    shapes = [lengths(groups(axes), part.sizes) for part in entry.parts]
+    total = sum(shape[along] for shape in shapes)
+    return tuple(total if i == along else length for i, length in enumerate(shapes[0]))
+
+
+def read(entry, array):
+    """Yields the path and the array of each variable that a published tensor holds."""
+    axes, arrays = entry.row.axes, [array]
+    if len(entry.parts) > 1:
+        axes, along = fused(axes)
+        ends = np.cumsum([lengths(groups(axes), part.sizes)[along] for part in entry.parts])
+        arrays = np.split(array, ends[:-1], axis=along)
+    for part, piece in zip(entry.parts, arrays, strict=True):
+        piece = rearrange(piece, axes, entry.row.own, part.sizes)
+        yield part.path, entry.row.read(piece, part.path)
+
+
+def write(entry, weights):
+    """The published tensor of an entry, from ``weights``, ``{path: array}``."""
+    axes, along = entry.row.axes, None
+    if len(entry.parts) > 1:
+        axes, along = fused(axes)
+    arrays = [
+        rearrange(entry.row.write(weights[p.path], p.path), entry.row.own, axes, p.sizes)
+        for p in entry.parts
+    ]
+    return arrays[0] if along is None else np.concatenate(arrays, axis=along)
+
+
+def rename(name, rules):
+    """A name after all ``rules``, pairs of a pattern and its replacement."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def sinusoids(dim):
+    """A function of a shape (T, ``dim``): sines, then cosines, of positions.
+
+    It gives None for other shapes.
+    """
+
+    def table(shape):
+        if shape[1:] != (dim,):
+            return None
+        angles = np.arange(shape[0])[:, None] / 10000 ** (np.arange(0, dim, 2) / dim)
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    return table

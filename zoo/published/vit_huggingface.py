@@ -1,0 +1,97 @@
+"""ViT's checkpoints (Dosovitskiy et al. 2020), as Hugging Face reads and writes them."""
+
+from ..vit import ViTConfig
+from .files import named
+from .format import Format
+from .generation import NAMES
+from .pixels import read_pixels, write_pixels
+from .settings import ACTIVATIONS, read_labels, write_labels, write_settings
+from .table import dense, norm
+
+L, B = "vit.encoder.layer.{i}.", "block_{i}/"
+EMBEDDINGS, PATCHES = "vit.embeddings.", "vit.embeddings.patch_embeddings.projection"
+QKV = [
+    dense(f"{L}attention.attention.{part}", "(h k) d", f"{B}attention/{part}", "d h k")
+    for part in ("query", "key", "value")
+]
+TENSORS = (
+    (f"{EMBEDDINGS}cls_token", "1 1 d", "token/embeddings", "1 d"),
+    (f"{EMBEDDINGS}position_embeddings", "1 t d", "positions/embeddings", "t d"),
+    *dense(PATCHES, "d c y x", "patches/projection", "(y x c) d"),
+    *norm(f"{L}layernorm_before", f"{B}attention_norm"),
+    *(row for rows in QKV for row in rows),
+    *dense(f"{L}attention.output.dense", "d (h k)", f"{B}attention/output", "h k d"),
+    *norm(f"{L}layernorm_after", f"{B}feed_forward_norm"),
+    *dense(f"{L}intermediate.dense", "f d", f"{B}feed_forward/expand", "d f"),
+    *dense(f"{L}output.dense", "d f", f"{B}feed_forward/contract", "f d"),
+    *norm("vit.layernorm", "norm"),
+    *dense("classifier", "c d", "head", "d c"),
+)
+UNBIASED = ((None, "h k", B + "attention/{query|key|value}/bias", "h k"),)
+RENAMED = (  # the names of version 5 of its library
+    (r"^(?!vit\.|classifier\.)", "vit."),
+    (r"^vit\.layers\.", "vit.encoder.layer."),
+    (r"attention\.([qkv])_proj", lambda m: f"attention.attention.{PARTS[m[1]]}"),
+    (r"attention\.o_proj", "attention.output.dense"),
+    (r"mlp\.fc1", "intermediate.dense"),
+    (r"mlp\.fc2", "output.dense"),
+)
+PARTS = {"q": "query", "k": "key", "v": "value"}
+NAMED = {name: ours for name, ours in ACTIVATIONS.items() if name not in ("gelu_fast", "tanh")}
+SETTINGS = (
+    ("num_channels", "channels", 3),
+    ("num_hidden_layers", "num_layers", 12),
+    ("hidden_size", "dim", 768),
+    ("intermediate_size", "hidden_dim", 3072),
+    ("num_attention_heads", "num_heads", 12),
+    ("hidden_dropout_prob", "dropout", 0.0),
+    ("attention_probs_dropout_prob", "attention_dropout", 0.0),
+    ("hidden_act", "activation", "gelu", NAMED),
+    ("layer_norm_eps", "epsilon", 1e-12),
+    ("image_size", "image_size", 224),
+)
+FIXED = {"model_type": "vit", "is_encoder_decoder": False}
+OLDER = {"is_decoder": False, "add_cross_attention": False}
+IGNORED = ("encoder_stride", "pooler_act", "pooler_output_size", "tie_word_embeddings")
+KIND = "ViTForImageClassification"
+
+
+def rows(config, settings):
+    return TENSORS + (UNBIASED if settings and not settings.get("qkv_bias", True) else ())
+
+
+def read(s, pixels):
+    s.fixed(FIXED | OLDER)
+    s.flag("qkv_bias", True)
+    config, patch = s.read(SETTINGS), s.get("patch_size", 16)
+    config["num_classes"], config["labels"] = read_labels(s, 2)
+    if KIND not in s.get("architectures", [KIND]):
+        config |= {"num_classes": 0, "labels": None}
+    if isinstance(patch, list):
+        if len(set(patch)) != 1:
+            raise s.error("patch_size", patch, "a square's")
+        patch = patch[0]
+    with named(pixels.file):
+        config |= read_pixels(pixels)
+    config = ViTConfig(**config, patch_size=patch)
+    s.finish(*IGNORED, *NAMES)
+    return config
+
+
+def write(config):
+    if config.pooling != "token":
+        raise ValueError(f"Hugging Face's ViT has a class token: pooling {config.pooling!r}")
+    settings = FIXED | write_settings(SETTINGS, config)
+    settings |= write_labels(config.labels, config.num_classes)
+    settings |= {"patch_size": config.patch_size, "qkv_bias": True}
+    settings["architectures"] = [KIND if config.num_classes else "ViTModel"]
+    if len(set(config.image_size)) == 1:
+        settings["image_size"] = config.image_size[0]
+    return {"config.json": settings, "preprocessor_config.json": write_pixels(config)}
+
+
+FORMAT = Format(
+    "huggingface", rows, read, write, "preprocessor_config.json", renamed=RENAMED,
+    ignored=r"vit\.(pooler\.dense\.(weight|bias)|embeddings\.mask_token)$",
+    sizes=lambda config: {"y": config.patch_size, "x": config.patch_size},
+)  # fmt: skip
