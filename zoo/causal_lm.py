@@ -99,7 +99,7 @@ class CausalLM(Pretrained):
 
         def step(tokens, caches):
             x, caches = self.features(tokens, caches[0].index - padding, mask, caches)
-            return self.logits(x), caches
+            return self.with_text(self.logits(x)), caches
 
         return advance(step, state, limit, c.end_id, search, draw, until)
 

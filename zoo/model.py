@@ -51,7 +51,7 @@ class Pretrained(Model):
 
     Config: ClassVar[type]
     PRESETS: ClassVar[dict]
-    # What a configuration and its tokenizer must agree on.
+    # What a configuration and its tokenizer must agree on; a size may be larger than its own.
     VOCABULARY: ClassVar[tuple] = ("vocab_size", "end_id")
     # Modules of `published` for other libraries' checkpoints, by the ``model_type`` of their
     # config.json, or "timm".
@@ -85,11 +85,13 @@ class Pretrained(Model):
     def tokenizer(self, tokenizer):
         for name in self.VOCABULARY if tokenizer is not None else ():
             theirs, ours = getattr(tokenizer, name), getattr(self.config, name)
-            if theirs != ours:
+            padded = name.endswith("size") and None not in (theirs, ours) and theirs < ours
+            if theirs != ours and not padded:
                 raise ValueError(
                     f"tokenizer and model must have one vocabulary: {name} {theirs} and {ours}"
                 )
         self._tokenizer = tokenizer
+        getattr(self, "_searches", {}).clear()  # compiled for another vocabulary
 
     def get_config(self):
         """The configuration, with what a copy must also know: dtype, quantization, frozen weights.
@@ -125,6 +127,14 @@ class Pretrained(Model):
     def load_assets(self, folder):
         if folder is not None:  # Keras passes None for a nested model without a tokenizer
             self.tokenizer = self.load_tokenizer(Path(folder), self.config)
+
+    def with_text(self, logits):
+        """``logits`` (..., V) without those of rows that pad the embedding, which have no text.
+
+        Published embeddings are padded to sizes such as 50,304; there may be fewer tokens.
+        """
+        size = None if self.tokenizer is None else self.tokenizer.vocab_size
+        return logits if size in (None, logits.shape[-1]) else logits[..., :size]
 
     def freeze(self, pattern):
         """Excludes the weights whose paths match a regular expression from training.

@@ -94,13 +94,12 @@ class Seq2Seq(Pretrained):
         caches = empty_caches(self.decoder, rows, length, cache)
         start = ops.full((ops.shape(source)[0],), c.start_id, "int32")
         state = begin(start, caches, limit, length, c.pad_id, search.beams)
-        return advance(
-            lambda tokens, caches: self.decode(tokens, memories, mask, caches),
-            state,
-            limit,
-            c.end_id,
-            search,
-        ).found
+
+        def step(tokens, caches):
+            logits, caches = self.decode(tokens, memories, mask, caches)
+            return self.with_text(logits), caches
+
+        return advance(step, state, limit, c.end_id, search).found
 
     def translate(self, texts, num_return_sequences=None, batch_size=32, progress=False, **search):
         """Translates a string, or a list of strings.

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import zipfile
@@ -553,3 +554,20 @@ def test_a_name_that_is_no_folder_is_asked_of_the_hub(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no model"):
         GPT.from_pretrained("../no such folder")
     assert asked == ["somebody/gpt2", "no/such"]
+
+
+@text
+def test_rows_that_pad_the_embedding_are_never_emitted(gpt, tokenizer):
+    padded = GPT(dataclasses.replace(gpt.config, vocab_size=310), tokenizer)
+    embeddings = array(gpt.tokens.embeddings)
+    rows = np.concatenate([embeddings, 9 * embeddings[:10]])  # likelier than all others
+    for v, w in zip(padded.weights, gpt.weights, strict=True):
+        v.assign(rows if v.shape[0] == 310 else w)
+    for settings in (dict(temperature=0), dict(seed=3), dict(beams=3)):
+        settings |= {"max_new_tokens": 8, "scores": True}
+        made, expected = (m.generate(["The dog", "A"], **settings) for m in (padded, gpt))
+        assert [one.text for one in made] == [one.text for one in expected]
+        assert [one.score for one in made] == pytest.approx([one.score for one in expected], 1e-4)
+    smaller = dataclasses.replace(gpt.config, vocab_size=299)
+    with pytest.raises(ValueError, match="one vocabulary: vocab_size 300 and 299"):
+        GPT(smaller, tokenizer)
