@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import keras
+from keras import ops
 
 from ..layers import Dropout, PositionalEmbedding, TokenEmbedding, TransformerBlock
 from .causal_lm import CausalLM
@@ -24,12 +25,15 @@ class GPTConfig:
     attention_dropout: float = 0.1
     activation: str = "gelu_tanh"
     epsilon: float = 1e-5
+    tied: bool = True  # the embedding gives the logits too
     end_id: int = 50256  # ends a document, and stands before the first
     search: Search = Search(max_tokens=100)  # of `generate` and `export`, unless told otherwise
     sampling: Sampling = Sampling()
 
     def __post_init__(self):
         read_parts(self, search=Search, sampling=Sampling)
+        if type(self.tied) is not bool:
+            raise ValueError(f"tied must be True or False: {self.tied!r}")
         sizes = ("vocab_size", "max_length", "num_layers", "dim", "num_heads")
         check_sizes(self, *sizes, optional=("hidden_dim",), tokens=("end_id",))
         self.search.within(self.vocab_size, self.max_length)
@@ -40,7 +44,8 @@ class GPTConfig:
         d, inner = self.dim, self.hidden_dim or 4 * self.dim
         attention, feed_forward, norm = 4 * (d * d + d), d * inner + inner + inner * d + d, 2 * d
         block = attention + feed_forward + 2 * norm
-        return (self.vocab_size + self.max_length) * d + self.num_layers * block + norm
+        tables = (self.vocab_size * (2 - self.tied) + self.max_length) * d
+        return tables + self.num_layers * block + norm
 
 
 PRESETS = {
@@ -79,7 +84,8 @@ class GPT(CausalLM):
     """Decoder-only Transformer with pre-norm and learned positions (Radford et al. 2019, 2.3).
 
     Called on ``tokens`` (B, T), it gives the logits (B, T, V) of what follows each. One matrix
-    embeds tokens and gives the logits. `generate`, `stream` and `score` are for strings.
+    embeds tokens and gives the logits, unless the configuration says that they are not ``tied``.
+    `generate`, `stream` and `score` are for strings.
 
     Args:
         config: a `GPTConfig`.
@@ -121,8 +127,11 @@ class GPT(CausalLM):
         self.norm = keras.layers.LayerNormalization(
             epsilon=config.epsilon, dtype=dtype, name="norm"
         )
+        self.head = None if config.tied else keras.layers.Dense(
+            config.vocab_size, use_bias=False, dtype=dtype, name="head"
+        )  # fmt: skip
         self.tokens.build()
-        for layer in (self.positions, *self.blocks, self.norm):
+        for layer in filter(None, (self.positions, *self.blocks, self.norm, self.head)):
             layer.build((None, None, config.dim))
         self.built = True
         if initialize:
@@ -146,6 +155,8 @@ class GPT(CausalLM):
         yield "positions/embeddings", (c.max_length, c.dim)
         yield from block_shapes("block", c.num_layers, c, c.hidden_dim or 4 * c.dim)
         yield from norm_shapes("norm", c.dim).items()
+        if not c.tied:
+            yield "head/kernel", (c.dim, c.vocab_size)
 
     def features(self, tokens, start=0, mask=None, caches=None):
         x = self.dropout(self.positions(self.tokens(tokens), start=start))
@@ -153,4 +164,4 @@ class GPT(CausalLM):
         return self.norm(x), caches
 
     def logits(self, x):
-        return self.tokens.logits(x)
+        return self.tokens.logits(x) if self.head is None else ops.cast(self.head(x), "float32")

@@ -355,6 +355,29 @@ def test_logits_are_those_of_hugging_face_in_and_out(settings, tmp_path):
     assert again.config.resid_pdrop == theirs.config.resid_pdrop
 
 
+def test_a_head_of_its_own_is_read_and_written(tmp_path):
+    theirs = published(tmp_path / "theirs", tie_word_embeddings=False)
+    ours = GPT.from_pretrained(tmp_path / "theirs")
+    assert not ours.config.tied and ours.count_params() == ours.config.parameters
+    same_logits(theirs, ours)
+    import transformers
+    from safetensors.numpy import load_file, save_file
+
+    ours.save_pretrained(tmp_path / "ours", format="huggingface")
+    same_logits(transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval(), ours)
+    again = GPT.from_pretrained(tmp_path / "ours")
+    assert again.config == ours.config
+    again.quantize("int8")
+    # The tensors decide: a file that says that they are tied, and has two.
+    config = tmp_path / "ours" / "config.json"
+    config.write_text(config.read_text().replace('"tie_word_embeddings": false', '"n_ctx": 1'))
+    same_logits(theirs, GPT.from_pretrained(tmp_path / "ours"))
+    weights = tmp_path / "ours" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}, weights)
+    assert GPT.from_pretrained(tmp_path / "ours").config.tied
+
+
 @text
 def test_greedy_text_is_that_of_hugging_face_over_200_tokens(tokenizer, tmp_path):
     theirs = published(tmp_path, seed=3, n_positions=256)
@@ -481,7 +504,7 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
     for settings, message in (
         (dict(colour="red"), r"config.json has unknown settings \['colour'\]"),
         (dict(activation_function="sine"), "activation_function must be one of .*: 'sine'"),
-        (dict(tie_word_embeddings=False), "tie_word_embeddings must be True: False"),
+        (dict(tie_word_embeddings=False), r"it lacks \['lm_head.weight'\]"),
         (dict(add_cross_attention=True), "add_cross_attention must be False: True"),
         (dict(n_embd=10**9), r"wte.weight has shape \(300, 32\), expected \(300, 10+\)"),
         (dict(n_embd=10**12), r"config.json: dim must be less than 2\^31: 10+$"),
@@ -509,8 +532,8 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
     refused(r"it lacks \['transformer.h.1.attn.c_attn.bias'\]")
     with_tensors(lambda t: t.update({"transformer.h.1.attn.c_attn.bias": np.zeros(95, "f")}))
     refused(r"c_attn.bias has shape \(95,\), expected \(96,\)")
-    with_tensors(lambda t: t.update({"lm_head.weight": np.zeros((300, 32), "f")}))
-    refused("lm_head.weight differs from transformer.wte.weight")
+    with_tensors(lambda t: t.update({"lm_head.weight": np.zeros((299, 32), "f")}))
+    refused(r"lm_head.weight has shape \(299, 32\), expected \(300, 32\)")
     weights.write_bytes(weights.read_bytes()[:-10])
     refused("not a complete safetensors file")
     weights.unlink()

@@ -114,6 +114,7 @@ class Published:
             config = dataclasses.replace(config, **overrides)
         self._tensors = Tensors(self.folder)
         self._names = self._canonical()
+        config = self._untied(config)
         self._match(config)
         return config
 
@@ -136,6 +137,21 @@ class Published:
                 )
             names[ours] = name
         return names
+
+    def _untied(self, config):
+        """The configuration, ``tied`` as the tensors say: where both are there, if they are equal.
+
+        So does Hugging Face's library, whatever the file's settings say.
+        """
+        head, embedding = (self._names.get(name) for name in self._format.head or (None, None))
+        if head is None:
+            return config
+        headers, read = self._tensors.headers, self._tensors.read
+        tied = embedding is not None and headers[head] == headers[embedding]
+        tied = tied and np.array_equal(read(head), read(embedding))
+        if tied:
+            del self._names[self._format.head[0]]
+        return dataclasses.replace(config, tied=tied)
 
     def _match(self, config):
         """Finds each variable's tensor, and compares names and shapes."""

@@ -17,6 +17,7 @@ TENSORS = (
     *dense(H + "mlp.c_fc", "d f", B + "feed_forward/expand", "d f", out=1),
     *dense(H + "mlp.c_proj", "f d", B + "feed_forward/contract", "f d", out=1),
     *norm("transformer.ln_f", "norm"),
+    ("lm_head.weight", "v d", "head/kernel", "d v"),
 )
 SETTINGS = (
     ("vocab_size", "vocab_size", 50257),
@@ -29,6 +30,7 @@ SETTINGS = (
     ("attn_pdrop", "attention_dropout", 0.1),
     ("activation_function", "activation", "gelu_new", ACTIVATIONS),
     ("layer_norm_epsilon", "epsilon", 1e-5),
+    ("tie_word_embeddings", "tied", True),
 )
 FIXED = {"model_type": "gpt2", "add_cross_attention": False, "is_encoder_decoder": False}
 IGNORED = (  # in float32 upcasting changes nothing
@@ -53,7 +55,6 @@ def rows(config, settings):
 
 def read(s, g):
     s.fixed(FIXED)
-    s.must("tie_word_embeddings", True)
     for name, default in SCALES:
         s.flag(name, default)
     config = s.read(SETTINGS)
@@ -67,8 +68,8 @@ def read(s, g):
 
 def write(config):
     settings = FIXED | {"architectures": ["GPT2LMHeadModel"]} | write_settings(SETTINGS, config)
-    settings |= {"embd_pdrop": config.dropout, "tie_word_embeddings": True}
     settings |= {"bos_token_id": config.end_id, "eos_token_id": config.end_id}
+    settings["embd_pdrop"] = config.dropout
     return {"config.json": settings, "generation_config.json": write_generation(config)}
 
 
@@ -77,5 +78,5 @@ FORMAT = Format(
     renamed=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
     ignored=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)$",  # a causal mask, of older versions
     refused=((r"transformer\.(score|multiple_choice_head)\.", "a classification head"),),
-    copies=lambda config: {"lm_head.weight": "transformer.wte.weight"},
+    head=("lm_head.weight", "transformer.wte.weight"),
 )  # fmt: skip
