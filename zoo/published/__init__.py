@@ -56,6 +56,8 @@ def open_checkpoint(name, cls):
         raise FileNotFoundError(f"{folder} holds no model: there is no {CONFIG} in it")
     config = read_json(folder / CONFIG)
     kind = family(config)
+    if str(config.get("registered_name")).startswith("keras_hub>"):
+        return importlib.import_module(".keras_hub", __package__).Preset(folder, cls, config)
     if kind == cls.__name__:
         return Own(folder, cls, config)
     if "model" not in config and kind in list(cls.FAMILIES):
