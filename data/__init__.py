@@ -1,29 +1,49 @@
-"""Data as `tf.data`, and tokenizers that run in the graph."""
+"""Data as `tf.data`, and tokenizers that run in the graph.
+
+A name is imported when it is first used, so images do not need the libraries of tokenizers.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
 
 from ..serving import quiet  # noqa: F401  (before Keras and TensorFlow)
-from .batches import translation_batches
-from .byte_pairs import BytePairs
-from .characters import Characters
-from .images import LabelledImages, image_batches, read_images
-from .marian import MarianPieces
-from .parallel import ParallelText, read_parallel, read_split, read_tsv
-from .subwords import Subwords
-from .text import read_text, text_batches, token_stream
 
-__all__ = [
-    "BytePairs",
-    "Characters",
-    "LabelledImages",
-    "MarianPieces",
-    "ParallelText",
-    "Subwords",
-    "image_batches",
-    "read_images",
-    "read_parallel",
-    "read_split",
-    "read_text",
-    "read_tsv",
-    "text_batches",
-    "token_stream",
-    "translation_batches",
-]
+if TYPE_CHECKING:
+    from .batches import translation_batches as translation_batches
+    from .images import LabelledImages as LabelledImages
+    from .images import image_batches as image_batches
+    from .images import read_images as read_images
+    from .parallel import ParallelText as ParallelText
+    from .parallel import read_parallel as read_parallel
+    from .parallel import read_split as read_split
+    from .parallel import read_tsv as read_tsv
+    from .text import read_text as read_text
+    from .text import text_batches as text_batches
+    from .text import token_stream as token_stream
+    from .tokenizers.byte_pairs import BytePairs as BytePairs
+    from .tokenizers.characters import Characters as Characters
+    from .tokenizers.marian import MarianPieces as MarianPieces
+    from .tokenizers.subwords import Subwords as Subwords
+
+MODULES = {
+    "batches": ("translation_batches",),
+    "images": ("LabelledImages", "image_batches", "read_images"),
+    "parallel": ("ParallelText", "read_parallel", "read_split", "read_tsv"),
+    "text": ("read_text", "text_batches", "token_stream"),
+    "tokenizers.byte_pairs": ("BytePairs",),
+    "tokenizers.characters": ("Characters",),
+    "tokenizers.marian": ("MarianPieces",),
+    "tokenizers.subwords": ("Subwords",),
+}
+PLACES = {name: module for module, names in MODULES.items() for name in names}
+__all__ = list(PLACES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name):
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{PLACES[name]}"), name)
+
+
+def __dir__():
+    return [*globals(), *PLACES]

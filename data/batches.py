@@ -58,8 +58,8 @@ def translation_batches(
         raise ValueError(f"bpe_dropout must be in [0, 1): {bpe_dropout}")
     if bpe_dropout and not hasattr(tokenizer, "sampled"):
         raise ValueError(f"{type(tokenizer).__name__} has no BPE-dropout: {bpe_dropout}")
-    source = tokenizer.ragged(pairs.sources)
-    target = tokenizer.ragged(pairs.targets, target=True)
+    source = tokenizer.encode(pairs.sources)
+    target = tokenizer.encode(pairs.targets, target=True)
     lengths = np.stack([source.row_lengths().numpy(), target.row_lengths().numpy()])
     keep = np.flatnonzero((lengths.min(0) > 1) & (lengths.max(0) <= max_length))
     if not len(keep):

@@ -73,7 +73,7 @@ def token_stream(texts, tokenizer):
     def tokenize():
         nonlocal size
         pieces = [piece for piece, _ in waiting]
-        rows = tokenizer.ragged(pieces)
+        rows = tokenizer.encode(pieces)
         flat, splits = rows.flat_values.numpy(), rows.row_splits.numpy()
         for i, (_, ends) in enumerate(waiting):
             parts.append(flat[splits[i] : splits[i + 1]].astype("int32"))

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from polyhead.data import BytePairs, Characters
-from polyhead.data.byte_pairs import ALPHABET, END
+from polyhead.data.tokenizers.byte_pairs import ALPHABET, END
 
 POOLS = (
     "abc  \n\t'sdlltmrevé1٣²½",
@@ -51,7 +51,7 @@ def peer(pairs, tmp_path_factory):
 def test_tokens_are_those_of_hugging_face(pairs, peer):
     texts = strange_texts(2000)
     expected = [encoding.ids for encoding in peer.encode_batch(texts)]
-    assert pairs.ragged(texts).to_list() == expected
+    assert pairs.encode(texts).to_list() == expected
 
 
 def test_any_tokens_are_decoded_as_python_and_hugging_face_do(pairs, peer):
@@ -64,26 +64,26 @@ def test_any_tokens_are_decoded_as_python_and_hugging_face_do(pairs, peer):
 
 def test_text_comes_back(pairs):
     texts = [text.replace(END, "") for text in strange_texts(300)]
-    assert [t.decode() for t in pairs.decode(pairs.ragged(texts)).numpy()] == texts
+    assert [t.decode() for t in pairs.decode(pairs.encode(texts)).numpy()] == texts
 
 
 def test_bytes_that_are_no_text_are_replaced(pairs):
     broken = b"a\xff\xe2\x82b\xf0\x9f\x98"
-    [text] = pairs.decode(pairs.ragged([broken])).numpy()
+    [text] = pairs.decode(pairs.encode([broken])).numpy()
     assert text.decode() == broken.decode("utf-8", "replace")
 
 
 def test_special_tokens_are_one_token_and_no_text(pairs):
-    [row] = pairs.ragged([f"a{END}b"]).to_list()
+    [row] = pairs.encode([f"a{END}b"]).to_list()
     assert row[1] == pairs.end_id == 0 and len(row) == 3
     assert pairs.decode([row]).numpy() == [b"ab"]
     assert pairs.decode([[*row, 399, 5000, -1]]).numpy()[0].startswith(b"ab")
 
 
 def test_it_runs_in_a_graph_of_unknown_sizes(pairs):
-    graph = tf.function(lambda texts: pairs.ragged(texts).to_tensor(), [pairs.spec("text")])
+    graph = tf.function(lambda texts: pairs.encode(texts).to_tensor(), [pairs.spec("text")])
     for texts in (["the dog", "  a"], [""], []):
-        expected = pairs.ragged(texts).to_tensor() if texts else np.zeros((0, 0))
+        expected = pairs.encode(texts).to_tensor() if texts else np.zeros((0, 0))
         np.testing.assert_array_equal(graph(tf.constant(texts, tf.string)), expected)
 
 
@@ -125,7 +125,7 @@ def test_added_tokens_that_are_not_special_stay_in_the_text(pairs, tmp_path):
     path = with_added(pairs, tmp_path, **tokens)
     added = BytePairs.load(tmp_path)
     texts = [f"a <tag>b{END} two words", "日本 in été", "<tag><tag>"]
-    rows = added.ragged(texts).to_list()
+    rows = added.encode(texts).to_list()
     assert [token for row in rows for token in row if token >= 400] == [
         400,
         401,
@@ -143,7 +143,7 @@ def test_added_tokens_that_are_not_special_stay_in_the_text(pairs, tmp_path):
     assert json.loads(path.read_text("utf-8"))["added_tokens"] == before
     again = BytePairs.load(tmp_path)
     assert (again.added, again.special) == (tokens, pairs.special)
-    assert again.ragged(texts).to_list() == rows
+    assert again.encode(texts).to_list() == rows
 
 
 def test_added_tokens_are_decoded_as_hugging_face_does(pairs, tmp_path):
@@ -152,7 +152,7 @@ def test_added_tokens_are_decoded_as_hugging_face_does(pairs, tmp_path):
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=END)
     ours = BytePairs.load(tmp_path)
     texts = [f"a <tag>b{END} two words", "日本 in", "<tag><tag>"]
-    rows = ours.ragged(texts).to_list()
+    rows = ours.encode(texts).to_list()
     assert rows == theirs(texts)["input_ids"]
     expected = theirs.batch_decode(rows, skip_special_tokens=True)
     assert [text.decode() for text in ours.decode(tf.ragged.constant(rows)).numpy()] == expected
@@ -172,7 +172,7 @@ def test_long_words_are_merged_in_short_windows_as_hugging_face_merges_them(tmp_
     texts += ["ab" * 700 + "c", "abc" * 700, "a" * 1001 + letters(999), letters(2000, "ab")]
     texts += ["the dog", "", letters(1000, "日本é"), f"{letters(300)}{END}{letters(300)}"]
     expected = [encoding.ids for encoding in peer.encode_batch(texts)]
-    assert long.ragged(texts).to_list() == expected
+    assert long.encode(texts).to_list() == expected
 
     sizes, merge = [], long._merge
 
@@ -182,7 +182,7 @@ def test_long_words_are_merged_in_short_windows_as_hugging_face_merges_them(tmp_
 
     monkeypatch.setattr(long, "_merge", counted)
     word = letters(20_000)
-    assert long.ragged([word]).to_list() == [peer.encode(word).ids]
+    assert long.encode([word]).to_list() == [peer.encode(word).ids]
     assert max(sizes) <= 2 * 128 and len(sizes) <= 3  # however long the word is
 
 
@@ -213,7 +213,7 @@ def test_files_that_are_not_honoured_are_refused(pairs, tmp_path, monkeypatch):
     refused("a merge is not of pieces", model={"merges": [5]})
     refused("a merge is not of pieces", model={"merges": [[["a"], "b"]]})
     refused("an added token must have an id and a content", added_tokens=["a"])
-    monkeypatch.setattr("polyhead.data.byte_pairs.MOST", 300)
+    monkeypatch.setattr("polyhead.data.tokenizers.byte_pairs.MOST", 300)
     refused("a vocabulary must have at most 300 pieces: 400")
     monkeypatch.undo()
     for content, message in (
@@ -246,7 +246,7 @@ def test_a_vocabulary_needs_text_and_room():
 def test_a_vocabulary_may_be_of_bytes_alone():
     bytes_alone = BytePairs.train(["ab"], 257)
     assert bytes_alone.merges == []
-    rows = bytes_alone.ragged(["abé", ""]).to_list()
+    rows = bytes_alone.encode(["abé", ""]).to_list()
     assert [len(row) for row in rows] == [4, 0]
     assert bytes_alone.decode(rows[:1]).numpy()[0].decode() == "abé"
 
@@ -254,14 +254,14 @@ def test_a_vocabulary_may_be_of_bytes_alone():
 def test_characters_are_tokens(tmp_path):
     characters = Characters.train(["To be, or not\nto be: é😀"])
     texts = ["be not\n", "", "é😀"]
-    rows = characters.ragged(texts)
+    rows = characters.encode(texts)
     assert rows.row_lengths().numpy().tolist() == [7, 0, 2]
     assert [t.decode() for t in characters.decode(rows).numpy()] == texts
     characters.save(tmp_path)
     assert Characters.load(tmp_path).characters == characters.characters
     with pytest.raises(ValueError, match="the vocabulary has no characters 'xz'"):
-        characters.ragged(["xbez"])
-    graph = tf.function(lambda texts: characters.ragged(texts).to_tensor())
+        characters.encode(["xbez"])
+    graph = tf.function(lambda texts: characters.encode(texts).to_tensor())
     assert graph(tf.constant(["xb"])).numpy()[0, 0] == 0
     with pytest.raises(ValueError, match="each character once: 'aa'"):
         Characters("aa")

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from .tokenizer import Tokenizer, read, read_json, read_pieces, untracked, write
+from ..files import read, read_json, write
+from .pieces import SPACE, PieceTokenizer, read_pieces
+from .tokenizer import untracked
 
 SOURCE, TARGET, VOCABULARY, TARGET_VOCABULARY = (
     "source.spm",
@@ -13,10 +15,9 @@ SOURCE, TARGET, VOCABULARY, TARGET_VOCABULARY = (
     "vocab.json",
     "target_vocab.json",
 )
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark of the start of a word
 
 
-class MarianPieces(Tokenizer):
+class MarianPieces(PieceTokenizer):
     """Two SentencePiece models that cut text into pieces, and a table of the pieces' numbers.
 
     As Hugging Face's `MarianTokenizer`: a source that begins with a language's code, ``>>de<<``,
@@ -29,7 +30,7 @@ class MarianPieces(Tokenizer):
         vocabulary: ``{piece: number}``.
         target_vocabulary: of the target's pieces, where it has its own.
 
-    The interface is that of `Subwords`. Sequences start with the padding piece.
+    Sequences start with the padding piece.
 
     Raises:
         ValueError: the bytes are no SentencePiece model, a table has not the numbers 0, 1, 2 ...,
@@ -49,7 +50,7 @@ class MarianPieces(Tokenizer):
             check_pieces(name, model)
         super().__init__(models.values(), tf.string)
         self.end_id, self.pad_id = tables[0]["</s>"], tables[0]["<pad>"]
-        self.start_id = self.pad_id
+        self.start_id, self.suffix = self.pad_id, (self.end_id,)
         self.vocab_size = len(tables[-1])
         self.source_vocab_size = None if target_vocabulary is None else len(tables[0])
         self._unknown = tables[-1]["<unk>"]
@@ -59,16 +60,14 @@ class MarianPieces(Tokenizer):
         self._target_pieces = tf.constant(pieces[1])
         self._numbers = [numbers_of(table) for table in sides]
 
-    def ragged(self, texts, max_length=None, target=False):
-        """``texts`` (B,) -> ragged tokens (B, None), each row with its end piece."""
-        texts = tf.convert_to_tensor(texts, tf.string)
+    def _encode(self, texts, target=False):
         pattern = "(?s)^(>>.*?<<)(.*)$"
         has_code = tf.strings.regex_full_match(texts, pattern)
         codes = tf.strings.regex_replace(texts, pattern, r"\1")
         codes = tf.ragged.boolean_mask(codes[:, None], has_code[:, None])
         rest = tf.where(has_code, tf.strings.regex_replace(texts, pattern, r"\2"), texts)
         pieces = tf.concat([codes, self._operations()[target].tokenize(rest)], axis=1)
-        return self.ended(self._numbers[target].lookup(pieces), max_length)
+        return self._numbers[target].lookup(pieces)
 
     def decode(self, tokens):
         """``tokens`` (B, T) -> texts (B,), without padding, end and unknown pieces."""

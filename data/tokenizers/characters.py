@@ -4,8 +4,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from .byte_pairs import ByteTokenizer, valid
-from .tokenizer import read, write
+from ..files import read, write
+from .tokenizer import ByteTokenizer, valid
 
 FILE = "characters.txt"
 
@@ -13,7 +13,7 @@ FILE = "characters.txt"
 class Characters(ByteTokenizer):
     """Every character of a vocabulary is a token; token 0 ends a document.
 
-    The interface is that of `BytePairs`. In a graph, other characters than those become 0 too.
+    Other characters are a `ValueError` in `encode`; in a graph they become 0 too.
 
     Args:
         characters: a string, each character once.
@@ -43,14 +43,8 @@ class Characters(ByteTokenizer):
         kept = sorted(count, key=lambda c: (-count[c], c))[: vocab_size and vocab_size - 1]
         return cls("".join(sorted(kept)))
 
-    def ragged(self, texts):
-        """``texts`` (B,) -> ragged tokens (B, None).
-
-        Raises:
-            ValueError: outside of a graph, naming characters that the vocabulary has not.
-        """
-        texts = valid(tf.convert_to_tensor(texts, tf.string))
-        characters = tf.strings.unicode_split(texts, "UTF-8")
+    def _encode(self, texts, target=False):
+        characters = tf.strings.unicode_split(valid(texts), "UTF-8")
         tokens = characters.with_flat_values(self._tokens.lookup(characters.flat_values))
         if tf.executing_eagerly() and tf.reduce_any(tokens.flat_values == 0):
             unknown = tf.boolean_mask(characters.flat_values, tokens.flat_values == 0)

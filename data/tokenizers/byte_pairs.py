@@ -1,12 +1,22 @@
 """Byte-level byte-pair encoding (Radford et al. 2019, section 2.2), run in TensorFlow's graph."""
 
 import json
-import re
 from pathlib import Path
 
 import tensorflow as tf
 
-from .tokenizer import read, read_json, untracked, write
+from ..files import read, read_json, write
+from .hugging_face import read_added, read_around, steps_of
+from .splits import GPT2, PATTERNS, split_words, text_operations, to_re2, unmarked
+from .tokenizer import (
+    AddedTokens,
+    ByteTokenizer,
+    hide_zeros,
+    show_zeros,
+    table,
+    untracked,
+    valid,
+)
 
 FILE = "tokenizer.json"
 END = "<|endoftext|>"
@@ -14,81 +24,12 @@ NONE = 2**62  # the rank of a pair that is not merged
 MOST = 2**19  # tokens; published vocabularies have up to 262,144
 WINDOW = 128  # bytes of a longer word that are merged at a time
 
-# What Unicode calls white space; RE2's \s is that of ASCII alone.
-SPACE = (
-    r"\x{09}-\x{0d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}"
-    r"\x{3000}"
-)
-# GPT-2's words: 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-# RE2 cannot look ahead. So white space is first cut off all but its last character.
-CHUNK = f"[{SPACE}]*[^{SPACE}]+|[{SPACE}]+"
-TAIL = f"^[{SPACE}]*?([{SPACE}]?[^{SPACE}]+)$"
-HEAD = f"^([{SPACE}]*?)[{SPACE}]?[^{SPACE}]+$"
-WORD = rf"'s|'t|'re|'ve|'m|'ll|'d| ?\pL+| ?\pN+| ?[^{SPACE}\pL\pN]+|[{SPACE}]+"
-
-
-class ByteTokenizer(tf.Module):
-    """A tokenizer whose tokens stand for bytes: a text is the bytes of its tokens.
-
-    Args:
-        pieces: the bytes of each token; special tokens have none.
-        end_id: the token that ends a document.
-    """
-
-    def __init__(self, pieces, end_id):
-        super().__init__()
-        self.end_id = end_id
-        self.vocab_size = len(pieces)
-        untracked(self, _bytes=pieces)
-        self._table = tf.constant(pieces, tf.string)
-
-    def decode(self, tokens):
-        """``tokens`` (B, T) -> texts (B,); what is no UTF-8 becomes U+FFFD, as in Python.
-
-        Special tokens, and tokens outside the vocabulary, are left out.
-        """
-        tokens = tf.cast(tokens, tf.int32)
-        if not isinstance(tokens, tf.RaggedTensor):
-            tokens = tf.RaggedTensor.from_tensor(tokens)
-        known = tf.logical_and(tokens >= 0, tokens < self.vocab_size)
-        pieces = tf.gather(self._table, tf.ragged.boolean_mask(tokens, known))
-        return valid(tf.strings.reduce_join(pieces, axis=-1))
-
-    def text(self, tokens):
-        """The bytes of ``tokens``, a list, which need not be whole characters."""
-        return b"".join(self._bytes[t] for t in tokens if 0 <= t < self.vocab_size)
-
-    def prompts(self, texts, longest):
-        """``texts`` (B,) -> tokens (B, P), padded on the left, and how many (B,) are of the text.
-
-        Of more than ``longest`` tokens the last ones stay; without one, there is the end token.
-        """
-        rows = self.ragged(texts)
-        rows = rows[:, -longest:]
-        empty = tf.cast(rows.row_lengths() == 0, tf.int64)
-        ends = tf.RaggedTensor.from_row_lengths(tf.fill([tf.reduce_sum(empty)], self.end_id), empty)
-        rows = tf.concat([rows, ends], axis=1)
-        count = rows.row_lengths()
-        tokens = tf.reverse_sequence(rows.to_tensor(self.end_id), count, seq_axis=1)
-        none = tf.cast(tf.shape(tokens)[1] == 0, tf.int32)  # of no text at all P is 1 too
-        return tf.pad(tf.reverse(tokens, [1]), [[0, 0], [none, 0]]), tf.cast(count, tf.int32)
-
-    @staticmethod
-    def spec(name, dtype="string"):
-        """What `ragged` takes, as the input ``name`` of an exported function; or numbers."""
-        return tf.TensorSpec([None], dtype, name=name)
-
-
-def valid(texts):
-    """``texts`` with U+FFFD in the place of what is no UTF-8."""
-    return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
-
 
 class BytePairs(ByteTokenizer):
-    """GPT-2's tokenizer: words are cut into bytes, of which the most frequent pairs are merged.
+    """A byte-level tokenizer: words are cut into bytes, whose most frequent pairs are merged.
 
-    `ragged` and `decode` take and give tensors, eagerly or inside a `tf.function`, and agree with
-    Hugging Face's.
+    `encode` and `decode` agree with Hugging Face's for GPT-2, RoBERTa, Llama 3, Qwen 2 and every
+    other whose words are split by one of `splits.PATTERNS`.
 
     Args:
         vocabulary: ``{piece: token}``, the pieces written in GPT-2's alphabet of 256 characters.
@@ -98,14 +39,36 @@ class BytePairs(ByteTokenizer):
         end: the one that ends a document.
         added: ``{text: token}`` of other texts that are one token wherever they stand; `decode`
             keeps them.
+        pattern: a value of `splits.PATTERNS`.
+        digits: each number is a word of its own.
+        nfc: texts are normalized to NFC.
+        ignore_merges: a word that is in the vocabulary is not merged from its bytes.
+        flags: arguments of `AddedTokens`.
+        around: `prefix` and `suffix`.
+        content: of a ``tokenizer.json`` that says all this, which `save` writes again.
 
     Raises:
         ValueError: a byte has no token, two pieces have the same one, or a merge has none.
     """
 
-    def __init__(self, vocabulary, merges, special, end=END, added=None):
+    def __init__(
+        self,
+        vocabulary,
+        merges,
+        special,
+        end=END,
+        added=None,
+        *,
+        pattern=GPT2,
+        digits=False,
+        nfc=False,
+        ignore_merges=False,
+        flags=None,
+        around=((), ()),
+        content=None,
+    ):
         added = dict(added or {})
-        whole = {**added, **special}  # what is never cut
+        whole = {**added, **special}  # never cut
         if end not in special:
             raise ValueError(f"a vocabulary needs the special token {end!r}")
         if not isinstance(vocabulary, dict) or not all(isinstance(k, str) and k for k in whole):
@@ -121,27 +84,32 @@ class BytePairs(ByteTokenizer):
         pieces = [b""] * (max(tokens) + 1)
         for piece, token in vocabulary.items():
             if not BYTES.keys() >= set(piece):
-                raise ValueError(f"a piece is no bytes in GPT-2's alphabet: {piece!r}")
+                raise ValueError(f"a piece is not written in GPT-2's alphabet: {piece!r}")
             pieces[token] = bytes([BYTES[char] for char in piece])
+        words = [(pieces[t], t) for t in vocabulary.values()] if ignore_merges else []
         for text, token in added.items():
             pieces[token] = text.encode()
         for pair in merges:
             sound = isinstance(pair, list | tuple) and all(isinstance(piece, str) for piece in pair)
             if not sound or len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
                 raise ValueError(f"a merge is not of pieces in the vocabulary: {pair!r:.100}")
-        super().__init__(pieces, special[end])
+        super().__init__(pieces, special[end], {token: text for text, token in special.items()})
         merges = [tuple(pair) for pair in merges]
         untracked(self, vocabulary=vocabulary, merges=merges, special=dict(special), added=added)
+        untracked(self, _content=content)
         self.end = end
+        self.prefix, self.suffix = around
         self._byte_tokens = tf.constant([vocabulary[char] for char in ALPHABET])
         self._merged = tf.constant([vocabulary[a + b] for a, b in merges] or [0])
         keys = [(vocabulary[a] << 32) + vocabulary[b] for a, b in merges]
         first = {key: rank for rank, key in reversed(list(enumerate(keys)))}
         first = first or {-1: NONE}  # a table must not be empty
         self._ranks = table(list(first), list(first.values()), tf.int64, NONE)
-        self._whole = table(list(whole), list(whole.values()), tf.string, -1)
-        found = sorted(whole, key=len, reverse=True)
-        self._found = "|".join(re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text) for text in found)
+        words += [(text.encode(), token) for text, token in whole.items()]
+        self._whole = table(*zip(*dict(words).items(), strict=True), tf.string, -1)
+        self._added = AddedTokens(whole, **(flags or {}))
+        self._words = to_re2(pattern, digits)
+        self._normalize = to_nfc if nfc else None
 
     @classmethod
     def train(cls, texts, vocab_size=10000):
@@ -168,24 +136,19 @@ class BytePairs(ByteTokenizer):
                 show_progress=False,
             ),
         )
-        return cls.read(json.loads(learner.to_str()))
+        model = json.loads(learner.to_str())["model"]
+        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        return cls(model["vocab"], merges, {END: 0})
 
-    def ragged(self, texts):
-        """``texts`` (B,) -> ragged tokens (B, None)."""
-        texts = escaped(valid(tf.convert_to_tensor(texts, tf.string)))
-        parts = split(texts, self._found)
-        chunks = parts.with_flat_values(split(parts.flat_values, f"{self._found}|{CHUNK}"))
-        flat = chunks.flat_values
-        tail = tf.strings.regex_replace(flat, TAIL, r"\1", replace_global=False)
-        head = tf.strings.regex_replace(flat, HEAD, r"\1", replace_global=False)
-        # White space at the end is not changed by either, and stays whole.
-        tail = tf.where(tf.logical_and(head == flat, tail == flat), "", tail)
-        halves = tf.reshape(tf.stack([head, tail], axis=1), [-1])
-        halves = tf.RaggedTensor.from_uniform_row_length(halves, 2)
-        words = halves.with_flat_values(split(halves.flat_values, f"{self._found}|{WORD}"))
-        words = chunks.with_flat_values(words).merge_dims(1, -1)
-        unique, index = tf.unique(unescaped(words.flat_values), tf.int64)
-        return words.with_flat_values(tf.gather(self.merged(unique), index)).merge_dims(1, 2)
+    def _encode(self, texts, target=False):
+        parts, ids, keys = self._added.split(hide_zeros(valid(texts)), self._normalize)
+        words = split_words(tf.where(ids >= 0, "-", keys), *self._words)
+        part = words.value_rowids()
+        flat = tf.where(tf.gather(ids, part) >= 0, tf.gather(keys, part), words.flat_values)
+        words = parts.with_flat_values(words.with_values(flat)).merge_dims(1, -1)
+        unique, index = tf.unique(words.flat_values, tf.int64)
+        tokens = self.merged(show_zeros(unmarked(unique)))
+        return words.with_flat_values(tf.gather(tokens, index)).merge_dims(1, 2)
 
     def merged(self, words):
         """``words`` (W,) -> ragged tokens (W, None).
@@ -293,6 +256,9 @@ class BytePairs(ByteTokenizer):
 
     def save(self, folder):
         """Writes ``tokenizer.json``, which Hugging Face's library reads too."""
+        if self._content is not None:
+            text = json.dumps(self._content, ensure_ascii=False) + "\n"
+            return write(Path(folder) / FILE, text.encode())
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
         byte_level["use_regex"] = True
         whole = {**self.added, **self.special}
@@ -353,16 +319,15 @@ class BytePairs(ByteTokenizer):
     @classmethod
     def read(cls, content, end=None):
         """From the content of a ``tokenizer.json``."""
-        model, steps = (content.get(name) or {} for name in ("model", "pre_tokenizer"))
-        if not isinstance(model, dict) or not isinstance(steps, dict):
+        model, first = (content.get(name) or {} for name in ("model", "pre_tokenizer"))
+        if not isinstance(model, dict) or not isinstance(first, dict):
             raise ValueError("model and pre_tokenizer must be objects")
+        normalizer = content.get("normalizer")
+        nfc = isinstance(normalizer, dict)
+        nfc = nfc and [s.get("type") for s in steps_of(content, "normalizer")] == ["NFC"]
         for said, rule in (
             (model.get("type") == "BPE", "model must be of type BPE"),
-            (not content.get("normalizer"), "there must be no normalizer"),
-            (steps.get("type") == "ByteLevel", "pre_tokenizer must be ByteLevel"),
-            (steps.get("use_regex", True), "pre_tokenizer must cut by GPT-2's expression"),
-            (not steps.get("add_prefix_space"), "pre_tokenizer must not add a prefix space"),
-            (not model.get("ignore_merges"), "ignore_merges must be false"),
+            (nfc or not normalizer, f"there must be no normalizer but NFC: {normalizer!r:.200}"),
             (not model.get("continuing_subword_prefix"), "pieces must have no prefix"),
             (not model.get("end_of_word_suffix"), "pieces must have no suffix"),
             (isinstance(model.get("vocab"), dict), "model must have a vocab of pieces and tokens"),
@@ -370,20 +335,65 @@ class BytePairs(ByteTokenizer):
         ):
             if not said:
                 raise ValueError(rule)
+        pattern, digits = read_words(steps_of(content, "pre_tokenizer"))
         if max(len(model["vocab"]), len(model["merges"])) > MOST:
             raise ValueError(f"a vocabulary must have at most {MOST} pieces: {len(model['vocab'])}")
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        special, added = {}, {}
-        for entry in content.get("added_tokens") or ():
-            if not isinstance(entry, dict) or not {"content", "id"} <= entry.keys():
-                raise ValueError(f"an added token must have an id and a content: {entry!r:.100}")
-            if any(entry.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
-                raise ValueError(f"an added token must stand for its text alone: {entry}")
-            text, token = entry["content"], entry["id"]
-            # The end of a document is never text.
-            is_end = text == END if end is None else token == end
-            (special if is_end or entry.get("special", True) else added)[text] = token
-        return cls(model["vocab"], merges, special, name_of(special, end), added)
+        special, added, flags = read_added(
+            content, lambda text, token: text == END if end is None else token == end
+        )
+        return cls(
+            model["vocab"],
+            merges,
+            special,
+            name_of(special, end),
+            added,
+            pattern=pattern,
+            digits=digits,
+            nfc=nfc,
+            ignore_merges=bool(model.get("ignore_merges")),
+            flags=flags,
+            around=read_around(content),
+            content=content,
+        )
+
+
+def read_words(steps):
+    """The pattern of a ``pre_tokenizer``, and whether each number is a word of its own.
+
+    Raises:
+        ValueError: naming a step, or a pattern, that is not supported.
+    """
+    steps, pattern, digits = list(steps), None, False
+    if not steps or steps[-1].get("type") != "ByteLevel":
+        raise ValueError("pre_tokenizer must be ByteLevel, or end with it")
+    if steps[-1].get("add_prefix_space"):
+        raise ValueError("pre_tokenizer must not add a prefix space")
+    if steps[-1].get("use_regex", True):
+        pattern = GPT2
+    for step in steps[:-1]:
+        if step.get("type") == "Digits" and step.get("individual_digits") and pattern == GPT2:
+            digits = True
+        elif step.get("type") == "Split" and pattern is None:
+            how = step.get("behavior"), bool(step.get("invert"))
+            published = step.get("pattern")
+            pattern = published.get("Regex") if isinstance(published, dict) else None
+            if pattern not in PATTERNS.values() or how not in SPLITS:
+                raise ValueError(f"pre_tokenizer splits by an unknown pattern: {step!r:.400}")
+        else:
+            raise ValueError(f"pre_tokenizer has a step that is not supported: {step!r:.200}")
+    if pattern is None:
+        raise ValueError("pre_tokenizer must split into words")
+    return pattern, digits
+
+
+# What a pattern matches are the words; all of those known match every character.
+SPLITS = (("Isolated", False), ("Removed", True))
+
+
+def to_nfc(texts):
+    """Unicode's composed form, as Hugging Face's step NFC gives it."""
+    return hide_zeros(text_operations().normalize_utf8(show_zeros(texts), "NFC"))
 
 
 def name_of(special, end):
@@ -394,36 +404,6 @@ def name_of(special, end):
     if not named:
         raise ValueError(f"the end token {end} is not among the special ones {special}")
     return named[0]
-
-
-def split(texts, pattern):
-    """``texts`` (N,) -> ragged (N, None): what ``pattern`` matches, and what is between."""
-    import tensorflow_text
-
-    return tensorflow_text.regex_split(texts, pattern, pattern)
-
-
-# RegexSplit ends a text at a zero byte. So two characters stand for it that are no characters, and
-# as it are neither white space nor letter nor number; two others for the first of them.
-ZERO, ESCAPE = "\U0010ffff\U0010fffd", "\U0010ffff\U0010fffe"
-
-
-def escaped(texts):
-    return tf.strings.regex_replace(
-        tf.strings.regex_replace(texts, ESCAPE[0], ESCAPE), r"\x00", ZERO
-    )
-
-
-def unescaped(texts):
-    return tf.strings.regex_replace(
-        tf.strings.regex_replace(texts, ZERO, "\x00"), ESCAPE, ESCAPE[0]
-    )
-
-
-def table(keys, values, kind, default):
-    """A table in the graph, from ``kind`` to int64."""
-    keys, values = tf.constant(keys, kind, [len(keys)]), tf.constant(values, tf.int64, [len(keys)])
-    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), default)
 
 
 def alphabet():

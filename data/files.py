@@ -1,0 +1,43 @@
+"""Small files: read and written with errors that name them. No TensorFlow."""
+
+import json
+
+
+def write(path, content):
+    """Writes bytes, all or none. An `OSError`, for example of a full disk, names the file."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        if error.filename is None:  # it was opened
+            error.filename = str(path)
+            path.unlink()
+        raise
+
+
+def read(path):
+    """The bytes of a file.
+
+    Raises:
+        ValueError: it is a pipe, a folder or a device, which might block forever.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    return path.read_bytes()
+
+
+def read_json(path):
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: naming the file: it is not JSON, not an object, or nested too deeply to read.
+    """
+    content = read(path)
+    try:
+        content = json.loads(content.decode())
+    except RecursionError:
+        raise ValueError(f"{path} is not valid JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    return content

@@ -1,0 +1,70 @@
+"""Tokenizers that run in TensorFlow's graph, chosen by what their files say.
+
+All have one interface (`tokenizer.Tokenizer`):
+
+- ``encode(texts)`` -> ragged ids, ``decode(ids)`` -> texts: tensors, eagerly or in a `tf.function`;
+- ``tokens(text)``: the tokens of one text as strings, for people to look at;
+- ``vocab_size``, ``pad_id``, ``end_id``; ``prefix`` and ``suffix``, ids around each text;
+- ``save(folder)``, ``load(folder)``; ``spec(name)``, the input of an exported function.
+"""
+
+from pathlib import Path
+
+from ..files import read_json
+
+CHARACTERS = "characters.txt"
+MARIAN = ("source.spm", "target.spm")
+JSON = "tokenizer.json"
+SENTENCEPIECE = ("tokenizer.model", "spiece.model")
+BYTE_PAIRS = ("vocab.json", "merges.txt")
+# All that tokenizers read and write.
+FILES = (CHARACTERS, *MARIAN, "target_vocab.json", JSON, *SENTENCEPIECE, *BYTE_PAIRS)
+
+
+def load(folder, end=None):
+    """Loads the tokenizer in ``folder``, or returns None where there is none.
+
+    A ``tokenizer.json`` or a SentencePiece model is read for the kind of tokenizer that it holds.
+
+    Args:
+        end: the id of the end token, for byte pairs: ``<|endoftext|>`` if not given.
+
+    Raises:
+        FileNotFoundError: a file that belongs to those in the folder is missing.
+        ValueError: naming the file, and what in it is wrong or not supported.
+    """
+    folder = Path(folder)
+
+    def has(*names):
+        return any((folder / name).is_file() for name in names)
+
+    if has(CHARACTERS):
+        from .characters import Characters
+
+        return Characters.load(folder)
+    if has(*MARIAN):
+        from .marian import MarianPieces
+
+        return MarianPieces.load(folder)
+    if has(JSON):
+        if is_sentencepiece(read_json(folder / JSON)):
+            from .subwords import Subwords
+
+            return Subwords.load(folder, end)
+    elif has(*SENTENCEPIECE):
+        from .subwords import Subwords
+
+        return Subwords.load(folder, end)
+    if has(JSON, *BYTE_PAIRS):
+        from .byte_pairs import BytePairs
+
+        return BytePairs.load(folder, end)
+    return None
+
+
+def is_sentencepiece(content):
+    """Is the content of a ``tokenizer.json`` a SentencePiece model?"""
+    model = content.get("model")
+    if not isinstance(model, dict):
+        return False
+    return model.get("type") == "Unigram" or model.get("byte_fallback") is True

@@ -1,0 +1,152 @@
+"""SentencePiece models in TensorFlow's graph, as published or rebuilt from a tokenizer.json."""
+
+import base64
+
+import sentencepiece
+import tensorflow as tf
+from sentencepiece import sentencepiece_model_pb2 as protos
+
+from .hugging_face import read_added, steps_of
+from .splits import text_operations
+from .tokenizer import Tokenizer
+
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark of the start of a word
+KINDS = protos.ModelProto.SentencePiece
+MOST = 2**19  # pieces; published vocabularies have up to 262,144
+
+
+class PieceTokenizer(Tokenizer):
+    """SentencePiece models in the graph.
+
+    Args:
+        models: the bytes of SentencePiece models.
+        out_type: of their pieces, tf.int32 or tf.string.
+    """
+
+    def __init__(self, models, out_type):
+        super().__init__()
+        self._models = list(models)
+        self._out_type = out_type
+        self._in_graph = self._load()
+
+    def kept(self, tokens, *special):
+        """``tokens`` (B, T) -> ragged, without the ``special`` ones."""
+        tokens = tf.cast(tokens, tf.int32)
+        return tf.ragged.boolean_mask(
+            tokens, tf.reduce_all(tokens[..., None] != tf.constant(special), axis=-1)
+        )
+
+    def _load(self):
+        tokenizer = text_operations().SentencepieceTokenizer
+        return [tokenizer(model=model, out_type=self._out_type) for model in self._models]
+
+    def _operations(self):
+        with tf.init_scope():
+            try:
+                self._in_graph[0].tokenize("")
+            except tf.errors.NotFoundError:
+                # `tf.random.set_seed` drops all kernels, and with its own the loaded models.
+                self._in_graph = self._load()
+        return self._in_graph
+
+
+def read_pieces(model):
+    """The `SentencePieceProcessor` of a model's bytes.
+
+    Raises:
+        ValueError: they are not a SentencePiece model.
+    """
+    if not model:  # which SentencePiece takes for a model to be loaded later
+        raise ValueError("not a SentencePiece model: it is empty")
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise ValueError(f"not a SentencePiece model: {error}") from None
+
+
+def rebuild(content):
+    """The SentencePiece model, as bytes, that the content of a ``tokenizer.json`` was made from.
+
+    Returns it with where a space stands before a text: "model" where the model itself adds it,
+    "always" before each part without one, "first" only where a text starts, or "never".
+
+    A BPE piece's score is the rank of the first merge that makes it. Special tokens become control
+    pieces, which SentencePiece does not find in a text, and other added tokens its own symbols.
+
+    Raises:
+        ValueError: naming a setting that SentencePiece does not have.
+    """
+    model, (special, added, _) = content["model"], read_added(content)
+    unigram = model.get("type") == "Unigram"
+    if unigram:
+        scored = [(piece, score) for piece, score in model["vocab"]]
+        unknown = model.get("unk_id")
+    else:
+        ranks = {}
+        for rank, pair in enumerate(model["merges"]):
+            ranks.setdefault("".join(pair.split(" ") if isinstance(pair, str) else pair), -rank)
+        ids = {**model["vocab"]}
+        scored = [("", 0.0)] * (max(ids.values(), default=-1) + 1)
+        for piece, i in ids.items():
+            scored[i] = piece, ranks.get(piece, -1e9)
+        unknown = ids.get(model.get("unk_token"))
+    if unknown is None or not 0 <= unknown < len(scored):
+        raise ValueError("a SentencePiece model needs an unknown token")
+    whole = {**special, **added}
+    size = max(len(scored), *(i + 1 for i in whole.values())) if whole else len(scored)
+    if size > MOST:
+        raise ValueError(f"a vocabulary must have at most {MOST} pieces: {size}")
+    scored += [("", 0.0)] * (size - len(scored))
+    texts = {i: text for text, i in whole.items()}
+    proto = protos.ModelProto()
+    for i, (piece, score) in enumerate(scored):
+        piece, kind = texts.get(i, piece), KINDS.NORMAL
+        if i == unknown:
+            kind = KINDS.UNKNOWN
+        elif piece in special:
+            kind = KINDS.CONTROL
+        elif piece in added:
+            kind = KINDS.USER_DEFINED
+        elif model.get("byte_fallback") and is_byte(piece):
+            kind = KINDS.BYTE
+        elif not piece:
+            piece, kind = f"<empty {i}>", KINDS.UNUSED
+        proto.pieces.add(piece=piece, score=score if kind == KINDS.NORMAL else 0.0, type=kind)
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    trainer.model_type = protos.TrainerSpec.UNIGRAM if unigram else protos.TrainerSpec.BPE
+    trainer.byte_fallback = bool(model.get("byte_fallback"))
+    trainer.vocab_size, trainer.unk_id = len(scored), unknown
+    trainer.unk_piece = proto.pieces[unknown].piece
+    trainer.bos_id = trainer.eos_id = trainer.pad_id = -1
+    normalizer.name, normalizer.escape_whitespaces = "identity", True
+    normalizer.remove_extra_whitespaces = normalizer.add_dummy_prefix = False
+    space = "never"
+    for step in steps_of(content, "normalizer"):
+        kind, how = step.get("type"), (step.get("pattern") or {}, step.get("content"))
+        if kind == "Precompiled":
+            normalizer.precompiled_charsmap = base64.b64decode(step["precompiled_charsmap"])
+        elif kind == "Prepend" and step.get("prepend") == SPACE:
+            normalizer.add_dummy_prefix, space = True, "model"
+        elif kind == "Replace" and how[0].get("Regex") == " {2,}":
+            normalizer.remove_extra_whitespaces = True
+        elif kind != "Replace" or how != ({"String": " "}, SPACE):
+            raise ValueError(f"normalizer has a step that is not supported: {step!r:.200}")
+    for step in steps_of(content, "pre_tokenizer"):
+        kind = step.get("type")
+        if kind == "WhitespaceSplit":
+            normalizer.remove_extra_whitespaces = True
+        elif kind == "Metaspace" and step.get("replacement") == SPACE:
+            space = step.get("prepend_scheme") or (
+                "always" if step.get("add_prefix_space", True) else "never"
+            )
+        elif kind != "Split" or (step.get("pattern"), step.get("behavior")) != (
+            {"String": " "}, "MergedWithPrevious"
+        ):  # fmt: skip
+            raise ValueError(f"pre_tokenizer has a step that is not supported: {step!r:.200}")
+    if normalizer.remove_extra_whitespaces and space == "always":
+        normalizer.add_dummy_prefix, space = True, "model"
+    return proto.SerializeToString(), space
+
+
+def is_byte(piece):
+    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")

@@ -1,0 +1,202 @@
+"""The interface that all tokenizers share, and text operations in TensorFlow's graph."""
+
+import re
+
+import tensorflow as tf
+
+from .splits import SPACE, split
+
+# A character that valid text does not contain stands for a zero byte, where RegexSplit would stop.
+ZERO, ZERO_PATTERN = b"\xed\xa0\x81", r"\x{d801}"
+
+
+class Tokenizer(tf.Module):
+    """Texts to ids and back, in TensorFlow's graph.
+
+    A subclass defines ``_encode(texts, target)``, `decode`, `pieces`, ``save`` and ``load``. An
+    object that is exported must be tracked by what exports it: it is a `tf.Module` for that.
+
+    Attributes:
+        vocab_size: the number of tokens.
+        source_vocab_size: that of sources, where it differs from that of targets; else None.
+        pad_id, end_id: ids that pad a batch and end a text.
+        prefix, suffix: ids that stand before and after those of each text.
+    """
+
+    source_vocab_size = None
+    prefix, suffix = (), ()
+
+    def encode(self, texts, max_length=None, target=False, add_special_tokens=True):
+        """``texts`` (B,) -> ragged ids (B, None).
+
+        Args:
+            max_length: of a text with more ids, special ones included, the first are kept.
+            target: the texts are targets, for a tokenizer that has a vocabulary for each side.
+            add_special_tokens: whether `prefix` and `suffix` stand around each text.
+        """
+        rows = self._encode(tf.convert_to_tensor(texts, tf.string), target)
+        before, after = (self.prefix, self.suffix) if add_special_tokens else ((), ())
+        if max_length is not None:
+            rows = rows[:, : max(max_length - len(before) - len(after), 0)]
+        if not before and not after:
+            return rows
+        parts = [tf.tile(tf.constant([ids], rows.dtype), [rows.nrows(), 1])
+                 for ids in (before, after) if ids]  # fmt: skip
+        return tf.concat([*parts[: bool(before)], rows, *parts[bool(before) :]], axis=1)
+
+    def tokens(self, text, target=False):
+        """The tokens of one text, a list of strings, for people to look at."""
+        return self.pieces(self.encode([text], target=target)[0].numpy(), target)
+
+    def prompts(self, texts, longest):
+        """``texts`` (B,) -> ids (B, P), padded on the left, and how many (B,) are of the text.
+
+        They start with `prefix`, unless the text itself does. Of more than ``longest`` ids the
+        last of the text stay; an empty prompt is the end token.
+        """
+        rows = self.encode(texts, add_special_tokens=False)
+        if self.prefix:
+            begins = tf.reduce_any(rows[:, :1] == self.prefix[0], axis=1)
+            starts = rows.row_starts() + tf.cast(begins, tf.int64)
+            rows = tf.gather(rows.flat_values, tf.ragged.range(starts, rows.row_limits()))
+            kept = longest - len(self.prefix)
+            rows = rows[:, -kept:] if kept > 0 else rows[:, :0]
+            first = tf.tile(tf.constant([self.prefix], rows.dtype), [rows.nrows(), 1])
+            rows = tf.concat([first, rows], axis=1)
+        else:
+            rows = rows[:, -longest:]
+            empty = tf.cast(rows.row_lengths() == 0, tf.int64)
+            ends = tf.fill([tf.reduce_sum(empty)], self.end_id)
+            rows = tf.concat([rows, tf.RaggedTensor.from_row_lengths(ends, empty)], axis=1)
+        count = rows.row_lengths()
+        ids = tf.reverse_sequence(rows.to_tensor(self.end_id), count, seq_axis=1)
+        none = tf.cast(tf.shape(ids)[1] == 0, tf.int32)  # of no text at all P is 1 too
+        return tf.pad(tf.reverse(ids, [1]), [[0, 0], [none, 0]]), tf.cast(count, tf.int32)
+
+    @staticmethod
+    def spec(name, dtype="string"):
+        """The input ``name`` of an exported function: texts for `encode`, or numbers."""
+        return tf.TensorSpec([None], dtype, name=name)
+
+
+class ByteTokenizer(Tokenizer):
+    """A tokenizer whose tokens stand for bytes: a text is the bytes of its tokens.
+
+    Args:
+        pieces: the bytes of each token; special tokens have none.
+        end_id: the token that ends a document.
+        special: ``{id: text}`` of special tokens, for `pieces`.
+    """
+
+    def __init__(self, pieces, end_id, special=None):
+        super().__init__()
+        self.end_id = self.pad_id = end_id
+        self.vocab_size = len(pieces)
+        untracked(self, _bytes=pieces, _names=special or {})
+        self._table = tf.constant(pieces, tf.string)
+
+    def decode(self, tokens):
+        """``tokens`` (B, T) -> texts (B,); invalid UTF-8 becomes U+FFFD, as in Python.
+
+        Special tokens, and ids outside the vocabulary, are left out.
+        """
+        tokens = tf.cast(tokens, tf.int32)
+        if not isinstance(tokens, tf.RaggedTensor):
+            tokens = tf.RaggedTensor.from_tensor(tokens)
+        known = tf.logical_and(tokens >= 0, tokens < self.vocab_size)
+        pieces = tf.gather(self._table, tf.ragged.boolean_mask(tokens, known))
+        return valid(tf.strings.reduce_join(pieces, axis=-1))
+
+    def text(self, tokens):
+        """The bytes of ``tokens``, a list, which need not be whole characters."""
+        return b"".join(self._bytes[t] for t in tokens if 0 <= t < self.vocab_size)
+
+    def pieces(self, tokens, target=False):
+        """The texts of ``tokens`` (T,), a list of strings, for people to look at."""
+        tokens = [int(token) for token in tokens]
+        return [self._names.get(t) or self._bytes[t].decode("utf-8", "replace") for t in tokens]
+
+
+class AddedTokens(tf.Module):
+    """Splits texts at tokens that are never cut, the longest first, as Hugging Face does.
+
+    Args:
+        ids: ``{text: id}``.
+        normalized: texts that are looked for after the text is normalized.
+        lstrip, rstrip: texts that take the white space before or after them.
+    """
+
+    def __init__(self, ids, normalized=(), lstrip=(), rstrip=()):
+        super().__init__()
+        untracked(self, ids=dict(ids))
+        self._table = table(list(ids), list(ids.values()), tf.string, -1)
+        raw = pattern_of([text for text in ids if text not in normalized], lstrip, rstrip)
+        late = pattern_of([text for text in ids if text in normalized], lstrip, rstrip)
+        self._first, self._second = raw, "|".join(filter(None, (raw, late))) if late else ""
+        strips = [rf"^[{SPACE}]*({pattern_of(lstrip)})" if lstrip else ""]
+        strips.append(rf"({pattern_of(rstrip)})[{SPACE}]*$" if rstrip else "")
+        self._strips = tuple(filter(None, strips))
+
+    def split(self, texts, normalize=None):
+        """``texts`` (B,) -> ragged parts (B, None), the ids (P,) of all or -1 of text, their keys.
+
+        The key of a part is its text, without the white space that an added token takes.
+        """
+        parts = tf.RaggedTensor.from_uniform_row_length(texts, 1)
+        if self._first:
+            parts = parts.with_flat_values(split(texts, self._first)).merge_dims(1, 2)
+        if normalize is not None:
+            flat = parts.flat_values
+            added = self._find(flat)[0] >= 0
+            parts = parts.with_flat_values(tf.where(added, flat, normalize(flat)))
+        if self._second:
+            again = split(parts.flat_values, self._second)
+            parts = parts.with_flat_values(again).merge_dims(1, 2)
+        return parts, *self._find(parts.flat_values)
+
+    def _find(self, parts):
+        for strip in self._strips:
+            stripped = tf.strings.regex_replace(parts, strip, r"\1")
+            parts = tf.where(self._table.lookup(stripped) >= 0, stripped, parts)
+        return tf.cast(self._table.lookup(parts), tf.int32), parts
+
+
+def pattern_of(texts, lstrip=(), rstrip=()):
+    """RE2's pattern that matches any of ``texts``, the longest first."""
+
+    def one(text):
+        escaped = re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
+        left = f"[{SPACE}]*" if text in lstrip else ""
+        return left + escaped + (f"[{SPACE}]*" if text in rstrip else "")
+
+    return "|".join(map(one, sorted(texts, key=len, reverse=True)))
+
+
+def valid(texts):
+    """``texts`` with U+FFFD instead of invalid UTF-8."""
+    return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
+
+
+def hide_zeros(texts):
+    """``texts`` with `ZERO` instead of zero bytes."""
+    return tf.strings.regex_replace(texts, r"\x00", ZERO)
+
+
+def show_zeros(texts):
+    return tf.strings.regex_replace(texts, ZERO_PATTERN, "\x00")
+
+
+def table(keys, values, kind, default):
+    """A table in the graph, from ``kind`` to int64."""
+    keys, values = tf.constant(keys, kind, [len(keys)]), tf.constant(values, tf.int64, [len(keys)])
+    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), default)
+
+
+def untracked(module, **attributes):
+    """Sets attributes of a `tf.Module` that are not part of an export.
+
+    TensorFlow wraps every list and dictionary that it tracks, item by item, which takes minutes
+    for a large vocabulary.
+    """
+    for name, value in attributes.items():
+        object.__setattr__(module, name, value)
