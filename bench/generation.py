@@ -94,7 +94,7 @@ def make(folder):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from polyhead.data import BytePairs
-    from polyhead.data.byte_pairs import ALPHABET
+    from polyhead.data.tokenizers.byte_pairs import ALPHABET
 
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config())

@@ -57,7 +57,7 @@ def make(folder):
     for name in ("source.spm", "target.spm"):
         (folder / name).write_bytes(pieces.model)
     text = ""
-    while (length := len(pieces.pieces(pieces.ragged([text])[0]))) < TOKENS:
+    while (length := len(pieces.pieces(pieces.encode([text])[0]))) < TOKENS:
         text += letters[length]
     assert length == TOKENS, length
     return text

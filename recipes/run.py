@@ -323,9 +323,9 @@ def check_run(settings, out, restart):
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file, not a folder")
     if not (out / "settings.json").exists():
-        from ..zoo.model import TOKENIZERS
+        from ..data.tokenizers import FILES
 
-        begun = {*TOKENIZERS, ".settings.json", ".lock"}
+        begun = {*FILES, ".settings.json", ".lock"}
         names = {path.name for path in out.iterdir()} if out.exists() else set()
         if {re.sub(r"\.\d+$", "", name) for name in names} - begun:  # killed at the start
             raise FileExistsError(f"{out} holds something other than a run: choose another folder")

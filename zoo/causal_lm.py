@@ -16,8 +16,6 @@ from ..layers.arguments import plain
 from ..training import SmoothedCrossEntropy
 from .decoding import Draw, Sampling, ScatterCache, advance, begin, possible
 from .model import (
-    BYTE_PAIRS,
-    CHARACTERS,
     Pretrained,
     ScoredText,
     as_list,
@@ -250,7 +248,7 @@ class CausalLM(Pretrained):
     def _prompts(self, prompts, max_tokens, truncate):
         """The tokens of ``prompts``, lists, each of which leaves room for some more."""
         context = self.config.max_length
-        rows = self.tokenizer.ragged(prompts).to_list() if prompts else []
+        rows = self.tokenizer.encode(prompts).to_list() if prompts else []
         rows = [row or [self.config.end_id] for row in rows]
         longest = max(context - max_tokens, 1) if truncate else context - 1
         long = [i for i, row in enumerate(rows) if len(row) > longest]
@@ -309,7 +307,7 @@ class CausalLM(Pretrained):
         """
         self._need_tokenizer("score")
         (texts, single), context = as_list("score", texts), self.config.max_length
-        rows = self.tokenizer.ragged(texts).to_list()
+        rows = self.tokenizer.encode(texts).to_list()
         batch_size = min(check_count(batch_size, "batch_size"), bucket(len(rows)))
         long = [i for i, row in enumerate(rows) if len(row) > context]
         if long and not truncate:
@@ -412,7 +410,7 @@ class CausalLM(Pretrained):
             return follow(text, plain, draw, max_new_tokens)
 
         def score(text):
-            labels = tokenizer.ragged(text)[:, :context]
+            labels = tokenizer.encode(text)[:, :context]
             count = ops.cast(labels.row_lengths(), "int32")
             # One token at least, lest there be none to compute.
             labels = ops.pad(labels.to_tensor(self.config.end_id), [(0, 0), (0, 1)])[:, :context]
@@ -448,23 +446,11 @@ class CausalLM(Pretrained):
             optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         super().compile(optimizer, SmoothedCrossEntropy(0.0) if loss is None else loss, **kwargs)
 
-    @classmethod
-    def load_tokenizer(cls, folder, config):
-        if (folder / CHARACTERS).is_file():
-            from ..data import Characters
-
-            return Characters.load(folder)
-        if any((folder / name).is_file() for name in BYTE_PAIRS):
-            from ..data import BytePairs
-
-            return BytePairs.load(folder, config.end_id)
-        return None
-
 
 def examples(tokenizer):
     """`EXAMPLES`, or parts of the vocabulary where it lacks their characters."""
     try:
-        tokenizer.ragged(EXAMPLES)
+        tokenizer.encode(EXAMPLES)
         return EXAMPLES
     except ValueError:
         known = tokenizer.text(range(tokenizer.vocab_size)).decode("utf-8", "ignore")

@@ -29,13 +29,7 @@ from ..training.averages import inner
 from ..training.states import assign, by_path, some
 from .published import family, open_checkpoint, read_json, write_checkpoint
 
-# The names of tokenizers' files, which can be seen without TensorFlow.
-SUBWORDS = "tokenizer.model"
-MARIAN = ("source.spm", "target.spm", "vocab.json", "target_vocab.json")
-BYTE_PAIRS = ("tokenizer.json", "vocab.json", "merges.txt")
-CHARACTERS = "characters.txt"
-TOKENIZERS = (SUBWORDS, CHARACTERS, *MARIAN, *BYTE_PAIRS)
-# The files that `save_pretrained` may write beside those.
+# The files that `save_pretrained` may write beside the tokenizer's.
 BESIDE = ("generation_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
@@ -386,15 +380,19 @@ class Pretrained(Model):
     @classmethod
     def load_tokenizer(cls, folder, config):
         """The tokenizer saved in ``folder`` beside a model of ``config``, or None."""
-        return None
+        from ..data.tokenizers import load
+
+        return load(folder, config.end_id) if hasattr(config, "end_id") else None
 
     @classmethod
     def replaceable(cls, folder):
         """Whether a folder is empty, or holds only files that `save_pretrained` wrote."""
+        from ..data.tokenizers import FILES
+
         names = {path.name for path in folder.iterdir()}
         if not names:
             return True
-        ours = {"config.json", "model.safetensors", *BESIDE, *TOKENIZERS}
+        ours = {"config.json", "model.safetensors", *BESIDE, *FILES}
         if not {"config.json"} <= names <= ours:
             return False
         try:

@@ -11,8 +11,6 @@ from ..layers import KeyValueCache, padding_mask
 from .alignment import Alignment
 from .decoding import GREEDY, ScatterCache, advance, begin, possible
 from .model import (
-    MARIAN,
-    SUBWORDS,
     Pretrained,
     ScoredText,
     as_list,
@@ -193,7 +191,7 @@ class Seq2Seq(Pretrained):
         if target is None:
             [target] = self.translate([source])
         source_tokens = np.array(self._sources([source]))
-        labels = np.asarray(tokenizer.ragged([target], target=True).to_tensor())
+        labels = np.asarray(tokenizer.encode([target], target=True).to_tensor())
         target_tokens = np.concatenate([[[self.config.start_id]], labels[:, :-1]], axis=1)
         mask = self.source_mask(source_tokens)
         memory = self.encode(source_tokens, mask)
@@ -244,6 +242,7 @@ class Seq2Seq(Pretrained):
         def translation(search):
             def translate(text):
                 source = tokenizer.encode(text, self.config.max_length)
+                source = source.to_tensor(self.config.pad_id)
                 found = self.find(source, search, cache=ScatterCache)
                 shape = ops.shape(found.score)
                 texts = tokenizer.decode(ops.reshape(found.tokens, (shape[0] * shape[1], -1)))
@@ -271,7 +270,7 @@ class Seq2Seq(Pretrained):
 
     def _sources(self, texts):
         """The tokens of ``texts``, lists, truncated with a warning to what the model can take."""
-        rows, limit = self.tokenizer.ragged(texts).to_list(), self.config.max_length
+        rows, limit = self.tokenizer.encode(texts).to_list(), self.config.max_length
         if long := sum(len(row) > limit for row in rows):
             warnings.warn(
                 f"{long} of {len(texts)} sources have more than {limit} tokens and were truncated",
@@ -279,18 +278,6 @@ class Seq2Seq(Pretrained):
             )
         end = [self.config.end_id]
         return [row if len(row) <= limit else row[: limit - 1] + end for row in rows]
-
-    @classmethod
-    def load_tokenizer(cls, folder, config):
-        if (folder / SUBWORDS).is_file():
-            from ..data import Subwords
-
-            return Subwords.load(folder)
-        if any((folder / name).is_file() for name in MARIAN):
-            from ..data import MarianPieces
-
-            return MarianPieces.load(folder)
-        return None
 
 
 def room(length):

@@ -81,9 +81,9 @@ def test_the_server_searches_as_the_model_does(exported, model):
 def test_a_quantized_model_translates_as_before_and_so_does_its_export(tokenizer, sample, tmp_path):
     texts, translations = sample.sources[:48], sample.targets[:48]
     model = small(tokenizer, dim=64, num_layers=1)
-    labels = np.array(tokenizer.ragged(translations, target=True).to_tensor())
+    labels = np.array(tokenizer.encode(translations, target=True).to_tensor())
     target = np.concatenate([np.full((48, 1), model.config.start_id), labels[:, :-1]], axis=1)
-    inputs = {"source": np.array(tokenizer.encode(texts)), "target": target}
+    inputs = {"source": np.array(tokenizer.encode(texts).to_tensor()), "target": target}
     model.compile(keras.optimizers.Adam(3e-3))
     model.fit(inputs, labels, 48, 150, verbose=0, sample_weight=np.float32(labels != 0))
     expected = model.translate(texts, batch_size=48)

@@ -109,7 +109,7 @@ def test_a_batch_and_a_stream_give_what_each_gets_alone(gpt, settings):
 @text
 def test_a_continuation_is_what_the_model_finds_likeliest(gpt, tokenizer):
     [made] = gpt.generate(PROMPTS[:1], max_new_tokens=12, temperature=0)
-    tokens, total = tokenizer.ragged(PROMPTS[:1]).to_list()[0], 0.0
+    tokens, total = tokenizer.encode(PROMPTS[:1]).to_list()[0], 0.0
     start = len(tokens)
     while len(tokens) < start + 12 and (len(tokens) == start or tokens[-1] != 0):
         gains = array(ops.log_softmax(gpt(np.array([tokens]))[0, -1]))
@@ -156,7 +156,7 @@ def test_a_stop_string_ends_the_text(gpt):
 
 @text
 def test_stop_tokens_end_a_sequence(gpt, tokenizer):
-    rows = tokenizer.ragged(PROMPTS[:1]).to_list()
+    rows = tokenizer.encode(PROMPTS[:1]).to_list()
 
     def made(**settings):
         search, _ = gpt._settings(12, settings)
@@ -171,7 +171,7 @@ def test_stop_tokens_end_a_sequence(gpt, tokenizer):
 @text
 def test_pieces_of_a_stream_are_whole_characters(tokenizer):
     model = lively(GPT(GPTConfig(**SIZES), tokenizer))
-    tokens = tokenizer.ragged(["dé😀f"]).to_list()[0]
+    tokens = tokenizer.encode(["dé😀f"]).to_list()[0]
 
     class Scripted(GPT):
         def _found(self, batch, search, draw, state=None, until=None):
@@ -227,7 +227,7 @@ def test_numpy_scalars_are_settings_like_pythons_numbers(gpt, tmp_path):
 @text
 def test_the_score_of_a_text_is_the_sum_of_its_tokens(gpt, tokenizer):
     for one, score in zip(PROMPTS, gpt.score(PROMPTS), strict=True):
-        tokens = tokenizer.ragged([one]).to_list()[0]
+        tokens = tokenizer.encode([one]).to_list()[0]
         gains = array(ops.log_softmax(gpt(np.array([[0, *tokens]]))[0]))
         expected = sum(gains[t, token] for t, token in enumerate(tokens))
         assert score.tokens == len(tokens)
@@ -388,7 +388,7 @@ def test_greedy_text_is_that_of_hugging_face_over_200_tokens(tokenizer, tmp_path
     prompts = ["The dog", "A man in a red coat"]
     made = ours.generate(prompts, max_new_tokens=200, temperature=0)
     for prompt, found in zip(prompts, made, strict=True):
-        tokens = torch.tensor(tokenizer.ragged([prompt]).to_list())
+        tokens = torch.tensor(tokenizer.encode([prompt]).to_list())
         options = dict(do_sample=False, max_new_tokens=200, pad_token_id=0)
         ids = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
         expected = tokenizer.text(ids[0, tokens.shape[1] :].tolist())
@@ -404,7 +404,7 @@ def test_the_repetition_penalty_is_that_of_hugging_face(penalty, tokenizer, tmp_
     import torch
 
     [made] = ours.generate(["A dog"], max_new_tokens=40, temperature=0, repetition_penalty=penalty)
-    tokens = torch.tensor(tokenizer.ragged(["A dog"]).to_list())
+    tokens = torch.tensor(tokenizer.encode(["A dog"]).to_list())
     ids = theirs.generate(
         tokens,
         attention_mask=torch.ones_like(tokens),
@@ -425,7 +425,7 @@ def test_beams_are_those_of_hugging_face(tokenizer, tmp_path):
     import torch
 
     [made] = ours.generate(["A dog"], max_new_tokens=24, beams=4, alpha=1.0)
-    tokens = torch.tensor(tokenizer.ragged(["A dog"]).to_list())
+    tokens = torch.tensor(tokenizer.encode(["A dog"]).to_list())
     options = dict(num_beams=4, length_penalty=1.0, max_new_tokens=24, do_sample=False)
     ids = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), pad_token_id=0, **options)
     expected = tokenizer.text(ids[0, tokens.shape[1] :].tolist())

@@ -195,9 +195,9 @@ def test_text_is_cut_and_joined_as_by_the_reference(vocabulary, sample):
     letters = list("ab <>-ßé日🐻▁\u200d\t.") + ["the ", "dog"]
     drawn = ["".join(random.choice(letters, 12)) for _ in range(100)]
     texts = TEXTS + drawn + sample.sources[:50]
-    rows = ours.ragged(texts).to_list()
+    rows = ours.encode(texts).to_list()
     assert rows == [theirs(text)["input_ids"] for text in texts]
-    targets = ours.ragged(sample.targets[:50], target=True)
+    targets = ours.encode(sample.targets[:50], target=True)
     assert targets.to_list() == [theirs(text_target=t)["input_ids"] for t in sample.targets[:50]]
     tokens = np.random.default_rng(1).integers(0, ours.vocab_size, (200, 9)).astype("int32")
     decoded = [text.decode() for text in ours.decode(tokens).numpy()]
@@ -212,9 +212,9 @@ def test_each_side_may_have_its_own_pieces(separate, sample, tmp_path):
     ours = Transformer.from_pretrained(tmp_path)
     theirs = transformers.MarianTokenizer.from_pretrained(separate[0])
     sources, targets = sample.sources[:20], sample.targets[:20]
-    tokens = ours.tokenizer.ragged(targets, target=True)
+    tokens = ours.tokenizer.encode(targets, target=True)
     assert tokens.to_list() == [theirs(text_target=t)["input_ids"] for t in targets]
-    assert ours.tokenizer.ragged(sources).to_list() == [theirs(t)["input_ids"] for t in sources]
+    assert ours.tokenizer.encode(sources).to_list() == [theirs(t)["input_ids"] for t in sources]
     decoded = [text.decode() for text in ours.tokenizer.decode(tokens.to_tensor()).numpy()]
     assert decoded == theirs.batch_decode(tokens.to_list(), skip_special_tokens=True)
     ours.save_pretrained(tmp_path / "ours")
@@ -268,8 +268,8 @@ def test_attention_is_that_of_the_reference(vocabulary, sample, tmp_path):
     ours = Transformer.from_pretrained(tmp_path)
     source, target = sample.sources[0], sample.targets[0]
     alignment = ours.attention(source, target)
-    rows = ours.tokenizer.ragged([source])[0].numpy()
-    labels = ours.tokenizer.ragged([target], target=True)[0].numpy()
+    rows = ours.tokenizer.encode([source])[0].numpy()
+    labels = ours.tokenizer.encode([target], target=True)[0].numpy()
     shifted = np.concatenate([[ours.config.pad_id], labels[:-1]])
     with torch.no_grad():
         expected = theirs(

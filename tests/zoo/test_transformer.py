@@ -264,7 +264,7 @@ def test_attention_is_drawn_with_its_pieces(tokenizer, norm, tmp_path):
 def test_the_search_is_traced_once_for_each_length(tokenizer, sample):
     model = small(tokenizer)
     model.translate(sample.sources[:41], batch_size=8)
-    lengths = [len(row) for row in tokenizer.ragged(sample.sources[:41]).to_list()]
+    lengths = [len(row) for row in tokenizer.encode(sample.sources[:41]).to_list()]
     buckets = {bucket(n) for n in lengths}
 
     def traces():

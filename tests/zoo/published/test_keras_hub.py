@@ -46,9 +46,9 @@ def test_gpt2_gives_the_same_logits_and_text(gpt):
     tokens = np.random.default_rng(1).integers(0, 300, (2, 9))
     np.testing.assert_allclose(ours(tokens), logits(gpt, tokens), atol=1e-5)
     tokenizer = gpt.preprocessor.tokenizer
-    assert ours.tokenizer.ragged(TEXTS).to_list() == [list(map(int, t)) for t in tokenizer(TEXTS)]
+    assert ours.tokenizer.encode(TEXTS).to_list() == [list(map(int, t)) for t in tokenizer(TEXTS)]
     expected = gpt.generate(TEXTS[0], max_length=24)
-    count = 24 - len(ours.tokenizer.ragged(TEXTS[:1]).to_list()[0])
+    count = 24 - len(ours.tokenizer.encode(TEXTS[:1]).to_list()[0])
     assert TEXTS[0] + ours.generate(TEXTS[0], count, temperature=0) == expected
 
 
