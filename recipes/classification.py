@@ -13,21 +13,26 @@ import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from .run import (
-    SAMPLE,
-    Run,
-    RunSettings,
-    draw_curve,
-    exclusive,
-    load,
-    read_settings,
-    save,
-    shown,
+from typer import Argument, Option
+
+from .options import (
+    Data,
+    ExportFolder,
+    Format,
+    Last,
+    MaxPixels,
+    ModelFolder,
+    RunFolder,
+    Split,
 )
+from .run import Run, draw_curve, exclusive, load, save, save_average, shown, writable
+from .settings import SAMPLE, RunSettings, Schedule, option, read_settings
 
 IN_MEMORY = 2**31  # bytes of pixels; larger sets are decoded again each epoch
+
+Broken = Literal["refuse", "skip"]
 
 
 @dataclass(frozen=True)
@@ -37,24 +42,52 @@ class Settings(RunSettings):
     task: ClassVar[str] = "classification"
     longest_warmup: ClassVar[int] = 500
 
-    preset: str = "lite-4"
-    image_size: int | None = None
-    batch_size: int = 128
+    data: str = option(
+        SAMPLE,
+        "A folder with a folder per class, or with train, val and test that each have one; or "
+        "TFRecords train*, val*, test* (features image, label) with labels.txt; or 'sample', "
+        "shapes drawn by polyhead. Without val, a tenth of train is kept for it.",
+        metavar="DIR|sample",
+    )
+    preset: str = option(
+        "lite-4",
+        "Size of the model: nano-4 or lite-4 for images of 32 pixels; ti-16, s-16, s-32, b-16, "
+        "b-32, l-16, h-14 for 224 pixels (the number is the side of a patch).",
+    )
+    pretrained: str | None = option(
+        None,
+        "Start from the weights of this model or run with a new head, not from a preset.",
+        metavar="DIR|NAME",
+    )
+    image_size: int | None = option(None, "Side in pixels. Default: the model's.")
+    batch_size: int = option(128, "Images per batch.")
+    augment: Literal["none", "light", "strong"] = option(
+        "light", "light: crops and flips; strong: RandAugment too."
+    )
+    mix: bool = option(False, "Mix the images of a batch: MixUp and CutMix in turn.")
+    broken: Broken = option(
+        "refuse", "Stop at an image that cannot be decoded, or skip it; it is named."
+    )
+    stochastic_depth: float = option(0.1, "Stochastic depth: drop rate of the last block.")
+    label_smoothing: float = option(0.1, "Label smoothing (Szegedy et al. 2016, section 7).")
     peak: float = 1e-3
-    schedule: str = "cosine"
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.1
-    stochastic_depth: float = 0.1
-    augment: str = "light"
-    mix: bool = False
-    broken: str = "refuse"
-    freeze: str | None = None
+    schedule: Schedule = "cosine"
+    weight_decay: float = option(0.05, "Weight decay of matrices (AdamW).")
+    freeze: str | None = option(None, "Freeze weights whose path matches.", metavar="REGEX")
     epochs: int = 30
 
 
 @exclusive
 def train(settings, out, restart=False, say=print):
-    """Trains in the folder ``out``; an interrupted run of the same settings is resumed."""
+    """Train a ViT to classify images, or fine-tune a published one.
+
+    Stop it with Ctrl-C at any time; the same command resumes from the last checkpoint.
+    The best model by validation accuracy is RUN/best; curves are in RUN/curve.png,
+    RUN/history.csv and, for TensorBoard, RUN/logs.
+
+    Example: polyhead train classification --data photos --pretrained google/vit-base-patch16-224
+    --out runs/photos
+    """
     import keras
 
     from ..data import image_batches
@@ -164,8 +197,20 @@ def loaded(images, config, broken):
     )
 
 
-def evaluate(run, data=None, split="val", batch_size=64, broken=None):
-    """How well a run's best model classifies a split of its data.
+def evaluate(
+    run: RunFolder,
+    data: Data = None,
+    split: Split = None,
+    confusion: Annotated[
+        Path | None, Option(metavar="FILE.png", help="Save the confusion matrix.")
+    ] = None,
+    broken: Annotated[
+        Broken | None, Option(help="Stop at an image that cannot be decoded, or skip it.")
+    ] = None,
+    batch_size=64,
+    say=print,
+):
+    """How well a run's best model classifies a split of its data, "val" by default.
 
     Returns:
         a dict: ``accuracy`` and ``top5``, shares of the ``images``, a number, and ``confusion``
@@ -178,7 +223,8 @@ def evaluate(run, data=None, split="val", batch_size=64, broken=None):
 
     from ..data import image_batches
 
-    settings, model = read_settings(run), load(run)
+    writable(confusion)
+    settings, model, split = read_settings(run), load(run), split or "val"
     images = labelled(data or settings.data, split)
     c = model.config
     if images.classes != c.labels:
@@ -192,24 +238,73 @@ def evaluate(run, data=None, split="val", batch_size=64, broken=None):
         channels=c.channels,
         **c.fit,
     )
-    confusion, hits, total = np.zeros((c.num_classes,) * 2, int), 0, 0
+    counts, hits, total = np.zeros((c.num_classes,) * 2, int), 0, 0
     with by_name():
         for pixels, labels, weight in shown("evaluating")(batches):
             logits = model.predict_on_batch(pixels)
             chosen = weight.numpy() > 0
             ranked, label = np.argsort(-logits, axis=1), labels.numpy().argmax(1)
-            np.add.at(confusion, (label[chosen], ranked[chosen, 0]), 1)
+            np.add.at(counts, (label[chosen], ranked[chosen, 0]), 1)
             hits += (ranked[:, :5] == label[:, None]).any(1)[chosen].sum()
             total += chosen.sum()
     if not total:
         raise ValueError(f"of {len(images)} images none can be decoded")
-    return {
-        "accuracy": confusion.trace() / total,
+    score = {
+        "accuracy": counts.trace() / total,
         "top5": hits / total,
-        "confusion": confusion,
+        "confusion": counts,
         "classes": images.classes,
         "images": int(total),
     }
+    say(
+        f"accuracy {score['accuracy']:.2%}, top-5 {score['top5']:.2%}; "
+        f"{score['images']:,} images of {split}"
+    )
+    if confusion is not None:
+        draw_confusion(counts, images.classes, confusion)
+    return score
+
+
+def average(run: RunFolder, last: Last = 10, say=print):
+    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and scores it."""
+    save_average(run, last, evaluate, say)
+
+
+def classify(
+    run: ModelFolder,
+    inputs: Annotated[list[str] | None, Argument(metavar="IMAGE ...", help="Image files.")] = None,
+    top: Annotated[int, Option(help="Number of classes per image.")] = 1,
+    explain: Annotated[
+        Path | None, Option(metavar="FILE.png", help="Save the attention map of one image.")
+    ] = None,
+    max_pixels: MaxPixels = None,
+):
+    """Classify images: a line for each class, with the file and the probability."""
+    if not inputs:
+        raise ValueError("pass at least one image file")
+    if explain is not None and len(inputs) != 1:
+        raise ValueError(f"--explain takes one image: {len(inputs)} given")
+    writable(explain)
+    model = load(run)
+    for start in shown("classifying")(range(0, len(inputs), 16)):
+        names = inputs[start : start + 16]
+        found = model.classify(names, top=top, max_pixels=max_pixels)
+        for name, classes in zip(names, found, strict=True):
+            for label, probability in classes:
+                print(f"{name}\t{label}\t{probability:.4f}", flush=True)
+    if explain is not None:
+        draw_rollout(model, inputs[0], explain)
+
+
+def export(
+    run: ModelFolder,
+    folder: ExportFolder,
+    format: Format = "tf_saved_model",
+    top: Annotated[int | None, Option(help="Number of classes per image. Default: 5.")] = None,
+    max_pixels: MaxPixels = None,
+):
+    """Writes a run's best model for TensorFlow Serving, or in another ``format``."""
+    print(load(run).export(folder, format=format, top=top, max_pixels=max_pixels))
 
 
 def draw_confusion(confusion, classes, path):

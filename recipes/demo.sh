@@ -19,7 +19,7 @@ sentences=("The old farmer gives the small child a red apple."
            "Today the cat must sleep under the table because the dog has found a ball.")
 version=$("$polyhead" export "$run" "$run/export")
 echo "$version"
-"$polyhead" predict "$run" "${sentences[@]}" | tee "$run/predicted.txt"
+"$polyhead" translate "$run" "${sentences[@]}" | tee "$run/predicted.txt"
 "$python" -m polyhead.serving.loader "$version" "${sentences[@]}" | tee "$run/served.json"
 "$python" - "$run" <<'END'
 import json, sys

@@ -12,30 +12,44 @@ import contextlib
 import hashlib
 import json
 from pathlib import Path
+from typing import Annotated, Unpack
 
-from .run import load, model_folder, read_settings, shown
+from typer import Argument, Option
+
+from .options import Search
+from .run import load, model_folder, shown
+from .settings import read_settings
 from .translation import Settings, read
 
 MADE = "made"  # the subfolder of translations
 CHUNK = 4096  # sentences per saved file of translations
 
 
-def diversify(runs, out, data=None, batch_size=64, say=print, **search):
-    """Writes the training pairs, augmented with translations by ``runs``, to the folder ``out``.
+def diversify(
+    runs: Annotated[
+        list[Path], Argument(metavar="RUN ...", help="Translation runs, in either direction.")
+    ],
+    out: Annotated[Path, Option(help="Folder of the new data; an interrupted one is resumed.")],
+    data: Annotated[
+        str | None, Option(metavar="DIR", help="Data. Default: the first run's.")
+    ] = None,
+    batch_size: Annotated[int, Option(help="Sentences per batch.")] = 64,
+    say=print,
+    **search: Unpack[Search],
+):
+    """Augment training data with translations by trained models (Nguyen et al. 2020).
 
-    A forward run adds each source with its translation; a reverse run adds each target with its
-    back-translation (arXiv 1911.01986, section 3). The direction of the first run is forward.
-    Duplicates and pairs with an empty side are left out. Validation data and, if there are any,
-    test data are copied.
+    A forward run adds each source with its translation, a reverse run adds each target with its
+    back-translation. The direction of the first run is forward. Then train on the new data with
+    the first run's options. Validation and test data stay the same.
 
-    Every few thousand translations are saved in ``out``: an interrupted call resumes, and a call
-    with further runs translates with those only.
+    Example: polyhead diversify RUN REVERSE --beams 5 --out MORE
 
     Args:
-        runs: folders of translation runs with the same variant of files.
-        data: folder of the data. Default: the first run's.
-        batch_size: sentences per batch.
-        say: prints a line.
+        runs: folders of translation runs with the same variant of files (arXiv 1911.01986,
+            section 3). Duplicates and pairs with an empty side are left out.
+        out: every few thousand translations are saved there: an interrupted call resumes, and a
+            call with further runs translates with those only.
         search: settings of `Search`, e.g. ``beams=5``.
 
     Returns:
@@ -66,7 +80,9 @@ def diversify(runs, out, data=None, batch_size=64, say=print, **search):
     if out.resolve() == Path(data or first.data).resolve():
         raise ValueError(f"out must be another folder than the data's: {out}")
     with locked(out):
-        return extend(splits, runs, settings, out, batch_size, say, search)
+        pairs = extend(splits, runs, settings, out, batch_size, say, search)
+    say(f"{len(pairs):,} pairs of sentences in {out}")
+    return pairs
 
 
 def extend(splits, runs, settings, out, batch_size, say, search):

@@ -11,11 +11,16 @@ of 1.766 after 63 seconds; nanoGPT's at these sizes is 1.88.
 import functools
 import importlib.resources
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Unpack
 
-from .run import SAMPLE, Run, RunSettings, draw_curve, exclusive, load, read_settings, shown
+from typer import Argument, Option
+
+from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Search, Split
+from .run import Run, draw_curve, exclusive, load, save_average, shown
+from .settings import SAMPLE, RunSettings, Schedule, option, read_settings
 
 
 @dataclass(frozen=True)
@@ -25,21 +30,56 @@ class Settings(RunSettings):
     task: ClassVar[str] = "generation"
     longest_warmup: ClassVar[int] = 100
 
-    preset: str = "char-small"
-    vocab_size: int = 8000
-    length: int | None = None
-    batch_size: int = 12
+    data: str = option(
+        SAMPLE,
+        "A text file, whose last tenth is for validation; a folder with train.txt and val.txt, or "
+        "of documents *.txt; or 'sample', text included in polyhead.",
+        metavar="FILE|DIR|sample",
+    )
+    preset: str = option(
+        "char-small",
+        "Size of the model: char-small or char, whose tokens are characters; gpt2, gpt2-medium, "
+        "gpt2-large or gpt2-xl, with byte-level BPE learned from the text.",
+    )
+    vocab_size: int = option(8000, "Maximum size of a learned vocabulary.")
+    length: int | None = option(None, "Tokens per row. Default: the model's context length.")
+    batch_size: int = option(12, "Rows per batch.")
     peak: float | None = 1e-3
-    schedule: str = "cosine"
-    weight_decay: float = 0.1
-    lora: int | None = None
-    freeze: str | None = None
+    schedule: Schedule = "cosine"
+    weight_decay: float = option(0.1, "Weight decay of matrices (AdamW).")
+    lora: int | None = option(None, "LoRA rank; trains only the adapters.")
+    freeze: str | None = option(None, "Freeze weights whose path matches.", metavar="REGEX")
     epochs: int = 10
+
+
+class Decoding(Search, total=False):
+    """Settings of beam search and of sampling. The keys are the model's arguments."""
+
+    max_new_tokens: Annotated[int, Option(help="Maximum number of new tokens.")]
+    temperature: Annotated[float, Option(help="Sampling temperature; 0 is greedy.")]
+    top_k: Annotated[int, Option(help="Sample from the k most likely tokens.")]
+    top_p: Annotated[
+        float, Option(help="Nucleus: sample from the smallest set with this total probability.")
+    ]
+    min_p: Annotated[
+        float,
+        Option(help="Keep tokens with at least this fraction of the top token's probability."),
+    ]
+    repetition_penalty: Annotated[
+        float, Option(help="Repetition penalty; > 1 discourages repeats.")
+    ]
 
 
 @exclusive
 def train(settings, out, restart=False, say=print):
-    """Trains in the folder ``out``; an interrupted run of the same settings is resumed."""
+    """Train a GPT on text, or fine-tune a published one.
+
+    Stop it with Ctrl-C at any time; the same command resumes from the last checkpoint.
+    The best model by validation loss is RUN/best; curves are in RUN/curve.png, RUN/history.csv
+    and, for TensorBoard, RUN/logs.
+
+    Example: polyhead train generation --data book.txt --preset char-small --out RUN
+    """
     import keras
 
     from ..data import text_batches, token_stream
@@ -129,14 +169,15 @@ def documents(data, split):
     return read_text(Path(data), split)
 
 
-def evaluate(run, data=None, split="val", batch_size=8):
-    """How well a run's best model predicts a split of its data.
+def evaluate(run: RunFolder, data: Data = None, split: Split = None, batch_size=8, say=print):
+    """How well a run's best model predicts a split of its data, "val" by default.
 
     Returns:
         a dict: ``loss`` in nats a token, ``perplexity``, ``bits_per_byte``, ``tokens``, ``bytes``.
     """
     from ..data import text_batches, token_stream
 
+    split = split or "val"
     texts = documents(data or read_settings(run).data, split)
     model = load(run)
     stream = token_stream(texts, model.tokenizer)
@@ -148,10 +189,57 @@ def evaluate(run, data=None, split="val", batch_size=8):
     for tokens, labels, weight in shown("evaluating")(batches):
         total += float(model.test_on_batch(tokens, labels, weight)) * float(weight.numpy().sum())
     count = sum(len(text.encode()) for text in texts)
-    return {
+    score = {
         "loss": total / len(stream),
         "perplexity": math.exp(total / len(stream)),
         "bits_per_byte": total / math.log(2) / count,
         "tokens": len(stream),
         "bytes": count,
     }
+    say(
+        f"loss {score['loss']:.4f}, perplexity {score['perplexity']:.2f}, "
+        f"{score['bits_per_byte']:.4f} bits per byte; {score['tokens']:,} tokens, "
+        f"{score['bytes']:,} bytes of {split}"
+    )
+    return score
+
+
+def average(run: RunFolder, last: Last = 10, say=print):
+    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and scores it."""
+    save_average(run, last, evaluate, say)
+
+
+def generate(
+    run: ModelFolder,
+    inputs: Annotated[
+        list[str] | None,
+        Argument(metavar="TEXT ...", help="Prompts. Default: the text of standard input."),
+    ] = None,
+    samples: Annotated[int | None, Option(help="Number of continuations per text.")] = None,
+    stop: Annotated[list[str] | None, Option(help="Stop at this text, which is left out.")] = None,
+    seed: Annotated[int | None, Option(help="Random seed for sampling.")] = None,
+    **decoding: Unpack[Decoding],
+):
+    """Continue text; it is printed as it is generated."""
+    model = load(run)
+    for prompt in inputs or [sys.stdin.read()]:
+        if samples is None and decoding.get("beams", 1) == 1:
+            print(prompt, end="", flush=True)
+            for text in model.stream(prompt, seed=seed, stop=stop, **decoding):
+                print(text, end="", flush=True)
+            print()
+        else:
+            options = dict(samples=samples, seed=seed, stop=stop, **decoding)
+            made = model.generate([prompt], **options)[0]
+            for text in [made] if samples is None else made:
+                print(f"{prompt}{text}")
+
+
+def export(
+    run: ModelFolder,
+    folder: ExportFolder,
+    format: Format = "tf_saved_model",
+    **decoding: Unpack[Decoding],
+):
+    """Writes a run's best model for TensorFlow Serving, or in another ``format``."""
+    print(load(run).export(folder, format=format, **decoding))

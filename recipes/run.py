@@ -3,55 +3,13 @@
 import contextlib
 import dataclasses
 import functools
-import importlib
 import io
 import json
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-SAMPLE = "sample"
-TASKS = ("translation", "generation", "classification")
-# Settings that may change when a run is resumed; a cosine schedule also depends on its end.
-LIMITS = ("epochs", "updates", "minutes", "patience", "keep", "devices", "remat")
-
-
-# Settings chosen from the data if they are None; a resumed run keeps the first choice.
-ADAPTED = ("vocab_size", "warmup")
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """The settings that every training run has, named like the command's options.
-
-    ``warmup`` None is a tenth of the updates, at most ``longest_warmup``.
-    """
-
-    task: ClassVar[str]
-    longest_warmup: ClassVar[int]
-
-    data: str = SAMPLE
-    pretrained: str | None = None
-    dropout: float | None = None
-    peak: float | None = None
-    warmup: int | None = None
-    schedule: str = "sqrt"
-    clip: float = 1.0
-    accumulate: int = 1
-    ema: float | None = None
-    optimizer: str = "adam"
-    precision: str = "float32"
-    seed: int = 0
-    epochs: int = 100
-    updates: int | None = None
-    minutes: float | None = None
-    patience: int | None = 10
-    interval: int | None = None
-    keep: int = 2
-    devices: int | None = None
-    remat: bool = False
+from .settings import SAMPLE, VERBS, read_settings
 
 
 class Run:
@@ -266,11 +224,10 @@ def learning_rate(settings, rate, updates, floor=0.0):
     )
 
 
-def average(run, last=10):
+def save_average(run, last, evaluate, say=print):
     """Saves the mean weights of a run's ``last`` checkpoints as the model ``RUN/average``.
 
-    Returns:
-        the folder, and the update of each checkpoint.
+    ``evaluate`` then scores it and the best model on the validation data.
     """
     from ..training import locked, mean_weights
 
@@ -280,22 +237,39 @@ def average(run, last=10):
         for left in Path(run).glob(".average.*/"):  # by a process that was killed
             shutil.rmtree(left)
         load(run).save_pretrained(folder, weights=weights)
-    return folder, updates
+    mean = f"the mean of updates {updates[0]} to {updates[-1]}"
+    for model, name in ((folder, mean), (run, "the best model")):
+        evaluate(model, split="val", say=lambda line, name=name: say(f"{name}: {line}"))
+    say(folder)
 
 
 def load(run):
     """The best model of a run, or the model of a folder that `save_pretrained` wrote."""
+    folder = model_folder(run)
+    return model_class(folder).from_pretrained(folder)
+
+
+def model_class(folder):
+    """The class of the model in a folder."""
     from ..zoo import GPT, Transformer, ViT
     from ..zoo.published import read_json
 
-    folder = model_folder(run)
     try:
         config = read_json(folder / "config.json")
         kind = config.get("model", config.get("model_type", "pretrained_cfg" in config and "vit"))
     except (ValueError, OSError):
         kind = None  # the class raises the error
     models = {"GPT": GPT, "gpt2": GPT, "ViT": ViT, "vit": ViT}
-    return models.get(str(kind), Transformer).from_pretrained(folder)
+    return models.get(str(kind), Transformer)
+
+
+def task_of(run):
+    """The task of a run; of a model from elsewhere, the first one that its class can do."""
+    folder = model_folder(run)
+    with contextlib.suppress(FileNotFoundError):
+        return read_settings(folder).task
+    kind = model_class(folder)
+    return next(task for task, verb in VERBS.items() if hasattr(kind, verb))
 
 
 def model_folder(run):
@@ -335,7 +309,9 @@ def check_run(settings, out, restart):
         return False
     if old.task != settings.task:
         raise ValueError(f"{out} is a run of {old.task}, not of {settings.task}")
-    free = set(LIMITS) - ({"epochs", "updates"} if settings.schedule == "cosine" else set())
+    free = {field.name for field in dataclasses.fields(settings) if field.metadata["limit"]}
+    if settings.schedule == "cosine":  # it depends on its end
+        free -= {"epochs", "updates"}
     old, new = dataclasses.asdict(old), dataclasses.asdict(adapted(settings, old))
     changed = [f"{k} {old[k]} -> {new[k]}" for k in new if old[k] != new[k] and k not in free]
     if changed:
@@ -348,10 +324,9 @@ def check_run(settings, out, restart):
 
 def adapted(settings, old):
     """``settings`` with the ``old`` run's values of adapted settings that are not given."""
-    kept = {name: getattr(old, name) for name in ADAPTED if hasattr(old, name)}
-    return dataclasses.replace(
-        settings, **{name: value for name, value in kept.items() if getattr(settings, name) is None}
-    )
+    names = [field.name for field in dataclasses.fields(old) if field.metadata["adapts"]]
+    kept = {name: getattr(old, name) for name in names if getattr(settings, name) is None}
+    return dataclasses.replace(settings, **kept)
 
 
 def write_run(settings, out, tokenizer, restart):
@@ -370,29 +345,10 @@ def write_run(settings, out, tokenizer, restart):
     write_file(out / "settings.json", content.encode())
 
 
-def read_settings(run):
-    """The settings of a run, an instance of its task's class.
-
-    Raises:
-        FileNotFoundError: there is no run.
-        ValueError: its ``settings.json`` is not that of a run.
-    """
-    run = Path(run).resolve()
-    if run.name in ("best", "average") and not (run / "settings.json").is_file():
-        run = run.parent
-    path = run / "settings.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{run} is not a run: it has no settings.json")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a regular file")
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        task = content.pop("task", TASKS[0])
-        if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}")
-        return importlib.import_module(f".{task}", __package__).Settings(**content)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not the settings of a run: {error}") from None
+def writable(file):
+    """Raises an error if a picture cannot be written, before it is computed."""
+    if file is not None and not file.resolve().parent.is_dir():
+        raise FileNotFoundError(f"no folder {file.resolve().parent}")
 
 
 def draw_curve(history, path, score=None, label=None):

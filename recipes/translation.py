@@ -34,11 +34,16 @@ Raw text, greedy, on 2 cores of an AMD EPYC with AVX2: 38.92 and 37.70 after 77 
 
 import functools
 import importlib.resources
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal, Unpack
 
-from .run import SAMPLE, Run, RunSettings, draw_curve, exclusive, load, read_settings, shown
+from typer import Argument, Option
+
+from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Search, Split
+from .run import Run, draw_curve, exclusive, load, save_average, shown, writable
+from .settings import SAMPLE, RunSettings, option, read_settings
 
 VOCAB_SIZE = 8000  # at most, where the settings give no size
 
@@ -50,24 +55,55 @@ class Settings(RunSettings):
     task: ClassVar[str] = "translation"
     longest_warmup: ClassVar[int] = 1000
 
-    source: str = "en"
-    target: str = "de"
-    variant: str | None = None
-    preset: str = "tiny"
-    vocab_size: int | None = None
-    norm: str | None = None
-    max_length: int = 128
-    tokens: int = 4096
-    buckets: int = 4
-    bpe_dropout: float = 0.0
-    label_smoothing: float = 0.1
-    consistency: float = 0.0
-    bleu: str = "13a"
+    data: str = option(
+        SAMPLE,
+        "A folder with train, val and test as in Multi30k (train.en, train.de, plain or .gz) or as "
+        "TSV (train.tsv); one TSV file, a tenth of which is for validation; or 'sample', a small "
+        "corpus included in polyhead.",
+        metavar="DIR|FILE|sample",
+    )
+    source: str = option("en", "Language to translate from, as in the file names.")
+    target: str = option("de", "Language to translate into.")
+    variant: str | None = option(
+        None, "Variant of the files, e.g. lc.norm.tok for train.lc.norm.tok.en."
+    )
+    preset: str = option("tiny", "Size of the model: tiny, base or big.")
+    vocab_size: int | None = option(
+        None,
+        f"Size of the shared vocabulary. Default: {VOCAB_SIZE}, or less for a small text.",
+        adapts=True,
+    )
+    norm: str | None = option(
+        None, "Position of layer normalization: 'post' (as in the paper) or 'pre'."
+    )
+    max_length: int = option(
+        128, "Maximum number of tokens per sentence; longer pairs are left out."
+    )
+    tokens: int = option(4096, "Tokens per batch, including padding.")
+    buckets: int = option(4, "Number of batch lengths; each is compiled once.")
+    peak: float | None = option(
+        None, "Peak learning rate. Default: the paper's formula; 1e-4 for a pretrained model."
+    )
+    bpe_dropout: float = option(0.0, "BPE-dropout rate, e.g. 0.1.")
+    label_smoothing: float = option(0.1, "Label smoothing (section 5.4 of the paper).")
+    consistency: float = option(
+        0.0, "R-Drop weight (5 in the paper); doubles the cost of an epoch."
+    )
+    bleu: Literal["13a", "none"] = option(
+        "13a", "sacrebleu's tokenizer: 13a for raw text, none for tokenized."
+    )
 
 
 @exclusive
 def train(settings, out, restart=False, say=print):
-    """Trains in the folder ``out``; an interrupted run of the same settings is resumed."""
+    """Train a translation model, by default from English to German, or fine-tune one.
+
+    Stop it with Ctrl-C at any time; the same command resumes from the last checkpoint.
+    The best model by validation BLEU is RUN/best; curves are in RUN/curve.png, RUN/history.csv
+    and, for TensorBoard, RUN/logs.
+
+    Example: polyhead train translation --data sample --out runs/sample
+    """
     import keras
 
     from ..data import translation_batches
@@ -146,7 +182,16 @@ def begin(settings, run, pairs):
         return Transformer.preset(settings.preset, tokenizer, **overrides)
 
 
-def evaluate(run, data=None, split=None, variant=None, batch_size=64, **search):
+def evaluate(
+    run: RunFolder,
+    data: Data = None,
+    split: Split = None,
+    variant: Annotated[str | None, Option(help="Variant of the files. Default: the run's.")] = None,
+    show: Annotated[int, Option(help="Number of examples to show.")] = 3,
+    batch_size=64,
+    say=print,
+    **search: Unpack[Search],
+):
     """The BLEU of a run's best model on a split, the split's name and pairs, and the translations.
 
     Without a ``split`` it is "test"; or "val" where the run's data is one file, and where ``data``
@@ -165,7 +210,62 @@ def evaluate(run, data=None, split=None, variant=None, batch_size=64, **search):
     translations = load(run).translate(
         pairs.sources, batch_size=batch_size, progress=shown("translating"), **search
     )
-    return bleu(translations, pairs.targets, settings.bleu), split, pairs, translations
+    score = bleu(translations, pairs.targets, settings.bleu)
+    for i in range(min(show, len(pairs))):
+        say(f"source       {pairs.sources[i]}")
+        say(f"reference    {pairs.targets[i]}")
+        say(f"translation  {translations[i]}\n")
+    say(f"BLEU {score.score:.2f} on {len(pairs)} sentences of {split}  ({score.signature})")
+    return score, split, pairs, translations
+
+
+def average(run: RunFolder, last: Last = 10, say=print, **search: Unpack[Search]):
+    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and scores it."""
+    save_average(run, last, functools.partial(evaluate, show=0, **search), say)
+
+
+def translate(
+    run: ModelFolder,
+    inputs: Annotated[
+        list[str] | None,
+        Argument(metavar="TEXT ...", help="Sentences. Default: the lines of standard input."),
+    ] = None,
+    best: Annotated[
+        int | None, Option(help="Number of translations of each text, with scores.")
+    ] = None,
+    attention: Annotated[
+        Path | None, Option(metavar="FILE.png", help="Save the cross-attention map of one text.")
+    ] = None,
+    **search: Unpack[Search],
+):
+    """Translate sentences, or the lines of standard input."""
+    writable(attention)
+    model = load(run)
+    if not inputs:
+        if sys.stdin.isatty():
+            print("one sentence per line; end with Ctrl-D", file=sys.stderr)
+        inputs = [line.rstrip("\n") for line in sys.stdin]
+    if attention is not None and len(inputs) != 1:
+        raise ValueError(f"--attention takes one text: {len(inputs)} given")
+    progress = shown("translating")
+    found = model.translate(inputs, scores=True, best=best, progress=progress, **search)
+    for translations in found:
+        for text, score in translations if best else [translations]:
+            print(f"{score:.4f}\t{text}" if best else text)
+    if attention is not None:
+        [translations] = found
+        text = (translations[0] if best else translations).text
+        model.attention(inputs[0], text).draw(attention)
+
+
+def export(
+    run: ModelFolder,
+    folder: ExportFolder,
+    format: Format = "tf_saved_model",
+    **search: Unpack[Search],
+):
+    """Writes a run's best model for TensorFlow Serving, or in another ``format``."""
+    print(load(run).export(folder, format=format, **search))
 
 
 def read(settings, split, data=None, variant=None):

@@ -68,7 +68,7 @@ def test_a_run_is_evaluated_and_predicts(trained, folder, tmp_path, monkeypatch,
         (("predict", trained), "pass at least one image file"),
         (("predict", trained, tmp_path / "none.jpg"), "none.jpg"),
         (("predict", trained, tmp_path / "no.jpg"), "no.jpg cannot be read"),
-        (("predict", trained, red, "--beams", 2), "--beams: for text only"),
+        (("predict", trained, red, "--beams", 2), "--beams: for translation and generation only"),
         (("predict", trained, red, "--top", 3), "top must be from 1 to 2: 3"),
         (("evaluate", trained, "--split", "test"), "no images of a split test"),
         (("evaluate", trained, "--confusion", tmp_path / "a" / "b.png"), "no folder"),
@@ -101,7 +101,7 @@ def test_a_grey_model_is_trained_and_evaluated(folder, tmp_path):
 
 @pytest.mark.slow
 def test_a_published_model_gets_a_new_head(trained, folder, tmp_path):
-    options = dict(augment="strong", mix=True, freeze="block_[0-5]", updates=4)
+    options = dict(augment="strong", mix=True, freeze="block_0", updates=4)
     options = {**SMALL, **options}
     settings = Settings(data=str(folder), pretrained=str(trained / "best"), **options)
     train(settings, tmp_path / "tuned", say=lambda line: None)
@@ -109,5 +109,5 @@ def test_a_published_model_gets_a_new_head(trained, folder, tmp_path):
     after = ViT.from_pretrained(tmp_path / "tuned" / "best")
     for v, w in zip(before.weights, after.weights, strict=True):
         same = np.array_equal(v.numpy(), w.numpy())
-        frozen = v.path.startswith("block_") and not v.path.startswith("block_6")
+        frozen = v.path.startswith("block_0")
         assert same == frozen, v.path

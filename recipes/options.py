@@ -1,0 +1,133 @@
+"""Options of the `polyhead` command. Each is declared once, beside the code that reads it.
+
+An option of a training run is a field of its recipe's ``Settings``. An option of another
+verb is an argument of the recipe's function, annotated with `typer.Option`; options that several
+verbs pass to a model are a TypedDict, the type of their ``**options``.
+"""
+
+import copy
+import inspect
+import re
+import typing
+from pathlib import Path
+from typing import Annotated, Literal, TypedDict
+
+from typer import Argument, Context, Option
+
+# Arguments of several recipes.
+RunFolder = Annotated[Path, Argument(metavar="RUN", help="Folder of a run.")]
+ModelFolder = Annotated[Path, Argument(metavar="RUN", help="Folder of a run or of a saved model.")]
+ExportFolder = Annotated[
+    Path,
+    Argument(metavar="EXPORT", help="Base folder of the exported model; or a file, see --format."),
+]
+Data = Annotated[str | None, Option(metavar="DIR|FILE", help="Data. Default: the run's.")]
+Split = Annotated[
+    str | None,
+    Option(help="train, val or test. Default: test for folders of translations, else val."),
+]
+Last = Annotated[int, Option(help="Number of checkpoints; see train's --keep.")]
+Format = Annotated[
+    Literal["tf_saved_model", "onnx", "litert", "openvino"],
+    Option(help="A SavedModel, or a file of the network alone: tokens or pixels in, logits out."),
+]
+MaxPixels = Annotated[
+    int | None,
+    Option(help="Refuse encoded images with more pixels. Default: 60 million."),
+]
+
+
+class Search(TypedDict, total=False):
+    """Settings of beam search. The keys are the model's arguments."""
+
+    beams: Annotated[
+        int, Option("--beams", help="Beam width; 1 is greedy. Default: the model's own.")
+    ]
+    alpha: Annotated[
+        float, Option("--alpha", help="Length penalty of beam search: score / tokens^alpha.")
+    ]
+
+
+def arguments(function):
+    """The arguments of a function that are annotated for the command, those of ``**`` included."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = hints.get(name)
+        if typing.get_origin(kind) is typing.Unpack:
+            [options] = typing.get_args(kind)
+            for key, kind in typing.get_type_hints(options, include_extras=True).items():
+                yield argument(key, kind, None)
+        elif typing.get_origin(kind) is Annotated:
+            yield argument(name, kind, parameter.default)
+
+
+def argument(name, kind, default=inspect.Parameter.empty):
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+
+
+def add_command(app, name, parameters, run, doc):
+    """Adds a command to a Typer application.
+
+    Args:
+        parameters: arguments, annotated for Typer.
+        run: a function of the dictionary of what the user gave.
+        doc: a docstring, of which the sections for Python are left out.
+    """
+
+    def command(context, **values):
+        source = context.get_parameter_source
+        run({name: x for name, x in values.items() if source(name).name == "COMMANDLINE"})
+
+    parameters = [argument("context", Context), *parameters]
+    command.__signature__ = inspect.Signature(parameters)
+    doc = re.split(r"\n\n(?:Args|Returns|Raises):", inspect.cleandoc(doc))[0]
+    command.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", doc)  # a paragraph is one line
+    app.command(name)(command)
+
+
+def add_verb(app, name, functions, task_of, doc, **override):
+    """Adds a command with a run as its argument, for runs of several tasks.
+
+    It has the options of all functions, and calls that of the run's task. An option that only some
+    tasks have stands in a panel that names them, and is an error for a run of another task.
+
+    Args:
+        functions: ``{task: function}``; each takes ``run``.
+        task_of: a function that returns a run's task.
+        override: types of arguments that the tasks describe differently.
+    """
+    found, tasks = {}, {}
+    for task, function in functions.items():
+        for parameter in arguments(function):
+            found.setdefault(parameter.name, parameter)
+            tasks.setdefault(parameter.name, []).append(task)
+    for option, kind in override.items():
+        found[option] = found[option].replace(annotation=kind)
+    common = [p for p in found.values() if len(tasks[p.name]) == len(functions)]
+    others = [p for p in found.values() if len(tasks[p.name]) < len(functions)]
+    others = [in_panel(p, " and ".join(tasks[p.name]).capitalize()) for p in others]
+
+    def run(given):
+        task = task_of(given["run"])
+        if task not in functions:
+            raise ValueError(f"{given['run']} is for {task}, not for {' or '.join(functions)}")
+        for option in given:
+            if task not in tasks[option]:
+                raise ValueError(f"{flag(found[option])}: for {' and '.join(tasks[option])} only")
+        functions[task](**given)
+
+    add_command(app, name, common + others, run, doc)
+
+
+def in_panel(parameter, title):
+    """The argument under a heading of its own in --help."""
+    kind = parameter.annotation
+    info = copy.copy(kind.__metadata__[0])
+    info.rich_help_panel = title
+    return parameter.replace(annotation=Annotated[kind.__origin__, info])
+
+
+def flag(parameter):
+    """The name of an option on the command line."""
+    name = parameter.annotation.__metadata__[0].default
+    return name if isinstance(name, str) else f"--{parameter.name.replace('_', '-')}"

@@ -1,0 +1,155 @@
+"""The settings of a training run: what they are, their options, and the file that keeps them."""
+
+import dataclasses
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, get_args, get_origin
+
+from typer import Option
+
+from .options import argument
+
+SAMPLE = "sample"
+# The tasks, and the method that a model for the task has.
+VERBS = {"translation": "translate", "generation": "generate", "classification": "classify"}
+
+Schedule = Literal["sqrt", "cosine"]
+
+
+def option(default, help, *flags, limit=False, adapts=False, **cli):
+    """A field of a run's settings that is an option of the command.
+
+    Args:
+        help: may name class variables of the settings: ``{settings.task}``.
+        flags: the option's name, if it is not the field's.
+        limit: the setting may change when a run is resumed.
+        adapts: None is replaced by a choice from the data; a resumed run keeps the first choice.
+        cli: arguments of `typer.Option`.
+    """
+    metadata = {"help": help, "flags": flags, "limit": limit, "adapts": adapts, "cli": cli}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The settings that every training run has, named like the command's options.
+
+    A recipe's settings extend them; a field that only has a new default stays the same option.
+    """
+
+    task: ClassVar[str]
+    longest_warmup: ClassVar[int]
+
+    data: str = option(SAMPLE, "Training data.")
+    pretrained: str | None = option(
+        None,
+        "Start from the weights and the tokenizer of this model or run, not from a preset.",
+        metavar="DIR|NAME",
+    )
+    dropout: float | None = option(None, "Dropout rate. Default: the preset's.")
+    peak: float | None = option(None, "Peak learning rate.")
+    warmup: int | None = option(
+        None,
+        "Updates until the learning rate's peak. Default: a tenth of all updates, at most "
+        "{settings.longest_warmup}.",
+        adapts=True,
+    )
+    schedule: Schedule = option(
+        "sqrt",
+        "Decay of the learning rate: 1 / sqrt(update), or a cosine that ends after --epochs or "
+        "--steps (--minutes and --patience cut it short).",
+    )
+    clip: float = option(1.0, "Maximum global norm of the gradient.")
+    accumulate: int = option(1, "Number of batches whose gradients make one update.")
+    ema: float | None = option(
+        None, "Momentum of EMA weights, e.g. 0.999, which are then evaluated and saved."
+    )
+    optimizer: Literal["adam", "muon"] = option(
+        "adam",
+        "muon: orthogonalizes the updates of matrices; often needs fewer steps from scratch, and a "
+        "step takes slightly longer.",
+    )
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = option(
+        "float32", "Keras's dtype policy."
+    )
+    seed: int = option(0, "Random seed (weights, dropout, data order).")
+    epochs: int = option(100, "Stop after this many passes over the data.", limit=True)
+    updates: int | None = option(None, "Stop after this many batches.", "--steps", limit=True)
+    minutes: float | None = option(None, "Stop after this many minutes of training.", limit=True)
+    patience: int | None = option(
+        10, "Stop after this many checkpoints without improvement.", limit=True
+    )
+    interval: int | None = option(None, "Checkpoint interval in batches. Default: an epoch.")
+    keep: int = option(2, "Number of checkpoints to keep.", limit=True)
+    devices: int | None = option(
+        None, "Number of GPUs; without GPUs, of logical CPU devices.", limit=True
+    )
+    remat: bool = option(
+        False,
+        "Recompute activations in the backward pass: less memory, more time.",
+        limit=True,
+    )
+
+    def __init_subclass__(cls):
+        for inherited in dataclasses.fields(RunSettings):
+            new = vars(cls).get(inherited.name, inherited)
+            if not isinstance(new, dataclasses.Field):  # a new default of the same option
+                new = dataclasses.field(default=new, metadata=inherited.metadata)
+                setattr(cls, inherited.name, new)
+
+
+def options(settings):
+    """The options of a class of settings, as arguments of a command: first those of its task."""
+    shared = {field.name for field in dataclasses.fields(RunSettings)} - {"data", "pretrained"}
+    for field in sorted(dataclasses.fields(settings), key=lambda field: field.name in shared):
+        about = field.metadata
+        flags = about["flags"]
+        if field.type is bool:  # it can only be switched on
+            flags = (f"--{field.name.replace('_', '-')}",)
+        info = Option(*flags, help=about["help"].format(settings=settings), **about["cli"])
+        info.rich_help_panel = "Training" if field.name in shared else None
+        yield argument(field.name, Annotated[field.type, info], field.default)
+
+
+def read_settings(run):
+    """The settings of a run, an instance of its task's class.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: its ``settings.json`` is not that of a run.
+    """
+    run = Path(run).resolve()
+    if run.name in ("best", "average") and not (run / "settings.json").is_file():
+        run = run.parent
+    if not (run / "settings.json").exists():
+        raise FileNotFoundError(f"{run} is not a run: it has no settings.json")
+    return settings_in(run / "settings.json")
+
+
+def settings_in(file):
+    """The settings that a run's ``settings.json`` holds. Raises a ValueError if it is not one."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is not a regular file")
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        task = content.pop("task", "translation")
+        if task not in VERBS:
+            raise ValueError(f"unknown task {task!r}")
+        settings = importlib.import_module(f".{task}", __package__).Settings(**content)
+        for field in dataclasses.fields(settings):
+            check_type(field.name, getattr(settings, field.name), field.type)
+        return settings
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is not the settings of a run: {error}") from None
+
+
+def check_type(name, value, kind):
+    """Checks a value that JSON gave against the type of its field."""
+    kinds = get_args(kind) or (kind,)
+    if get_origin(kind) is Literal:
+        if value not in kinds:
+            raise ValueError(f"{name} must be {' or '.join(kinds)}: {value!r}")
+    elif type(value) not in (kinds + (int,) if float in kinds else kinds):
+        raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}: {value!r}")

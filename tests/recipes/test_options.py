@@ -1,0 +1,147 @@
+"""Options are declared once, and each command takes those of its task."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import typer
+
+from polyhead.recipes import command, generation
+from polyhead.recipes.settings import read_settings
+from tests.recipes.test_command import polyhead
+
+# Names that users have in their scripts.
+TRAINING = (
+    "out data preset pretrained dropout peak warmup schedule clip accumulate ema optimizer "
+    "precision seed epochs steps minutes patience interval keep devices remat restart config "
+)
+SAMPLING = "max-new-tokens temperature top-k top-p min-p repetition-penalty "
+OPTIONS = {
+    "train translation": TRAINING + "source target variant vocab-size norm max-length tokens "
+    "buckets bpe-dropout label-smoothing consistency bleu",
+    "train generation": TRAINING + "vocab-size length batch-size weight-decay lora freeze",
+    "train classification": TRAINING + "image-size batch-size augment mix broken stochastic-depth "
+    "label-smoothing weight-decay freeze",
+    "evaluate": "data variant split show beams alpha confusion broken",
+    "average": "last beams alpha",
+    "diversify": "out data beams alpha batch-size",
+    "predict": SAMPLING + "beams alpha best attention samples stop seed top explain max-pixels",
+    "translate": "beams alpha best attention",
+    "generate": SAMPLING + "beams alpha samples stop seed",
+    "classify": "top explain max-pixels",
+    "export": SAMPLING + "beams alpha top format max-pixels",
+    "models": "",
+    "download": "",
+}
+
+
+def commands(group, name=""):
+    """The commands by name, those of groups included."""
+    for child, found in group.commands.items():
+        if hasattr(found, "commands"):
+            yield from commands(found, f"{name}{child} ")
+        else:
+            yield f"{name}{child}", found
+
+
+COMMANDS = dict(commands(typer.main.get_command(command.app)))
+
+
+def options(found):
+    return {x.name: x for x in found.params if x.opts[0].startswith("--") and x.name != "help"}
+
+
+def test_each_command_has_the_options_of_its_task_and_no_others():
+    found = {
+        name: {x.opts[0][2:] for x in options(found).values()} for name, found in COMMANDS.items()
+    }
+    assert found == {name: set(names.split()) for name, names in OPTIONS.items()}
+    assert all(x.help for found in COMMANDS.values() for x in options(found).values())
+
+
+@pytest.mark.parametrize("task", command.RECIPES)
+def test_the_options_of_training_are_the_settings_of_the_recipe(task):
+    settings, found = command.RECIPES[task].Settings, options(COMMANDS[f"train {task}"])
+    assert {*found} - {"out", "config", "restart"} == {*dataclasses.asdict(settings())}
+    for name, value in dataclasses.asdict(settings()).items():
+        assert found[name].default == value or value is False, name
+    assert f"at most {settings.longest_warmup}." in found["warmup"].help
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What `polyhead train generation` trains, instead of training."""
+    calls = []
+    monkeypatch.setattr(generation, "train", lambda *arguments: calls.append(arguments))
+    return calls
+
+
+def test_the_settings_of_a_run_are_a_config_that_options_override(
+    trained, monkeypatch, capfd, tmp_path
+):
+    settings = generation.Settings(
+        epochs=3, patience=None, peak=1, freeze="block_0", schedule="sqrt", remat=True
+    )
+    (file := tmp_path / "settings.json").write_text(
+        json.dumps({"task": "generation", **dataclasses.asdict(settings)})
+    )
+    assert read_settings(tmp_path) == settings
+    ask = ("train", "generation", "--out", tmp_path / "new", "--config", file)
+    # The default, given as an option, overrides too.
+    assert polyhead(monkeypatch, capfd, *ask, "--epochs", 10, "--steps", 5)[0] == 0
+    assert polyhead(monkeypatch, capfd, *ask, "--restart")[0] == 0
+    changed = dataclasses.replace(settings, epochs=10, updates=5)
+    assert trained == [(changed, tmp_path / "new", False), (settings, tmp_path / "new", True)]
+    for content, message in (
+        ({"task": "translation"}, "has settings of translation, not of generation"),
+        ({"task": "generation", "epoch": 3}, "unexpected keyword argument 'epoch'"),
+        ({"task": "generation", "epochs": "3"}, "epochs must be int: '3'"),
+        ({"task": "generation", "epochs": True}, "epochs must be int: True"),
+        ({"task": "generation", "ema": "high"}, "ema must be float | None: 'high'"),
+        ({"task": "generation", "schedule": "linear"}, "schedule must be sqrt or cosine: 'linear'"),
+        ([], "is not the settings of a run"),
+    ):
+        file.write_text(json.dumps(content))
+        status, _, err = polyhead(monkeypatch, capfd, *ask)
+        assert status == 1 and message in err and len(err.splitlines()) == 1, err
+    file.unlink()
+    status, _, err = polyhead(monkeypatch, capfd, *ask)
+    assert status == 1 and "No such file" in err and len(trained) == 2
+
+
+def test_an_option_or_a_verb_of_another_task_is_refused(monkeypatch, capfd, tmp_path):
+    (tmp_path / "config.json").write_text('{"model": "GPT"}')
+    for arguments, message in (
+        (("predict", tmp_path, "a", "--best", 2), "--best: for translation only"),
+        (("predict", tmp_path, "a", "--top", 1), "--top: for classification only"),
+        (("export", tmp_path, "b", "--max-pixels", 9), "--max-pixels: for classification only"),
+        (("translate", tmp_path, "a"), f"{tmp_path} is for generation, not for translation"),
+        (("classify", tmp_path, "a"), f"{tmp_path} is for generation, not for classification"),
+    ):
+        status, _, err = polyhead(monkeypatch, capfd, *arguments)
+        assert (status, err) == (1, f"error: {message}\n")
+    (tmp_path / "config.json").write_text('{"model": "ViT"}')
+    status, _, err = polyhead(monkeypatch, capfd, "predict", tmp_path, "a", "--beams", 2)
+    assert (status, err) == (1, "error: --beams: for translation and generation only\n")
+
+
+def test_options_of_some_tasks_stand_in_panels_that_name_them(monkeypatch, capfd):
+    _, out, _ = polyhead(monkeypatch, capfd, "predict", "--help")
+    panels = re.findall(r"╭─ (.*?) ─+╮", out)
+    tasks = ["Translation", "Translation and generation", "Generation", "Classification"]
+    assert panels == ["Arguments", "Options", *tasks]
+
+
+def test_models_are_listed_with_their_parameters(monkeypatch, capfd):
+    status, out, _ = polyhead(monkeypatch, capfd, "models")
+    assert status == 0
+    for line in (
+        "Transformer for translation; loads polyhead, marian",
+        "GPT for generation; loads polyhead, gpt2",
+        "ViT for classification; loads polyhead, vit, timm",
+        "    base            63,082,496 parameters",
+        "    gpt2           124,439,808 parameters",
+        "    b-16            86,567,656 parameters",
+    ):
+        assert line in out.splitlines(), out
