@@ -57,7 +57,7 @@ def polyhead(monkeypatch, capfd, *arguments, stdin=None):
     return stop.value.code or 0, out, err
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     """A run of three epochs; tests may not change it."""
     run = tmp_path_factory.mktemp("runs") / "run"

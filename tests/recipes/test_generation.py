@@ -93,14 +93,12 @@ def test_published_weights_are_fine_tuned_by_low_rank_changes(trained, text, tmp
         if not np.array_equal(v.numpy(), w.numpy())
     }
     assert changed == {
-        f"block_{i}/attention/{name}/kernel" for i in range(4) for name in ("query", "value")
+        f"block_{i}/attention/{name}/kernel" for i in range(2) for name in ("query", "value")
     }
     assert evaluate(tmp_path / "tuned")["loss"] < evaluate(trained)["loss"]
-    frozen = Settings(
-        data=str(text), pretrained=str(trained / "best"), freeze="block_[0-2]", **options
-    )
+    frozen = Settings(data=str(text), pretrained=str(trained / "best"), freeze="block_0", **options)
     train(frozen, tmp_path / "frozen", say=lambda line: None)
     after = GPT.from_pretrained(tmp_path / "frozen" / "best")
     for v, w in zip(before.weights, after.weights, strict=True):
         same = np.array_equal(v.numpy(), w.numpy())
-        assert same == v.path.startswith(("block_0", "block_1", "block_2")), v.path
+        assert same == v.path.startswith("block_0"), v.path
