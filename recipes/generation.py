@@ -215,7 +215,9 @@ def generate(
         list[str] | None,
         Argument(metavar="TEXT ...", help="Prompts. Default: the text of standard input."),
     ] = None,
-    samples: Annotated[int | None, Option(help="Number of continuations per text.")] = None,
+    num_return_sequences: Annotated[
+        int | None, Option(help="Number of continuations per text.")
+    ] = None,
     stop: Annotated[list[str] | None, Option(help="Stop at this text, which is left out.")] = None,
     seed: Annotated[int | None, Option(help="Random seed for sampling.")] = None,
     **decoding: Unpack[Decoding],
@@ -223,15 +225,16 @@ def generate(
     """Continue text; it is printed as it is generated."""
     model = load(run)
     for prompt in inputs or [sys.stdin.read()]:
-        if samples is None and decoding.get("beams", 1) == 1:
+        if num_return_sequences is None and decoding.get("beams", 1) == 1:
             print(prompt, end="", flush=True)
             for text in model.stream(prompt, seed=seed, stop=stop, **decoding):
                 print(text, end="", flush=True)
             print()
         else:
-            options = dict(samples=samples, seed=seed, stop=stop, **decoding)
-            made = model.generate([prompt], **options)[0]
-            for text in [made] if samples is None else made:
+            options = dict(seed=seed, stop=stop, **decoding)
+            for text in model.generate(
+                prompt, num_return_sequences=num_return_sequences or 1, **options
+            ):
                 print(f"{prompt}{text}")
 
 

@@ -230,7 +230,7 @@ def translate(
         list[str] | None,
         Argument(metavar="TEXT ...", help="Sentences. Default: the lines of standard input."),
     ] = None,
-    best: Annotated[
+    num_return_sequences: Annotated[
         int | None, Option(help="Number of translations of each text, with scores.")
     ] = None,
     attention: Annotated[
@@ -248,14 +248,13 @@ def translate(
     if attention is not None and len(inputs) != 1:
         raise ValueError(f"--attention takes one text: {len(inputs)} given")
     progress = shown("translating")
-    found = model.translate(inputs, scores=True, best=best, progress=progress, **search)
+    scores = num_return_sequences is not None
+    found = model.translate(inputs, num_return_sequences or 1, progress=progress, **search)
     for translations in found:
-        for text, score in translations if best else [translations]:
-            print(f"{score:.4f}\t{text}" if best else text)
+        for text in translations:
+            print(f"{text.score:.4f}\t{text}" if scores else text)
     if attention is not None:
-        [translations] = found
-        text = (translations[0] if best else translations).text
-        model.attention(inputs[0], text).draw(attention)
+        model.attention(inputs[0], found[0][0]).draw(attention)
 
 
 def export(

@@ -96,7 +96,17 @@ def test_predict_reads_arguments_or_lines(trained, monkeypatch, capfd):
 
 def test_beams_and_attention_can_be_asked_for(trained, monkeypatch, capfd, tmp_path):
     picture = tmp_path / "attention.png"
-    ask = ("predict", trained, "The dog.", "--best", 2, "--alpha", 0.6, "--attention", picture)
+    ask = (
+        "predict",
+        trained,
+        "The dog.",
+        "--num-return-sequences",
+        2,
+        "--alpha",
+        0.6,
+        "--attention",
+        picture,
+    )
     status, out, _ = polyhead(monkeypatch, capfd, *ask)
     (first, _), (second, _) = (line.split("\t", 1) for line in out.splitlines())
     assert status == 0 and float(first) >= float(second)

@@ -59,7 +59,7 @@ def test_the_command_continues_text(trained, monkeypatch, capfd, tmp_path):
     status, out, err = polyhead(monkeypatch, capfd, *ask)
     assert status == 0 and out.startswith("The dog") and len(out) > 10, err
     assert polyhead(monkeypatch, capfd, *ask)[1] == out
-    status, several, _ = polyhead(monkeypatch, capfd, *ask, "--samples", 2)
+    status, several, _ = polyhead(monkeypatch, capfd, *ask, "--num-return-sequences", 2)
     assert status == 0 and several.count("The dog") >= 2
     status, out, _ = polyhead(monkeypatch, capfd, "evaluate", trained)
     assert status == 0 and "perplexity" in out and "bits per byte" in out

@@ -113,7 +113,7 @@ def test_the_settings_of_a_run_are_a_config_that_options_override(
 def test_an_option_or_a_verb_of_another_task_is_refused(monkeypatch, capfd, tmp_path):
     (tmp_path / "config.json").write_text('{"model": "GPT"}')
     for arguments, message in (
-        (("predict", tmp_path, "a", "--best", 2), "--best: for translation only"),
+        (("predict", tmp_path, "a", "--attention", "a.png"), "--attention: for translation only"),
         (("predict", tmp_path, "a", "--top", 1), "--top: for classification only"),
         (("export", tmp_path, "b", "--max-pixels", 9), "--max-pixels: for classification only"),
         (("translate", tmp_path, "a"), f"{tmp_path} is for generation, not for translation"),
