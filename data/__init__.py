@@ -6,8 +6,6 @@ A name is imported when it is first used, so images do not need the libraries of
 import importlib
 from typing import TYPE_CHECKING
 
-from ..serving import quiet  # noqa: F401  (before Keras and TensorFlow)
-
 if TYPE_CHECKING:
     from .batches import translation_batches as translation_batches
     from .images import LabelledImages as LabelledImages

@@ -1,6 +1,5 @@
 """Transformer layers, written in `keras.ops`."""
 
-from ..serving import quiet  # noqa: F401  (before Keras and TensorFlow)
 from .attention import MultiHeadAttention, causal_mask, padding_mask
 from .block import TransformerBlock
 from .cache import KeyValueCache

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..serving import quiet  # noqa: F401  (before Keras and TensorFlow)
 from . import classification, generation, translation
 from .diversify import diversify
 from .options import add_command, add_verb, argument, arguments

@@ -245,26 +245,15 @@ def save_average(run, last, evaluate, say=print):
 
 def load(run):
     """The best model of a run, or the model of a folder that `save_pretrained` wrote."""
-    folder = model_folder(run)
-    return model_class(folder).from_pretrained(folder)
+    from ..zoo import load as load_model
 
-
-def model_class(folder):
-    """The class of the model in a folder."""
-    from ..zoo import GPT, Transformer, ViT
-    from ..zoo.published import read_json
-
-    try:
-        config = read_json(folder / "config.json")
-        kind = config.get("model", config.get("model_type", "pretrained_cfg" in config and "vit"))
-    except (ValueError, OSError):
-        kind = None  # the class raises the error
-    models = {"GPT": GPT, "gpt2": GPT, "ViT": ViT, "vit": ViT}
-    return models.get(str(kind), Transformer)
+    return load_model(model_folder(run))
 
 
 def task_of(run):
     """The task of a run; of a model from elsewhere, the first one that its class can do."""
+    from ..zoo.loading import model_class
+
     folder = model_folder(run)
     with contextlib.suppress(FileNotFoundError):
         return read_settings(folder).task

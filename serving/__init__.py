@@ -4,5 +4,3 @@
 OpenVINO files. `loader` runs a SavedModel without Python's TensorFlow, so nothing heavy is imported
 here.
 """
-
-from . import quiet  # noqa: F401

@@ -20,9 +20,11 @@ import json
 import math
 import os
 import sys
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from .quiet import LOCK, filtered_stderr
+from ..quiet import LOCK, filtered_stderr  # pyright: ignore  (in ../package)
 
 FLOAT, INT32, STRING = 1, 3, 7  # tensorflow/core/framework/types.proto
 NUMBERS = {FLOAT: (ctypes.c_float, (int, float)), INT32: (ctypes.c_int32, (int,))}
@@ -50,11 +52,15 @@ class SavedModel:
     TensorFlow's libraries are loaded without making their symbols global, so that modules with an
     OpenSSL of their own (hashlib, ssl), and tensorflow itself, can be imported afterwards.
 
+    >>> from polyhead.serving.loader import SavedModel
+    >>> model = SavedModel("EXPORT/1")  # doctest: +SKIP
+    >>> model({"text": ["A dog runs."]})  # doctest: +SKIP
+
     Raises:
         RuntimeError: TensorFlow cannot load or run it; the message is TensorFlow's.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | PathLike[str]) -> None:
         if "tensorflow" in sys.modules:
             raise RuntimeError(
                 "tensorflow is already imported: load the model in another process, without it"
@@ -81,7 +87,9 @@ class SavedModel:
             )
         self.signatures = read_signatures(ctypes.string_at(meta_graph.data, meta_graph.length))
 
-    def answer(self, request, signature="serving_default"):
+    def answer(
+        self, request: dict[str, Any], signature: str = "serving_default"
+    ) -> dict[str, list]:
         """Answers a request to the server's REST interface, decoded from JSON.
 
         ``{"instances": [...]}`` holds rows: values, or objects with a value for each input. It
@@ -109,7 +117,9 @@ class SavedModel:
             given = {inputs[0]: given}
         return self(given, signature)
 
-    def __call__(self, feeds, signature="serving_default"):
+    def __call__(
+        self, feeds: dict[str, list], signature: str = "serving_default"
+    ) -> dict[str, list]:
         """``{input: list of values}`` -> ``{output: list}``, nested as its axes are."""
         inputs, outputs = self._signature(signature)
         if not isinstance(feeds, dict) or not all(isinstance(v, list) for v in feeds.values()):

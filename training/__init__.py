@@ -1,6 +1,5 @@
 """What `model.fit` needs to be right, on one device or many."""
 
-from ..serving import quiet  # noqa: F401  (before Keras and TensorFlow)
 from .averages import EvaluateAverages, averaged
 from .callbacks import Curves, Progress, ValidationBleu
 from .checkpoints import Checkpoints, mean_weights

@@ -1,11 +1,11 @@
 """Ready models: a file is a network; what users do with it is its task base class."""
 
-from ..serving import quiet  # noqa: F401  (before Keras and TensorFlow)
 from .alignment import Alignment
 from .causal_lm import CausalLM, Generation, Score
 from .decoding import Sampling, Search
 from .gpt import GPT, GPTConfig
 from .image_classifier import Classification, ImageClassifier
+from .loading import load
 from .seq2seq import Seq2Seq, Translation
 from .transformer import Transformer, TransformerConfig
 from .vit import ViT, ViTConfig
@@ -27,4 +27,5 @@ __all__ = [
     "Translation",
     "ViT",
     "ViTConfig",
+    "load",
 ]

@@ -16,5 +16,5 @@ def test_a_pipe_instead_of_a_file_is_refused_by_name(tmp_path):
 
 def test_a_configuration_of_no_known_model_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"model": ["GPT"]}')
-    with pytest.raises(ValueError, match=rf"{tmp_path} holds a \['GPT'\], not a Transformer"):
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds a \['GPT'\], not one of GPT, "):
         load(tmp_path)

@@ -27,8 +27,14 @@ OLDER_FIELDS = {}
 
 def family(config):
     """The class or the family that a config.json, a dictionary, is of."""
+    if from_keras_hub(config):
+        return {"GPT2Backbone": "GPT", "ViTBackbone": "ViT"}.get(config.get("class_name"))
     timm = "timm" if "pretrained_cfg" in config else None
     return config.get("model") or timm or config.get("model_type")
+
+
+def from_keras_hub(config):
+    return str(config.get("registered_name")).startswith("keras_hub>")
 
 
 def formats(cls):
@@ -56,7 +62,7 @@ def open_checkpoint(name, cls):
         raise FileNotFoundError(f"{folder} holds no model: there is no {CONFIG} in it")
     config = read_json(folder / CONFIG)
     kind = family(config)
-    if str(config.get("registered_name")).startswith("keras_hub>"):
+    if from_keras_hub(config):
         return importlib.import_module(".keras_hub", __package__).Preset(folder, cls, config)
     if kind == cls.__name__:
         return Own(folder, cls, config)

@@ -2,7 +2,8 @@
 
 Importing this module is enough. TensorFlow honours the variable, except for the lines that its
 libraries write while they are loaded. Those are filtered here, wherever ``import tensorflow``
-stands. Every folder imports this module before Keras or TensorFlow; it imports neither.
+stands. ``import polyhead`` imports this module first, and so does every import of a module in it;
+it imports neither Keras nor TensorFlow itself.
 
 Where the process dies while it imports TensorFlow, nothing is shown: set TF_CPP_MIN_LOG_LEVEL=0 to
 see why.
@@ -15,6 +16,7 @@ import re
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 
 VARIABLE = "TF_CPP_MIN_LOG_LEVEL"  # 0: everything, 1: no INFO, 2: no WARNING, 3: no ERROR
 LINE = re.compile(rb"(?:[\d-]+ [\d:.]+: )?([IWEF])(?:\d{4} [\d:.]+ +\d+ \S+\]| \S+\])")
@@ -23,7 +25,7 @@ LOCK = threading.RLock()  # standard error is the process's
 
 
 @contextlib.contextmanager
-def filtered_stderr():
+def filtered_stderr() -> Iterator[None]:
     """Within it the process's standard error loses the log lines that the variable excludes.
 
     What libraries write reaches the screen at the end of the block, lines of other kinds included.

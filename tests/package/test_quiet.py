@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from polyhead.serving.quiet import filtered_stderr
+from polyhead.quiet import filtered_stderr
 
 LINES = """\
 WARNING: All log messages before absl::InitializeLog() is called are written to STDERR

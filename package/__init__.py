@@ -1,0 +1,49 @@
+"""Transformers for Keras 3 on TensorFlow: `polyhead.load`, `polyhead.GPT`, `polyhead.layers` ...
+
+Public names and subpackages are imported when they are first used, so that ``import polyhead``
+imports neither Keras nor TensorFlow.
+"""
+
+import importlib
+
+from . import quiet  # noqa: F401  (before Keras and TensorFlow)
+
+__version__ = "0.1.0"
+
+SUBPACKAGES = ("data", "layers", "recipes", "serving", "training", "zoo")
+# The modules that public names are imported from. `__init__.pyi` tells type checkers the same.
+PUBLIC = {
+    "zoo": (
+        "Alignment",
+        "Classification",
+        "GPT",
+        "GPTConfig",
+        "Generation",
+        "Sampling",
+        "Score",
+        "Search",
+        "Transformer",
+        "TransformerConfig",
+        "Translation",
+        "ViT",
+        "ViTConfig",
+        "load",
+    ),
+    "training": ("CheckpointError", "FolderInUseError"),
+    "serving.contract": ("ContractError",),
+    "serving.formats": ("FormatError",),
+}
+__all__ = [*SUBPACKAGES, *(name for names in PUBLIC.values() for name in names)]
+
+
+def __getattr__(name):
+    if name in SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    for module, names in PUBLIC.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

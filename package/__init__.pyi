@@ -1,0 +1,13 @@
+from . import data as data
+from . import layers as layers
+from . import recipes as recipes
+from . import serving as serving
+from . import training as training
+from . import zoo as zoo
+from .serving.contract import ContractError as ContractError
+from .serving.formats import FormatError as FormatError
+from .training import CheckpointError as CheckpointError
+from .training import FolderInUseError as FolderInUseError
+from .zoo import *
+
+__version__: str

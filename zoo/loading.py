@@ -1,0 +1,58 @@
+"""`load`: a model of whichever class a folder holds."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ..training import CheckpointError
+from .gpt import GPT
+from .model import Pretrained
+from .published import family, read_json
+from .published.files import check_files, find_folder
+from .transformer import Transformer
+from .vit import ViT
+
+MODELS = (GPT, Transformer, ViT)
+
+
+def load(name: str | PathLike[str], **overrides: Any) -> Pretrained:
+    """Loads a model that polyhead saved, or one that another library published.
+
+    The class is found from the ``config.json``; `GPT.from_pretrained` and its like do the rest.
+
+    >>> polyhead.GPT.preset("char-small", vocab_size=10).save_pretrained("saved")
+    >>> polyhead.load("saved", dropout=0.1).config.vocab_size
+    10
+
+    Args:
+        name: a folder that `save_pretrained` or Hugging Face's library wrote, a training run (its
+            best model is loaded), or the name of a model on the Hugging Face hub.
+        overrides: changes to the configuration.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        CheckpointError: the model is of an unknown class, or invalid; the message names the file.
+    """
+    folder = find_folder(name)
+    if not (folder / "config.json").exists() and (folder / "best").is_dir():
+        folder = folder / "best"
+    return model_class(folder).from_pretrained(folder, **overrides)
+
+
+def model_class(folder: Path) -> type[Pretrained]:
+    """The class of the model in ``folder``.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        CheckpointError: the model is of an unknown class, or its config.json is invalid.
+    """
+    check_files(folder)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} holds no model: there is no config.json in it")
+    kind = family(read_json(folder / "config.json"))
+    families = {model: (model.__name__, *model.FAMILIES) for model in MODELS}
+    for model, names in families.items():
+        if kind in names:
+            return model
+    known = ", ".join(name for names in families.values() for name in names)
+    raise CheckpointError(f"{folder} holds a {kind!r:.100}, not one of {known}")
