@@ -1,6 +1,7 @@
 """What TensorFlow's model server can load and run, checked before it has to."""
 
 import functools
+from os import PathLike
 from pathlib import Path
 
 import tensorflow as tf
@@ -15,7 +16,7 @@ class ContractError(ValueError):
 
 
 @functools.cache
-def served_operations():
+def served_operations() -> frozenset[str]:
     """The operations that the stock server links: core TensorFlow's and TensorFlow Text's.
 
     ``model_servers/BUILD`` of tensorflow/serving is the source.
@@ -28,8 +29,12 @@ def served_operations():
     return frozenset(name for name in operations if not name.startswith(UNSERVED))
 
 
-def check_operations(folder):
+def check_operations(folder: str | PathLike[str]) -> None:
     """Refuses a SavedModel with an operation that the stock server lacks, or compiled by XLA.
+
+    >>> from polyhead.serving.contract import check_operations
+    >>> keras.Sequential([keras.Input([2]), keras.layers.Dense(1)]).export("saved", verbose=False)
+    >>> check_operations("saved")
 
     Raises:
         ContractError: naming the operation and the function it stands in.

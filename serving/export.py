@@ -7,7 +7,10 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -103,11 +106,24 @@ prometheus_config {
 """
 
 
-def export(folder, name, signatures, variables, tracked=()):
+def export(
+    folder: str | PathLike[str],
+    name: str,
+    signatures: Mapping[str, tuple[Callable[..., dict], dict[str, Any], dict[str, Any]]],
+    variables: Iterable[Any],
+    tracked: Iterable[tf.Module] = (),
+) -> Path:
     """Writes a SavedModel as the next version of ``folder``, with the server's configuration.
 
     The version appears atomically, after the server's C++ loader has answered all of its warm-up
     requests, those of up to `COMPARED` rows as the functions do.
+
+    >>> from polyhead.serving.export import export
+    >>> scale = keras.Variable(2.0)
+    >>> inputs = {"x": tf.TensorSpec([None], tf.float32)}
+    >>> signature = (lambda x: {"y": scale * x}, inputs, {"x": [1.0, 3.0]})
+    >>> str(export("double", "double", {"serving_default": signature}, [scale]))
+    'double/1'
 
     Args:
         folder: the model's base folder: versions are the folders 1, 2, ... in it.

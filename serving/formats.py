@@ -4,7 +4,9 @@ import functools
 import importlib.util
 import os
 import warnings
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,11 +25,24 @@ class FormatError(ValueError):
     """A network that cannot be converted, or whose file does not give the network's outputs."""
 
 
-def export_network(model, filepath, format, signature, limit, tolerance=1e-3, **settings):
+def export_network(
+    model: keras.Model,
+    filepath: str | PathLike[str],
+    format: str,
+    signature: Any,
+    limit: int,
+    tolerance: float = 1e-3,
+    **settings: Any,
+) -> Path:
     """Writes the network of a model, tokens or pixels in and logits out, to ``filepath``.
 
     The file replaces an older one only once its runtime has given the model's own outputs. (Of
     OpenVINO's two files, the weights are replaced first.)
+
+    >>> from polyhead.serving.formats import export_network
+    >>> model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+    >>> x = keras.InputSpec(shape=[None, 2], dtype="float32")
+    >>> export_network(model, "model.onnx", "onnx", x, limit=1)  # doctest: +SKIP
 
     Args:
         model: a Keras model; what it holds beside its network, a tokenizer, would be converted too.

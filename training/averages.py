@@ -1,6 +1,7 @@
 """The moving averages of weights (Polyak & Juditsky 1992) that Keras's optimizers keep."""
 
 import contextlib
+from collections.abc import Iterator
 
 import keras
 
@@ -52,8 +53,15 @@ def counting_updates(optimizer):
 
 
 @contextlib.contextmanager
-def averaged(model):
-    """Within it the model's weights are their averages, where its optimizer keeps them."""
+def averaged(model: keras.Model) -> Iterator[None]:
+    """Within it the model's weights are their averages, where its optimizer keeps them.
+
+    >>> inputs = keras.Input([2])
+    >>> model = polyhead.training.Model(inputs, keras.layers.Dense(1)(inputs))
+    >>> model.compile(keras.optimizers.SGD(0.1, use_ema=True), "mse")
+    >>> with polyhead.training.averaged(model):
+    ...     predictions = model(np.ones([3, 2]))
+    """
     pairs = averages(model.optimizer)
     weights = [v.numpy() for v, _ in pairs]
     for v, average in pairs:
@@ -69,6 +77,8 @@ class EvaluateAverages(keras.callbacks.Callback):
     """Lets `fit` validate with the averages of weights, to the bit as they were before and after.
 
     (`keras.callbacks.SwapEMAWeights` swaps by adding and subtracting, which rounds.)
+
+    >>> callbacks = [polyhead.training.EvaluateAverages()]  # for model.fit
     """
 
     def on_test_begin(self, logs=None):

@@ -1,7 +1,10 @@
 """What is seen of a training: validation by BLEU, progress, curves for TensorBoard."""
 
 import time
+from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -13,9 +16,17 @@ class ValidationBleu(keras.callbacks.Callback):
     """Adds ``val_bleu`` to each epoch's logs: the BLEU of ``model.translate(sources)``.
 
     With the averages of weights, where the optimizer keeps them.
+
+    >>> callback = polyhead.training.ValidationBleu(["Ein Hund."], ["A dog."])  # for model.fit
     """
 
-    def __init__(self, sources, references, tokenize="13a", batch_size=64):
+    def __init__(
+        self,
+        sources: Sequence[str],
+        references: Sequence[str],
+        tokenize: str = "13a",
+        batch_size: int = 64,
+    ) -> None:
         super().__init__()
         self.sources = sources
         self.references = references
@@ -67,6 +78,8 @@ def learning_rate(model):
 class Progress(keras.callbacks.Callback):
     """A bar on a terminal, elsewhere a line an epoch of `fit`: loss, speed, validation.
 
+    >>> callback = polyhead.training.Progress("images")  # for model.fit(..., verbose=0)
+
     Args:
         unit: what the weights of a batch count, "tokens" or "images".
         per_epoch: batches that make an epoch of the data, where `fit`'s are intervals of it.
@@ -74,7 +87,13 @@ class Progress(keras.callbacks.Callback):
         say: prints a line.
     """
 
-    def __init__(self, unit="tokens", per_epoch=None, start=0, say=print):
+    def __init__(
+        self,
+        unit: str = "tokens",
+        per_epoch: int | None = None,
+        start: int = 0,
+        say: Callable[[str], object] = print,
+    ) -> None:
         super().__init__()
         self.unit = unit
         self.per_epoch = per_epoch
@@ -115,7 +134,7 @@ class Progress(keras.callbacks.Callback):
         if self.bar is not None:
             self.bar.stop()
 
-    def epochs(self):
+    def epochs(self) -> float:
         """Epochs of the data, with a fraction where `fit` stops within one."""
         return self.batches / (self.per_epoch or self.params["steps"] or self.batches or 1)
 
@@ -124,13 +143,15 @@ class Curves(keras.callbacks.Callback):
     """Scalars for TensorBoard: `fit`'s logs at the end of an epoch, and at an interval of updates
     the loss, the learning rate and the speed, and the gradient norm of polyhead's own step.
 
+    >>> callback = polyhead.training.Curves("logs", every=100)  # for model.fit
+
     Args:
         folder: of TensorBoard's files.
         every: updates between two points.
         unit: what the weights of a batch count.
     """
 
-    def __init__(self, folder, every=20, unit="tokens"):
+    def __init__(self, folder: str | PathLike[str], every: int = 20, unit: str = "tokens") -> None:
         super().__init__()
         self.folder = Path(folder)
         self.every = every
@@ -164,7 +185,7 @@ class Curves(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self.writer.close()
 
-    def write(self, update, values):
+    def write(self, update: int, values: dict[str, Any]) -> None:
         import tensorflow as tf
 
         with self.writer.as_default():

@@ -6,8 +6,11 @@ import io
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
 from pathlib import Path
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -44,6 +47,17 @@ class Checkpoints(keras.callbacks.Callback):
     appear complete or not at all, written by a thread while training goes on; on several machines
     by the chief alone. List it after the callbacks whose logs it keeps.
 
+    >>> model = polyhead.GPT.preset("char-small", num_layers=1)
+    >>> model.compile()
+    >>> checkpoints = polyhead.training.Checkpoints("run", monitor="loss", mode="min")
+    >>> done = checkpoints.resume(model)  # 0, or the epochs of a run that was interrupted
+    >>> x = np.ones([2, 8], "int32")
+    >>> history = model.fit(
+    ...     x, x, epochs=2, initial_epoch=done, callbacks=[checkpoints], verbose=0
+    ... )
+    >>> [path.name for path in checkpoints.saved()]
+    ['checkpoint-00000001.safetensors', 'checkpoint-00000002.safetensors']
+
     Args:
         folder: where to write; on several machines one that all of them see.
         monitor: the log that says which epoch is best.
@@ -64,16 +78,16 @@ class Checkpoints(keras.callbacks.Callback):
 
     def __init__(
         self,
-        folder,
-        monitor="val_bleu",
-        mode="max",
-        patience=None,
-        updates=None,
-        minutes=None,
-        keep=2,
-        callbacks=(),
-        per_epoch=None,
-    ):
+        folder: str | PathLike[str],
+        monitor: str = "val_bleu",
+        mode: Literal["max", "min"] = "max",
+        patience: int | None = None,
+        updates: int | None = None,
+        minutes: float | None = None,
+        keep: int = 2,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        per_epoch: int | None = None,
+    ) -> None:
         super().__init__()
         self.folder = Path(folder)
         if mode not in ("max", "min"):
@@ -88,7 +102,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.keep = keep
         self.others = list(callbacks)
         self.per_epoch = per_epoch
-        self.history = []
+        self.history: list[dict[str, Any]] = []
         self.updates = 0
         self.seconds = 0.0
         self.waited = 0.0  # seconds in which training stood still for saving
@@ -96,7 +110,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.writing = None
         self.locked = False  # by this callback
 
-    def resume(self, model):
+    def resume(self, model: keras.Model) -> int:
         """Puts the newest checkpoint's state into a compiled ``model``; returns its epoch, or 0.
 
         It locks the folder for this process until the following `fit` or the process ends.
@@ -148,7 +162,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.seconds = self.history[-1]["seconds"]
         return len(self.history)
 
-    def sweep(self):
+    def sweep(self) -> None:
         """Removes temporary files of a process that was killed; the folder must be locked."""
         for old in self.folder.glob(".best.old.*"):
             if not (self.folder / "best").exists():
@@ -158,16 +172,16 @@ class Checkpoints(keras.callbacks.Callback):
         for left in self.folder.glob(".checkpoint-*"):
             left.unlink()
 
-    def saved(self):
+    def saved(self) -> list[Path]:
         """The checkpoints there are, oldest first."""
         return sorted(self.folder.glob(CHECKPOINTS))
 
-    def newest(self):
+    def newest(self) -> int:
         """The updates of the newest checkpoint, 0 where there is none."""
         return max(map(updates_of, self.saved()), default=0)
 
     @property
-    def finished(self):
+    def finished(self) -> str | None:
         """Why there is nothing more to do, or None."""
         if self.updates_limit and self.updates >= self.updates_limit:
             return f"{self.updates} updates done"
@@ -177,7 +191,7 @@ class Checkpoints(keras.callbacks.Callback):
             return f"no better {self.monitor} in {self.patience} epochs"
         return None
 
-    def best_epoch(self):
+    def best_epoch(self) -> int:
         sign = 1 if self.mode == "max" else -1
         scores = [sign * epoch.get(self.monitor, -sign * math.inf) for epoch in self.history]
         return scores.index(max(scores)) if scores else -1
@@ -241,7 +255,7 @@ class Checkpoints(keras.callbacks.Callback):
             release(self.folder)
             self.locked = False
 
-    def wait(self):
+    def wait(self) -> None:
         """Waits until what was saved is on disk."""
         writing, self.writing = self.writing, None
         try:
@@ -254,7 +268,7 @@ class Checkpoints(keras.callbacks.Callback):
                 error.errno, f"a checkpoint could not be written to {self.folder}: {error}; {last}"
             ) from error
 
-    def snapshot(self):
+    def snapshot(self) -> tuple[dict | None, dict, dict]:
         """Copies of all that is to be written."""
         state = {name: v.numpy() for name, v in training_state(self.model).items()}
         best = None
@@ -273,7 +287,7 @@ class Checkpoints(keras.callbacks.Callback):
                     state[f"callbacks/{i}/{name}/{j:06d}"] = array
         return best, state, about
 
-    def write(self, best, state, about):
+    def write(self, best: dict | None, state: dict, about: dict) -> None:
         for name, value in state.items():
             if name.startswith("model/") and not np.isfinite(value).all():
                 raise FloatingPointError(
@@ -289,8 +303,16 @@ class Checkpoints(keras.callbacks.Callback):
         write_table(self.folder / "history.csv", about["history"])
 
 
-def mean_weights(folder, last=10):
+def mean_weights(
+    folder: str | PathLike[str], last: int = 10
+) -> tuple[dict[str, np.ndarray], list[int]]:
     """The mean of the weights of the ``last`` checkpoints in a folder (Vaswani et al. 2017, 6.1).
+
+    >>> for i in (1, 2):
+    ...     tensors = {"model/bias": np.array([i, 2 * i])}
+    ...     polyhead.training.write_tensors(f"checkpoint-{i}.safetensors", tensors)
+    >>> polyhead.training.mean_weights(".", last=2)
+    ({'bias': array([1.5, 3. ], dtype=float32)}, [1, 2])
 
     Returns:
         ``{path: array}``, and after how many updates each checkpoint was written.
@@ -310,7 +332,7 @@ def mean_weights(folder, last=10):
             raise CheckpointError(f"{path} is another model's than {saved[-last]}")
         for name, value in weights.items():
             sums[name] = sums.get(name, 0) + value.astype("float64")
-    means = {name: np.float32(value / last) for name, value in sums.items()}
+    means = {name: np.asarray(value / last, "float32") for name, value in sums.items()}
     return means, [updates_of(path) for path in saved[-last:]]
 
 

@@ -2,10 +2,16 @@
 
 import json
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
-def strategy(devices=None, say=print):
+def strategy(
+    devices: int | None = None, say: Callable[[str], object] = print
+) -> "tf.distribute.Strategy":
     """A `tf.distribute` strategy over the devices there are; ``say`` is told which.
 
     - Where the variable ``TF_CONFIG`` names several workers, `MultiWorkerMirroredStrategy` over
@@ -15,7 +21,10 @@ def strategy(devices=None, say=print):
       cores: they show that a program is right on several devices, and no gain in speed. Where
       there are no more cores than devices, operations are told to use one thread each.
 
-    Build the model within ``strategy(...).scope()``.
+    Build the model within ``strategy(...).scope()``:
+
+    >>> with polyhead.training.strategy(1, say=lambda line: None).scope():
+    ...     model = polyhead.GPT.preset("char-small", num_layers=1)
 
     Raises:
         ValueError: fewer than one device, more than there are GPUs, a number of them where
@@ -90,8 +99,12 @@ def place():
     return Place(machines, kind, index, (kind, index) == (first, 0))
 
 
-def is_chief():
-    """Whether this process writes files: of several workers the chief, or the first."""
+def is_chief() -> bool:
+    """Whether this process writes files: of several workers the chief, or the first.
+
+    >>> polyhead.training.is_chief()
+    True
+    """
     return place().chief
 
 
@@ -105,8 +118,12 @@ def summed(tensors):
     return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
 
-def from_chief(strategy, number):
-    """What ``number`` is on the chief; all workers must ask. Alone, the number itself."""
+def from_chief(strategy: "tf.distribute.Strategy", number: float) -> float:
+    """What ``number`` is on the chief; all workers must ask. Alone, the number itself.
+
+    >>> polyhead.training.from_chief(tf.distribute.get_strategy(), 3)
+    3
+    """
     if place().machines == 1:
         return number
     import tensorflow as tf

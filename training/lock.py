@@ -5,6 +5,8 @@ import errno
 import os
 import socket
 import warnings
+from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 
 try:
@@ -19,7 +21,7 @@ class FolderInUseError(RuntimeError):
     """Another process writes to the folder; the message names both."""
 
 
-def acquire(folder, name=""):
+def acquire(folder: str | PathLike[str], name: str = "") -> bool:
     """Locks a folder for this process, until `release` or until the process ends.
 
     The lock is the operating system's (``lockf``) on the file ``.lock`` in the folder: a process
@@ -66,7 +68,7 @@ def acquire(folder, name=""):
     return True
 
 
-def release(folder, name=""):
+def release(folder: str | PathLike[str], name: str = "") -> None:
     """Ends the lock of a folder, if this process holds it."""
     path = Path(folder).resolve() / (f".{name}.lock" if name else ".lock")
     if file := HELD.pop(path, None):
@@ -75,8 +77,15 @@ def release(folder, name=""):
 
 
 @contextlib.contextmanager
-def locked(folder, name=""):
-    """Within it no other process may `acquire` the folder. Creates it; removes it if left empty."""
+def locked(folder: str | PathLike[str], name: str = "") -> Iterator[None]:
+    """Within it no other process may `acquire` the folder. Creates it; removes it if left empty.
+
+    >>> with polyhead.training.locked("run"):
+    ...     polyhead.training.write_file("run/notes.txt", b"Only we write here.")
+
+    Raises:
+        FolderInUseError: another process holds the lock.
+    """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, not a folder")

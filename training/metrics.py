@@ -1,5 +1,6 @@
 """Metrics of text, by the library that the field quotes."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -10,11 +11,14 @@ class Bleu(NamedTuple):
     signature: str
 
 
-def bleu(hypotheses, references, tokenize="13a"):
+def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "13a") -> Bleu:
     """Corpus BLEU (Papineni et al. 2002) of sacrebleu (Post 2018), one reference each.
 
     ``tokenize`` is "13a", sacrebleu's default for raw text, or "none" for text that is
     tokenized already.
+
+    >>> round(polyhead.training.bleu(["A dog runs."], ["A dog runs."]).score, 1)
+    100.0
     """
     from sacrebleu.metrics.bleu import BLEU
 

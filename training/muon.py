@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -19,6 +21,8 @@ class Muon(keras.optimizers.Muon):
     so that it comes nearest to a square: D is about H K. The two matrices of a low-rank change are
     AdamW's.
 
+    >>> optimizer = polyhead.training.Muon(2e-3, weight_decay=0.1)  # for model.compile
+
     Args:
         learning_rate, weight_decay: of AdamW too; a decay of None is none.
         exclude_layers: regular expressions that are looked for in weights' paths.
@@ -31,12 +35,12 @@ class Muon(keras.optimizers.Muon):
 
     def __init__(
         self,
-        learning_rate=1e-3,
-        weight_decay=0.004,
-        exclude_layers=("(^|/)patches/", "(^|/)head/"),
-        adam_weight_decay=None,
-        **kwargs,
-    ):
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
+        weight_decay: float | None = 0.004,
+        exclude_layers: Sequence[str] = ("(^|/)patches/", "(^|/)head/"),
+        adam_weight_decay: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         if isinstance(exclude_layers, str):
             raise TypeError(f"exclude_layers must be a list of expressions: {exclude_layers!r}")
         super().__init__(

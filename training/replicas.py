@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -58,6 +59,13 @@ class Model(keras.Model):
     examples; so does `add_loss`. A `train_step` of your own runs as under `keras.Model`: Keras's
     optimizer sums the gradients over the replicas, ``measured`` stays empty, and XLA is used on
     one device only. Where it calls ``super().train_step``, all of the above holds.
+
+    >>> inputs = keras.Input([2])
+    >>> model = polyhead.training.Model(inputs, keras.layers.Dense(1)(inputs))
+    >>> model.compile("sgd", "mse")
+    >>> history = model.fit(np.ones([4, 2]), np.ones([4, 1]), verbose=0)
+    >>> sorted(model.measured)
+    ['gradient_norm', 'weight']
     """
 
     def __new__(cls, *args, **kwargs):
@@ -65,7 +73,7 @@ class Model(keras.Model):
             cls = FunctionalModel
         return super().__new__(cls)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         if of_tensors(args, kwargs):
             # Keras would make a functional model of this class itself, and so of all models.
             functional(type(self))
@@ -351,7 +359,7 @@ class Model(keras.Model):
             )
         return optimizer._sums
 
-    def build_optimizer(self):
+    def build_optimizer(self) -> None:
         """Creates the optimizer's variables, which cannot be created while a step is traced."""
         if self.optimizer is None:
             return

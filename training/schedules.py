@@ -9,16 +9,20 @@ class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
     """Rises linearly to ``peak`` at update ``warmup``, then falls as 1 / sqrt(update).
 
     Vaswani et al. 2017, equation 3, is ``InverseSquareRoot.of_width(dim, warmup)``.
+
+    >>> rate = polyhead.training.InverseSquareRoot.of_width(512, warmup=4000)
+    >>> round(float(rate(3999)), 6)  # the peak
+    0.000699
     """
 
-    def __init__(self, peak, warmup=4000):
+    def __init__(self, peak: float, warmup: int = 4000) -> None:
         if peak <= 0 or warmup < 1:
             raise ValueError(f"peak and warmup must be positive: {peak}, {warmup}")
         self.peak = peak
         self.warmup = warmup
 
     @classmethod
-    def of_width(cls, dim, warmup=4000):
+    def of_width(cls, dim: int, warmup: int = 4000) -> "InverseSquareRoot":
         """dim^-0.5 min(update^-0.5, update warmup^-1.5)."""
         return cls(dim**-0.5 * warmup**-0.5, warmup)
 

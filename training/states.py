@@ -2,7 +2,10 @@
 
 import json
 import os
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,15 +17,23 @@ class CheckpointError(ValueError):
     """A checkpoint is invalid; the message names the file, and the tensor or the setting."""
 
 
-def write_tensors(path, tensors, about=None):
-    """Writes ``{name: array}`` and, as JSON in the header, ``about``; atomically."""
+def write_tensors(
+    path: str | PathLike[str], tensors: Mapping[str, Any], about: object = None
+) -> None:
+    """Writes ``{name: array}`` and, as JSON in the header, ``about``; atomically.
+
+    >>> polyhead.training.write_tensors("x.safetensors", {"x": np.ones(2)}, about="an example")
+    """
     arrays = {name: np.array(value, order="C") for name, value in tensors.items()}
     # Other libraries require a format; PyTorch's is the same bytes.
     write_file(path, save(arrays, metadata={"format": "pt", "polyhead": json.dumps(about)}))
 
 
-def write_file(path, content):
-    """Writes bytes atomically. An `OSError`, as of a full disk, names the file."""
+def write_file(path: str | PathLike[str], content: bytes) -> None:
+    """Writes bytes atomically. An `OSError`, as of a full disk, names the file.
+
+    >>> polyhead.training.write_file("notes.txt", b"All of it, or nothing.")
+    """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -38,8 +49,12 @@ def write_file(path, content):
         beside.unlink(missing_ok=True)
 
 
-def read_tensors(path):
+def read_tensors(path: str | PathLike[str]) -> tuple[dict[str, np.ndarray], Any]:
     """The ``{name: array}`` of a file, and the ``about`` that was written with them.
+
+    >>> polyhead.training.write_tensors("x.safetensors", {"x": np.ones(2)}, about="an example")
+    >>> polyhead.training.read_tensors("x.safetensors")
+    ({'x': array([1., 1.])}, 'an example')
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,0 +1,131 @@
+"""What is public is typed, and has an example that runs."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import polyhead
+
+# What each subpackage exports. `serving` imports nothing heavy, so its names are in its modules.
+PUBLIC = {name: None for name in ("layers", "data", "training", "zoo")} | {
+    "serving.contract": ("ContractError", "check_operations"),
+    "serving.export": ("export",),
+    "serving.formats": ("FormatError", "export_network"),
+    "serving.loader": ("SavedModel",),
+}
+# These lists only become shorter: subpackages, or names as in "zoo.GPT", that are not done yet.
+WITHOUT_TYPES = ("layers", "data", "zoo")
+WITHOUT_EXAMPLE = ("layers", "data", "zoo")
+# Examples that take more than a second.
+SLOW = ("Checkpoints", "check_operations", "export")
+
+
+def public():
+    """Yields (subpackage, name, object) of the public classes and functions."""
+    for path, names in PUBLIC.items():
+        module = importlib.import_module(f"polyhead.{path}")
+        for name in names or module.__all__:
+            yield path, name, getattr(module, name)
+
+
+def is_left_out(path, name, names):
+    return path in names or f"{path}.{name}" in names
+
+
+def methods(cls):
+    """Yields the public methods that a class adds to those it inherits from other libraries."""
+    for name, member in vars(cls).items():
+        own = all(
+            base.__module__.startswith("polyhead") or not hasattr(base, name)
+            for base in cls.__mro__[1:-1]
+        )
+        function = getattr(member, "__func__", getattr(member, "fget", member))
+        if inspect.isfunction(function) and (
+            name == "__init__" or own and (name == "__call__" or not name.startswith("_"))
+        ):
+            yield name, function
+
+
+def untyped(function):
+    """The parameters, and "return", that have no annotation."""
+    signature = inspect.signature(inspect.unwrap(function))
+    names = [
+        p.name
+        for p in signature.parameters.values()
+        if p.annotation is p.empty and p.name not in ("self", "cls")
+    ]
+    return names + ["return"] * (signature.return_annotation is signature.empty)
+
+
+def test_public_signatures_are_typed():
+    found = {}
+    for path, name, thing in public():
+        if is_left_out(path, name, WITHOUT_TYPES):
+            continue
+        functions = {name: thing}
+        if inspect.isclass(thing):
+            functions = {f"{name}.{method}": f for method, f in methods(thing)}
+            if issubclass(thing, tuple | Exception):
+                functions.pop(f"{name}.__init__", None)
+        found |= {f"{path}.{k}": untyped(f) for k, f in functions.items() if untyped(f)}
+    assert not found
+
+
+def test_everything_public_has_an_example():
+    without = [
+        f"{path}.{name}"
+        for path, name, thing in public()
+        if not is_left_out(path, name, WITHOUT_EXAMPLE)
+        and not (inspect.isclass(thing) and issubclass(thing, Exception))
+        and ">>>" not in (thing.__doc__ or "")
+    ]
+    assert not without
+
+
+def examples():
+    """Yields the examples of all docstrings."""
+    finder = doctest.DocTestFinder()
+    for name in polyhead.SUBPACKAGES:
+        package = importlib.import_module(f"polyhead.{name}")
+        modules = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        names = [m.name for m in modules if not m.name.endswith("__main__")]
+        for module in map(importlib.import_module, [package.__name__, *names]):
+            yield from (test for test in finder.find(module) if test.examples)
+
+
+def run(selected, tmp_path, monkeypatch):
+    """Runs examples, each in an empty folder; returns how many, and what differed.
+
+    They know the names of their module and those below.
+    """
+    names = {"keras": keras, "np": np, "polyhead": polyhead, "tf": tf}
+    options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    runner, output = doctest.DocTestRunner(optionflags=options, verbose=False), []
+    for i, test in enumerate(selected):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        test.globs |= names
+        runner.run(test, out=output.append)
+    return runner.tries, "".join(output)
+
+
+def is_slow(test):
+    return test.name.split(".")[-1] in SLOW
+
+
+def test_examples_give_what_they_show(tmp_path, monkeypatch):
+    count, differences = run((t for t in examples() if not is_slow(t)), tmp_path, monkeypatch)
+    assert count > 30 and not differences, differences
+
+
+@pytest.mark.slow
+def test_slow_examples_give_what_they_show(tmp_path, monkeypatch):
+    count, differences = run(filter(is_slow, examples()), tmp_path, monkeypatch)
+    assert count > 10 and not differences, differences
