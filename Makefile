@@ -9,8 +9,8 @@ STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(COMMA),-,$(EXTRAS)))
 DEMO := runs/demo
 
 # Targets that run in a second make, with more extras.
-.PHONY: groups bench-peers test-jax test-long
-.PHONY: help demo test test-all bench bench-devices lint sample clean
+.PHONY: groups bench-peers verify-here test-jax test-long
+.PHONY: help demo test test-all bench bench-devices verify lint sample clean
 
 help:
 	@echo "make demo      train on the sample, print BLEU and translations, export, query the export"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-long what takes longer still"
 	@echo "make bench     training and using every model against Hugging Face and KerasHub"
 	@echo "make bench-devices  training steps on 1, 2 and 4 replicas against plain Keras"
+	@echo "make verify    checks for which we lack GPUs, Docker and a network: please send us its output"
 	@echo "make lint      ruff and pyright"
 	@echo "make sample    write data/samples again from its grammar"
 
@@ -83,6 +84,12 @@ bench-peers: $(STAMP)
 
 bench-devices: $(STAMP)
 	$(BIN)/python bench/devices.py
+
+verify:
+	$(MAKE) verify-here EXTRAS=hub,parity$(if $(shell command -v nvidia-smi),$(COMMA)gpu)
+
+verify-here: $(STAMP)
+	$(BIN)/python bench/verify.py $(VERIFY)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
