@@ -7,6 +7,8 @@ from pathlib import Path
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
+from .loader import text_libraries
+
 # Core TensorFlow names these too, but the stock server has neither Python nor XLA in it.
 UNSERVED = ("PyFunc", "EagerPyFunc", "Xla")
 
@@ -19,12 +21,11 @@ class ContractError(ValueError):
 def served_operations() -> frozenset[str]:
     """The operations that the stock server links: core TensorFlow's and TensorFlow Text's.
 
-    ``model_servers/BUILD`` of tensorflow/serving is the source.
+    ``model_servers/BUILD`` of tensorflow/serving is the source. Where TensorFlow Text is not
+    installed, on Windows, only the first count.
     """
-    import tensorflow_text
-
     operations = set(dir(tf.raw_ops))
-    for library in Path(tensorflow_text.__file__).parent.glob("python/ops/_*.so"):
+    for library in text_libraries():
         operations.update(dir(tf.load_op_library(str(library))))
     return frozenset(name for name in operations if not name.startswith(UNSERVED))
 

@@ -65,10 +65,12 @@ class SavedModel:
             raise RuntimeError(
                 "tensorflow is already imported: load the model in another process, without it"
             )
+        if not tensorflow_library().exists():
+            raise RuntimeError(f"TensorFlow has no C++ loader here: {tensorflow_library()}")
         with filtered_stderr():
             # Symbols are also looked up in the libraries that this one needs.
-            self._library = ctypes.CDLL(str(package("tensorflow") / "libtensorflow_cc.so.2"))
-        for library in sorted(package("tensorflow_text").glob("python/ops/_*.so")):
+            self._library = ctypes.CDLL(str(tensorflow_library()))
+        for library in text_libraries():
             self._checked("TF_LoadLibrary", POINTER, str(library).encode())
         self._graph = self._c("TF_NewGraph", POINTER)
         meta_graph = Bytes()
@@ -272,6 +274,18 @@ def content(value):
         except binascii.Error as error:
             raise RuntimeError(f"no base64: {value['b64']!r:.100}: {error}") from None
     return value.encode() if isinstance(value, str) else value
+
+
+def tensorflow_library():
+    """The C++ library with the loader; TensorFlow's packages for Windows lack it."""
+    return package("tensorflow") / "libtensorflow_cc.so.2"
+
+
+def text_libraries():
+    """The libraries of TensorFlow Text's operations; none where it is not installed."""
+    if importlib.util.find_spec("tensorflow_text") is None:
+        return []
+    return sorted(package("tensorflow_text").glob("python/ops/_*.so"))
 
 
 def package(name):

@@ -63,6 +63,13 @@ def test_packages_are_the_folders():
     assert not (ROOT / "polyhead").exists() and not (ROOT / "__init__.py").exists()
 
 
+def test_the_version_is_one():
+    import polyhead
+
+    assert f"\nversion: {polyhead.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {polyhead.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_exact_versions_meet_the_ranges():
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name

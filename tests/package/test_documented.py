@@ -3,7 +3,12 @@
 import doctest
 import importlib
 import inspect
+import json
+import os
 import pkgutil
+import shutil
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -11,6 +16,7 @@ import pytest
 import tensorflow as tf
 
 import polyhead
+from tests.test_package import ROOT
 
 # What each subpackage exports. `serving` imports nothing heavy, so its names are in its modules.
 PUBLIC = {name: None for name in ("layers", "data", "training", "zoo")} | {
@@ -23,7 +29,7 @@ PUBLIC = {name: None for name in ("layers", "data", "training", "zoo")} | {
 WITHOUT_TYPES = ("layers", "data", "zoo")
 WITHOUT_EXAMPLE = ("layers", "data", "zoo")
 # Examples that take more than a second.
-SLOW = ("Checkpoints", "check_operations", "export")
+SLOW = ("Checkpoints", "check_operations", "export", "fit")
 
 
 def public():
@@ -75,6 +81,38 @@ def test_public_signatures_are_typed():
                 functions.pop(f"{name}.__init__", None)
         found |= {f"{path}.{k}": untyped(f) for k, f in functions.items() if untyped(f)}
     assert not found
+
+
+@pytest.mark.slow
+def test_pyright_finds_every_public_name_and_checks_arguments(tmp_path):
+    package = tmp_path / "packages" / "polyhead"
+    shutil.copytree(ROOT / "package", package)
+    for name in polyhead.SUBPACKAGES:
+        shutil.copytree(ROOT / name, package / name, ignore=lambda *_: ["samples"])
+    names = [name for names in polyhead.PUBLIC.values() for name in names]
+    right = ["import polyhead", "import polyhead.serving.export", "print(polyhead.__version__)"]
+    right += [f"print(polyhead.{name})" for name in names]
+    right += [f"print(polyhead.{path}.{name})" for path, name, _ in public() if "." not in path]
+    wrong = ["polyhead.training.strategy('2')", "polyhead.load(3)", "print(polyhead.BERT)"]
+    (tmp_path / "user.py").write_text("\n".join([*right, *wrong, ""]))
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pyright",
+            "--outputjson",
+            "--pythonpath",
+            sys.executable,
+            "user.py",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(package.parent)},
+        capture_output=True,
+        text=True,
+    )
+    errors = [e for e in json.loads(found.stdout)["generalDiagnostics"] if e["severity"] == "error"]
+    lines = [e["range"]["start"]["line"] for e in errors]
+    assert lines == [len(right) + i for i in range(len(wrong))], errors
 
 
 def test_everything_public_has_an_example():

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from polyhead.serving.contract import ContractError, check_operations
+from polyhead.serving.contract import ContractError, check_operations, served_operations
 from polyhead.serving.export import BATCH_SIZES, export, warmup_requests
 from polyhead.serving.folder import temporary_folder
 from polyhead.serving.loader import columns
@@ -376,3 +376,16 @@ def test_the_model_server_serves_it(exported, model, tmp_path):
     finally:
         server.terminate()
         server.wait()
+
+
+def test_without_tensorflow_text_and_the_loader_all_but_text_is_exported(tmp_path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.setattr("polyhead.serving.contract.text_libraries", lambda: [])
+    monkeypatch.setattr("polyhead.serving.export.tensorflow_library", lambda: tmp_path / "none")
+    served_operations.cache_clear()
+    scale = keras.Variable(2.0)
+    signature = (lambda x: {"y": scale * x}, {"x": tf.TensorSpec([None], tf.float32)}, {"x": [1.0]})
+    with pytest.warns(UserWarning, match="the export has not been run: TensorFlow has no C.. load"):
+        version = export(tmp_path / "e", "e", {"serving_default": signature}, [scale])
+    assert (version / "saved_model.pb").exists()
+    served_operations.cache_clear()
