@@ -408,6 +408,21 @@ class Pretrained(Model):
             )
         return self.tokenizer
 
+    def fit(self, *args, **kwargs):
+        """As `keras.Model.fit`; a model that is not compiled is compiled with its defaults first.
+
+        >>> model = polyhead.GPT.preset("char-small", num_layers=1)
+        >>> x = np.ones([2, 8], "int32")
+        >>> history = model.fit(x, x, verbose=0)
+        >>> type(model.optimizer).__name__
+        'AdamW'
+        """
+        if not self.compiled:
+            strategy = getattr(self, "distribute_strategy", None)  # on TensorFlow
+            with contextlib.nullcontext() if strategy is None else strategy.scope():
+                self.compile()
+        return super().fit(*args, **kwargs)
+
     def compile(self, *args, remat=False, **kwargs):
         """Keras's `compile`; with ``remat`` the backward pass recomputes blocks.
 
