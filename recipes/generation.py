@@ -231,10 +231,9 @@ def generate(
                 print(text, end="", flush=True)
             print()
         else:
+            count = 1 if num_return_sequences is None else num_return_sequences
             options = dict(seed=seed, stop=stop, **decoding)
-            for text in model.generate(
-                prompt, num_return_sequences=num_return_sequences or 1, **options
-            ):
+            for text in model.generate(prompt, num_return_sequences=count, **options):
                 print(f"{prompt}{text}")
 
 

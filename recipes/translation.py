@@ -249,7 +249,8 @@ def translate(
         raise ValueError(f"--attention takes one text: {len(inputs)} given")
     progress = shown("translating")
     scores = num_return_sequences is not None
-    found = model.translate(inputs, num_return_sequences or 1, progress=progress, **search)
+    count = num_return_sequences if scores else 1
+    found = model.translate(inputs, count, progress=progress, **search)
     for translations in found:
         for text in translations:
             print(f"{text.score:.4f}\t{text}" if scores else text)
