@@ -29,7 +29,7 @@ def step(peer, dim, replicas, batch, steps=None, blocks=4, remat=False):
     import keras
     import tensorflow as tf
 
-    from polyhead.layers import TransformerBlock
+    from polyhead.layers import FeedForward, MultiHeadAttention, TransformerBlock
     from polyhead.training import Model, strategy
 
     steps = steps or (60 if dim == 128 else 10)
@@ -41,10 +41,11 @@ def step(peer, dim, replicas, batch, steps=None, blocks=4, remat=False):
         x = keras.layers.Embedding(V, dim)(tokens)
         for i in range(blocks):
             x = TransformerBlock(
-                4 if dim == 128 else 8, 4 * dim, causal=True, norm="pre", activation="gelu",
+                attention=MultiHeadAttention(4 if dim == 128 else 8, causal=True),
+                feed_forward=FeedForward(4 * dim, "gelu"),
                 remat=remat,
                 name=f"block_{i}",
-            )(x)  # fmt: skip
+            )(x)
         x = keras.layers.LayerNormalization()(x)
         made = Model if peer == "polyhead" else keras.Model
         model = made(tokens, keras.layers.Dense(V)(x))

@@ -1,16 +1,19 @@
 """Multi-head attention, section 3.2 of Vaswani et al. 2017, and its masks."""
 
 import contextlib
+import functools
 
 import keras
 from keras import ops
 
+from .attend import attend, attention_weights
 from .dropout import Dropout
 from .lora import LowRank
-from .projection import Projection, projection
+from .parts import Composed
+from .positions import rotate
+from .projection import Projection, leading_shape, projection
 
 # Masks are boolean, True = may attend, broadcastable to (B, H, T, S): here and everywhere.
-MASKED = -1e9  # the softmax is in float32, so this neither overflows nor makes a NaN of a full row
 
 
 def padding_mask(tokens, pad_id):
@@ -18,44 +21,113 @@ def padding_mask(tokens, pad_id):
     return ops.expand_dims(ops.not_equal(tokens, pad_id), (1, 2))
 
 
-def causal_mask(length, source_length=None, start=0):
-    """Mask (T, S): the query at position ``start + t`` attends to keys up to there."""
+def causal_mask(length, source_length=None, start=0, window=None):
+    """Mask (T, S): the query at position ``start + t`` attends to keys up to its own position.
+
+    Args:
+        length: T, the number of queries.
+        source_length: S, the number of keys; T by default.
+        start: the position of the first query, where the keys are those of a cache.
+        window: the number of keys that a query attends to, its own included; all by default.
+    """
     query = ops.expand_dims(ops.arange(length) + start, 1)
-    return ops.arange(length if source_length is None else source_length) <= query
+    key = ops.arange(length if source_length is None else source_length)
+    mask = key <= query
+    return mask if window is None else ops.logical_and(mask, key > query - window)
+
+
+def decoder_mask(x, mask=None, cache=None, window=None):
+    """The mask of causal self-attention of ``x`` (B, T, ...), which a stack of layers can share.
+
+    With a ``cache``, x are the positions after those in it, and keys are the cache's. ``mask`` is
+    combined with it, and ``window`` is as for `causal_mask`.
+    """
+    length = ops.shape(x)[1]
+    if cache is None:
+        past = causal_mask(length, window=window)
+    else:
+        past = causal_mask(length, ops.shape(cache.key)[1], cache.index, window)
+    return past if mask is None else ops.logical_and(mask, past)
 
 
 @keras.saving.register_keras_serializable("polyhead")
-class MultiHeadAttention(keras.layers.Layer):
+class MultiHeadAttention(Composed):
     """MultiHead(Q, K, V) = Concat(head_1, ..., head_H) W^O (Vaswani et al. 2017, section 3.2.2).
 
     head_i = softmax(Q W_i^Q (K W_i^K)^T / sqrt(K)) V W_i^V
 
     Args:
         num_heads: H.
+        num_kv_heads: G, the number of heads of keys and values, each shared by H / G heads of
+            queries (Ainslie et al. 2023, arXiv 2305.13245); H by default.
         head_dim: K, the size of a head; D / H by default.
-        causal: a position attends to itself and to those before it.
+        causal: a position attends to itself and to those before it. (The layers of a stack can
+            share one mask instead: pass them that of `decoder_mask`.)
+        window: the number of positions that causal attention sees, its own included.
+        use_bias: of the maps to queries, keys and values.
+        output_bias: of the map W^O; as ``use_bias`` by default. (Qwen 2 has no bias there.)
+        gated: multiply the heads by the sigmoid of a map of x, as in AlphaFold 2 and ESMFold
+            (Jumper et al. 2021, supplement, algorithm 7).
+        qk_norm: a normalization layer, applied to each head's queries and keys (Qwen 3, Gemma 3).
+        scale: multiplies the scores; K ** -0.5 by default. (T5 has 1.)
+        softcap: c, for scores c tanh(score / c) (Gemma 2).
         dropout: rate, in training, on the weights that the softmax gives.
 
     Call with ``x`` (B, T, D) for self-attention, and with ``memory`` (B, S, D) for
     cross-attention; the result is (B, T, D). ``memory`` may also be the pair that
     `project(memory)` gave, so that a decoder computes it once per sequence. ``mask`` is boolean,
     True = may attend, and ``bias`` is added to the scores before the softmax; both are
-    broadcastable to (B, H, T, S). With a ``cache`` (see `KeyValueCache`) x holds the T positions
-    after those in it, and the result is (output, cache). A query that may attend to nothing
-    gets the mean of all values.
+    broadcastable to (B, H, T, S). ``rotary`` is the pair that `Rotary` gave, by which queries and
+    keys are rotated. With a ``cache`` (see `KeyValueCache`) x holds the T positions after those in
+    it, and the result is (output, cache). A query that may attend to nothing gets the mean of all
+    values.
 
     The softmax is computed in float32 whatever the precision.
 
     Raises:
-        ValueError: D does not divide into heads.
+        ValueError: D does not divide into heads; G does not divide H; a window without ``causal``.
+
+    >>> attention = MultiHeadAttention(num_heads=8, num_kv_heads=2, causal=True)
+    >>> attention(np.ones((2, 5, 64))).shape
+    (2, 5, 64)
     """
 
-    def __init__(self, num_heads, head_dim=None, causal=False, dropout=0.0, **kwargs):
+    PARTS = {"qk_norm": "query_norm"}
+
+    def __init__(
+        self,
+        num_heads,
+        num_kv_heads=None,
+        head_dim=None,
+        causal=False,
+        window=None,
+        use_bias=True,
+        output_bias=None,
+        gated=False,
+        qk_norm=None,
+        scale=None,
+        softcap=None,
+        dropout=0.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.num_heads = num_heads
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         self.head_dim = head_dim
         self.causal = causal
+        self.window = window
+        self.use_bias = use_bias
+        self.output_bias = use_bias if output_bias is None else output_bias
+        self.gated = gated
+        self.scale = scale
+        self.softcap = softcap
         self.dropout = dropout
+        self.query_norm = self.copy_part(qk_norm, "query_norm")
+        self.key_norm = self.copy_part(qk_norm, "key_norm")
+        if num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads must divide num_heads: {num_kv_heads} / {num_heads}")
+        if window is not None and not causal:
+            raise ValueError(f"a window needs causal=True: {window}")
 
     def build(self, x_shape, memory_shape=None):
         width = x_shape[-1]
@@ -66,54 +138,61 @@ class MultiHeadAttention(keras.layers.Layer):
             self.head_dim = width // self.num_heads
         inner = self.num_heads * self.head_dim
 
-        def heads(name, fan_in):
+        def heads(name, fan_in, count, use_bias=self.use_bias, **options):
             layer = projection(
                 "btd,dhk->bthk",
-                output_shape=(None, self.num_heads, self.head_dim),
-                bias_axes="hk",
+                output_shape=(None, count, self.head_dim),
+                bias_axes="hk" if use_bias else None,
                 fan_in=fan_in,
-                fan_out=inner,
+                fan_out=count * self.head_dim,
                 dtype=self.dtype_policy,
                 name=name,
+                **options,
             )
             layer.build((None, None, fan_in))
             return layer
 
-        self.query = heads("query", width)
-        self.key = heads("key", memory_width)
-        self.value = heads("value", memory_width)
+        self.query = heads("query", width, self.num_heads)
+        self.key = heads("key", memory_width, self.num_kv_heads)
+        self.value = heads("value", memory_width, self.num_kv_heads)
+        if self.gated:  # at first the same for every position, and nearly open
+            constant = dict(kernel_initializer="zeros", bias_initializer="ones")
+            self.gate = heads("gate", width, self.num_heads, use_bias=True, **constant)
         self.output_projection = projection(
             "bthk,hkd->btd",
             output_shape=(None, width),
-            bias_axes="d",
+            bias_axes="d" if self.output_bias else None,
             fan_in=inner,
             fan_out=width,
             dtype=self.dtype_policy,
             name="output",
         )
         self.output_projection.build((None, None, self.num_heads, self.head_dim))
+        if self.query_norm is not None:
+            self.query_norm.build((None, None, self.num_heads, self.head_dim))
+            self.key_norm.build((None, None, self.num_kv_heads, self.head_dim))
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy, name="dropout")
 
     def initialize_mimetic(self):
-        """Begins self-attention as it is found in trained models of images.
+        """Mimetic initialization of self-attention on images (Trockman & Kolter 2023, section 3).
 
-        (Trockman & Kolter 2023, arXiv 2305.09828, section 3.) W^Q and W^K are nearly the same,
-        so that a position attends to those like it; W^O undoes W^V with its sign turned. The paper
-        factorizes I + noise; here noise of half its size is added to an orthogonal matrix, which
-        costs less, and 1.5 I is what the paper's W^Q W^K^T is in the directions that a head keeps.
+        (arXiv 2305.09828.) W^Q and W^K are nearly the same, so that a position attends to similar
+        ones; W^O is nearly the negative inverse of W^V. The paper factorizes I + noise; here noise
+        of half its size is added to an orthogonal matrix, which costs less, and 1.5 I is the
+        paper's W^Q W^K^T in the directions that a head keeps.
 
-        For a built layer of self-attention, (D, H, K) and (H, K, D). It assigns: under a strategy
-        of several machines set the same seed on each.
+        For a built layer of self-attention, whose kernels are (D, H, K) and (H, K, D). It assigns:
+        under a strategy of several machines set the same seed on each.
         """
         width, inner = self.query.kernel.shape[0], self.num_heads * self.head_dim
 
-        def alike(scale):
+        def similar(scale):
             noise = keras.random.normal((2, width, inner), 0.0, 0.5 * width**-0.5, "float32")
             return scale**0.5 * (
                 keras.initializers.Orthogonal()((width, inner), dtype="float32") + noise
             )
 
-        (query, key), (value, output) = alike(1.5), alike(0.4)
+        (query, key), (value, output) = similar(1.5), similar(0.4)
         for layer, kernel in (
             (self.query, query),
             (self.key, key),
@@ -143,71 +222,82 @@ class MultiHeadAttention(keras.layers.Layer):
                 layer.adapter = adapter
                 layer._tracker.lock()
 
-    def call(self, x, memory=None, mask=None, bias=None, cache=None, training=False):
-        query, key, value, mask, extended = self._attended(x, memory, mask, cache)
-        weights = self._softmax(query, key, mask, bias)
-        weights = self.drop(weights, training=training)
-        heads = ops.einsum("bhts,bshk->bthk", ops.cast(weights, value.dtype), value)
+    def call(self, x, memory=None, mask=None, bias=None, rotary=None, cache=None, training=False):
+        query, key, value, *gate = self._projected(x, memory, rotary)
+        mask = self._masked(x, mask, cache)
+        if cache is not None:
+            cache = cache.append(key, value)
+            key, value = cache.key, cache.value
+        drop = functools.partial(self.drop, training=training)
+        heads = attend(query, key, value, mask, bias, self.scale, self.softcap, drop)
+        if self.gated:
+            heads = heads * ops.sigmoid(gate[0])
         output = self.output_projection(heads)
-        return output if cache is None else (output, extended)
+        return output if cache is None else (output, cache)
 
     def compute_mask(self, *args, **kwargs):
         return None  # masks are arguments here: Keras must not attach them to tensors
 
     def project(self, memory):
-        """``memory`` (B, S, D) -> its keys and values, each (B, S, H, K)."""
-        return tuple(self._mapped(memory, "key", "value"))
+        """``memory`` (B, S, D) -> its keys and values, each (B, S, G, K)."""
+        key, value = self._mapped(memory, "key", "value")
+        return self._normalized(key, self.key_norm), value
 
-    def attention_weights(self, x, memory=None, mask=None, bias=None):
+    def attention_weights(self, x, memory=None, mask=None, bias=None, rotary=None):
         """The softmax of the scores (B, H, T, S), in float32: for pictures."""
-        query, key, _, mask, _ = self._attended(x, memory, mask, None)
-        return self._softmax(query, key, mask, bias)
+        query, key, *_ = self._projected(x, memory, rotary)
+        mask = self._masked(x, mask)
+        return attention_weights(query, key, mask, bias, self.scale, self.softcap)
+
+    def _projected(self, x, memory, rotary):
+        """Queries, keys and values, and the gate where there is one."""
+        gate = ("gate",) if self.gated else ()
+        if memory is None:
+            query, key, value, *gate = self._mapped(x, "query", "key", "value", *gate)
+            key = self._normalized(key, self.key_norm)
+        else:
+            query, *gate = self._mapped(x, "query", *gate)
+            key, value = memory if isinstance(memory, tuple) else self.project(memory)
+        query = self._normalized(query, self.query_norm)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        return query, key, value, *gate
+
+    def _normalized(self, x, norm):
+        return x if norm is None else norm(x)
+
+    def _masked(self, x, mask, cache=None):
+        return decoder_mask(x, mask, cache, self.window) if self.causal else mask
 
     def _mapped(self, x, *names):
-        """``x`` (B, T, D) by each of the maps ``names``, (B, T, H, K).
+        """``x`` (B, T, D) by each of the maps ``names``, each (B, T, H, K) or (B, T, G, K).
 
-        One product of all kernels gives them, where the kernels are the whole maps. Else, and
+        Where the kernels are the whole maps, one product of all kernels computes them. Else, and
         where T is 1 (in decoding joining the kernels costs more), each layer is called.
         """
         maps = [getattr(self, name) for name in names]
         whole = all(type(layer) is Projection and layer.is_whole for layer in maps)
         if len(maps) == 1 or x.shape[1] == 1 or not whole:
             return [layer(x) for layer in maps]
-        width, inner = x.shape[-1], self.num_heads * self.head_dim
-        kernel = ops.concatenate([ops.reshape(m.kernel, (width, inner)) for m in maps], axis=1)
-        bias = ops.concatenate([ops.reshape(m.bias, (inner,)) for m in maps], axis=0)
-        together = ops.matmul(ops.reshape(x, (-1, width)), kernel) + bias
-        shape = (*ops.shape(x)[:2], len(maps), self.num_heads, self.head_dim)
-        mapped = ops.unstack(ops.reshape(together, shape), axis=2)
+        width, size = x.shape[-1], self.head_dim
+        kernels = [ops.reshape(layer.kernel, (width, -1)) for layer in maps]
+        together = ops.matmul(ops.reshape(x, (-1, width)), ops.concatenate(kernels, axis=1))
+        if any(layer.bias is not None for layer in maps):
+            biases = [
+                ops.zeros(kernel.shape[1], together.dtype)
+                if layer.bias is None
+                else ops.reshape(layer.bias, (-1,))
+                for layer, kernel in zip(maps, kernels, strict=True)
+            ]
+            together = together + ops.concatenate(biases, axis=0)
+        counts = [layer.kernel.shape[1] for layer in maps]
+        together = ops.reshape(together, (*leading_shape(x), sum(counts), size))
+        if len(set(counts)) == 1:
+            mapped = ops.split(together, len(maps), axis=2)
+        else:
+            ends = [sum(counts[:i]) for i in range(1, len(counts))]
+            mapped = ops.split(together, ends, axis=2)
         return [
             y if layer.adapter is None else y + layer.adapter(x)
             for layer, y in zip(maps, mapped, strict=True)
         ]
-
-    def _attended(self, x, memory, mask, cache):
-        """Queries, keys and values, the mask over them, and the cache that holds the latter."""
-        if memory is None:
-            query, key, value = self._mapped(x, "query", "key", "value")
-        else:
-            [query] = self._mapped(x, "query")
-            key, value = memory if isinstance(memory, tuple) else self.project(memory)
-        start = 0
-        if cache is not None:
-            start = cache.index
-            cache = cache.append(key, value)
-            key, value = cache.key, cache.value
-        if self.causal:
-            past = causal_mask(ops.shape(x)[1], ops.shape(key)[1], start)
-            mask = past if mask is None else ops.logical_and(mask, past)
-        return query, key, value, mask, cache
-
-    def _softmax(self, query, key, mask, bias):
-        query = query * (self.head_dim**-0.5)
-        scores = ops.cast(ops.einsum("bthk,bshk->bhts", query, key), "float32")
-        if bias is not None:
-            scores = scores + ops.cast(bias, "float32")
-        if mask is not None:
-            scores = ops.where(mask, scores, MASKED)
-        if scores.shape[-1] == 1:
-            return ops.ones_like(scores)  # as the softmax is, which Keras warns of
-        return ops.softmax(scores, axis=-1)

@@ -5,157 +5,214 @@ import keras
 from .attention import MultiHeadAttention
 from .dropout import Dropout
 from .feed_forward import FeedForward
+from .parts import Composed
+from .residual import ORDERS, Residual
 
 
 @keras.saving.register_keras_serializable("polyhead")
-class TransformerBlock(keras.layers.Layer):
-    """Attention and a feed-forward network, each with a residual and a layer normalisation.
+class TransformerBlock(Composed):
+    """Attention and a feed-forward network, each with a residual and a normalization.
+
+    It is composed of parts. A part is a template, of which the block makes a copy with its own
+    name and dtype policy: several blocks may be given the same parts.
 
     Args:
-        num_heads: H.
-        hidden_dim: width inside the feed-forward network.
-        causal: its self-attention sees only the past, as in a decoder.
-        cross: it also attends to a memory, as the decoder of an encoder-decoder does.
-        norm: "post", x = norm(x + dropout(f(x))), as in the paper; or "pre",
-            x = x + dropout(f(norm(x))), as in GPT-2 (the stack then ends in a norm of its own).
-        activation: of the feed-forward network.
-        dropout: rate, on what each sublayer adds to the residual (section 5.4).
-        attention_dropout: rate, on the weights of attention.
+        num_heads: H; shorthand for ``attention=MultiHeadAttention(num_heads)``.
+        intermediate_dim: shorthand for ``feed_forward=FeedForward(intermediate_dim)``.
+        causal: with ``num_heads``: self-attention sees only the past, as in a decoder.
+        cross: with ``num_heads``: the block also attends to a memory, as the decoder of an
+            encoder-decoder does.
+        order: where norms are, see `Residual`: "pre", x + f(norm(x)), as in GPT-2 (a stack then
+            ends in a norm of its own); "post", norm(x + f(x)), as in the paper; "both",
+            x + norm(f(norm(x))), as in Gemma 2.
+        dropout: rate, on the output of each sublayer (section 5.4).
         stochastic_depth: rate at which an example skips a sublayer (Huang et al. 2016, arXiv
             1603.09382).
-        epsilon: of the layer normalisation.
-        remat: in training keep the block's input alone, and compute the rest again for the
-            backward pass (Chen et al. 2016, arXiv 1604.06174): less memory, more time.
+        remat: in training, keep only the block's input, and recompute the rest in the backward
+            pass (Chen et al. 2016, arXiv 1604.06174): less memory, more time.
+        attention: the self-attention, a `MultiHeadAttention`.
+        feed_forward: a `FeedForward` or a `GatedFeedForward`.
+        norm: the normalization in each place; layer normalization with epsilon 1e-5 by default.
+        cross_attention: a `MultiHeadAttention` of the memory.
 
-    Call with ``x`` (B, T, D), and where ``cross`` with ``memory`` (B, S, D), or with what
-    `project(memory)` made of it once. ``mask`` and ``cross_mask`` are boolean,
-    True = may attend, broadcastable to (B, H, T, T) and (B, H, T, S). With a ``cache`` of the
-    positions before (see `KeyValueCache`) the result is (output, cache), else output (B, T, D).
+    Call with ``x`` (B, T, D), and with a cross-attention with ``memory`` (B, S, D), or the pair
+    that `project(memory)` gave. ``mask`` and ``cross_mask`` are boolean, True = may attend,
+    broadcastable to (B, H, T, T) and (B, H, T, S). ``bias``, ``rotary`` and ``cache`` are passed
+    to the self-attention. With a cache (see `KeyValueCache`) the result is (output, cache), else
+    output (B, T, D).
 
     Raises:
-        ValueError: an unknown norm; a memory where there is no cross-attention, or none where
-            there is.
+        ValueError: an unknown order; a part given twice, or not at all; a memory without a
+            cross-attention, or none where there is one.
+
+    >>> TransformerBlock(num_heads=8, intermediate_dim=2048)(np.ones((2, 5, 512))).shape
+    (2, 5, 512)
+    >>> llama = TransformerBlock(
+    ...     attention=MultiHeadAttention(8, num_kv_heads=2, causal=True, use_bias=False),
+    ...     feed_forward=GatedFeedForward(1536, "silu"),
+    ...     norm=RMSNorm(1e-5),
+    ... )
+    >>> llama(np.ones((2, 5, 512)), rotary=Rotary(head_dim=64)(np.arange(5))).shape
+    (2, 5, 512)
     """
+
+    PARTS = {
+        "attention": "attention",
+        "feed_forward": "feed_forward",
+        "norm": "attention_norm",
+        "cross_attention": "cross_attention",
+    }
 
     def __init__(
         self,
-        num_heads,
-        hidden_dim,
+        num_heads=None,
+        intermediate_dim=None,
         causal=False,
         cross=False,
-        norm="post",
-        activation="relu",
+        order="pre",
         dropout=0.0,
-        attention_dropout=0.0,
         stochastic_depth=0.0,
-        epsilon=1e-5,
         remat=False,
+        attention=None,
+        feed_forward=None,
+        norm=None,
+        cross_attention=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if norm not in ("pre", "post"):
-            raise ValueError(f"norm must be 'pre' or 'post': {norm!r}")
-        self.num_heads = num_heads
-        self.hidden_dim = hidden_dim
-        self.causal = causal
-        self.cross = cross
-        self.norm = norm
-        self.activation = activation
+        if order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}: {order!r}")
+        if (num_heads is None) == (attention is None):
+            raise ValueError(f"give num_heads or attention: {num_heads}, {attention}")
+        if (intermediate_dim is None) == (feed_forward is None):
+            raise ValueError(
+                f"give intermediate_dim or feed_forward: {intermediate_dim}, {feed_forward}"
+            )
+        if num_heads is None and (causal or cross):
+            raise ValueError("causal and cross go with num_heads: give them to the parts instead")
+        if cross and cross_attention is not None:
+            raise ValueError("give cross=True or cross_attention")
+        self.order = order
         self.dropout = dropout
-        self.attention_dropout = attention_dropout
         self.stochastic_depth = stochastic_depth
-        self.epsilon = epsilon
         self.remat = remat
+        attention = attention or MultiHeadAttention(num_heads, causal=causal)
+        cross_attention = MultiHeadAttention(num_heads) if cross else cross_attention
+        feed_forward = feed_forward or FeedForward(intermediate_dim)
+        norm = norm or keras.layers.LayerNormalization(epsilon=1e-5)
+        self.attention, self.attention_norm, self.attention_output_norm = self.copy_parts(
+            "attention", attention, norm
+        )
+        self.cross_attention, self.cross_attention_norm, self.cross_attention_output_norm = (
+            self.copy_parts("cross_attention", cross_attention, norm)
+        )
+        self.feed_forward, self.feed_forward_norm, self.feed_forward_output_norm = self.copy_parts(
+            "feed_forward", feed_forward, norm
+        )
+
+    def copy_parts(self, name, sublayer, norm):
+        """Copies of a sublayer and its norms; None for those that the block does not have."""
+        norm = None if sublayer is None else norm
+        output_norm = norm if self.order == "both" else None
+        return (
+            self.copy_part(sublayer, name),
+            self.copy_part(norm, f"{name}_norm"),
+            self.copy_part(output_norm, f"{name}_output_norm"),
+        )
 
     def build(self, x_shape, memory_shape=None):
         dtype = self.dtype_policy
-
-        def norm(name):
-            layer = keras.layers.LayerNormalization(epsilon=self.epsilon, dtype=dtype, name=name)
-            layer.build(x_shape)
-            return layer
-
-        attention = dict(num_heads=self.num_heads, dropout=self.attention_dropout, dtype=dtype)
-        self.attention = MultiHeadAttention(causal=self.causal, name="attention", **attention)
         self.attention.build(x_shape)
-        self.attention_norm = norm("attention_norm")
-        if self.cross:
-            self.cross_attention = MultiHeadAttention(name="cross_attention", **attention)
+        if self.cross_attention is not None:
             self.cross_attention.build(x_shape, memory_shape or x_shape)
-            self.cross_attention_norm = norm("cross_attention_norm")
-        self.feed_forward = FeedForward(
-            self.hidden_dim, self.activation, dtype=dtype, name="feed_forward"
-        )
         self.feed_forward.build(x_shape)
-        self.feed_forward_norm = norm("feed_forward_norm")
         self.drop = Dropout(self.dropout, dtype=dtype, name="dropout")
         self.skip = Dropout(self.stochastic_depth, (None, 1, 1), dtype=dtype, name="skip")
+        common = dict(order=self.order, dropout=(self.drop, self.skip), x_shape=x_shape)
+        self.attention_residual = Residual(
+            self.attention_norm, self.attention_output_norm, **common
+        )
+        if self.cross_attention is not None:
+            self.cross_attention_residual = Residual(
+                self.cross_attention_norm, self.cross_attention_output_norm, **common
+            )
+        self.feed_forward_residual = Residual(
+            self.feed_forward_norm, self.feed_forward_output_norm, **common
+        )
 
-    def call(self, x, memory=None, mask=None, cross_mask=None, cache=None, training=False):
-        if self.cross == (memory is None):
-            raise ValueError(f"cross={self.cross}, but memory is {type(memory).__name__}")
+    def call(
+        self,
+        x,
+        memory=None,
+        mask=None,
+        cross_mask=None,
+        bias=None,
+        rotary=None,
+        cache=None,
+        training=False,
+    ):
+        if (self.cross_attention is None) != (memory is None):
+            cross = self.cross_attention is not None
+            raise ValueError(f"cross={cross}, but memory is {type(memory).__name__}")
         if self.remat and training:
-            return self.recomputed(x, memory, mask, cross_mask)
-        return self.forward(x, memory, mask, cross_mask, cache, training)
+            return self.recomputed(x, memory, mask, cross_mask, bias, rotary)
+        return self.forward(x, memory, mask, cross_mask, bias, rotary, cache, training)
 
-    def recomputed(self, x, memory, mask, cross_mask):
-        """`forward`, of which the backward pass keeps the inputs alone, and computes it again.
+    def recomputed(self, x, memory, mask, cross_mask, bias, rotary):
+        """`forward` whose backward pass keeps only the inputs, and recomputes the rest.
 
-        As a function of all its variables, so that nothing is assigned the second time and
-        dropout drops the same.
+        A function of all its variables, so that recomputing assigns nothing and dropout drops the
+        same elements.
         """
         weights = self.weights
-        drops = [self.drop, self.skip, self.attention.drop]
-        drops += [self.cross_attention.drop] if self.cross else []
+        drops = [layer for layer in self._flatten_layers() if isinstance(layer, Dropout)]
         seeds = [drop.seed_generator.state for drop in drops if drop.rate]
-        states = [seed.value * 1 for seed in seeds]  # copies: the seeds go on
-        inputs = [x] if memory is None else [x, memory]
+        states = [seed.value * 1 for seed in seeds]  # copies: the seeds advance
+        inputs = {"x": x, "memory": memory, "bias": bias}  # those that have gradients
+        inputs = {name: value for name, value in inputs.items() if value is not None}
 
         def forward(*values):
             inner, weighed = values[: len(inputs)], values[len(inputs) :]
+            given = {"memory": None, "bias": None, **dict(zip(inputs, inner, strict=True))}
             mapping = [*zip(weights, weighed, strict=True), *zip(seeds, states, strict=True)]
             with keras.StatelessScope(state_mapping=mapping) as scope:
-                # The second time Keras knows no more that this is training.
-                y = self.forward(*inner, mask=mask, cross_mask=cross_mask, training=True)
+                # When recomputing, Keras has forgotten training=True.
+                y = self.forward(
+                    **given, mask=mask, cross_mask=cross_mask, rotary=rotary, training=True
+                )
                 return y, *(scope.get_current_value(seed) for seed in seeds)
 
-        y, *after = keras.remat(forward)(*inputs, *[w.value for w in weights])
+        y, *after = keras.remat(forward)(*inputs.values(), *[w.value for w in weights])
         for seed, state in zip(seeds, after, strict=True):
             seed.assign(state)
         return y
 
-    def forward(self, x, memory=None, mask=None, cross_mask=None, cache=None, training=False):
-        def attend(x):
-            nonlocal cache
-            if cache is None:
-                return self.attention(x, mask=mask, training=training)
-            x, cache = self.attention(x, mask=mask, cache=cache, training=training)
-            return x
-
-        x = self.residual(x, self.attention_norm, attend, training)
-        if self.cross:
-            x = self.residual(
-                x,
-                self.cross_attention_norm,
-                lambda x: self.cross_attention(x, memory, mask=cross_mask, training=training),
-                training,
-            )
-        x = self.residual(x, self.feed_forward_norm, self.feed_forward, training)
+    def forward(self, x, memory, mask, cross_mask, bias, rotary, cache=None, training=False):
+        residual = self.attention_residual
+        y = self.attention(
+            residual.before(x), mask=mask, bias=bias, rotary=rotary, cache=cache, training=training
+        )
+        if cache is not None:
+            y, cache = y
+        x = residual.after(x, y, training)
+        if self.cross_attention is not None:
+            residual = self.cross_attention_residual
+            y = self.cross_attention(residual.before(x), memory, mask=cross_mask, training=training)
+            x = residual.after(x, y, training)
+        residual = self.feed_forward_residual
+        y = self.feed_forward(residual.before(x), training=training)
+        x = residual.after(x, y, training)
         return x if cache is None else (x, cache)
 
     def cross_attention_weights(self, x, memory, mask=None, cross_mask=None):
         """What each position takes of the memory (B, H, T, S), in float32: for pictures."""
-        x = self.residual(x, self.attention_norm, lambda x: self.attention(x, mask=mask))
-        query = self.cross_attention_norm(x) if self.norm == "pre" else x
+        residual = self.attention_residual
+        x = residual.after(x, self.attention(residual.before(x), mask=mask))
+        query = self.cross_attention_residual.before(x)
         return self.cross_attention.attention_weights(query, memory, mask=cross_mask)
 
     def compute_mask(self, *args, **kwargs):
         return None  # masks are arguments here: Keras must not attach them to tensors
-
-    def residual(self, x, norm, f, training=False):
-        y = f(norm(x)) if self.norm == "pre" else f(x)
-        y = self.skip(self.drop(y, training=training), training=training)
-        return x + y if self.norm == "pre" else norm(x + y)
 
     def project(self, memory):
         """``memory`` (B, S, D) -> the keys and values of the cross-attention, computed once."""

@@ -6,7 +6,7 @@ from keras import ops
 
 
 class KeyValueCache(NamedTuple):
-    """What a self-attention has seen: ``key`` and ``value`` (B, S, H, K), of static length S.
+    """What a self-attention has seen: ``key`` and ``value`` (B, S, G, K), of static length S.
 
     ``index`` is the number of positions written. The decoding engine makes a cache and hands it
     in, and attention gives it back longer, so that one compiled step serves every position.
@@ -19,12 +19,12 @@ class KeyValueCache(NamedTuple):
     index: Any
 
     @classmethod
-    def empty(cls, batch, length, num_heads, head_dim, dtype):
-        zeros = ops.zeros((batch, length, num_heads, head_dim), dtype)
+    def empty(cls, batch, length, num_kv_heads, head_dim, dtype):
+        zeros = ops.zeros((batch, length, num_kv_heads, head_dim), dtype)
         return cls(zeros, zeros, ops.zeros((), "int32"))
 
     def append(self, key, value):
-        """The cache after the T positions ``key``, ``value`` (B, T, H, K)."""
+        """The cache after the T positions ``key``, ``value`` (B, T, G, K)."""
         at = (0, self.index, 0, 0)
         return type(self)(
             ops.slice_update(self.key, at, ops.cast(key, self.key.dtype)),

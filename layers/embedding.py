@@ -1,4 +1,4 @@
-"""Embeddings of tokens and of positions, sections 3.4 and 3.5 of Vaswani et al. 2017."""
+"""Token embeddings, section 3.4 of Vaswani et al. 2017."""
 
 import math
 
@@ -108,68 +108,3 @@ class TokenEmbedding(keras.layers.Layer):
             # training that costs nothing beside the product; transposing the logits would.)
             return ops.moveaxis(ops.einsum("vd,btd->vbt", matrix, x), 0, -1)
         return ops.matmul(x, ops.transpose(matrix))
-
-
-@keras.saving.register_keras_serializable("polyhead")
-class PositionalEmbedding(keras.layers.Layer):
-    """Adds to each position what tells it from the others (section 3.5).
-
-    Args:
-        kind: "sinusoidal", PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos(same),
-            for any length; or "learned", a vector for each of ``max_length`` positions.
-        interleaved: sines and cosines take turns, as in the paper; else the sines are the first
-            half of the vector and the cosines the second, as in Marian (Junczys-Dowmunt 2018).
-        max_length: the number of learned positions.
-
-    Call with ``x`` (B, T, D), whose first position is ``start``, a number or (B, 1), one for each
-    row; the result is (B, T, D). Where start is a tensor, those that lie outside of the learned
-    positions, of padding, get the nearest one.
-
-    Raises:
-        ValueError: an unknown kind, an odd D with sinusoids, learned positions without
-            ``max_length`` or, where T is known and start is 0, more than there are.
-    """
-
-    def __init__(self, kind="sinusoidal", max_length=None, interleaved=True, **kwargs):
-        super().__init__(**kwargs)
-        if kind not in ("sinusoidal", "learned"):
-            raise ValueError(f"kind must be 'sinusoidal' or 'learned': {kind!r}")
-        if kind == "learned" and not max_length:
-            raise ValueError(f"learned positions need a max_length: {max_length}")
-        self.kind = kind
-        self.max_length = max_length
-        self.interleaved = interleaved
-
-    def build(self, x_shape):
-        width = x_shape[-1]
-        if self.kind == "learned":
-            self.embeddings = self.add_weight(
-                name="embeddings",
-                shape=(self.max_length, width),
-                initializer=keras.initializers.RandomNormal(stddev=0.02),
-            )
-        elif width % 2:
-            raise ValueError(f"sinusoids come in pairs, so the width must be even: {width}")
-
-    def call(self, x, start=0):
-        length = x.shape[1]
-        if self.kind == "learned" and length and isinstance(start, int):
-            if start + length > self.max_length:
-                raise ValueError(f"at most {self.max_length} positions: {start + length}")
-        positions = ops.arange(ops.shape(x)[1]) + start
-        if self.kind == "learned":
-            if not isinstance(start, int):
-                positions = ops.clip(positions, 0, self.max_length - 1)
-            table = ops.take(self.embeddings, positions, axis=0)
-        else:
-            table = sinusoids(positions, x.shape[-1], self.interleaved)
-        return x + ops.cast(table, x.dtype)
-
-
-def sinusoids(positions, dim, interleaved=True):
-    """``positions`` (..., T) -> (..., T, D), in float32: sines and cosines in turns, or halves."""
-    channel = ops.arange(0, dim, 2, dtype="float32")
-    rate = ops.exp(channel * (-math.log(10000.0) / dim))
-    angle = ops.cast(positions, "float32")[..., None] * rate
-    waves = ops.stack([ops.sin(angle), ops.cos(angle)], axis=-1 if interleaved else -2)
-    return ops.reshape(waves, (*ops.shape(positions), dim))

@@ -1,7 +1,10 @@
-"""The position-wise feed-forward network, section 3.3 of Vaswani et al. 2017."""
+"""Position-wise feed-forward networks."""
 
 import keras
 from keras import ops
+
+from .dropout import Dropout
+from .projection import leading_shape
 
 
 def gelu_tanh(x):
@@ -11,32 +14,79 @@ def gelu_tanh(x):
 
 @keras.saving.register_keras_serializable("polyhead")
 class FeedForward(keras.layers.Layer):
-    """FFN(x) = activation(x W_1 + b_1) W_2 + b_2, the same at every position (equation 2).
+    """FFN(x) = activation(x W_1 + b_1) W_2 + b_2 (Vaswani et al. 2017, equation 2).
 
     Args:
-        hidden_dim: width between the two maps.
+        intermediate_dim: the width between the two maps.
         activation: "relu" in the paper; any name that Keras knows, or "gelu_tanh".
+        use_bias: False leaves b_1 and b_2 out, as T5 does.
+        dropout: rate, in training, between the two maps (T5).
 
-    Call with ``x`` (B, T, D); the result is (B, T, D).
+    Call with ``x`` (..., D); the result has the same shape.
+
+    >>> FeedForward(2048, "gelu")(np.ones((2, 5, 512))).shape
+    (2, 5, 512)
     """
 
-    def __init__(self, hidden_dim, activation="relu", **kwargs):
+    def __init__(self, intermediate_dim, activation="relu", use_bias=True, dropout=0.0, **kwargs):
         super().__init__(**kwargs)
-        self.hidden_dim = hidden_dim
+        self.intermediate_dim = intermediate_dim
         self.activation = activation
+        self.use_bias = use_bias
+        self.dropout = dropout
 
     def build(self, x_shape):
-        width = x_shape[-1]
-        dtype = self.dtype_policy
         activation = gelu_tanh if self.activation == "gelu_tanh" else self.activation
-        self.expand = keras.layers.Dense(
-            self.hidden_dim, activation=activation, dtype=dtype, name="expand"
-        )
-        self.contract = keras.layers.Dense(width, dtype=dtype, name="contract")
-        self.expand.build(x_shape)
-        self.contract.build((*x_shape[:-1], self.hidden_dim))
+        self.build_maps(x_shape, activation)
+        self.contract = self.linear("contract", x_shape[-1], self.intermediate_dim)
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy, name="dropout")
 
-    def call(self, x):
+    def build_maps(self, x_shape, activation):
+        self.expand = self.linear("expand", self.intermediate_dim, x_shape[-1], activation)
+
+    def linear(self, name, width, x_width, activation=None):
+        layer = keras.layers.Dense(
+            width,
+            activation=activation,
+            use_bias=self.use_bias,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+        layer.build((None, x_width))
+        return layer
+
+    def call(self, x, training=False):
         # Of rank 2 `Dense` is one product; else, where shapes are unknown, twenty operations.
-        positions = ops.reshape(x, (-1, x.shape[-1]))
-        return ops.reshape(self.contract(self.expand(positions)), ops.shape(x))
+        inner = self.inner(ops.reshape(x, (-1, x.shape[-1])))
+        y = self.contract(self.drop(inner, training=training))
+        return ops.reshape(y, (*leading_shape(x), x.shape[-1]))
+
+    def inner(self, x):
+        return self.expand(x)
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class GatedFeedForward(FeedForward):
+    """FFN(x) = (activation(x W_gate) * x W_expand) W_contract (Shazeer 2020, arXiv 2002.05202).
+
+    Args:
+        intermediate_dim: the width of the gate.
+        activation: "silu" in Llama and Qwen; "gelu_tanh" in Gemma and T5 1.1.
+        use_bias: True adds a bias to each of the three maps.
+        dropout: rate, in training, before the last map (T5).
+
+    Call with ``x`` (..., D); the result has the same shape.
+
+    >>> GatedFeedForward(1536, "silu")(np.ones((2, 5, 576))).shape
+    (2, 5, 576)
+    """
+
+    def __init__(self, intermediate_dim, activation, use_bias=False, dropout=0.0, **kwargs):
+        super().__init__(intermediate_dim, activation, use_bias, dropout, **kwargs)
+
+    def build_maps(self, x_shape, activation):
+        self.gate = self.linear("gate", self.intermediate_dim, x_shape[-1], activation)
+        self.expand = self.linear("expand", self.intermediate_dim, x_shape[-1])
+
+    def inner(self, x):
+        return self.gate(x) * self.expand(x)

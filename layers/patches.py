@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from .embedding import sinusoids
+from .positions import sinusoids
 
 
 @keras.saving.register_keras_serializable("polyhead")

@@ -3,6 +3,7 @@
 import math
 
 import keras
+from keras import ops
 
 
 @keras.saving.register_keras_serializable("polyhead")
@@ -52,17 +53,24 @@ class Projection(keras.layers.EinsumDense):
             store[name] = value
 
 
-def projection(equation, output_shape, bias_axes, fan_in, fan_out, **kwargs):
+def projection(equation, fan_in, fan_out, kernel_initializer=None, **kwargs):
     """A `Projection` with Glorot's uniform initialization (Glorot & Bengio 2010, eq. 16).
 
     Keras computes the fans from the kernel's last two axes, as for a convolution. For a kernel
     (D, H, K) they are not the widths of the map, so they are passed in.
     """
     limit = math.sqrt(6 / (fan_in + fan_out))
-    return Projection(
-        equation,
-        output_shape=output_shape,
-        bias_axes=bias_axes,
-        kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
-        **kwargs,
-    )
+    if kernel_initializer is None:
+        kernel_initializer = keras.initializers.RandomUniform(-limit, limit)
+    return Projection(equation, kernel_initializer=kernel_initializer, **kwargs)
+
+
+def leading_shape(x):
+    """The shape of ``x`` but for its last axis, for `ops.reshape`: -1 for one unknown size.
+
+    (In a graph, `ops.shape` costs four operations for each unknown size.)
+    """
+    shape = tuple(x.shape)[:-1]
+    if shape.count(None) > 1:
+        return ops.shape(x)[:-1]
+    return tuple(-1 if size is None else size for size in shape)

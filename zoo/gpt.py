@@ -5,7 +5,15 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
-from ..layers import Dropout, PositionalEmbedding, TokenEmbedding, TransformerBlock
+from ..layers import (
+    Dropout,
+    FeedForward,
+    MultiHeadAttention,
+    PositionalEmbedding,
+    TokenEmbedding,
+    TransformerBlock,
+    decoder_mask,
+)
 from .causal_lm import CausalLM
 from .decoding import Sampling, Search
 from .model import block_shapes, check_sizes, norm_shapes, read_parts, stack
@@ -109,19 +117,13 @@ class GPT(CausalLM):
             "learned", max_length=config.max_length, dtype=dtype, name="positions"
         )
         self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
+        parts = dict(
+            attention=MultiHeadAttention(config.num_heads, dropout=config.attention_dropout),
+            feed_forward=FeedForward(config.hidden_dim or 4 * config.dim, config.activation),
+            norm=keras.layers.LayerNormalization(epsilon=config.epsilon),
+        )
         self.blocks = [
-            TransformerBlock(
-                config.num_heads,
-                config.hidden_dim or 4 * config.dim,
-                causal=True,
-                norm="pre",
-                activation=config.activation,
-                dropout=config.dropout,
-                attention_dropout=config.attention_dropout,
-                epsilon=config.epsilon,
-                dtype=dtype,
-                name=f"block_{i}",
-            )
+            TransformerBlock(**parts, dropout=config.dropout, dtype=dtype, name=f"block_{i}")
             for i in range(config.num_layers)
         ]
         self.norm = keras.layers.LayerNormalization(
@@ -160,6 +162,7 @@ class GPT(CausalLM):
 
     def features(self, tokens, start=0, mask=None, caches=None):
         x = self.dropout(self.positions(self.tokens(tokens), start=start))
+        mask = decoder_mask(x, mask, caches and caches[0])
         x, caches = stack(self.blocks, x, caches, mask=mask)
         return self.norm(x), caches
 

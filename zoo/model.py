@@ -511,7 +511,7 @@ def stack(blocks, x, caches=None, memories=None, **masks):
 def empty_caches(blocks, rows, length, kind=KeyValueCache):
     """A cache of ``kind`` for each of ``blocks``: ``rows`` rows, room for ``length`` positions."""
     parts = [block.attention for block in blocks]
-    return [kind.empty(rows, length, a.num_heads, a.head_dim, a.compute_dtype) for a in parts]
+    return [kind.empty(rows, length, a.num_kv_heads, a.head_dim, a.compute_dtype) for a in parts]
 
 
 def in_batches(rows, batch_size, run, length=len, progress=False):

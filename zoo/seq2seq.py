@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..layers import KeyValueCache, padding_mask
+from ..layers import KeyValueCache, decoder_mask, padding_mask
 from .alignment import Alignment
 from .decoding import GREEDY, ScatterCache, advance, begin, possible
 from .model import (
@@ -196,9 +196,10 @@ class Seq2Seq(Pretrained):
         mask = self.source_mask(source_tokens)
         memory = self.encode(source_tokens, mask)
         x, weights = self.embed_target(target_tokens), []
+        masks = dict(mask=decoder_mask(x), cross_mask=mask)
         for block in self.decoder:
-            weights.append(block.cross_attention_weights(x, memory, cross_mask=mask))
-            x = block(x, memory=memory, cross_mask=mask)
+            weights.append(block.cross_attention_weights(x, memory, **masks))
+            x = block(x, memory=memory, **masks)
         return Alignment(
             tokenizer.pieces(source_tokens[0]),
             tokenizer.pieces(labels[0], target=True),

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 
 import keras
 
-from ..layers import Dropout, PositionalEmbedding, TokenEmbedding, TransformerBlock
+from ..layers import (
+    Dropout,
+    FeedForward,
+    MultiHeadAttention,
+    PositionalEmbedding,
+    TokenEmbedding,
+    TransformerBlock,
+    decoder_mask,
+)
 from ..training import InverseSquareRoot, SmoothedCrossEntropy
 from .decoding import GREEDY, Search
 from .model import block_shapes, check_sizes, norm_shapes, read_parts, stack
@@ -104,19 +112,19 @@ class Transformer(Seq2Seq):
             "sinusoidal", interleaved=config.interleaved_positions, dtype=dtype, name="positions"
         )
         self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
+        attention = MultiHeadAttention(config.num_heads)
         block = dict(
-            num_heads=config.num_heads,
-            hidden_dim=config.hidden_dim,
-            norm=config.norm,
-            activation=config.activation,
+            attention=attention,
+            feed_forward=FeedForward(config.hidden_dim, config.activation),
+            order=config.norm,
             dropout=config.dropout,
             dtype=dtype,
         )
         self.encoder = [
-            TransformerBlock(name=f"encoder_{i}", **block) for i in range(config.num_layers)
+            TransformerBlock(**block, name=f"encoder_{i}") for i in range(config.num_layers)
         ]
         self.decoder = [
-            TransformerBlock(name=f"decoder_{i}", causal=True, cross=True, **block)
+            TransformerBlock(**block, cross_attention=attention, name=f"decoder_{i}")
             for i in range(config.decoder_layers or config.num_layers)
         ]
         width = (None, None, config.dim)
@@ -161,7 +169,8 @@ class Transformer(Seq2Seq):
 
     def decode(self, target, memories, mask, caches=None):
         x = self.embed_target(target, 0 if caches is None else caches[0].index)
-        x, caches = stack(self.decoder, x, caches, memories, cross_mask=mask)
+        masks = dict(mask=decoder_mask(x, cache=caches and caches[0]), cross_mask=mask)
+        x, caches = stack(self.decoder, x, caches, memories, **masks)
         if self.config.norm == "pre":
             x = self.decoder_norm(x)
         return self.tokens.logits(x), caches

@@ -6,7 +6,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..layers import ClassToken, Dropout, GridPositions, PatchEmbedding, TransformerBlock
+from ..layers import (
+    ClassToken,
+    Dropout,
+    FeedForward,
+    GridPositions,
+    MultiHeadAttention,
+    PatchEmbedding,
+    TransformerBlock,
+)
 from ..layers.arguments import plain_fields
 from .image_classifier import ImageClassifier
 from .model import (
@@ -175,16 +183,16 @@ class ViT(ImageClassifier):
         self.positions = GridPositions(config.grid, extra=token, dtype=dtype, name="positions")
         self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
         last = max(config.num_layers - 1, 1)
+        parts = dict(
+            attention=MultiHeadAttention(config.num_heads, dropout=config.attention_dropout),
+            feed_forward=FeedForward(config.hidden_dim, config.activation),
+            norm=keras.layers.LayerNormalization(epsilon=config.epsilon),
+            dropout=config.dropout,
+        )
         self.blocks = [
             TransformerBlock(
-                config.num_heads,
-                config.hidden_dim,
-                norm="pre",
-                activation=config.activation,
-                dropout=config.dropout,
-                attention_dropout=config.attention_dropout,
+                **parts,
                 stochastic_depth=config.stochastic_depth * i / last,
-                epsilon=config.epsilon,
                 dtype=dtype,
                 name=f"block_{i}",
             )

@@ -3,7 +3,15 @@ import numpy as np
 import pytest
 from keras import ops
 
-from polyhead.layers import KeyValueCache, MultiHeadAttention, causal_mask, padding_mask
+from polyhead.layers import (
+    KeyValueCache,
+    MultiHeadAttention,
+    RMSNorm,
+    Rotary,
+    causal_mask,
+    decoder_mask,
+    padding_mask,
+)
 
 B, T, S, D, H = 2, 5, 7, 16, 4
 
@@ -159,6 +167,83 @@ def test_masks_by_hand():
     ]
 
 
+def test_a_window_counts_the_query_itself():
+    assert array(causal_mask(4, window=2)).astype(int).tolist() == [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [0, 1, 1, 0],
+        [0, 0, 1, 1],
+    ]
+
+
+def test_layers_can_share_the_mask_of_a_decoder():
+    inner, x = attention(causal=True, window=3), draw(B, T, D)
+    outer = attention()
+    padding = np.arange(T) >= np.array([[1], [0]])
+    cache = KeyValueCache.empty(B, T, H, D // H, "float32")
+    _, cache = inner(x[:, :2], cache=cache)
+    for x, cache, mask in ((x, None, padding), (x, None, None), (x[:, 2:], cache, padding)):  # noqa: B020
+        mask = None if mask is None else mask[:, None, None]
+        expected = inner(x, mask=mask, cache=cache)
+        found = outer(x, mask=decoder_mask(x, mask, cache, window=3), cache=cache)
+        for a, b in zip(keras.tree.flatten(found), keras.tree.flatten(expected), strict=True):
+            np.testing.assert_array_equal(array(a), array(b))
+
+
+GROUPED = dict(
+    num_kv_heads=2, head_dim=6, causal=True, window=3, use_bias=False, gated=True, scale=0.3,
+    softcap=4.0,
+)  # fmt: skip
+
+
+def test_cached_decoding_with_shared_heads_and_rotations_is_the_full_one():
+    layer, x = attention(**GROUPED, qk_norm=RMSNorm()), draw(B, T, D)
+    rotary = Rotary(6, fraction=0.7)
+    cosine, sine = rotary(np.arange(T))
+    assert cosine.shape == (T, 1, 2)
+    cache, outputs = KeyValueCache.empty(B, T, 2, 6, "float32"), []
+    for t in range(T):
+        turn = rotary(np.arange(t, t + 1))
+        output, cache = layer(x[:, t : t + 1], rotary=turn, cache=cache)
+        outputs.append(array(output))
+    whole = array(layer(x, rotary=(cosine, sine)))
+    np.testing.assert_allclose(np.concatenate(outputs, 1), whole, atol=1e-5)
+
+
+def test_one_product_maps_unequal_heads_with_and_without_a_bias():
+    for options in (GROUPED, dict(GROUPED, gated=False), dict(num_kv_heads=1)):
+        layer, x = attention(**options), draw(B, T, D)
+        names = ["query", "key", "value", *(["gate"] if layer.gated else [])]
+        mapped = layer._mapped(x, *names)
+        for name, found in zip(names, mapped, strict=True):
+            expected = array(getattr(layer, name)(x))
+            np.testing.assert_allclose(array(found), expected, atol=1e-5)
+
+
+def test_biases_are_where_they_are_asked_for():
+    def biased(**options):
+        layer = attention(**options)
+        return [v.path.split("/")[-2] for v in layer.weights if v.name == "bias"]
+
+    assert biased(output_bias=False) == ["query", "key", "value"]
+    assert biased(use_bias=False) == []
+    assert biased(use_bias=False, output_bias=True, gated=True) == ["gate", "output"]
+
+
+def test_rotated_scores_depend_on_the_distance_alone():
+    layer, x = attention(causal=True), draw(B, T, D)
+    near, far = (array(layer(x, rotary=Rotary(D // H)(np.arange(T) + n))) for n in (0, 1000))
+    np.testing.assert_allclose(near, far, atol=1e-4)
+    assert np.abs(near - array(layer(x))).max() > 1e-3
+
+
+def test_heads_and_windows_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="num_kv_heads must divide num_heads: 3 / 4"):
+        MultiHeadAttention(4, 3)
+    with pytest.raises(ValueError, match="a window needs causal=True: 3"):
+        MultiHeadAttention(4, window=3)
+
+
 def test_a_width_that_does_not_divide_into_heads_is_refused():
     with pytest.raises(ValueError, match="width must divide into heads: 16 / 3"):
         MultiHeadAttention(3).build((B, T, D))
@@ -177,7 +262,7 @@ def test_mimetic_attention_begins_with_what_is_alike():
     """W^Q W^K is near to a multiple of I, and W^V W^O to one of -I, of any number of heads."""
     for heads, head_dim in ((4, 16), (4, 8)):
         keras.utils.set_random_seed(0)
-        layer = MultiHeadAttention(heads, head_dim)
+        layer = MultiHeadAttention(heads, head_dim=head_dim)
         layer.build((None, None, 64))
         layer.initialize_mimetic()
         query, key, value, output = (

@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 from keras import ops
 
-from polyhead.layers import KeyValueCache, TransformerBlock
+from polyhead.layers import (
+    Dropout,
+    FeedForward,
+    GatedFeedForward,
+    KeyValueCache,
+    MultiHeadAttention,
+    RelativeBias,
+    RMSNorm,
+    Rotary,
+    TransformerBlock,
+)
 
 B, T, S, D, H = 2, 5, 7, 16, 4
 KINDS = list(itertools.product([False, True], [False, True], ["pre", "post"]))
@@ -19,15 +29,15 @@ def array(x):
     return ops.convert_to_numpy(x)
 
 
-def block(causal, cross, norm, **options):
-    layer = TransformerBlock(H, 24, causal=causal, cross=cross, norm=norm, **options)
+def block(causal, cross, order, **options):
+    layer = TransformerBlock(H, 24, causal=causal, cross=cross, order=order, **options)
     layer.build((B, T, D))
     return layer, dict(memory=draw(B, S, D, seed=1)) if cross else {}
 
 
-@pytest.mark.parametrize("causal, cross, norm", KINDS)
-def test_configuration_rebuilds_the_block(causal, cross, norm):
-    layer, memory = block(causal, cross, norm)
+@pytest.mark.parametrize("causal, cross, order", KINDS)
+def test_configuration_rebuilds_the_block(causal, cross, order):
+    layer, memory = block(causal, cross, order)
     again = TransformerBlock.from_config(layer.get_config())
     again.build((B, T, D))
     again.set_weights(layer.get_weights())
@@ -35,9 +45,9 @@ def test_configuration_rebuilds_the_block(causal, cross, norm):
     np.testing.assert_array_equal(array(again(x, **memory)), array(layer(x, **memory)))
 
 
-@pytest.mark.parametrize("causal, cross, norm", KINDS)
-def test_the_future_is_seen_only_without_causal(causal, cross, norm):
-    layer, memory = block(causal, cross, norm)
+@pytest.mark.parametrize("causal, cross, order", KINDS)
+def test_the_future_is_seen_only_without_causal(causal, cross, order):
+    layer, memory = block(causal, cross, order)
     x = draw(B, T, D)
     changed = x.copy()
     changed[:, 3] += 1
@@ -45,9 +55,9 @@ def test_the_future_is_seen_only_without_causal(causal, cross, norm):
     assert np.array_equal(*past) == causal
 
 
-@pytest.mark.parametrize("cross, norm", itertools.product([False, True], ["pre", "post"]))
-def test_cached_decoding_equals_the_full_forward(cross, norm):
-    layer, memory = block(True, cross, norm)
+@pytest.mark.parametrize("cross, order", itertools.product([False, True], ["pre", "post"]))
+def test_cached_decoding_equals_the_full_forward(cross, order):
+    layer, memory = block(True, cross, order)
     x = draw(B, T, D)
     projected = {"memory": layer.project(memory["memory"])} if cross else {}
     cache, steps = KeyValueCache.empty(B, T, H, D // H, "float32"), []
@@ -57,13 +67,13 @@ def test_cached_decoding_equals_the_full_forward(cross, norm):
     np.testing.assert_allclose(np.concatenate(steps, 1), array(layer(x, **memory)), atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("order", ["pre", "post"])
 @pytest.mark.parametrize("decoder", [False, True])
-def test_the_block_is_that_of_pytorch(norm, decoder):
+def test_the_block_is_that_of_pytorch(order, decoder):
     torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
-    layer, memory = block(decoder, decoder, norm)
+    layer, memory = block(decoder, decoder, order)
     kind = torch.nn.TransformerDecoderLayer if decoder else torch.nn.TransformerEncoderLayer
-    peer = kind(D, H, 24, dropout=0.0, batch_first=True, norm_first=norm == "pre").eval()
+    peer = kind(D, H, 24, dropout=0.0, batch_first=True, norm_first=order == "pre").eval()
 
     def tensor(v):
         return torch.tensor(array(v))
@@ -123,8 +133,8 @@ def test_a_block_in_half_precision_is_near_float32(policy):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="norm must be 'pre' or 'post': 'both'"):
-        TransformerBlock(H, 24, norm="both")
+    with pytest.raises(ValueError, match="order must be one of pre, post, both: 'sandwich'"):
+        TransformerBlock(H, 24, order="sandwich")
     layer, _ = block(True, True, "pre")
     with pytest.raises(ValueError, match="cross=True, but memory is NoneType"):
         layer(draw(B, T, D))
@@ -138,7 +148,7 @@ def test_what_is_computed_again_gives_the_same_gradients(cross, policy):
     def trained(remat):
         keras.utils.set_random_seed(3)
         block = TransformerBlock(
-            4, 48, causal=True, cross=cross, dropout=0.2, remat=remat, dtype=policy
+            4, 48, True, cross, order="post", dropout=0.2, remat=remat, dtype=policy
         )
         x, memory = keras.Input([5, 32]), keras.Input([7, 32])
         y = block(x, memory=memory) if cross else block(x)
@@ -154,3 +164,79 @@ def test_what_is_computed_again_gives_the_same_gradients(cross, policy):
         np.testing.assert_allclose(
             ops.convert_to_numpy(a), ops.convert_to_numpy(b), rtol=1e-6, atol=1e-6
         )
+
+
+def test_numbers_are_shorthand_for_parts():
+    attention = MultiHeadAttention(H, causal=True)
+    parts = TransformerBlock(attention=attention, feed_forward=FeedForward(24), name="block")
+    parts.build((B, T, D))
+    numbers = TransformerBlock(H, 24, causal=True, name="block")
+    numbers.build((B, T, D))
+    assert [v.path for v in parts.weights] == [v.path for v in numbers.weights]
+    assert parts.get_config() == numbers.get_config()
+    parts.set_weights(numbers.get_weights())
+    x = draw(B, T, D)
+    np.testing.assert_array_equal(array(parts(x)), array(numbers(x)))
+
+
+def test_parts_are_templates_that_blocks_copy():
+    parts = dict(attention=MultiHeadAttention(H), feed_forward=FeedForward(24), norm=RMSNorm(1e-5))
+    blocks = [TransformerBlock(**parts, dtype="mixed_bfloat16", name=f"b_{i}") for i in range(2)]
+    for layer in blocks:
+        layer.build((B, T, D))
+    paths = {v.path for layer in blocks for v in layer.weights}
+    assert len(paths) == 2 * 14 and not any(part.built for part in parts.values())
+    assert {"b_1/attention/query/kernel", "b_1/attention_norm/gamma"} <= paths
+    assert blocks[0].attention.query.compute_dtype == "bfloat16"
+
+
+def test_each_part_is_given_once():
+    attention = MultiHeadAttention(H)
+    for options, message in (
+        (dict(), "give num_heads or attention: None, None"),
+        (dict(num_heads=H, attention=attention), "give num_heads or attention"),
+        (dict(num_heads=H), "give intermediate_dim or feed_forward"),
+        (dict(attention=attention, intermediate_dim=8, causal=True), "go with num_heads"),
+        (dict(num_heads=H, intermediate_dim=8, cross=True, cross_attention=attention), "cross=T"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TransformerBlock(**options)
+
+
+def test_a_block_with_both_norms_adds_a_normalized_output():
+    layer = TransformerBlock(H, 24, norm=RMSNorm(), order="both", name="block")
+    layer.build((B, T, D))
+    names = {v.path for v in layer.weights if v.name == "gamma"}
+    parts = ("attention_norm", "attention_output_norm", "feed_forward_norm")
+    assert names == {f"block/{part}/gamma" for part in (*parts, "feed_forward_output_norm")}
+    x = draw(B, T, D)
+    first = x + array(layer.attention_output_norm(layer.attention(layer.attention_norm(x))))
+    second = layer.feed_forward(layer.feed_forward_norm(first))
+    expected = first + array(layer.feed_forward_output_norm(second))
+    np.testing.assert_allclose(array(layer(x)), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_recomputing_covers_all_dropouts_and_the_bias():
+    def trained(remat):
+        keras.utils.set_random_seed(3)
+        block = TransformerBlock(
+            attention=MultiHeadAttention(4, 2, causal=True, dropout=0.2),
+            feed_forward=GatedFeedForward(48, "silu", dropout=0.2),
+            dropout=0.2,
+            remat=remat,
+        )
+        x, positions = keras.Input([5, 32]), keras.Input(batch_shape=[5], dtype="int32")
+        bias = RelativeBias(4)(positions, positions)
+        y = block(x, bias=bias, rotary=Rotary(8)(positions))
+        model = keras.Model([x, positions], y)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        data = np.random.default_rng(0).normal(size=(4, 5, 32)).astype("float32")
+        for _ in range(2):
+            model.train_on_batch([data, np.arange(5)], data)
+        seeds = [layer for layer in block._flatten_layers() if isinstance(layer, Dropout)]
+        assert sum(layer.rate > 0 for layer in seeds) == 3
+        return model.get_weights() + [v for v in model.variables if "seed" in v.path]
+
+    for a, b in zip(trained(False), trained(True), strict=True):
+        np.testing.assert_allclose(array(a), array(b), rtol=1e-5, atol=1e-6)

@@ -11,7 +11,7 @@ from tests.training.test_replicas import agree, translator
 
 def block():
     keras.utils.set_random_seed(0)
-    layer = TransformerBlock(4, 24, norm="pre", name="block")
+    layer = TransformerBlock(4, 24, order="pre", name="block")
     layer.build((None, None, 16))
     return layer
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from polyhead.layers import TokenEmbedding, TransformerBlock
+from polyhead.layers import FeedForward, MultiHeadAttention, TokenEmbedding, TransformerBlock
 from polyhead.zoo import CausalLM, Sampling, Search
 from polyhead.zoo.model import block_shapes, check_sizes, norm_shapes, read_parts, stack
 
@@ -41,10 +41,12 @@ class Toy(CausalLM):
         super().__init__(config, tokenizer, **kwargs)
         c = config
         self.tokens = TokenEmbedding(c.vocab_size, c.dim, dtype=self.dtype_policy, name="tokens")
+        parts = dict(
+            attention=MultiHeadAttention(c.num_heads, causal=True),
+            feed_forward=FeedForward(c.hidden_dim),
+        )
         self.blocks = [
-            TransformerBlock(
-                c.num_heads, c.hidden_dim, causal=True, dtype=self.dtype_policy, name=f"block_{i}"
-            )
+            TransformerBlock(**parts, dtype=self.dtype_policy, name=f"block_{i}")
             for i in range(c.num_layers)
         ]
         self.norm = keras.layers.LayerNormalization(dtype=self.dtype_policy, name="norm")

@@ -64,7 +64,7 @@ def test_patches_are_squares_row_by_row():
 def test_an_example_skips_whole_sublayers():
     from polyhead.layers import TransformerBlock
 
-    block = TransformerBlock(2, 16, norm="pre", stochastic_depth=0.5)
+    block = TransformerBlock(2, 16, order="pre", stochastic_depth=0.5)
     x = np.random.default_rng(0).normal(size=(64, 3, 8)).astype("float32")
     block.build(x.shape)
     kept = ops.convert_to_numpy(block(x, training=True)) - x

@@ -1,0 +1,65 @@
+"""Scaled dot-product attention, section 3.2.1 of Vaswani et al. 2017, as a pure function."""
+
+from keras import ops
+
+MASKED = -1e9  # finite, and safe in float32: a fully masked row gives no NaN
+
+
+def attend(query, key, value, mask=None, bias=None, scale=None, softcap=None, dropout=None):
+    """softmax(Q K^T scale) V, for H heads of queries and G heads of keys and values.
+
+    Where G < H, H / G consecutive heads of queries share a head of keys and values (Ainslie et
+    al. 2023, arXiv 2305.13245).
+
+    Args:
+        query: (B, T, H, K).
+        key, value: (B, S, G, K), where G divides H.
+        mask: boolean, True = may attend, broadcastable to (B, H, T, S). A query that may attend
+            to nothing gets the mean of all values.
+        bias: added to the scores, broadcastable to (B, H, T, S).
+        scale: multiplies the scores; K ** -0.5 by default.
+        softcap: c, for scores c tanh(score / c), before the bias (Gemma Team 2024, arXiv
+            2408.00118, section 2).
+        dropout: a function that is applied to the weights (B, H, T, S).
+
+    Returns:
+        (B, T, H, K), in the dtype of ``value``. The softmax is computed in float32.
+
+    >>> x = keras.random.normal((2, 5, 8, 16))
+    >>> attend(x, x[:, :, :2], x[:, :, :2]).shape  # 8 heads of queries, 2 of keys and values
+    (2, 5, 8, 16)
+    """
+    weights = attention_weights(query, key, mask, bias, scale, softcap)
+    if dropout is not None:
+        weights = dropout(weights)
+    weights = ops.cast(weights, value.dtype)
+    heads, groups = query.shape[2], value.shape[2]
+    if heads == groups:
+        return ops.einsum("bhts,bshk->bthk", weights, value)
+    length, source_length = ops.shape(weights)[2:]
+    weights = ops.reshape(weights, (-1, groups, heads // groups, length, source_length))
+    attended = ops.einsum("bgnts,bsgk->btgnk", weights, value)
+    return ops.reshape(attended, (-1, length, heads, value.shape[-1]))
+
+
+def attention_weights(query, key, mask=None, bias=None, scale=None, softcap=None):
+    """The softmax of the scores (B, H, T, S), in float32; arguments as for `attend`."""
+    heads, groups, size = query.shape[2], key.shape[2], query.shape[3]
+    query = query * (size**-0.5 if scale is None else scale)
+    if heads == groups:
+        scores = ops.einsum("bthk,bshk->bhts", query, key)
+    else:
+        length, source_length = ops.shape(query)[1], ops.shape(key)[1]
+        query = ops.reshape(query, (-1, length, groups, heads // groups, size))
+        scores = ops.einsum("btgnk,bsgk->bgnts", query, key)
+        scores = ops.reshape(scores, (-1, heads, length, source_length))
+    scores = ops.cast(scores, "float32")
+    if softcap is not None:
+        scores = softcap * ops.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + ops.cast(bias, "float32")
+    if mask is not None:
+        scores = ops.where(mask, scores, MASKED)
+    if scores.shape[-1] == 1:
+        return ops.ones_like(scores)  # equals the softmax, of which Keras would warn
+    return ops.softmax(scores, axis=-1)

@@ -1,0 +1,43 @@
+"""Root mean square normalization."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class RMSNorm(keras.layers.Layer):
+    """x / sqrt(mean(x^2) + epsilon) * gamma (Zhang & Sennrich 2019, arXiv 1910.07467).
+
+    Args:
+        epsilon: added to the mean square.
+        offset: 0 in T5, Llama and Qwen, which round the quotient to the compute dtype and then
+            multiply by gamma. 1 in Gemma, which multiplies by 1 + gamma in float32 and then
+            rounds.
+
+    Call with ``x`` (..., D); the result has the same shape, in the compute dtype. The mean is
+    computed in float32.
+
+    >>> RMSNorm()(np.array([[3.0, 4.0]]))  # the root mean square is 5 / sqrt(2)
+    array([[0.8485281, 1.1313708]], dtype=float32)
+    """
+
+    def __init__(self, epsilon=1e-6, offset=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+        self.offset = offset
+        self.autocast = False
+
+    def build(self, x_shape):
+        self.gamma = self.add_weight(
+            name="gamma",
+            shape=x_shape[-1:],
+            initializer=keras.initializers.Constant(1.0 - self.offset),
+            autocast=False,
+        )
+
+    def call(self, x):
+        x = ops.cast(x, "float32")
+        x = x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + self.epsilon)
+        if self.offset:
+            return ops.cast(x * (self.gamma + self.offset), self.compute_dtype)
+        return ops.cast(x, self.compute_dtype) * ops.cast(self.gamma, self.compute_dtype)

@@ -1,0 +1,49 @@
+"""The residual connection around a sublayer."""
+
+ORDERS = ("pre", "post", "both")
+
+
+class Residual:
+    """x + f(x) with a normalization, as two half steps around the sublayer f.
+
+    ``y = f(residual.before(x))``, then ``x = residual.after(x, y)``: the sublayer may return more
+    than a tensor, as attention does with a cache. It is not a layer: it uses layers of the block
+    that makes it, so that it adds no path of its own to their variables.
+
+    Args:
+        norm: a normalization layer.
+        output_norm: another one, for "both".
+        order: where the normalization is:
+
+            - "pre": x + f(norm(x)), as in GPT-2 (Radford et al. 2019, section 2.3);
+            - "post": norm(x + f(x)), as in Vaswani et al. 2017, section 5.4;
+            - "both": x + output_norm(f(norm(x))), as in Gemma 2 (arXiv 2408.00118, section 2).
+        dropout: layers applied to the sublayer's output, one after the other.
+        x_shape: builds the norms.
+
+    >>> residual = Residual(keras.layers.LayerNormalization(), order="pre", x_shape=(None, 8))
+    >>> x, dense = np.ones((2, 8)), keras.layers.Dense(8)
+    >>> residual.after(x, dense(residual.before(x))).shape
+    (2, 8)
+    """
+
+    def __init__(self, norm, output_norm=None, *, order, dropout=(), x_shape):
+        self.norm = norm
+        self.output_norm = output_norm
+        self.order = order
+        self.dropout = dropout
+        norm.build(x_shape)
+        if output_norm is not None:
+            output_norm.build(x_shape)
+
+    def before(self, x):
+        """The sublayer's input, for ``x`` (B, T, D)."""
+        return x if self.order == "post" else self.norm(x)
+
+    def after(self, x, y, training=False):
+        """The sum of ``x`` and of the sublayer's output ``y``, both (B, T, D)."""
+        if self.order == "both":
+            y = self.output_norm(y)
+        for dropout in self.dropout:
+            y = dropout(y, training=training)
+        return self.norm(x + y) if self.order == "post" else x + y
