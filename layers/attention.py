@@ -279,24 +279,23 @@ class MultiHeadAttention(Composed):
         whole = all(type(layer) is Projection and layer.is_whole for layer in maps)
         if len(maps) == 1 or x.shape[1] == 1 or not whole:
             return [layer(x) for layer in maps]
-        width, size = x.shape[-1], self.head_dim
-        kernels = [ops.reshape(layer.kernel, (width, -1)) for layer in maps]
-        together = ops.matmul(ops.reshape(x, (-1, width)), ops.concatenate(kernels, axis=1))
+        counts = [layer.kernel.shape[1] for layer in maps]
+        width, inner = x.shape[-1], sum(counts) * self.head_dim
+        kernel = ops.concatenate([layer.kernel for layer in maps], axis=1)
+        kernel = ops.reshape(kernel, (width, inner))
+        together = ops.matmul(ops.reshape(x, (-1, width)), kernel)
         if any(layer.bias is not None for layer in maps):
             biases = [
-                ops.zeros(kernel.shape[1], together.dtype)
+                ops.zeros(layer.kernel.shape[1:], together.dtype)
                 if layer.bias is None
-                else ops.reshape(layer.bias, (-1,))
-                for layer, kernel in zip(maps, kernels, strict=True)
+                else layer.bias
+                for layer in maps
             ]
-            together = together + ops.concatenate(biases, axis=0)
-        counts = [layer.kernel.shape[1] for layer in maps]
-        together = ops.reshape(together, (*leading_shape(x), sum(counts), size))
-        if len(set(counts)) == 1:
-            mapped = ops.split(together, len(maps), axis=2)
-        else:
-            ends = [sum(counts[:i]) for i in range(1, len(counts))]
-            mapped = ops.split(together, ends, axis=2)
+            together = together + ops.reshape(ops.concatenate(biases, axis=0), (inner,))
+        together = ops.reshape(together, (*leading_shape(x), sum(counts), self.head_dim))
+        ends = [sum(counts[:i]) for i in range(1, len(counts))]
+        equal = len(set(counts)) == 1
+        mapped = ops.split(together, len(maps) if equal else ends, axis=2)
         return [
             y if layer.adapter is None else y + layer.adapter(x)
             for layer, y in zip(maps, mapped, strict=True)
