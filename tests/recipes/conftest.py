@@ -1,22 +1,48 @@
-"""Recipes are tested with presets that compile in seconds; `make demo` trains a real one."""
+"""Recipes are tested with models that compile in seconds; `make demo` trains a preset as it is."""
 
+import contextlib
 import dataclasses
+import functools
+from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_presets():
+    """Presets with a block or two, and a narrow one."""
     from polyhead.zoo import GPT, Transformer, ViT
 
     with pytest.MonkeyPatch.context() as patch:
-        for model, name, dim in (
-            (Transformer, "tiny", 64),
-            (GPT, "char-small", 64),
-            (ViT, "nano-4", 32),
-            (ViT, "lite-4", 32),
+        for model, name, num_layers in (
+            (Transformer, "tiny", 1),
+            (GPT, "char-small", 2),
+            (ViT, "nano-4", 2),
+            (ViT, "lite-4", 2),
         ):
-            config = model.PRESETS[name]
-            small = dataclasses.replace(config, num_layers=2, dim=dim, num_heads=2)
-            patch.setitem(model.PRESETS, name, small)
+            sizes = dict(num_layers=num_layers, dim=32, num_heads=2)
+            patch.setitem(model.PRESETS, name, dataclasses.replace(model.PRESETS[name], **sizes))
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared_models():
+    """Commands that load the same folder share a model, and what is compiled for it."""
+    from polyhead.recipes import classification, generation, run, translation
+
+    load = functools.cache(run.load)
+    with pytest.MonkeyPatch.context() as patch:
+        for recipe in (classification, generation, translation):
+            patch.setattr(recipe, "load", lambda folder: load(Path(folder).resolve()))
+        yield
+
+
+@contextlib.contextmanager
+def without_xla():
+    """Within it models train without XLA, which compiles for longer than a short run takes."""
+    from polyhead.training import Model
+
+    with pytest.MonkeyPatch.context() as patch:
+        compile_without = functools.partialmethod(Model.compile, jit_compile=False)
+        patch.setattr(Model, "compile", compile_without)
         yield

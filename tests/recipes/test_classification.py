@@ -5,6 +5,7 @@ import tensorflow as tf
 from polyhead.recipes import command
 from polyhead.recipes.classification import Settings, draw_rollout, evaluate, train
 from polyhead.zoo import ViT, ViTConfig
+from tests.recipes.conftest import without_xla
 
 SMALL = dict(batch_size=16, peak=3e-3)
 
@@ -23,9 +24,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(folder, tmp_path_factory):
+def trained(folder, shared_models, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    history = train(Settings(data=str(folder), epochs=3, **SMALL), out, say=lambda line: None)
+    with without_xla():
+        history = train(Settings(data=str(folder), epochs=3, **SMALL), out, say=lambda line: None)
     assert history[-1]["val_accuracy"] == 1.0
     return out
 

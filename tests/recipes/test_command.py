@@ -22,6 +22,7 @@ from polyhead.recipes.run import Run, check_run, learning_rate, load, write_run
 from polyhead.recipes.translation import Settings, train
 from polyhead.training import InverseSquareRoot, read_tensors
 from polyhead.zoo import Transformer
+from tests.recipes.conftest import without_xla
 from tests.training.test_lock import another_process_holds
 
 SMALL = (
@@ -58,12 +59,13 @@ def polyhead(monkeypatch, capfd, *arguments, stdin=None):
 
 
 @pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
+def trained(data, shared_models, tmp_path_factory):
     """A run of three epochs; tests may not change it."""
     run = tmp_path_factory.mktemp("runs") / "run"
     options = dict(vocab_size=300, tokens=1024, buckets=1, warmup=20, max_length=64)
     options |= dict(dropout=0.1, bpe_dropout=0.1, seed=3)
-    train(Settings(data=str(data), epochs=3, **options), run)
+    with without_xla():
+        train(Settings(data=str(data), epochs=3, **options), run)
     return run
 
 

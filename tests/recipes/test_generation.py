@@ -6,6 +6,7 @@ import pytest
 from polyhead.recipes.generation import Settings, evaluate, train
 from polyhead.training import read_tensors
 from polyhead.zoo import GPT
+from tests.recipes.conftest import without_xla
 from tests.recipes.test_command import polyhead
 
 
@@ -20,10 +21,11 @@ SMALL = dict(length=32, batch_size=8, interval=20, warmup=5, updates=60, keep=2)
 
 
 @pytest.fixture(scope="module")
-def trained(text, tmp_path_factory):
+def trained(text, shared_models, tmp_path_factory):
     """A run of 60 updates; tests may not change it."""
     run = tmp_path_factory.mktemp("runs") / "run"
-    train(Settings(data=str(text), **SMALL), run, say=lambda line: None)
+    with without_xla():
+        train(Settings(data=str(text), **SMALL), run, say=lambda line: None)
     return run
 
 
