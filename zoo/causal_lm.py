@@ -99,7 +99,8 @@ class CausalLM(Pretrained):
             x, caches = self.features(tokens, caches[0].index - padding, mask, caches)
             return self.with_text(self.logits(x)), caches
 
-        return advance(step, state, limit, c.end_id, search, draw, until)
+        known = ops.where(ops.arange(width) >= (width - count)[:, None], prompt, -1)
+        return advance(step, state, limit, c.end_id, search, draw, until, known)
 
     def generate(
         self,
@@ -107,7 +108,7 @@ class CausalLM(Pretrained):
         max_new_tokens=None,
         num_return_sequences=None,
         seed=None,
-        stop=(),
+        stop=None,
         truncate=False,
         batch_size=8,
         progress=False,
@@ -127,7 +128,7 @@ class CausalLM(Pretrained):
             seed: sampling is the same for the same seed: an integer, of which the i-th
                 continuation gets ``seed + i``, or one for each continuation.
             stop: a string or several; the first one found ends a continuation, which does not
-                include it. None for none.
+                include it. By default the configuration's ``stop_strings``; () for none.
             truncate: keep only the end of a prompt that does not fit in the context together with
                 ``max_new_tokens``. Without it, a prompt as long as the context is an error.
             progress: True shows a progress bar; or a function that wraps the batches.
@@ -143,7 +144,7 @@ class CausalLM(Pretrained):
         """
         tokenizer = self._need_tokenizer("generate")
         prompts, single = as_list("generate", prompts, "prompt")
-        stop, batch_size = check_stop(stop), check_count(batch_size, "batch_size")
+        stop, batch_size = self._stop(stop), check_count(batch_size, "batch_size")
         search, sampling = self._settings(max_new_tokens, settings)
         count = check_count(num_return_sequences)
         # Samples are rows of their own; the best of a beam search come together.
@@ -178,7 +179,7 @@ class CausalLM(Pretrained):
             made = [several[0] for several in made]
         return made[0] if single else made
 
-    def stream(self, prompt, max_new_tokens=None, seed=None, stop=(), truncate=False, **settings):
+    def stream(self, prompt, max_new_tokens=None, seed=None, stop=None, truncate=False, **settings):
         """`generate` for one string, whose continuation comes piece by piece, as it is found.
 
         Together the pieces are what `generate` gives; none ends within a character.
@@ -186,7 +187,7 @@ class CausalLM(Pretrained):
         tokenizer = self._need_tokenizer("stream")
         if not isinstance(prompt, str):
             raise TypeError(f"stream takes a string: {type(prompt).__name__}")
-        stop = check_stop(stop)
+        stop = self._stop(stop)
         search, sampling = self._settings(max_new_tokens, settings)
         if search.beams > 1:
             raise ValueError(f"beams end together, so stream takes one: {search.beams}")
@@ -233,6 +234,9 @@ class CausalLM(Pretrained):
                 raise ValueError(f"beams do not draw: {search.beams} beams, {parts[1]}")
             sampling = Sampling(temperature=0)
         return search, sampling
+
+    def _stop(self, stop):
+        return check_stop(self.config.stop_strings if stop is None else stop)
 
     def _seeds(self, seed, count):
         seed = plain(secrets.randbelow(2**31) if seed is None else seed)
@@ -362,8 +366,9 @@ class CausalLM(Pretrained):
         - ``score`` gives ``log_likelihood`` and ``tokens`` (B,): how likely the text is, of which
           the first tokens count where there are more than the context.
 
-        Tokens end a text in the graph (the end token and ``stop_tokens``); stop strings are for
-        Python alone. Returns the version's folder; see `polyhead.serving.export`.
+        Tokens end a text in the graph (the end token and ``stop_tokens``); stop strings work in
+        Python only: if the configuration has any, there is a warning. Returns the version's
+        folder; see `polyhead.serving.export`.
 
         The ``format`` "onnx", "litert" or "openvino" writes a file of the network alone instead,
         ``tokens`` (B, T) in and logits (B, T, V) out: see `polyhead.serving.formats`.
@@ -378,6 +383,8 @@ class CausalLM(Pretrained):
         search, sampling = self._settings(max_new_tokens, dict(settings))
         if (whole := self._whole()) is not self:
             return whole.export(filepath, max_new_tokens=max_new_tokens, **settings)
+        if stop := list(self.config.stop_strings):
+            warnings.warn(f"an export does not end texts at stop strings: {stop}", stacklevel=2)
         length, context = search.max_tokens, self.config.max_length
         if max_new_tokens is None:
             length = min(length, max(context // 2, 1))
@@ -465,12 +472,12 @@ def seen(prompt, count):
 
 
 def check_stop(stop):
-    """``stop``, a string, several or None, as a list.
+    """``stop``, a string or several, as a list.
 
     Raises:
         ValueError: one is empty, or not a string.
     """
-    stop = [] if stop is None else [stop] if isinstance(stop, str) else list(stop)
+    stop = [stop] if isinstance(stop, str) else list(stop)
     if bad := [s for s in stop if not isinstance(s, str) or not s]:
         raise ValueError(f"a stop string must have a character at least: {bad[0]!r}")
     return stop

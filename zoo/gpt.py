@@ -14,7 +14,7 @@ from ..layers import (
     TransformerBlock,
     decoder_mask,
 )
-from .causal_lm import CausalLM
+from .causal_lm import CausalLM, check_stop
 from .decoding import Sampling, Search
 from .model import block_shapes, check_sizes, norm_shapes, read_parts, stack
 
@@ -37,9 +37,11 @@ class GPTConfig:
     end_id: int = 50256  # ends a document, and stands before the first
     search: Search = Search(max_tokens=100)  # of `generate` and `export`, unless told otherwise
     sampling: Sampling = Sampling()
+    stop_strings: tuple[str, ...] = ()  # each ends a text of `generate` and `stream`
 
     def __post_init__(self):
         read_parts(self, search=Search, sampling=Sampling)
+        object.__setattr__(self, "stop_strings", tuple(check_stop(self.stop_strings)))
         if type(self.tied) is not bool:
             raise ValueError(f"tied must be True or False: {self.tied!r}")
         sizes = ("vocab_size", "max_length", "num_layers", "dim", "num_heads")

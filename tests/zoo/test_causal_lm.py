@@ -23,6 +23,7 @@ class ToyConfig:
     end_id: int = 0
     search: Search = Search(max_tokens=8)
     sampling: Sampling = Sampling(temperature=0)
+    stop_strings: tuple = ()
 
     def __post_init__(self):
         read_parts(self, search=Search, sampling=Sampling)

@@ -158,6 +158,18 @@ def test_what_is_banned_never_comes():
         assert not follow.any()
 
 
+def test_no_sequence_comes_twice_nor_ends_early():
+    model = confident()
+    settings = dict(no_repeat_ngram_size=2, min_tokens=12, forced_begin=7, max_tokens=20)
+    for beams in (1, 3):
+        found = model.find(draw(4, 6), Search(beams=beams, **settings), length=20)
+        for row in array(found.tokens).reshape(-1, 20).tolist():
+            row = row[: row.index(2) + 1] if 2 in row else row
+            assert row[0] == 7 and len(row) > 12
+            pairs = list(zip(row, row[1:], strict=False))
+            assert len(set(pairs)) == len(pairs)
+
+
 def test_a_forced_end_ends_at_the_limit():
     model, source = small(), draw(4, 6)
     for beams in (1, 3):
@@ -188,6 +200,12 @@ def test_settings_that_cannot_be_are_refused():
         (dict(alpha="1"), "alpha must be a number: '1'"),
         (dict(alpha=float("nan")), "alpha must be a number: nan"),
         (dict(early_stopping=1), "early_stopping must be False, True or 'never': 1"),
+        (dict(min_tokens=-1), "min_tokens must be a non-negative integer: -1"),
+        (
+            dict(no_repeat_ngram_size="3"),
+            "no_repeat_ngram_size must be a non-negative integer: '3'",
+        ),
+        (dict(forced_begin=-1), "forced_begin must be a token, or None: -1"),
         (dict(forced_end="no"), "forced_end must be True or False: 'no'"),
         (dict(banned=[5]), "banned must be sequences of tokens"),
         (dict(banned=[[2**40]]), "banned must be sequences of tokens"),

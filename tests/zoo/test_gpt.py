@@ -418,6 +418,27 @@ def test_the_repetition_penalty_is_that_of_hugging_face(penalty, tokenizer, tmp_
 
 
 @text
+def test_repeated_sequences_and_early_ends_are_those_of_hugging_face(tokenizer, tmp_path):
+    theirs = published(tmp_path, seed=5)
+    path = tmp_path / "generation_config.json"
+    settings = dict(no_repeat_ngram_size=2, min_new_tokens=9, num_beams=2, eos_token_id=[0, 64, 68])
+    path.write_text(json.dumps(settings))
+    tokenizer.save(tmp_path)
+    ours = GPT.from_pretrained(tmp_path)
+    import torch
+
+    prompt = "A dog and a dog and"  # whose pairs must not come again
+    for beams in (1, 2):
+        [made] = ours.generate([prompt], max_new_tokens=30, beams=beams, temperature=0)
+        tokens = torch.tensor(tokenizer.ragged([prompt]).to_list())
+        options = {**settings, "num_beams": beams, "max_new_tokens": 30, "do_sample": False}
+        mask = torch.ones_like(tokens)
+        ids = theirs.generate(tokens, attention_mask=mask, pad_token_id=0, **options)
+        expected = tokenizer.text(ids[0, tokens.shape[1] :].tolist())
+        assert made == expected.decode("utf-8", "replace")
+
+
+@text
 def test_beams_are_those_of_hugging_face(tokenizer, tmp_path):
     theirs = published(tmp_path, seed=5)
     tokenizer.save(tmp_path)

@@ -150,6 +150,7 @@ def test_logits_are_those_of_the_reference(pair):
         dict(num_beams=2, length_penalty=-1.0, forced_eos_token_id=None),
         dict(num_beams=1, max_length=5, forced_eos_token_id=None),
         dict(num_beams=1, max_length=5, bad_words_ids=[[0]]),
+        dict(num_beams=3, no_repeat_ngram_size=2, min_length=8, forced_bos_token_id=7),
     ],
     ids=str,
 )
@@ -318,7 +319,7 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
         refused(message)
     for settings, message in (
         (dict(do_sample=True), "generation_config.json: do_sample must be False: True"),
-        (dict(no_repeat_ngram_size=3), "no_repeat_ngram_size must be 0: 3"),
+        (dict(no_repeat_ngram_size=-3), "no_repeat_ngram_size must be a non-negative integer: -3"),
         (dict(eos_token_id=[5]), r"generation_config.json: eos_token_id must be 0, or a list with"),
         (dict(mood="good"), r"generation_config.json has unknown settings \['mood'\]"),
         (dict(num_beams=-1), "beams must be a positive integer: -1"),

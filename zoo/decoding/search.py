@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from ...layers.arguments import plain_fields
-from .sampling import IMPOSSIBLE, check_finite
+from .sampling import IMPOSSIBLE, among, check_finite
 
 MOST_BEAMS = 1024
 
@@ -28,7 +28,11 @@ class Search:
             once none could be at its maximum length.
         max_tokens: the most tokens of a sequence, its end token included; None leaves it to the
             model.
+        min_tokens: the fewest tokens before the end token or a stop token.
+        forced_begin: the first token that is generated; None for any.
         forced_end: force the end token at ``max_tokens``.
+        no_repeat_ngram_size: no sequence of this many tokens comes twice, the prompt of a
+            continuation included; 0 for no such limit.
         banned: sequences of tokens that are never generated.
         renormalized: the probability of banned tokens is given to the others.
         stop_tokens: tokens that end a sequence as its end token does.
@@ -42,7 +46,10 @@ class Search:
     penalty: str = "power"
     early_stopping: bool | str = False
     max_tokens: int | None = None
+    min_tokens: int = 0
+    forced_begin: int | None = None
     forced_end: bool = False
+    no_repeat_ngram_size: int = 0
     banned: tuple[tuple[int, ...], ...] = ()
     renormalized: bool = False
     stop_tokens: tuple[int, ...] = ()
@@ -53,6 +60,12 @@ class Search:
             value = getattr(self, name)
             if (type(value) is not int or value < 1) and (name, value) != ("max_tokens", None):
                 raise ValueError(f"{name} must be a positive integer: {value!r}")
+        for name in ("min_tokens", "no_repeat_ngram_size"):
+            if type(value := getattr(self, name)) is not int or not 0 <= value < 2**31:
+                raise ValueError(f"{name} must be a non-negative integer: {value!r}")
+        begin = self.forced_begin
+        if begin is not None and (type(begin) is not int or not 0 <= begin < 2**31):
+            raise ValueError(f"forced_begin must be a token, or None: {begin!r}")
         if self.beams > MOST_BEAMS:
             raise ValueError(f"beams must be at most {MOST_BEAMS}: {self.beams}")
         check_finite("alpha", self.alpha)
@@ -170,7 +183,7 @@ def begin(current, caches, limit, length, pad_id, beams=1):
     )
 
 
-def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None):
+def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, prompt=None):
     """Goes on from a `State` until all sequences are done, or have ``until`` tokens.
 
     Beam search: at each step the K likeliest continuations of K hypotheses are kept. Of 2 K
@@ -185,6 +198,7 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None):
         end_id: the token that ends a sequence, beside those of ``search``.
         search: a `Search`.
         draw: a `Draw`, by which one beam's tokens are drawn.
+        prompt: tokens (B, P) that stand before those of the state, and -1 before a shorter one.
     """
     beams = search.beams
     batch, _, length = ops.shape(state.tokens)
@@ -259,6 +273,21 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None):
         """
         token = ops.arange(logits.shape[-1])
         lost = []
+
+        def forbid(logits, forbidden):
+            rest = ops.where(forbidden, logits, IMPOSSIBLE)
+            lost.append(ops.logsumexp(rest, axis=-1, keepdims=True))
+            return ops.where(forbidden, IMPOSSIBLE, logits)
+
+        if search.no_repeat_ngram_size:
+            before = tokens
+            if prompt is not None:
+                before = ops.repeat(prompt[:, None], beams, axis=1)
+                before = ops.concatenate([before, tokens], axis=-1)
+            count = ops.shape(before)[-1] - length + index
+            logits = forbid(logits, repeating(before, count, search.no_repeat_ngram_size, logits))
+        if search.min_tokens:
+            logits = forbid(logits, ops.logical_and(ending(token), index < search.min_tokens))
         for *before, banned in search.banned:
             matched = ops.full((1, 1), True)
             for back, expected in enumerate(reversed(before), start=1):
@@ -269,11 +298,15 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None):
             logits = ops.where(ops.logical_and(matched, token == banned), IMPOSSIBLE, logits)
         if search.renormalized:
             lost = []
+        forced = []
+        if search.forced_begin is not None:
+            forced.append((index == 0, search.forced_begin))
         if search.forced_end:
-            last = last[:, None, None]
-            only = ops.where(token == end_id, 0.0, IMPOSSIBLE)
-            logits = ops.where(last, only, logits)
-            lost = [ops.where(last, IMPOSSIBLE, x) for x in lost]
+            forced.append((last[:, None, None], end_id))
+        for now, forced_token in forced:
+            only = ops.where(token == forced_token, 0.0, IMPOSSIBLE)
+            logits = ops.where(now, only, logits)
+            lost = [ops.where(now, IMPOSSIBLE, x) for x in lost]
         return logits, lost
 
     def flat(x):
@@ -290,3 +323,29 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None):
         return ops.logical_and(full, best <= worst)
 
     return State(*ops.while_loop(unfinished, extend, tuple(state)))
+
+
+def repeating(tokens, count, size, logits):
+    """Which tokens would end a sequence of ``size`` tokens that was there: a mask (B, K, V).
+
+    Args:
+        tokens: (B, K, N), of which the first ``count`` are known; -1 is padding at the beginning.
+        logits: (B, K, V).
+    """
+    vocab_size = logits.shape[-1]
+    tokens = ops.pad(tokens, [(0, 0), (0, 0), (size, 0)], constant_values=-1)
+    count = count + size
+    position = ops.arange(ops.shape(tokens)[-1])
+    starts = ops.shape(tokens)[-1] - size + 1
+    # Whether each sequence that was there begins as the last ``size`` - 1 tokens do.
+    matched = position[:starts] + size <= count
+    matched = ops.logical_and(matched, tokens[..., :starts] >= 0)
+    for i in range(size - 1):
+        last = ops.where(position == count - size + 1 + i, tokens, 0)
+        last = ops.sum(last, axis=-1, keepdims=True)
+        matched = ops.logical_and(matched, tokens[..., i : starts + i] == last)
+    # A token beyond the vocabulary stands for none.
+    found = ops.where(matched, tokens[..., size - 1 :], vocab_size)
+    wide = ops.reshape(ops.pad(logits, [(0, 0), (0, 0), (0, 1)]), (-1, vocab_size + 1))
+    found = among(ops.reshape(found, (-1, starts)), wide)[:, :vocab_size]
+    return ops.reshape(found, (-1, *logits.shape[1:]))

@@ -9,6 +9,8 @@ SEARCH = (
     ("length_penalty", "alpha", 1.0),
     ("early_stopping", "early_stopping", False),
     ("renormalize_logits", "renormalized", False),
+    ("no_repeat_ngram_size", "no_repeat_ngram_size", 0),
+    ("forced_bos_token_id", "forced_begin", None),
 )
 SAMPLING = (
     ("temperature", "temperature", 1.0),
@@ -18,10 +20,10 @@ SAMPLING = (
 )
 # Settings that Hugging Face may write out though they change nothing.
 NEUTRAL = {
-    "typical_p": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0, "min_length": 0, "num_beam_groups": 1,
-    "diversity_penalty": 0.0, "num_return_sequences": 1, "remove_invalid_values": False,
-    "guidance_scale": 1.0, "penalty_alpha": 0.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+    "typical_p": 1.0, "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0,
+    "num_beam_groups": 1, "diversity_penalty": 0.0, "num_return_sequences": 1,
+    "remove_invalid_values": False, "guidance_scale": 1.0, "penalty_alpha": 0.0,
+    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
 }  # fmt: skip
 # What a search by beams needs: it samples nothing.
 UNSAMPLED = {
@@ -34,7 +36,7 @@ IGNORED = (
 )  # fmt: skip
 NAMES = {
     *(row[0] for row in SEARCH + SAMPLING), *NEUTRAL, *UNSAMPLED, "bad_words_ids",
-    "forced_eos_token_id", "max_length", "max_new_tokens",
+    "forced_eos_token_id", "max_length", "max_new_tokens", "min_length", "min_new_tokens",
 }  # fmt: skip
 
 
@@ -68,6 +70,8 @@ def read_generation(g, ends, start_id=None):
     g.ignore(*IGNORED)
     if counted:
         g.must("decoder_start_token_id", start_id)
+    else:
+        g.must("forced_bos_token_id", None)  # it would depend on the length of the prompt
     found = read_ends(g, ends)
     if counted and end not in found:
         raise g.error("eos_token_id", found, f"{end!r:.50}, or a list with it")
@@ -77,9 +81,12 @@ def read_generation(g, ends, start_id=None):
     sampled = g.flag("do_sample", False)
     with named(g.file):
         search = g.read(SEARCH)
-        longest = g.get("max_length", None if counted else 100)  # a prompt counts too, there
+        # A prompt counts too, there; here it does not.
+        longest = g.get("max_length", None if counted else 100)
         longest = longest - 1 if counted and longest is not None else longest
         search["max_tokens"] = g.get("max_new_tokens", longest)
+        shortest = max(g.get("min_length", 0) - counted, 0)
+        search["min_tokens"] = max(g.get("min_new_tokens", 0), shortest)
         search["forced_end"] = forced is not None
         # The end may be banned there, and comes nevertheless.
         search["banned"] = [tokens for tokens in g.get("bad_words_ids", []) if tokens != [end]]
@@ -107,6 +114,8 @@ def write_generation(config, start_id=None):
     values = write_settings(SEARCH, search)
     if search.max_tokens is not None:
         values["max_new_tokens"] = search.max_tokens
+    if search.min_tokens:
+        values["min_new_tokens"] = search.min_tokens
     if search.banned:
         values["bad_words_ids"] = [list(tokens) for tokens in search.banned]
     if search.forced_end:
