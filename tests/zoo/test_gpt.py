@@ -353,6 +353,7 @@ def test_logits_are_those_of_hugging_face_in_and_out(settings, tmp_path):
     assert not report["missing_keys"] and not report["unexpected_keys"]
     same_logits(again.eval(), ours)
     assert again.config.resid_pdrop == theirs.config.resid_pdrop
+    assert again.generation_config.max_new_tokens == 100 and not again.generation_config.do_sample
 
 
 def test_a_head_of_its_own_is_read_and_written(tmp_path):

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 from polyhead.data import MarianPieces, Subwords  # noqa: E402
 from polyhead.training import CheckpointError  # noqa: E402
 from polyhead.zoo import Transformer  # noqa: E402
-from tests.conftest import TENSORFLOW  # noqa: E402
+from tests.conftest import TENSORFLOW, small  # noqa: E402
 
 TEXTS = [
     "The old dog sees a cat.",
@@ -233,6 +233,30 @@ def test_strings_are_translated_as_by_the_reference(vocabulary, sample, tmp_path
     texts = sample.sources[:12]
     expected = theirs.generate(**tokenizer(texts, return_tensors="pt", padding=True))
     assert ours.translate(texts) == tokenizer.batch_decode(expected, skip_special_tokens=True)
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_is_written_is_translated_by_the_reference(
+    shared, vocabulary, separate, sample, tmp_path
+):
+    options = {} if shared else dict(decoder_vocab_size=separate[1])
+    options |= dict(share_encoder_decoder_embeddings=shared, activation_function="swish")
+    published(tmp_path / "theirs", vocabulary if shared else separate, **options)
+    ours = Transformer.from_pretrained(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours", format="huggingface")
+    theirs, info = transformers.MarianMTModel.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    tokenizer = transformers.MarianTokenizer.from_pretrained(tmp_path / "ours")
+    texts = sample.sources[:6]
+    expected = theirs.eval().generate(**tokenizer(texts, return_tensors="pt", padding=True))
+    assert ours.translate(texts) == tokenizer.batch_decode(expected, skip_special_tokens=True)
+    again = Transformer.from_pretrained(tmp_path / "ours")
+    assert again.config == ours.config
+    with pytest.raises(ValueError, match="norm must be 'post' in the format 'huggingface': 'pre'"):
+        small(norm="pre").save_pretrained(tmp_path / "pre", format="huggingface")
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="exports are TensorFlow's")

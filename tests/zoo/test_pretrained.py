@@ -599,6 +599,7 @@ def test_numbers_of_numpy_become_pythons():
 def test_several_end_tokens_are_read(folders, tmp_path):
     for name, ends, stops in (("gpt2", [4, 5, 0], (5, 0)), ("gpt2", [4], ())):
         folder = shutil.copytree(folders / name, tmp_path / name, dirs_exist_ok=True)
+        (folder / "generation_config.json").unlink()
         change_config(folder, eos_token_id=ends)
         config = GPT.from_pretrained(folder).config
         assert (config.end_id, config.search.stop_tokens) == (4, stops)

@@ -331,7 +331,7 @@ class TestHuggingFace:
             config = ViT.from_pretrained(tmp_path / "fit").config
             assert config.squash == model.config.squash
             assert config.crop == pytest.approx(model.config.crop, abs=0.02)  # whole pixels there
-        with pytest.raises(ValueError, match="has a class token"):
+        with pytest.raises(ValueError, match="pooling must be 'token' in the format .*: 'mean'"):
             small(pooling="mean").save_pretrained(tmp_path / "mean", format="huggingface")
 
     @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import re
 import reprlib
+import warnings
 
 import numpy as np
 
@@ -15,13 +16,14 @@ from ...training import CheckpointError
 from ...training.states import by_path, check_shapes, check_values, some
 from . import table
 from .files import Tensors, check_files, find_folder, named, read_json, reason
-from .settings import Settings
+from .settings import Settings, write_settings
 
 __all__ = ["family", "open_checkpoint", "read_json", "reason", "write_checkpoint"]
 
 CONFIG = "config.json"
 PACKAGE = __package__.rpartition(".")[0]  # the zoo; FAMILIES are relative to it
-# Fields of our own configurations that had another name in an older version: {old: new}.
+# Fields of our own configurations (of Search and Sampling too) that had another name in an older
+# version: {old: new}.
 OLDER_FIELDS = {}
 
 
@@ -77,11 +79,9 @@ class Own:
     """A folder that `save_pretrained` wrote: tensors by the paths of variables."""
 
     def __init__(self, folder, cls, config):
-        config = {OLDER_FIELDS.get(name, name): value for name, value in config.items()}
-        config.pop("model", None), config.pop("model_type", None)
         self.folder, self._cls = folder, cls
         self._quantization = config.pop("quantization", {})
-        self._config = config
+        self._config = newer({name: config[name] for name in config if name != "model"})
 
     def config(self, overrides):
         file, config = self.folder / CONFIG, self._cls.Config
@@ -106,6 +106,14 @@ class Own:
             assign(variable, path, tensors.read(path), tensors.file)
 
 
+def newer(values):
+    """``values`` with the names of `OLDER_FIELDS` replaced, in objects within it too."""
+    return {
+        OLDER_FIELDS.get(name, name): newer(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+    }
+
+
 class Published:
     """A checkpoint in another library's `Format`."""
 
@@ -118,8 +126,13 @@ class Published:
         beside = self.folder / (form.beside or CONFIG)
         others = read_json(beside) if form.beside and beside.is_file() else {}
         with named(settings.file):
-            config = form.read(settings, Settings(beside, others))
-            config = dataclasses.replace(config, **overrides)
+            settings.fixed(form.fixed | form.older)
+            fields = settings.read(form.settings)
+            fields |= form.read(settings, Settings(beside, others), fields) | form.ours
+            settings.finish(*form.unused)
+            config = self._cls.Config(**(fields | overrides))
+        for line in settings.warnings:
+            warnings.warn(line, stacklevel=3)
         self._tensors = Tensors(self.folder)
         self._names = self._canonical()
         config = self._untied(config)
@@ -228,7 +241,11 @@ def write_checkpoint(model, format, weights):
     if quantization:
         raise ValueError(f"a quantized model is saved as 'polyhead' only: {format!r}")
     form = forms[format]
-    files = form.write(config)
+    for name, value in form.ours.items():
+        if (given := getattr(config, name)) != value:
+            raise ValueError(f"{name} must be {value!r} in the format {format!r}: {given!r}")
+    settings = form.fixed | write_settings(form.settings, config) | form.write(config)
+    files = {CONFIG: settings, **form.others(config)}
     if model.tokenizer is None:
         files.pop("tokenizer_config.json", None)
     shapes = ((path, array.shape) for path, array in weights.items())

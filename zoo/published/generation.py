@@ -2,8 +2,9 @@
 
 from ..decoding import Sampling, Search
 from .files import named
-from .settings import read_ends, write_ends, write_settings
+from .settings import Settings, read_ends, write_ends, write_settings
 
+GENERATION = "generation_config.json"
 SEARCH = (
     ("num_beams", "beams", 1),
     ("length_penalty", "alpha", 1.0),
@@ -40,30 +41,22 @@ NAMES = {
 }  # fmt: skip
 
 
-def move_generation(settings, generation):
-    """Older files keep the settings of generation in config.json: they move to ``generation``.
-
-    Where there is a generation_config.json, those in config.json count for nothing, as in Hugging
-    Face's library.
-    """
-    if not generation.values:
-        moved = {name: settings.get(name) for name in NAMES & settings.values.keys()}
-        generation.values |= moved
-        generation.unread |= moved.keys()
-        generation.file = settings.file
-    settings.ignore(*NAMES)
-
-
-def read_generation(g, ends, start_id=None):
+def read_generation(s, g, ends, start_id=None):
     """The `Search` and the `Sampling` of a ``generation_config.json``, by the names of fields.
 
+    Older files keep these settings in config.json. Where there is a generation_config.json, those
+    in config.json count for nothing, as in Hugging Face's library.
+
     Args:
-        g: its `Settings`.
+        s: the `Settings` of config.json.
+        g: those of generation_config.json.
         ends: end tokens of config.json; the first is the model's, and it ends sequences whatever
             the file says.
         start_id: the first token of a decoder whose text is searched, not sampled: a translation.
             It counts as a token there.
     """
+    g = g if g.values else Settings(s.file, {n: s.values[n] for n in NAMES & s.values.keys()})
+    s.ignore(*NAMES)
     end, counted = ends[0], start_id is not None
     for name, value in {**NEUTRAL, **(UNSAMPLED if counted else {})}.items():
         g.must(name, value)

@@ -1,9 +1,8 @@
 """GPT-2's checkpoints (Radford et al. 2019), as Hugging Face reads and writes them."""
 
-from ..gpt import GPTConfig
 from .format import Format
-from .generation import move_generation, read_generation, write_generation
-from .settings import ACTIVATIONS, read_ends, write_settings
+from .generation import GENERATION, read_generation, write_generation
+from .settings import ACTIVATIONS, read_ends
 from .table import dense, norm
 
 H, B = "transformer.h.{i}.", "block_{i}/"
@@ -32,8 +31,7 @@ SETTINGS = (
     ("layer_norm_epsilon", "epsilon", 1e-5),
     ("tie_word_embeddings", "tied", True),
 )
-FIXED = {"model_type": "gpt2", "add_cross_attention": False, "is_encoder_decoder": False}
-IGNORED = (  # in float32 upcasting changes nothing
+UNUSED = (  # in float32 upcasting changes nothing
     "is_decoder", "n_ctx", "reorder_and_upcast_attn", "summary_activation",
     "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
 )  # fmt: skip
@@ -53,30 +51,31 @@ def rows(config, settings):
     return *TENSORS, *dense(*FUSED, scaled, out=1)
 
 
-def read(s, g):
-    s.fixed(FIXED)
+def read(s, g, fields):
     for name, default in SCALES:
         s.flag(name, default)
-    config = s.read(SETTINGS)
-    s.rate("embd_pdrop", config["dropout"])
+    s.rate("embd_pdrop", fields["dropout"])
     ends = read_ends(s, 50256)
-    move_generation(s, g)
-    config = GPTConfig(**config, end_id=ends[0], **read_generation(g, ends))
-    s.finish(*IGNORED)
-    return config
+    return {"end_id": ends[0], **read_generation(s, g, ends)}
 
 
 def write(config):
-    settings = FIXED | {"architectures": ["GPT2LMHeadModel"]} | write_settings(SETTINGS, config)
-    settings |= {"bos_token_id": config.end_id, "eos_token_id": config.end_id}
-    settings["embd_pdrop"] = config.dropout
-    return {"config.json": settings, "generation_config.json": write_generation(config)}
+    ends = {"bos_token_id": config.end_id, "eos_token_id": config.end_id}
+    return ends | {"embd_pdrop": config.dropout, "architectures": ["GPT2LMHeadModel"]}
 
 
 FORMAT = Format(
-    "huggingface", rows, read, write, "generation_config.json",
+    "huggingface",
+    rows,
+    SETTINGS,
+    fixed={"model_type": "gpt2", "add_cross_attention": False, "is_encoder_decoder": False},
+    unused=UNUSED,
+    read=read,
+    write=write,
+    beside=GENERATION,
+    others=lambda config: {GENERATION: write_generation(config)},
     renamed=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
     ignored=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)$",  # a causal mask, of older versions
     refused=((r"transformer\.(score|multiple_choice_head)\.", "a classification head"),),
     head=("lm_head.weight", "transformer.wte.weight"),
-)  # fmt: skip
+)

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from .files import named
+
+PIXELS = "preprocessor_config.json"
 RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
 FIXED = {"do_rescale": True, "do_resize": True, "rescale_factor": 1 / 255}
 IGNORED = (
@@ -14,6 +17,11 @@ PLAIN = {"mean": (0.0,), "std": (1.0,)}  # one for all channels
 
 def read_pixels(s):
     """The fields of a configuration that say how images become its pixels."""
+    with named(s.file):
+        return pixel_fields(s)
+
+
+def pixel_fields(s):
     s.fixed(FIXED)
     found = {name: s.get(f"image_{name}", [0.5]) for name in PLAIN}
     found |= s.read([("resample", "interpolation", 2, RESAMPLING)])

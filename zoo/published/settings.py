@@ -1,12 +1,12 @@
 """Settings of published JSON files: tables that are read and written."""
 
 import reprlib
-import warnings
 
 from ...training import CheckpointError
 from ...training.states import some
 
-REQUIRED = object()  # in the place of a default
+REQUIRED = object()  # in the place of a default: the setting must be there
+AGAIN = object()  # the same: if it is there, it must equal the setting before of the same field
 
 # What each configuration of Hugging Face's library may hold and what changes no logits.
 BOOKKEEPING = (
@@ -33,14 +33,15 @@ ACTIVATIONS = {
 class Settings:
     """The settings of a JSON file, each of which must be read: an unknown setting is an error.
 
-    A table's row is the published name, ours, the default (or `REQUIRED`), and maybe
-    ``{published value: ours}``.
+    A table's row is the published name, ours, the default (or `REQUIRED`, or `AGAIN`), and maybe
+    ``{published value: ours}``. ``warnings`` are for the user, once the model is loaded.
     """
 
     def __init__(self, file, values):
         self.file = file
         self.values = {name: value for name, value in values.items() if value is not None}
         self.unread = set(self.values)
+        self.warnings = []
 
     def get(self, name, default=REQUIRED):
         self.unread.discard(name)
@@ -52,6 +53,9 @@ class Settings:
         """``{our name: value}`` of a table's rows."""
         found = {}
         for theirs, ours, default, *names in table:
+            if default is AGAIN:
+                self.must(theirs, found[ours])
+                continue
             value = self.get(theirs, default)
             if names and value not in names[0]:
                 raise self.error(theirs, value, f"one of {sorted(names[0])}")
@@ -74,12 +78,13 @@ class Settings:
         return given
 
     def rate(self, name, ours):
-        """Warns where a rate of dropout, which changes training only, is not ``ours``."""
-        if (given := self.get(name, ours)) != ours:
-            warnings.warn(
-                f"{self.file}: training uses {name} {ours}, not {given!r:.50}; this changes no "
-                "predictions",
-                stacklevel=2,
+        """Notes a warning if a rate of dropout, which changes training only, is not ``ours``."""
+        given = self.get(name, ours)
+        if type(given) not in (int, float) or not 0 <= given <= 1:
+            raise self.error(name, given, "in [0, 1]")
+        if given != ours:
+            self.warnings.append(
+                f"{self.file}: training uses {name} {ours}, not {given}; predictions are the same"
             )
 
     def error(self, name, given, rule):

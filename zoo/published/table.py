@@ -100,14 +100,14 @@ def alternatives(ours):
     return [ours.replace(found[0], part) for part in found[1].split("|")] if found else [ours]
 
 
-def match(rows, shapes, sizes, has=None):
+def match(rows, shapes, sizes, names=None):
     """The `Entry` of each tensor, and the names of those that are missing, at most six.
 
     Args:
         shapes: pairs of a variable's path and its shape. It may be an endless iterator: the sixth
             missing tensor ends it.
         sizes: of axes that no shape tells.
-        has: function of a name: whether the file has that tensor. By default it has all.
+        names: of the tensors that there are, all of them by default.
     """
     places = {}
     for row in (Row(*row) for row in rows):
@@ -125,7 +125,7 @@ def match(rows, shapes, sizes, has=None):
             entries[path] = Entry(None, row, [Part(path, sizes_here)])
             continue
         name = row.theirs.replace("{i}", block[1]) if block else row.theirs
-        if has is None or has(name):
+        if names is None or name in names:
             entry = entries.setdefault(name, Entry(name, row, [None] * count))
             entry.parts[k] = Part(path, sizes_here)
         elif name not in missing:

@@ -1,11 +1,9 @@
 """ViT's checkpoints (Dosovitskiy et al. 2020), as Hugging Face reads and writes them."""
 
-from ..vit import ViTConfig
-from .files import named
 from .format import Format
 from .generation import NAMES
-from .pixels import read_pixels, write_pixels
-from .settings import ACTIVATIONS, read_labels, write_labels, write_settings
+from .pixels import PIXELS, read_pixels, write_pixels
+from .settings import ACTIVATIONS, read_labels, write_labels
 from .table import dense, norm
 
 L, B = "vit.encoder.layer.{i}.", "block_{i}/"
@@ -50,9 +48,6 @@ SETTINGS = (
     ("layer_norm_eps", "epsilon", 1e-12),
     ("image_size", "image_size", 224),
 )
-FIXED = {"model_type": "vit", "is_encoder_decoder": False}
-OLDER = {"is_decoder": False, "add_cross_attention": False}
-IGNORED = ("encoder_stride", "pooler_act", "pooler_output_size", "tie_word_embeddings")
 KIND = "ViTForImageClassification"
 
 
@@ -60,38 +55,41 @@ def rows(config, settings):
     return TENSORS + (UNBIASED if settings and not settings.get("qkv_bias", True) else ())
 
 
-def read(s, pixels):
-    s.fixed(FIXED | OLDER)
+def read(s, pixels, fields):
     s.flag("qkv_bias", True)
-    config, patch = s.read(SETTINGS), s.get("patch_size", 16)
-    config["num_classes"], config["labels"] = read_labels(s, 2)
+    count, labels = read_labels(s, 2)
     if KIND not in s.get("architectures", [KIND]):
-        config |= {"num_classes": 0, "labels": None}
+        count, labels = 0, None
+    patch = s.get("patch_size", 16)
     if isinstance(patch, list):
         if len(set(patch)) != 1:
             raise s.error("patch_size", patch, "a square's")
         patch = patch[0]
-    with named(pixels.file):
-        config |= read_pixels(pixels)
-    config = ViTConfig(**config, patch_size=patch)
-    s.finish(*IGNORED, *NAMES)
-    return config
+    fields = {"num_classes": count, "labels": labels, "patch_size": patch}
+    return fields | read_pixels(pixels)
 
 
 def write(config):
-    if config.pooling != "token":
-        raise ValueError(f"Hugging Face's ViT has a class token: pooling {config.pooling!r}")
-    settings = FIXED | write_settings(SETTINGS, config)
-    settings |= write_labels(config.labels, config.num_classes)
+    settings = write_labels(config.labels, config.num_classes)
     settings |= {"patch_size": config.patch_size, "qkv_bias": True}
     settings["architectures"] = [KIND if config.num_classes else "ViTModel"]
-    if len(set(config.image_size)) == 1:
-        settings["image_size"] = config.image_size[0]
-    return {"config.json": settings, "preprocessor_config.json": write_pixels(config)}
+    square = len(set(config.image_size)) == 1
+    return settings | ({"image_size": config.image_size[0]} if square else {})
 
 
 FORMAT = Format(
-    "huggingface", rows, read, write, "preprocessor_config.json", renamed=RENAMED,
+    "huggingface",
+    rows,
+    SETTINGS,
+    fixed={"model_type": "vit", "is_encoder_decoder": False},
+    older={"is_decoder": False, "add_cross_attention": False},
+    unused=("encoder_stride", "pooler_act", "pooler_output_size", "tie_word_embeddings", *NAMES),
+    ours={"pooling": "token"},
+    read=read,
+    write=write,
+    beside=PIXELS,
+    others=lambda config: {PIXELS: write_pixels(config)},
+    renamed=RENAMED,
     ignored=r"vit\.(pooler\.dense\.(weight|bias)|embeddings\.mask_token)$",
     sizes=lambda config: {"y": config.patch_size, "x": config.patch_size},
-)  # fmt: skip
+)

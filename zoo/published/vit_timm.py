@@ -4,9 +4,8 @@ import re
 
 import numpy as np
 
-from ..vit import ViTConfig
 from .format import Format
-from .settings import nested
+from .settings import nested, write_settings
 from .table import dense, norm
 from .vit_huggingface import UNBIASED
 
@@ -30,7 +29,14 @@ SIZES = {
     "tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }  # fmt: skip
-FIXED = {"activation": "gelu", "epsilon": 1e-6}
+PIXELS = (  # of pretrained_cfg
+    ("mean", "mean", (0.5,)),
+    ("std", "std", (0.5,)),
+    ("interpolation", "interpolation", "bicubic"),
+    ("crop_pct", "crop", 0.9),
+    ("crop_mode", "squash", "center", {"center": False, "squash": True}),
+)
+POOLING = {"token": "token", "avg": "mean"}
 
 
 def rows(config, settings):
@@ -39,12 +45,11 @@ def rows(config, settings):
     return TENSORS + last + (() if biased else UNBIASED)
 
 
-def read(s, _):
+def read(s, _, fields):
     named = ARCHITECTURE.match(given := str(s.get("architecture")))
     if named is None:
         raise s.error("architecture", given, f"like {ARCHITECTURE.pattern}")
     size, patch, side = named.groups()
-    dim, layers, heads = SIZES[size]
     cfg, arguments = nested(s, "pretrained_cfg"), nested(s, "model_args")
     shape = cfg.get("input_size", [3, int(side), int(side)])
     pooling, token = s.get("global_pool", "token"), arguments.get("class_token", True)
@@ -56,50 +61,44 @@ def read(s, _):
     labels = s.get("label_names", None)
     if not isinstance(labels, list | None):
         raise s.error("label_names", labels, "a list")
-    if (mode := cfg.get("crop_mode", "center")) not in ("center", "squash"):
-        raise s.error("crop_mode", mode, "center or squash")
-    config = ViTConfig(
-        image_size=arguments.get("img_size", shape[1:]), patch_size=int(patch),
-        channels=arguments.get("in_chans", shape[0]), dim=dim, hidden_dim=4 * dim,
-        num_classes=arguments.get("num_classes", classes), num_layers=layers, num_heads=heads,
-        pooling="token" if token else "mean", labels=labels and tuple(labels),
-        mean=cfg.get("mean", [0.5]), std=cfg.get("std", [0.5]), squash=mode == "squash",
-        interpolation=cfg.get("interpolation", "bicubic"), crop=cfg.get("crop_pct", 0.9), **FIXED,
-    )  # fmt: skip
+    fields = dict(zip(("dim", "num_layers", "num_heads"), SIZES[size], strict=True))
+    fields |= {"hidden_dim": 4 * fields["dim"], "patch_size": int(patch), **cfg.read(PIXELS)}
+    fields |= {"pooling": POOLING[pooling], "labels": labels and tuple(labels)}
+    fields["image_size"] = arguments.get("img_size", shape[1:])
+    fields["channels"] = arguments.get("in_chans", shape[0])
+    fields["num_classes"] = arguments.get("num_classes", classes)
     arguments.all_read()
-    s.ignore("num_features", "label_descriptions")
-    s.all_read()
-    return config
+    return fields
 
 
 def write(config):
-    sizes = {size: name for name, size in SIZES.items()}
-    size = sizes.get((config.dim, config.num_layers, config.num_heads))
-    if size is None or config.hidden_dim != 4 * config.dim:
-        raise ValueError(f"timm's sizes are {SIZES} (dim, layers, heads), and 4 dim: {config}")
-    for name, value in FIXED.items():
-        if getattr(config, name) != value:
-            raise ValueError(f"timm's ViT has {name} {value!r}: {getattr(config, name)!r}")
-    pooling = "token" if config.pooling == "token" else "avg"
-    shape = {"img_size": list(config.image_size), "in_chans": config.channels}
-    cfg = {
-        "input_size": [config.channels, *config.image_size], "num_classes": config.num_classes,
-        "mean": np.broadcast_to(config.mean, config.channels).tolist(),
-        "std": np.broadcast_to(config.std, config.channels).tolist(),
-        "interpolation": config.interpolation, "crop_pct": config.crop,
-        "crop_mode": "squash" if config.squash else "center",
-    }  # fmt: skip
-    settings = {
-        "architecture": f"vit_{size}_patch{config.patch_size}_{config.image_size[0]}",
-        "num_classes": config.num_classes, "num_features": config.dim, "global_pool": pooling,
-        "pretrained_cfg": cfg,
-        "model_args": {**shape, "global_pool": pooling, "class_token": pooling == "token"},
-    }  # fmt: skip
-    labels = {} if config.labels is None else {"label_names": list(config.labels)}
-    return {"config.json": settings | labels}
+    c, sizes = config, {size: name for name, size in SIZES.items()}
+    size = sizes.get((c.dim, c.num_layers, c.num_heads))
+    if size is None or c.hidden_dim != 4 * c.dim:
+        raise ValueError(f"dim, num_layers and num_heads must be of {SIZES}, hidden_dim 4 dim: {c}")
+    side = list(c.image_size)
+    pooling = "token" if c.pooling == "token" else "avg"
+    cfg = {"input_size": [c.channels, *side], **write_settings(PIXELS, c)}
+    cfg |= {name: np.broadcast_to(cfg[name], c.channels).tolist() for name in ("mean", "std")}
+    arguments = {"img_size": side, "in_chans": c.channels, "global_pool": pooling}
+    return {
+        "architecture": f"vit_{size}_patch{c.patch_size}_{side[0]}",
+        "num_classes": c.num_classes,
+        "num_features": c.dim,
+        "global_pool": pooling,
+        "pretrained_cfg": {**cfg, "num_classes": c.num_classes},
+        "model_args": {**arguments, "class_token": pooling == "token"},
+        **({} if c.labels is None else {"label_names": list(c.labels)}),
+    }
 
 
 FORMAT = Format(
-    "timm", rows, read, write, renamed=((r"^fc_norm\.", "norm."),),
+    "timm",
+    rows,
+    unused=("num_features", "label_descriptions"),
+    ours={"activation": "gelu", "epsilon": 1e-6},
+    read=read,
+    write=write,
+    renamed=((r"^fc_norm\.", "norm."),),
     sizes=lambda config: {"y": config.patch_size, "x": config.patch_size},
-)  # fmt: skip
+)

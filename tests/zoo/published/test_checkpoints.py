@@ -5,6 +5,7 @@ names begin with what wrote them: polyhead 0.1 in its own format or in Hugging F
 5.23; timm's is a renamed file of transformers'.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from keras import ops
 from safetensors.numpy import load_file, save_file
 
 from polyhead.training import CheckpointError
-from polyhead.zoo import GPT, Transformer, ViT
+from polyhead.zoo import GPT, Sampling, Search, Transformer, ViT, published
 from polyhead.zoo.published import vit_timm
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -62,7 +63,20 @@ def test_what_is_read_is_written_bit_for_bit(name, tmp_path):
         np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
     again.save_pretrained(tmp_path / "two", format=format)
     for path in (tmp_path / "one").iterdir():
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+        other = tmp_path / "two" / path.name
+        if path.suffix == ".json":
+            assert path.read_text() == other.read_text()
+            continue
+        written, read = load_file(other), load_file(path)
+        assert written.keys() == read.keys()
+        for tensor, array in read.items():
+            np.testing.assert_array_equal(written[tensor], array)
+        original = load_file(CHECKPOINTS / name / path.name)
+        assert original.keys() == written.keys()
+        for tensor, array in original.items():
+            # transformers' GPT-2 scales scores, which are written as scaled queries.
+            if name != "transformers-gpt2" or ".c_attn." not in tensor:
+                np.testing.assert_array_equal(written[tensor], array)
 
 
 def copied(name, tmp_path, file="config.json", **changes):
@@ -151,3 +165,49 @@ def test_bfloat16_is_read(tmp_path):
     save_file(tensors, folder / "model.safetensors")
     expected = load_file(folder / "logits")["logits"]
     np.testing.assert_allclose(logits(GPT.from_pretrained(folder)), expected, atol=0.2)
+
+
+def test_timms_format_has_sizes_and_pooling_of_timm(tmp_path):
+    sizes = dict(image_size=16, patch_size=8, num_classes=3, num_layers=2, dim=8, num_heads=2)
+    config = ViT.Config(**sizes, hidden_dim=32, pooling="mean", labels=("a", "b", "c"))
+    model = ViT(config)
+    model.save_pretrained(tmp_path / "mean", format="timm")
+    names = load_file(tmp_path / "mean" / "model.safetensors").keys()
+    assert "fc_norm.weight" in names and "cls_token" not in names
+    again = ViT.from_pretrained(tmp_path / "mean")
+    assert again.config == config
+    np.testing.assert_array_equal(logits(again), logits(model))
+    for changes, message in (
+        (dict(hidden_dim=12), "hidden_dim 4 dim"),
+        (dict(epsilon=1e-5), "epsilon must be 1e-06 in the format 'timm'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            other = ViT(dataclasses.replace(config, **changes))
+            other.save_pretrained(tmp_path / "other", format="timm")
+
+
+def test_generation_settings_are_written_and_read(tmp_path):
+    model = GPT.from_pretrained(CHECKPOINTS / "polyhead-gpt")
+    search = Search(beams=3, alpha=0.5, early_stopping="never", max_tokens=8, min_tokens=2,
+                    forced_end=True, no_repeat_ngram_size=3, banned=((3, 4),), renormalized=True,
+                    stop_tokens=(5, 6))  # fmt: skip
+    sampling = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.2)
+    model.config = dataclasses.replace(model.config, search=search, sampling=sampling)
+    model.save_pretrained(tmp_path / "one", format="huggingface")
+    assert GPT.from_pretrained(tmp_path / "one").config == model.config
+    gnmt = dataclasses.replace(search, penalty="gnmt")
+    model.config = dataclasses.replace(model.config, search=gnmt)
+    with pytest.raises(ValueError, match="penalty must be 'power' there: 'gnmt'"):
+        model.save_pretrained(tmp_path / "two", format="huggingface")
+
+
+def test_older_names_of_our_own_fields_are_read(monkeypatch, tmp_path):
+    folder = copied("polyhead-gpt", tmp_path)
+    text = (folder / "config.json").read_text()
+    text = text.replace('"hidden_dim"', '"inner"').replace('"beams"', '"width"')
+    (folder / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"unknown settings \['inner'\]"):
+        GPT.from_pretrained(folder)
+    monkeypatch.setattr(published, "OLDER_FIELDS", {"inner": "hidden_dim", "width": "beams"})
+    original = GPT.from_pretrained(CHECKPOINTS / "polyhead-gpt")
+    assert GPT.from_pretrained(folder).config == original.config
