@@ -142,7 +142,7 @@ def test_beams_find_what_is_likelier(gpt):
 
 
 @text
-def test_a_stop_string_ends_the_text(gpt):
+def test_a_stop_string_ends_the_text(gpt, monkeypatch, tmp_path):
     [whole] = gpt.generate(PROMPTS[:1], max_new_tokens=24, temperature=0)
     stop = whole[5:7]
     at = whole.find(stop)
@@ -152,6 +152,14 @@ def test_a_stop_string_ends_the_text(gpt):
         ]
         pieces = list(gpt.stream(PROMPTS[0], max_new_tokens=24, temperature=0, stop=asked))
         assert "".join(pieces) == whole[:at]
+    monkeypatch.setattr(gpt, "config", dataclasses.replace(gpt.config, stop_strings=[stop]))
+    settings = dict(max_new_tokens=24, temperature=0)
+    assert gpt.generate(PROMPTS[:1], **settings) == [whole[:at]]
+    assert "".join(gpt.stream(PROMPTS[0], **settings)) == whole[:at]
+    assert gpt.generate(PROMPTS[:1], stop=(), **settings) == [whole]
+    with pytest.warns(UserWarning, match="an export does not end texts at stop strings"):
+        with pytest.raises(ValueError, match="max_new_tokens must leave room"):
+            gpt.export(tmp_path, max_new_tokens=10**6)
 
 
 @text

@@ -38,11 +38,12 @@ IGNORED = (
 NAMES = {
     *(row[0] for row in SEARCH + SAMPLING), *NEUTRAL, *UNSAMPLED, "bad_words_ids",
     "forced_eos_token_id", "max_length", "max_new_tokens", "min_length", "min_new_tokens",
+    "stop_strings",
 }  # fmt: skip
 
 
 def read_generation(s, g, ends, start_id=None):
-    """The `Search` and the `Sampling` of a ``generation_config.json``, by the names of fields.
+    """The fields ``search``, ``sampling`` and ``stop_strings`` of a ``generation_config.json``.
 
     Older files keep these settings in config.json. Where there is a generation_config.json, those
     in config.json count for nothing, as in Hugging Face's library.
@@ -86,9 +87,12 @@ def read_generation(s, g, ends, start_id=None):
         search["stop_tokens"] = [token for token in found if token != end]
         sampling = g.read(SAMPLING)
         penalty = {"repetition_penalty": g.get("repetition_penalty", 1.0)}
+        stop = g.get("stop_strings", ())
+        if counted:
+            g.must("stop_strings", None)  # what a translation does not stop at
         g.all_read()
         sampling = Sampling(**(sampling if sampled else {"temperature": 0}), **penalty)
-        return {"search": Search(**search), "sampling": sampling}
+        return {"search": Search(**search), "sampling": sampling, "stop_strings": stop}
 
 
 def write_generation(config, start_id=None):
@@ -118,5 +122,7 @@ def write_generation(config, start_id=None):
         values |= {"do_sample": True, "top_k": sampling.top_k or 0}
     if sampling is not None and sampling.repetition_penalty != 1:
         values["repetition_penalty"] = sampling.repetition_penalty
+    if stop := getattr(config, "stop_strings", ()):
+        values["stop_strings"] = list(stop)
     missing = object()
     return written | {n: v for n, v in values.items() if v != defaults.get(n, missing)}

@@ -192,7 +192,8 @@ def test_generation_settings_are_written_and_read(tmp_path):
                     forced_end=True, no_repeat_ngram_size=3, banned=((3, 4),), renormalized=True,
                     stop_tokens=(5, 6))  # fmt: skip
     sampling = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.2)
-    model.config = dataclasses.replace(model.config, search=search, sampling=sampling)
+    model.config = dataclasses.replace(model.config, search=search, sampling=sampling,
+                                       stop_strings=("\n",))  # fmt: skip
     model.save_pretrained(tmp_path / "one", format="huggingface")
     assert GPT.from_pretrained(tmp_path / "one").config == model.config
     gnmt = dataclasses.replace(search, penalty="gnmt")
