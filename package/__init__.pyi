@@ -9,5 +9,7 @@ from .serving.formats import FormatError as FormatError
 from .training import CheckpointError as CheckpointError
 from .training import FolderInUseError as FolderInUseError
 from .zoo import *
+from .zoo.published.keras_hub import from_keras_hub as from_keras_hub
+from .zoo.published.keras_hub import to_keras_hub as to_keras_hub
 
 __version__: str

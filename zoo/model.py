@@ -364,7 +364,7 @@ class Pretrained(Model):
         """
         checkpoint = open_checkpoint(folder, cls)
         config = checkpoint.config(overrides)
-        model = cls(config, cls.load_tokenizer(checkpoint.folder, config), initialize=False)
+        model = cls(config, checkpoint.tokenizer(config), initialize=False)
         checkpoint.assign(model)
         return model
 

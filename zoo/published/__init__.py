@@ -50,9 +50,10 @@ def formats(cls):
 def open_checkpoint(name, cls):
     """A checkpoint of the class ``cls`` in the folder ``name``, or of this name on the hub.
 
-    It has the ``folder``, and two methods: ``config(overrides)`` gives the configuration, of which
-    every tensor's shape was compared with the file's header; ``assign(model)`` gives a model of
-    this configuration its weights, one tensor at a time.
+    It has three methods: ``config(overrides)`` gives the configuration, of which
+    every tensor's shape was compared with the file's header; ``tokenizer(config)`` gives the
+    tokenizer, or None; ``assign(model)`` gives a model of this configuration its weights, one
+    tensor at a time.
 
     Raises:
         FileNotFoundError: there is no model.
@@ -93,6 +94,9 @@ class Own:
         self._tensors = Tensors(self.folder)
         check_shapes(self._cls.shapes(config), self._tensors.headers, self._tensors.file)
         return config
+
+    def tokenizer(self, config):
+        return self._cls.load_tokenizer(self.folder, config)
 
     def assign(self, model):
         with named(self.folder / CONFIG):
@@ -208,6 +212,9 @@ class Published:
             expected = tensors.read(other)
         if not np.allclose(tensors.read(name), expected, atol=1e-2):
             raise CheckpointError(f"{tensors.file}: {name} differs from {other}")
+
+    def tokenizer(self, config):
+        return self._cls.load_tokenizer(self.folder, config)
 
     def assign(self, model):
         variables, file = by_path(model.weights), self._tensors.file

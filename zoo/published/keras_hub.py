@@ -149,9 +149,10 @@ class Preset:
             )
         return dataclasses.replace(config, **overrides)
 
+    def tokenizer(self, config):
+        return self._tokenizer
+
     def assign(self, model):
-        if self._tokenizer is not None:
-            model.tokenizer = self._tokenizer
         copy_in(model, self._model)
 
 
@@ -327,10 +328,18 @@ def tensors(model):
     return {name(path): v for path, v in by_path(model.weights).items()}
 
 
+def sizes(ours):
+    """The sizes of axes that no shape of a variable tells: a patch's."""
+    side = getattr(ours.config, "patch_size", None)
+    return {"y": side, "x": side} if side else {}
+
+
 def copy_in(ours, theirs):
     """Gives ``ours`` the weights of KerasHub's model; returns it."""
     named, variables = tensors(theirs), by_path(ours.weights)
-    entries, missing = table.match(TENSORS[type(ours)], ours.shapes(ours.config), {}, named)
+    entries, missing = table.match(
+        TENSORS[type(ours)], ours.shapes(ours.config), sizes(ours), named
+    )
     left = sorted(named.keys() - {entry.name for entry in entries})
     if missing or left:
         raise ValueError(f"KerasHub's model lacks {missing}, and has {left}")
@@ -344,6 +353,6 @@ def copy_out(ours, theirs):
     """Gives KerasHub's model the weights of ``ours``; returns it."""
     weights = ours._merged({path: v.numpy() for path, v in by_path(ours.weights).items()})
     named, shapes = tensors(theirs), ((path, array.shape) for path, array in weights.items())
-    for entry in table.match(TENSORS[type(ours)], shapes, {}, named)[0]:
+    for entry in table.match(TENSORS[type(ours)], shapes, sizes(ours), named)[0]:
         named[entry.name].assign(table.write(entry, weights))
     return theirs
