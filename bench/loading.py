@@ -40,9 +40,11 @@ def write_shards(folder, preset, shard=SHARD):
     """Writes a GPT-2 of random float32 weights; the size of its largest tensor in bytes."""
     from polyhead.zoo import GPT
     from polyhead.zoo.published import gpt2, table
+    from polyhead.zoo.published.settings import write_settings
 
     config, random = GPT.PRESETS[preset], np.random.default_rng(0)
-    (folder / "config.json").write_text(json.dumps(gpt2.write(config)["config.json"]))
+    settings = gpt2.FORMAT.fixed | write_settings(gpt2.SETTINGS, config)
+    (folder / "config.json").write_text(json.dumps(settings))
     entries, _ = table.match(gpt2.rows(config, None), GPT.shapes(config), {})
     places, held, largest = {}, {}, 0
     for i, entry in enumerate(entries, start=1):

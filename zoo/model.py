@@ -364,9 +364,8 @@ class Pretrained(Model):
         """
         checkpoint = open_checkpoint(folder, cls)
         config = checkpoint.config(overrides)
-        model = cls(config, checkpoint.tokenizer(config), initialize=False)
-        checkpoint.assign(model)
-        return model
+        tokenizer = checkpoint.tokenizer(config)
+        return checkpoint.load(lambda: cls(config, tokenizer, initialize=False))
 
     @classmethod
     def shapes(cls, config):

@@ -438,7 +438,7 @@ def test_repeated_sequences_and_early_ends_are_those_of_hugging_face(tokenizer, 
 
     prompt = "A dog and a dog and"  # whose pairs must not come again
     for beams in (1, 2):
-        [made] = ours.generate([prompt], max_new_tokens=30, beams=beams, temperature=0)
+        [made] = ours.generate([prompt], max_new_tokens=30, beams=beams)
         tokens = torch.tensor(tokenizer.ragged([prompt]).to_list())
         options = {**settings, "num_beams": beams, "max_new_tokens": 30, "do_sample": False}
         mask = torch.ones_like(tokens)

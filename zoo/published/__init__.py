@@ -10,15 +10,17 @@ import re
 import reprlib
 import warnings
 
+import keras
 import numpy as np
+from keras import ops
 
 from ...training import CheckpointError
 from ...training.states import by_path, check_shapes, check_values, some
 from . import table
-from .files import Tensors, check_files, find_folder, named, read_json, reason
+from .files import Tensors, check_files, find_folder, named, read_json
 from .settings import Settings, write_settings
 
-__all__ = ["family", "open_checkpoint", "read_json", "reason", "write_checkpoint"]
+__all__ = ["family", "open_checkpoint", "read_json", "write_checkpoint"]
 
 CONFIG = "config.json"
 PACKAGE = __package__.rpartition(".")[0]  # the zoo; FAMILIES are relative to it
@@ -50,10 +52,9 @@ def formats(cls):
 def open_checkpoint(name, cls):
     """A checkpoint of the class ``cls`` in the folder ``name``, or of this name on the hub.
 
-    It has three methods: ``config(overrides)`` gives the configuration, of which
-    every tensor's shape was compared with the file's header; ``tokenizer(config)`` gives the
-    tokenizer, or None; ``assign(model)`` gives a model of this configuration its weights, one
-    tensor at a time.
+    It has three methods: ``config(overrides)`` gives the configuration, of which every tensor's
+    shape was compared with the file's header; ``tokenizer(config)`` gives the tokenizer, or None;
+    ``load(make)`` gives the model that the function ``make`` builds, with the file's weights.
 
     Raises:
         FileNotFoundError: there is no model.
@@ -98,16 +99,30 @@ class Own:
     def tokenizer(self, config):
         return self._cls.load_tokenizer(self.folder, config)
 
-    def assign(self, model):
+    def load(self, make):
+        tensors = self._tensors
+
+        def read(variable):
+            array = tensors.read(variable.path)
+            check_values(variable, variable.path, array, tensors.file)
+            return array
+
+        def check(model):
+            variables = by_path(model.weights)
+            ours, theirs = variables.keys(), tensors.headers.keys()
+            check_names(sorted(ours - theirs), sorted(theirs - ours), tensors.file)
+            shapes = ((path, v.shape) for path, v in variables.items())
+            check_shapes(shapes, tensors.headers, tensors.file)
+
+        if not self._quantization:
+            return build(make, read, check)
+        model = make()
         with named(self.folder / CONFIG):
             model._restore_quantization(self._quantization)
-        tensors, variables = self._tensors, by_path(model.weights)
-        ours, theirs = variables.keys(), tensors.headers.keys()
-        check_names(sorted(ours - theirs), sorted(theirs - ours), tensors.file)
-        shapes = ((path, v.shape) for path, v in variables.items())
-        check_shapes(shapes, tensors.headers, tensors.file)
-        for path, variable in variables.items():
-            assign(variable, path, tensors.read(path), tensors.file)
+        check(model)
+        for variable in model.weights:
+            variable.assign(read(variable))
+        return model
 
 
 def newer(values):
@@ -199,7 +214,7 @@ class Published:
                 name = self._names[entry.name]
                 check_shape(name, headers[name].shape, table.shape_of(entry), file)
         self._entries = entries
-        for name in held & copies.keys():
+        for name in sorted(held & copies.keys()):
             self._check_copy(self._names[name], copies[name])
 
     def _check_copy(self, name, expected):
@@ -216,16 +231,57 @@ class Published:
     def tokenizer(self, config):
         return self._cls.load_tokenizer(self.folder, config)
 
-    def assign(self, model):
-        variables, file = by_path(model.weights), self._tensors.file
-        for entry in self._entries:
+    def load(self, make):
+        places = {part.path: entry for entry in self._entries for part in entry.parts}
+        held = {}  # parts of fused tensors that were read
+
+        def read(variable):
+            entry, path = places[variable.path], variable.path
             if entry.name is None:
-                [part] = entry.parts
-                variables[part.path].assign(np.zeros(variables[part.path].shape))
-                continue
+                return np.zeros(variable.shape)
             name = self._names[entry.name]
-            for path, array in table.read(entry, self._tensors.read(name)):
-                assign(variables[path], name, array, file)
+            if path not in held:
+                held.update(table.read(entry, self._tensors.read(name)))
+            array = held.pop(path)
+            check_values(variable, name, array, self._tensors.file)
+            return array
+
+        return build(make, read)
+
+
+def build(make, read, check=lambda model: None):
+    """The model of ``make()``, each of whose variables begins as what ``read`` gives for it.
+
+    No other values are ever allocated for a variable, so that memory holds the model and what
+    ``read`` gives for one variable. ``check`` is called with the model before.
+    """
+    failed = []
+
+    def initializer(variable):
+        def values(shape, dtype):
+            try:
+                if not failed and (array := read(variable)).shape == tuple(shape):
+                    return ops.convert_to_tensor(array, dtype)
+                failed.append(ValueError(f"{variable.path} has shape {tuple(shape)}"))
+            except Exception as error:
+                failed.append(error)
+            return ops.zeros(shape, dtype)
+
+        return values
+
+    # Within this scope variables have no values; at its end Keras calls their initializers, all of
+    # them even if one fails.
+    with keras.StatelessScope():
+        model = make()
+        try:
+            check(model)
+        except CheckpointError as error:
+            failed.append(error)
+        for variable in model.weights:
+            variable._initializer = initializer(variable)
+    if failed:
+        raise failed[0]
+    return model
 
 
 def write_checkpoint(model, format, weights):
@@ -273,8 +329,3 @@ def check_names(missing, unread, source):
             f"{source} does not fit the model: it lacks {some(missing)}, "
             f"and the model has no {some(unread)}"
         )
-
-
-def assign(variable, name, array, source):
-    check_values(variable, name, array, source)
-    variable.assign(array)

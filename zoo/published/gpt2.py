@@ -65,17 +65,11 @@ def write(config):
 
 
 FORMAT = Format(
-    "huggingface",
-    rows,
-    SETTINGS,
+    "huggingface", rows, SETTINGS, read=read, write=write, unused=UNUSED, beside=GENERATION,
     fixed={"model_type": "gpt2", "add_cross_attention": False, "is_encoder_decoder": False},
-    unused=UNUSED,
-    read=read,
-    write=write,
-    beside=GENERATION,
     others=lambda config: {GENERATION: write_generation(config)},
     renamed=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
     ignored=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)$",  # a causal mask, of older versions
     refused=((r"transformer\.(score|multiple_choice_head)\.", "a classification head"),),
     head=("lm_head.weight", "transformer.wte.weight"),
-)
+)  # fmt: skip

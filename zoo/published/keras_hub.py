@@ -152,8 +152,8 @@ class Preset:
     def tokenizer(self, config):
         return self._tokenizer
 
-    def assign(self, model):
-        copy_in(model, self._model)
+    def load(self, make):
+        return copy_in(make(), self._model)
 
 
 def check_modules(path, content):

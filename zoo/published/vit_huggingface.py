@@ -17,7 +17,7 @@ TENSORS = (
     (f"{EMBEDDINGS}position_embeddings", "1 t d", "positions/embeddings", "t d"),
     *dense(PATCHES, "d c y x", "patches/projection", "(y x c) d"),
     *norm(f"{L}layernorm_before", f"{B}attention_norm"),
-    *(row for rows in QKV for row in rows),
+    *sum(QKV, ()),
     *dense(f"{L}attention.output.dense", "d (h k)", f"{B}attention/output", "h k d"),
     *norm(f"{L}layernorm_after", f"{B}feed_forward_norm"),
     *dense(f"{L}intermediate.dense", "f d", f"{B}feed_forward/expand", "d f"),
@@ -78,18 +78,11 @@ def write(config):
 
 
 FORMAT = Format(
-    "huggingface",
-    rows,
-    SETTINGS,
-    fixed={"model_type": "vit", "is_encoder_decoder": False},
+    "huggingface", rows, SETTINGS, read=read, write=write, beside=PIXELS, renamed=RENAMED,
+    fixed={"model_type": "vit", "is_encoder_decoder": False}, ours={"pooling": "token"},
     older={"is_decoder": False, "add_cross_attention": False},
     unused=("encoder_stride", "pooler_act", "pooler_output_size", "tie_word_embeddings", *NAMES),
-    ours={"pooling": "token"},
-    read=read,
-    write=write,
-    beside=PIXELS,
     others=lambda config: {PIXELS: write_pixels(config)},
-    renamed=RENAMED,
     ignored=r"vit\.(pooler\.dense\.(weight|bias)|embeddings\.mask_token)$",
     sizes=lambda config: {"y": config.patch_size, "x": config.patch_size},
-)
+)  # fmt: skip

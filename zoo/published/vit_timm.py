@@ -10,13 +10,12 @@ from .table import dense, norm
 from .vit_huggingface import UNBIASED
 
 L, B = "blocks.{i}.", "block_{i}/"
-QKV = dense(f"{L}attn.qkv", "(n h k) d", B + "attention/{query|key|value}", "d h k")
 TENSORS = (
     ("cls_token", "1 1 d", "token/embeddings", "1 d"),
     ("pos_embed", "1 t d", "positions/embeddings", "t d"),
     *dense("patch_embed.proj", "d c y x", "patches/projection", "(y x c) d"),
     *norm(f"{L}norm1", f"{B}attention_norm"),
-    *QKV,
+    *dense(f"{L}attn.qkv", "(n h k) d", B + "attention/{query|key|value}", "d h k"),
     *dense(f"{L}attn.proj", "d (h k)", f"{B}attention/output", "h k d"),
     *norm(f"{L}norm2", f"{B}feed_forward_norm"),
     *dense(f"{L}mlp.fc1", "f d", f"{B}feed_forward/expand", "d f"),
@@ -24,8 +23,7 @@ TENSORS = (
     *dense("head", "c d", "head", "d c"),
 )
 ARCHITECTURE = re.compile(r"(?:vit|deit)_(tiny|small|base|large|huge)_patch(\d+)_(\d+)$")
-# dim, layers, heads
-SIZES = {
+SIZES = {  # dim, layers, heads
     "tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }  # fmt: skip
@@ -76,29 +74,20 @@ def write(config):
     size = sizes.get((c.dim, c.num_layers, c.num_heads))
     if size is None or c.hidden_dim != 4 * c.dim:
         raise ValueError(f"dim, num_layers and num_heads must be of {SIZES}, hidden_dim 4 dim: {c}")
-    side = list(c.image_size)
-    pooling = "token" if c.pooling == "token" else "avg"
+    side, pooling = list(c.image_size), {name: ours for ours, name in POOLING.items()}[c.pooling]
     cfg = {"input_size": [c.channels, *side], **write_settings(PIXELS, c)}
     cfg |= {name: np.broadcast_to(cfg[name], c.channels).tolist() for name in ("mean", "std")}
-    arguments = {"img_size": side, "in_chans": c.channels, "global_pool": pooling}
-    return {
-        "architecture": f"vit_{size}_patch{c.patch_size}_{side[0]}",
-        "num_classes": c.num_classes,
-        "num_features": c.dim,
-        "global_pool": pooling,
-        "pretrained_cfg": {**cfg, "num_classes": c.num_classes},
-        "model_args": {**arguments, "class_token": pooling == "token"},
-        **({} if c.labels is None else {"label_names": list(c.labels)}),
-    }
+    arguments = {"img_size": side, "in_chans": c.channels, "class_token": pooling == "token"}
+    settings = {
+        "architecture": f"vit_{size}_patch{c.patch_size}_{side[0]}", "num_features": c.dim,
+        "num_classes": c.num_classes, "global_pool": pooling, "pretrained_cfg": cfg,
+        "model_args": {**arguments, "global_pool": pooling},
+    }  # fmt: skip
+    return settings | ({} if c.labels is None else {"label_names": list(c.labels)})
 
 
 FORMAT = Format(
-    "timm",
-    rows,
-    unused=("num_features", "label_descriptions"),
-    ours={"activation": "gelu", "epsilon": 1e-6},
-    read=read,
-    write=write,
-    renamed=((r"^fc_norm\.", "norm."),),
+    "timm", rows, read=read, write=write, unused=("num_features", "label_descriptions"),
+    ours={"activation": "gelu", "epsilon": 1e-6}, renamed=((r"^fc_norm\.", "norm."),),
     sizes=lambda config: {"y": config.patch_size, "x": config.patch_size},
-)
+)  # fmt: skip

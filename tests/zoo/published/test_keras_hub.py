@@ -47,11 +47,13 @@ def test_gpt2_gives_the_same_logits_and_text(gpt):
     np.testing.assert_allclose(ours(tokens), logits(gpt, tokens), atol=1e-5)
     tokenizer = gpt.preprocessor.tokenizer
     assert ours.tokenizer.encode(TEXTS).to_list() == [list(map(int, t)) for t in tokenizer(TEXTS)]
-    inputs = gpt.preprocessor.generate_preprocess(TEXTS[:1], sequence_length=24)
+    start = len(tokenizer(TEXTS[0]))
+    tokens = np.zeros((1, 24), "int32")
+    tokens[0, :start] = tokenizer(TEXTS[0])
+    inputs = {"token_ids": tokens, "padding_mask": np.arange(24)[None] < start}
     bare = keras_hub.models.GPT2CausalLM(gpt.backbone)
     bare.compile(sampler="greedy")
     [ids] = np.array(bare.generate(inputs, stop_token_ids=None)["token_ids"])
-    start = len(tokenizer(TEXTS[0]))
     expected = ours.tokenizer.text(ids[start:].tolist()).decode("utf-8", "replace")
     assert ours.generate(TEXTS[0], 24 - start, temperature=0) == expected
 
