@@ -1,6 +1,10 @@
 """Arguments and settings as plain Python values."""
 
+from typing import Any
+
 import numpy as np
+
+Tensor = Any  # the backend's or Keras's: they have no common type
 
 
 def plain(value):

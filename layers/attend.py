@@ -1,11 +1,24 @@
 """Scaled dot-product attention, section 3.2.1 of Vaswani et al. 2017, as a pure function."""
 
+from collections.abc import Callable
+
 from keras import ops
+
+from .arguments import Tensor
 
 MASKED = -1e9  # finite, and safe in float32: a fully masked row gives no NaN
 
 
-def attend(query, key, value, mask=None, bias=None, scale=None, softcap=None, dropout=None):
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    dropout: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """softmax(Q K^T scale) V, for H heads of queries and G heads of keys and values.
 
     Where G < H, H / G consecutive heads of queries share a head of keys and values (Ainslie et
@@ -26,7 +39,8 @@ def attend(query, key, value, mask=None, bias=None, scale=None, softcap=None, dr
         (B, T, H, K), in the dtype of ``value``. The softmax is computed in float32.
 
     >>> x = keras.random.normal((2, 5, 8, 16))
-    >>> attend(x, x[:, :, :2], x[:, :, :2]).shape  # 8 heads of queries, 2 of keys and values
+    >>> y = attend(x, x[:, :, :2], x[:, :, :2])  # 8 heads of queries, 2 of keys and values
+    >>> tuple(y.shape)
     (2, 5, 8, 16)
     """
     weights = attention_weights(query, key, mask, bias, scale, softcap)
@@ -42,8 +56,22 @@ def attend(query, key, value, mask=None, bias=None, scale=None, softcap=None, dr
     return ops.reshape(attended, (-1, length, heads, value.shape[-1]))
 
 
-def attention_weights(query, key, mask=None, bias=None, scale=None, softcap=None):
-    """The softmax of the scores (B, H, T, S), in float32; arguments as for `attend`."""
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """The softmax of the scores (B, H, T, S), in float32; arguments as for `attend`.
+
+    >>> x = keras.random.normal((1, 2, 4, 16))
+    >>> mask = np.array([[True, False], [True, True]])
+    >>> weights = np.array(attention_weights(x, x, mask))
+    >>> weights[0, 0, 0]  # the first position attends to itself alone
+    array([1., 0.], dtype=float32)
+    """
     heads, groups, size = query.shape[2], key.shape[2], query.shape[3]
     query = query * (size**-0.5 if scale is None else scale)
     if heads == groups:

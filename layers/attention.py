@@ -2,11 +2,14 @@
 
 import contextlib
 import functools
+from typing import Any
 
 import keras
 from keras import ops
 
+from .arguments import Tensor
 from .attend import attend, attention_weights
+from .cache import KeyValueCache
 from .dropout import Dropout
 from .lora import LowRank
 from .parts import Composed
@@ -16,12 +19,21 @@ from .projection import Projection, leading_shape, projection
 # Masks are boolean, True = may attend, broadcastable to (B, H, T, S): here and everywhere.
 
 
-def padding_mask(tokens, pad_id):
-    """``tokens`` (B, S) -> mask (B, 1, 1, S): every position may attend to all but padding."""
+def padding_mask(tokens: Tensor, pad_id: int) -> Tensor:
+    """``tokens`` (B, S) -> mask (B, 1, 1, S): every position may attend to all but padding.
+
+    >>> np.array(padding_mask(np.array([[5, 3, 0]]), pad_id=0))
+    array([[[[ True,  True, False]]]])
+    """
     return ops.expand_dims(ops.not_equal(tokens, pad_id), (1, 2))
 
 
-def causal_mask(length, source_length=None, start=0, window=None):
+def causal_mask(
+    length: int | Tensor,
+    source_length: int | Tensor | None = None,
+    start: int | Tensor = 0,
+    window: int | None = None,
+) -> Tensor:
     """Mask (T, S): the query at position ``start + t`` attends to keys up to its own position.
 
     Args:
@@ -29,6 +41,11 @@ def causal_mask(length, source_length=None, start=0, window=None):
         source_length: S, the number of keys; T by default.
         start: the position of the first query, where the keys are those of a cache.
         window: the number of keys that a query attends to, its own included; all by default.
+
+    >>> np.array(causal_mask(3, window=2))
+    array([[ True, False, False],
+           [ True,  True, False],
+           [False,  True,  True]])
     """
     query = ops.expand_dims(ops.arange(length) + start, 1)
     key = ops.arange(length if source_length is None else source_length)
@@ -36,11 +53,20 @@ def causal_mask(length, source_length=None, start=0, window=None):
     return mask if window is None else ops.logical_and(mask, key > query - window)
 
 
-def decoder_mask(x, mask=None, cache=None, window=None):
+def decoder_mask(
+    x: Tensor,
+    mask: Tensor | None = None,
+    cache: KeyValueCache | None = None,
+    window: int | None = None,
+) -> Tensor:
     """The mask of causal self-attention of ``x`` (B, T, ...), which a stack of layers can share.
 
     With a ``cache``, x are the positions after those in it, and keys are the cache's. ``mask`` is
     combined with it, and ``window`` is as for `causal_mask`.
+
+    >>> x, first, second = np.ones((1, 2, 64)), MultiHeadAttention(8), MultiHeadAttention(8)
+    >>> mask = decoder_mask(x)
+    >>> y = second(first(x, mask=mask), mask=mask)
     """
     length = ops.shape(x)[1]
     if cache is None:
@@ -88,7 +114,7 @@ class MultiHeadAttention(Composed):
         ValueError: D does not divide into heads; G does not divide H; a window without ``causal``.
 
     >>> attention = MultiHeadAttention(num_heads=8, num_kv_heads=2, causal=True)
-    >>> attention(np.ones((2, 5, 64))).shape
+    >>> tuple(attention(np.ones((2, 5, 64))).shape)
     (2, 5, 64)
     """
 
@@ -96,20 +122,20 @@ class MultiHeadAttention(Composed):
 
     def __init__(
         self,
-        num_heads,
-        num_kv_heads=None,
-        head_dim=None,
-        causal=False,
-        window=None,
-        use_bias=True,
-        output_bias=None,
-        gated=False,
-        qk_norm=None,
-        scale=None,
-        softcap=None,
-        dropout=0.0,
-        **kwargs,
-    ):
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        causal: bool = False,
+        window: int | None = None,
+        use_bias: bool = True,
+        output_bias: bool | None = None,
+        gated: bool = False,
+        qk_norm: keras.layers.Layer | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -122,8 +148,8 @@ class MultiHeadAttention(Composed):
         self.scale = scale
         self.softcap = softcap
         self.dropout = dropout
-        self.query_norm = self.copy_part(qk_norm, "query_norm")
-        self.key_norm = self.copy_part(qk_norm, "key_norm")
+        self.query_norm = self._copy_part(qk_norm, "query_norm")
+        self.key_norm = self._copy_part(qk_norm, "key_norm")
         if num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads must divide num_heads: {num_kv_heads} / {num_heads}")
         if window is not None and not causal:
@@ -173,7 +199,7 @@ class MultiHeadAttention(Composed):
             self.key_norm.build((None, None, self.num_kv_heads, self.head_dim))
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy, name="dropout")
 
-    def initialize_mimetic(self):
+    def initialize_mimetic(self) -> None:
         """Mimetic initialization of self-attention on images (Trockman & Kolter 2023, section 3).
 
         (arXiv 2305.09828.) W^Q and W^K are nearly the same, so that a position attends to similar
@@ -201,7 +227,7 @@ class MultiHeadAttention(Composed):
         ):
             layer.kernel.assign(ops.reshape(kernel, layer.kernel.shape))
 
-    def enable_lora(self, rank, alpha=None):
+    def enable_lora(self, rank: int, alpha: float | None = None) -> None:
         """Adds LoRA adapters to the query and value projections (Hu et al. 2021, section 4.2)."""
         adapted = {name: getattr(self, name) for name in ("query", "value")}
         if any(layer.adapter is not None for layer in adapted.values()):
@@ -238,12 +264,19 @@ class MultiHeadAttention(Composed):
     def compute_mask(self, *args, **kwargs):
         return None  # masks are arguments here: Keras must not attach them to tensors
 
-    def project(self, memory):
+    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """``memory`` (B, S, D) -> its keys and values, each (B, S, G, K)."""
         key, value = self._mapped(memory, "key", "value")
         return self._normalized(key, self.key_norm), value
 
-    def attention_weights(self, x, memory=None, mask=None, bias=None, rotary=None):
+    def attention_weights(
+        self,
+        x: Tensor,
+        memory: Tensor | tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """The softmax of the scores (B, H, T, S), in float32: for pictures."""
         query, key, *_ = self._projected(x, memory, rotary)
         mask = self._masked(x, mask)

@@ -1,7 +1,10 @@
 """One block of a Transformer: figure 1 of Vaswani et al. 2017, either half."""
 
+from typing import Any
+
 import keras
 
+from .arguments import Tensor
 from .attention import MultiHeadAttention
 from .dropout import Dropout
 from .feed_forward import FeedForward
@@ -45,14 +48,16 @@ class TransformerBlock(Composed):
         ValueError: an unknown order; a part given twice, or not at all; a memory without a
             cross-attention, or none where there is one.
 
-    >>> TransformerBlock(num_heads=8, intermediate_dim=2048)(np.ones((2, 5, 512))).shape
-    (2, 5, 512)
+    >>> from polyhead.layers import GatedFeedForward, RMSNorm, Rotary
+    >>> x = np.ones((2, 5, 512))
+    >>> y = TransformerBlock(num_heads=8, intermediate_dim=2048)(x)
     >>> llama = TransformerBlock(
     ...     attention=MultiHeadAttention(8, num_kv_heads=2, causal=True, use_bias=False),
     ...     feed_forward=GatedFeedForward(1536, "silu"),
     ...     norm=RMSNorm(1e-5),
     ... )
-    >>> llama(np.ones((2, 5, 512)), rotary=Rotary(head_dim=64)(np.arange(5))).shape
+    >>> y = llama(x, rotary=Rotary(head_dim=64)(np.arange(5)))
+    >>> tuple(y.shape)
     (2, 5, 512)
     """
 
@@ -65,20 +70,20 @@ class TransformerBlock(Composed):
 
     def __init__(
         self,
-        num_heads=None,
-        intermediate_dim=None,
-        causal=False,
-        cross=False,
-        order="pre",
-        dropout=0.0,
-        stochastic_depth=0.0,
-        remat=False,
-        attention=None,
-        feed_forward=None,
-        norm=None,
-        cross_attention=None,
-        **kwargs,
-    ):
+        num_heads: int | None = None,
+        intermediate_dim: int | None = None,
+        causal: bool = False,
+        cross: bool = False,
+        order: str = "pre",
+        dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        remat: bool = False,
+        attention: keras.layers.Layer | None = None,
+        feed_forward: keras.layers.Layer | None = None,
+        norm: keras.layers.Layer | None = None,
+        cross_attention: keras.layers.Layer | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}: {order!r}")
@@ -100,24 +105,24 @@ class TransformerBlock(Composed):
         cross_attention = MultiHeadAttention(num_heads) if cross else cross_attention
         feed_forward = feed_forward or FeedForward(intermediate_dim)
         norm = norm or keras.layers.LayerNormalization(epsilon=1e-5)
-        self.attention, self.attention_norm, self.attention_output_norm = self.copy_parts(
+        self.attention, self.attention_norm, self.attention_output_norm = self._copy_parts(
             "attention", attention, norm
         )
         self.cross_attention, self.cross_attention_norm, self.cross_attention_output_norm = (
-            self.copy_parts("cross_attention", cross_attention, norm)
+            self._copy_parts("cross_attention", cross_attention, norm)
         )
-        self.feed_forward, self.feed_forward_norm, self.feed_forward_output_norm = self.copy_parts(
+        self.feed_forward, self.feed_forward_norm, self.feed_forward_output_norm = self._copy_parts(
             "feed_forward", feed_forward, norm
         )
 
-    def copy_parts(self, name, sublayer, norm):
+    def _copy_parts(self, name, sublayer, norm):
         """Copies of a sublayer and its norms; None for those that the block does not have."""
         norm = None if sublayer is None else norm
         output_norm = norm if self.order == "both" else None
         return (
-            self.copy_part(sublayer, name),
-            self.copy_part(norm, f"{name}_norm"),
-            self.copy_part(output_norm, f"{name}_output_norm"),
+            self._copy_part(sublayer, name),
+            self._copy_part(norm, f"{name}_norm"),
+            self._copy_part(output_norm, f"{name}_output_norm"),
         )
 
     def build(self, x_shape, memory_shape=None):
@@ -155,11 +160,11 @@ class TransformerBlock(Composed):
             cross = self.cross_attention is not None
             raise ValueError(f"cross={cross}, but memory is {type(memory).__name__}")
         if self.remat and training:
-            return self.recomputed(x, memory, mask, cross_mask, bias, rotary)
-        return self.forward(x, memory, mask, cross_mask, bias, rotary, cache, training)
+            return self._recomputed(x, memory, mask, cross_mask, bias, rotary)
+        return self._forward(x, memory, mask, cross_mask, bias, rotary, cache, training)
 
-    def recomputed(self, x, memory, mask, cross_mask, bias, rotary):
-        """`forward` whose backward pass keeps only the inputs, and recomputes the rest.
+    def _recomputed(self, x, memory, mask, cross_mask, bias, rotary):
+        """`_forward` whose backward pass keeps only the inputs, and recomputes the rest.
 
         A function of all its variables, so that recomputing assigns nothing and dropout drops the
         same elements.
@@ -177,7 +182,7 @@ class TransformerBlock(Composed):
             mapping = [*zip(weights, weighed, strict=True), *zip(seeds, states, strict=True)]
             with keras.StatelessScope(state_mapping=mapping) as scope:
                 # When recomputing, Keras has forgotten training=True.
-                y = self.forward(
+                y = self._forward(
                     **given, mask=mask, cross_mask=cross_mask, rotary=rotary, training=True
                 )
                 return y, *(scope.get_current_value(seed) for seed in seeds)
@@ -187,7 +192,7 @@ class TransformerBlock(Composed):
             seed.assign(state)
         return y
 
-    def forward(self, x, memory, mask, cross_mask, bias, rotary, cache=None, training=False):
+    def _forward(self, x, memory, mask, cross_mask, bias, rotary, cache=None, training=False):
         residual = self.attention_residual
         y = self.attention(
             residual.before(x), mask=mask, bias=bias, rotary=rotary, cache=cache, training=training
@@ -204,7 +209,13 @@ class TransformerBlock(Composed):
         x = residual.after(x, y, training)
         return x if cache is None else (x, cache)
 
-    def cross_attention_weights(self, x, memory, mask=None, cross_mask=None):
+    def cross_attention_weights(
+        self,
+        x: Tensor,
+        memory: Tensor | tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        cross_mask: Tensor | None = None,
+    ) -> Tensor:
         """What each position takes of the memory (B, H, T, S), in float32: for pictures."""
         residual = self.attention_residual
         x = residual.after(x, self.attention(residual.before(x), mask=mask))
@@ -214,6 +225,6 @@ class TransformerBlock(Composed):
     def compute_mask(self, *args, **kwargs):
         return None  # masks are arguments here: Keras must not attach them to tensors
 
-    def project(self, memory):
+    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """``memory`` (B, S, D) -> the keys and values of the cross-attention, computed once."""
         return self.cross_attention.project(memory)

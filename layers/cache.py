@@ -1,29 +1,43 @@
 """Keys and values of the positions decoded so far."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keras import ops
 
+from .arguments import Tensor
+
 
 class KeyValueCache(NamedTuple):
-    """What a self-attention has seen: ``key`` and ``value`` (B, S, G, K), of static length S.
+    """The keys and values that a self-attention has seen, both (B, S, G, K), of static length S.
 
-    ``index`` is the number of positions written. The decoding engine makes a cache and hands it
-    in, and attention gives it back longer, so that one compiled step serves every position.
-    How it writes is its own business: layers only call `append`. This one is fastest where it
-    is compiled; `zoo.decoding` has the one for what is exported.
+    ``index`` is the number of positions written. Decoding makes an empty cache and passes it to
+    attention, which returns a cache with the new positions: so one compiled step serves every
+    position. Layers only call `append`. This one writes in the way that is fastest when compiled;
+    `zoo` has another one for exports.
+
+    >>> cache = KeyValueCache.empty(2, 16, num_kv_heads=4, head_dim=8, dtype="float32")
+    >>> cache = cache.append(np.ones((2, 3, 4, 8)), np.ones((2, 3, 4, 8)))
+    >>> int(cache.index)
+    3
     """
 
-    key: Any
-    value: Any
-    index: Any
+    key: Tensor
+    value: Tensor
+    index: Tensor
 
     @classmethod
-    def empty(cls, batch, length, num_kv_heads, head_dim, dtype):
+    def empty(
+        cls,
+        batch: int | Tensor,
+        length: int | Tensor,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: str,
+    ) -> "KeyValueCache":
         zeros = ops.zeros((batch, length, num_kv_heads, head_dim), dtype)
         return cls(zeros, zeros, ops.zeros((), "int32"))
 
-    def append(self, key, value):
+    def append(self, key: Tensor, value: Tensor) -> "KeyValueCache":
         """The cache after the T positions ``key``, ``value`` (B, T, G, K)."""
         at = (0, self.index, 0, 0)
         return type(self)(
@@ -32,8 +46,8 @@ class KeyValueCache(NamedTuple):
             self.index + ops.shape(key)[1],
         )
 
-    def take(self, rows):
-        """The cache of ``rows`` (B',) in the place of those it has: a beam search's survivors."""
+    def take(self, rows: Tensor) -> "KeyValueCache":
+        """The cache of the given ``rows`` (B',) only, such as those that a beam search keeps."""
         return type(self)(
             ops.take(self.key, rows, axis=0), ops.take(self.value, rows, axis=0), self.index
         )

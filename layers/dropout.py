@@ -1,6 +1,7 @@
 """Dropout (Srivastava et al. 2014) whose random numbers cost next to nothing."""
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,14 +14,24 @@ class Dropout(keras.layers.Dropout):
 
     As `keras.layers.Dropout`, but whether an element is dropped is a hash of its index and of the
     layer's seed: integer arithmetic that XLA fuses into what comes before and after, where
-    Keras's generator is a loop of its own. What a ``noise_shape`` says to be 1 is dropped as one:
+    Keras's generator is a loop of its own. Axes of size 1 in ``noise_shape`` share one mask:
     (None, 1, 1) drops whole rows of (B, T, D).
 
     Raises:
         ValueError: a rate that is not in [0, 1).
+
+    >>> kept = np.array(Dropout(0.5, seed=0)(np.ones((2, 1000)), training=True))
+    >>> np.unique(kept)
+    array([0., 2.], dtype=float32)
     """
 
-    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
+    def __init__(
+        self,
+        rate: float,
+        noise_shape: tuple[int | None, ...] | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(rate, noise_shape=noise_shape, seed=seed, **kwargs)
         if not 0 <= rate < 1:
             raise ValueError(f"rate must be in [0, 1): {rate}")

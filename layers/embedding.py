@@ -1,9 +1,12 @@
 """Token embeddings, section 3.4 of Vaswani et al. 2017."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
+
+from .arguments import Tensor
 
 
 @keras.saving.register_keras_serializable("polyhead")
@@ -19,9 +22,21 @@ class TokenEmbedding(keras.layers.Layer):
     Call with ``tokens`` (B, T); the result is (B, T, D). `logits` maps ``x`` (B, T, D) to
     float32 logits (B, T, V). After ``quantize("int8")`` each row of the matrix is 8-bit integers
     with a scale, for both.
+
+    >>> embedding = TokenEmbedding(vocab_size=100, dim=8)
+    >>> x = embedding(np.array([[5, 3, 2]]))
+    >>> tuple(embedding.logits(x).shape)
+    (1, 3, 100)
     """
 
-    def __init__(self, vocab_size, dim, scale=True, logits_bias=False, **kwargs):
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        scale: bool = True,
+        logits_bias: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.vocab_size = vocab_size
         self.dim = dim
@@ -90,7 +105,7 @@ class TokenEmbedding(keras.layers.Layer):
         x = ops.cast(x, self.compute_dtype)
         return x * math.sqrt(self.dim) if self.scale else x
 
-    def logits(self, x):
+    def logits(self, x: Tensor) -> Tensor:
         """``x`` (B, T, D) -> logits (B, T, V), in float32."""
         logits = ops.cast(self._products(x), "float32")
         return logits + self.bias if self.logits_bias else logits

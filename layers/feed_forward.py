@@ -1,5 +1,7 @@
 """Position-wise feed-forward networks."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -24,11 +26,18 @@ class FeedForward(keras.layers.Layer):
 
     Call with ``x`` (..., D); the result has the same shape.
 
-    >>> FeedForward(2048, "gelu")(np.ones((2, 5, 512))).shape
+    >>> tuple(FeedForward(2048, "gelu")(np.ones((2, 5, 512))).shape)
     (2, 5, 512)
     """
 
-    def __init__(self, intermediate_dim, activation="relu", use_bias=True, dropout=0.0, **kwargs):
+    def __init__(
+        self,
+        intermediate_dim: int,
+        activation: str = "relu",
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.intermediate_dim = intermediate_dim
         self.activation = activation
@@ -37,14 +46,14 @@ class FeedForward(keras.layers.Layer):
 
     def build(self, x_shape):
         activation = gelu_tanh if self.activation == "gelu_tanh" else self.activation
-        self.build_maps(x_shape, activation)
-        self.contract = self.linear("contract", x_shape[-1], self.intermediate_dim)
+        self._build_maps(x_shape, activation)
+        self.contract = self._linear("contract", x_shape[-1], self.intermediate_dim)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy, name="dropout")
 
-    def build_maps(self, x_shape, activation):
-        self.expand = self.linear("expand", self.intermediate_dim, x_shape[-1], activation)
+    def _build_maps(self, x_shape, activation):
+        self.expand = self._linear("expand", self.intermediate_dim, x_shape[-1], activation)
 
-    def linear(self, name, width, x_width, activation=None):
+    def _linear(self, name, width, x_width, activation=None):
         layer = keras.layers.Dense(
             width,
             activation=activation,
@@ -57,11 +66,11 @@ class FeedForward(keras.layers.Layer):
 
     def call(self, x, training=False):
         # Of rank 2 `Dense` is one product; else, where shapes are unknown, twenty operations.
-        inner = self.inner(ops.reshape(x, (-1, x.shape[-1])))
+        inner = self._inner(ops.reshape(x, (-1, x.shape[-1])))
         y = self.contract(self.drop(inner, training=training))
         return ops.reshape(y, (*leading_shape(x), x.shape[-1]))
 
-    def inner(self, x):
+    def _inner(self, x):
         return self.expand(x)
 
 
@@ -77,16 +86,23 @@ class GatedFeedForward(FeedForward):
 
     Call with ``x`` (..., D); the result has the same shape.
 
-    >>> GatedFeedForward(1536, "silu")(np.ones((2, 5, 576))).shape
+    >>> tuple(GatedFeedForward(1536, "silu")(np.ones((2, 5, 576))).shape)
     (2, 5, 576)
     """
 
-    def __init__(self, intermediate_dim, activation, use_bias=False, dropout=0.0, **kwargs):
+    def __init__(
+        self,
+        intermediate_dim: int,
+        activation: str,
+        use_bias: bool = False,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(intermediate_dim, activation, use_bias, dropout, **kwargs)
 
-    def build_maps(self, x_shape, activation):
-        self.gate = self.linear("gate", self.intermediate_dim, x_shape[-1], activation)
-        self.expand = self.linear("expand", self.intermediate_dim, x_shape[-1])
+    def _build_maps(self, x_shape, activation):
+        self.gate = self._linear("gate", self.intermediate_dim, x_shape[-1], activation)
+        self.expand = self._linear("expand", self.intermediate_dim, x_shape[-1])
 
-    def inner(self, x):
+    def _inner(self, x):
         return self.gate(x) * self.expand(x)

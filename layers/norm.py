@@ -1,5 +1,7 @@
 """Root mean square normalization."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -17,11 +19,11 @@ class RMSNorm(keras.layers.Layer):
     Call with ``x`` (..., D); the result has the same shape, in the compute dtype. The mean is
     computed in float32.
 
-    >>> RMSNorm()(np.array([[3.0, 4.0]]))  # the root mean square is 5 / sqrt(2)
-    array([[0.8485281, 1.1313708]], dtype=float32)
+    >>> np.array(RMSNorm()(np.array([[3.0, 4.0]])))  # the root mean square is 5 / sqrt(2)
+    array([[0.848528..., 1.13137...]], dtype=float32)
     """
 
-    def __init__(self, epsilon=1e-6, offset=0.0, **kwargs):
+    def __init__(self, epsilon: float = 1e-6, offset: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.epsilon = epsilon
         self.offset = offset

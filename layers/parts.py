@@ -8,7 +8,7 @@ import keras
 class Composed(keras.layers.Layer):
     """A layer some of whose arguments are layers: its parts.
 
-    A part is a template: the layer makes its own copy by `copy_part`, with its own name and dtype
+    A part is a template: the layer makes its own copy by `_copy_part`, with its own name and dtype
     policy, so that one part can be given many times. ``PARTS`` maps the argument of each part to
     the attribute that holds the copy. Every other argument that the configuration keeps is an
     attribute of the same name.
@@ -36,7 +36,7 @@ class Composed(keras.layers.Layer):
         }
         return cls(**{**config, **parts})
 
-    def copy_part(self, part, name):
+    def _copy_part(self, part, name):
         """A new layer like ``part``, named ``name``, with this layer's dtype policy; or None."""
         if part is None:
             return None

@@ -1,9 +1,12 @@
 """Images as sequences of patches, section 3.1 of Dosovitskiy et al. 2020."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
+from .arguments import Tensor
 from .positions import sinusoids
 
 
@@ -19,10 +22,13 @@ class PatchEmbedding(keras.layers.Layer):
     (B, Y / P * X / P, D), row by row.
 
     Raises:
-        ValueError: an image's side is no multiple of P.
+        ValueError: a side of the image is not a multiple of P.
+
+    >>> tuple(PatchEmbedding(patch_size=16, dim=192)(np.ones((2, 32, 48, 3))).shape)
+    (2, 6, 192)
     """
 
-    def __init__(self, patch_size, dim, **kwargs):
+    def __init__(self, patch_size: int, dim: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.patch_size = patch_size
         self.dim = dim
@@ -96,6 +102,9 @@ class ClassToken(keras.layers.Layer):
     """Puts a learned vector before each sequence (equation 1's x_class).
 
     Call with ``x`` (B, N, D); the result is (B, 1 + N, D).
+
+    >>> tuple(ClassToken()(np.ones((2, 6, 192))).shape)
+    (2, 7, 192)
     """
 
     def build(self, x_shape):
@@ -110,20 +119,24 @@ class ClassToken(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("polyhead")
 class GridPositions(keras.layers.Layer):
-    """Adds to the patches of an image what tells their places (equation 1's E_pos).
+    """Adds learned positions to the patches of an image (equation 1's E_pos).
 
-    They are learned. They begin as sinusoids of the row and of the column, which Beyer et al. 2022
-    (arXiv 2205.01580) leave fixed: so near places are alike from the first step.
+    They are initialized as sinusoids of the row and of the column, which Beyer et al. 2022 (arXiv
+    2205.01580) leave fixed: so near places have similar positions from the first step.
 
     Args:
         grid: rows and columns of patches, Y and X.
         extra: tokens before the patches, each with a position of its own.
 
     Call with ``x`` (B, extra + Y' X', D) and the ``grid`` (Y', X') that it is of; the result is of
-    the same shape. Another grid than that of the weights has interpolated positions.
+    the same shape. For another grid than that of the weights, positions are interpolated.
+
+    >>> positions = GridPositions(grid=(2, 3), extra=1)
+    >>> tuple(positions(np.ones((2, 7, 192))).shape)
+    (2, 7, 192)
     """
 
-    def __init__(self, grid, extra=0, **kwargs):
+    def __init__(self, grid: tuple[int, int], extra: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.grid = tuple(grid)
         self.extra = int(extra)
@@ -132,10 +145,10 @@ class GridPositions(keras.layers.Layer):
         self.embeddings = self.add_weight(
             name="embeddings",
             shape=(self.extra + self.grid[0] * self.grid[1], x_shape[-1]),
-            initializer=self.initial,
+            initializer=self._initial,
         )
 
-    def initial(self, shape, dtype):
+    def _initial(self, shape, dtype):
         # Of the tokens before, small: a class token that began as 0 would be normalised as that.
         before = keras.random.normal((self.extra, shape[-1]), stddev=0.02)
         table = ops.concatenate([before, grid_sinusoids(self.grid, shape[-1])], axis=0)
@@ -144,7 +157,7 @@ class GridPositions(keras.layers.Layer):
     def call(self, x, grid=None):
         return x + ops.cast(self.table(grid or self.grid), x.dtype)
 
-    def table(self, grid):
+    def table(self, grid: tuple[int, int]) -> Tensor:
         """The positions (extra + Y' X', D) of a ``grid`` (Y', X')."""
         before, places = ops.split(ops.convert_to_tensor(self.embeddings), [self.extra], axis=0)
         return ops.concatenate([before, interpolated(places, self.grid, tuple(grid))], axis=0)

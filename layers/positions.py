@@ -1,6 +1,8 @@
 """What tells positions apart: sinusoids, learned vectors, rotations and relative biases."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -26,11 +28,17 @@ class PositionalEmbedding(keras.layers.Layer):
         ValueError: an unknown kind, an odd D with sinusoids, learned positions without
             ``max_length`` or, where T is known and start is 0, more than there are.
 
-    >>> PositionalEmbedding("sinusoidal")(np.zeros((2, 5, 64))).shape
+    >>> tuple(PositionalEmbedding("sinusoidal")(np.zeros((2, 5, 64))).shape)
     (2, 5, 64)
     """
 
-    def __init__(self, kind="sinusoidal", max_length=None, interleaved=True, **kwargs):
+    def __init__(
+        self,
+        kind: str = "sinusoidal",
+        max_length: int | None = None,
+        interleaved: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if kind not in ("sinusoidal", "learned"):
             raise ValueError(f"kind must be 'sinusoidal' or 'learned': {kind!r}")
@@ -112,8 +120,10 @@ class Rotary(keras.layers.Layer):
     Raises:
         ValueError: an unknown kind, or a setting that the kind needs is missing.
 
+    >>> from polyhead.layers import MultiHeadAttention
     >>> rotary = Rotary(head_dim=8, theta=500_000.0)(np.arange(5))
-    >>> MultiHeadAttention(num_heads=8)(np.ones((2, 5, 64)), rotary=rotary).shape
+    >>> y = MultiHeadAttention(num_heads=8)(np.ones((2, 5, 64)), rotary=rotary)
+    >>> tuple(y.shape)
     (2, 5, 64)
     """
 
@@ -127,19 +137,19 @@ class Rotary(keras.layers.Layer):
 
     def __init__(
         self,
-        head_dim,
-        theta=10_000.0,
-        kind="default",
-        factor=None,
-        original_length=None,
-        low=None,
-        high=None,
-        short_factors=None,
-        long_factors=None,
-        scale=None,
-        fraction=1.0,
-        **kwargs,
-    ):
+        head_dim: int,
+        theta: float = 10_000.0,
+        kind: str = "default",
+        factor: float | None = None,
+        original_length: int | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        short_factors: Sequence[float] | None = None,
+        long_factors: Sequence[float] | None = None,
+        scale: float | None = None,
+        fraction: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.autocast = False
         settings = dict(
@@ -221,11 +231,18 @@ class RelativeBias(keras.layers.Layer):
     Call with the positions of ``queries`` (T,) and of ``keys`` (S,); the result is a bias
     (1, H, T, S) in float32, which all layers of a stack share.
 
-    >>> RelativeBias(8)(np.arange(5), np.arange(7)).shape
+    >>> tuple(RelativeBias(8)(np.arange(5), np.arange(7)).shape)
     (1, 8, 5, 7)
     """
 
-    def __init__(self, num_heads, num_buckets=32, max_distance=128, bidirectional=True, **kwargs):
+    def __init__(
+        self,
+        num_heads: int,
+        num_buckets: int = 32,
+        max_distance: int = 128,
+        bidirectional: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.num_buckets = num_buckets
@@ -246,7 +263,7 @@ class RelativeBias(keras.layers.Layer):
         bucket = ops.take(self.buckets(np.arange(-most, most + 1)), distance + most, axis=0)
         return ops.transpose(ops.take(self.embeddings, bucket, axis=0), (2, 0, 1))[None]
 
-    def buckets(self, distance):
+    def buckets(self, distance: np.ndarray) -> np.ndarray:
         """The bucket of each ``distance``, key - query: NumPy's integers."""
         count, offset = self.num_buckets, 0
         if self.bidirectional:

@@ -1,5 +1,11 @@
 """The residual connection around a sublayer."""
 
+from collections.abc import Sequence
+
+import keras
+
+from .arguments import Tensor
+
 ORDERS = ("pre", "post", "both")
 
 
@@ -23,11 +29,19 @@ class Residual:
 
     >>> residual = Residual(keras.layers.LayerNormalization(), order="pre", x_shape=(None, 8))
     >>> x, dense = np.ones((2, 8)), keras.layers.Dense(8)
-    >>> residual.after(x, dense(residual.before(x))).shape
+    >>> tuple(residual.after(x, dense(residual.before(x))).shape)
     (2, 8)
     """
 
-    def __init__(self, norm, output_norm=None, *, order, dropout=(), x_shape):
+    def __init__(
+        self,
+        norm: keras.layers.Layer,
+        output_norm: keras.layers.Layer | None = None,
+        *,
+        order: str,
+        dropout: Sequence[keras.layers.Layer] = (),
+        x_shape: tuple[int | None, ...],
+    ) -> None:
         self.norm = norm
         self.output_norm = output_norm
         self.order = order
@@ -36,11 +50,11 @@ class Residual:
         if output_norm is not None:
             output_norm.build(x_shape)
 
-    def before(self, x):
+    def before(self, x: Tensor) -> Tensor:
         """The sublayer's input, for ``x`` (B, T, D)."""
         return x if self.order == "post" else self.norm(x)
 
-    def after(self, x, y, training=False):
+    def after(self, x: Tensor, y: Tensor, training: bool = False) -> Tensor:
         """The sum of ``x`` and of the sublayer's output ``y``, both (B, T, D)."""
         if self.order == "both":
             y = self.output_norm(y)
