@@ -115,7 +115,7 @@ class TransformerBlock(Composed):
             "feed_forward", feed_forward, norm
         )
 
-    def _copy_parts(self, name, sublayer, norm):
+    def _copy_parts(self, name, sublayer, norm) -> tuple[Any, Any, Any]:
         """Copies of a sublayer and its norms; None for those that the block does not have."""
         norm = None if sublayer is None else norm
         output_norm = norm if self.order == "both" else None

@@ -1,6 +1,7 @@
 """Layers that are composed of layers given to their constructor."""
 
 import inspect
+from typing import Any
 
 import keras
 
@@ -36,7 +37,7 @@ class Composed(keras.layers.Layer):
         }
         return cls(**{**config, **parts})
 
-    def _copy_part(self, part, name):
+    def _copy_part(self, part, name) -> Any:
         """A new layer like ``part``, named ``name``, with this layer's dtype policy; or None."""
         if part is None:
             return None

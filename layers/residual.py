@@ -56,7 +56,7 @@ class Residual:
 
     def after(self, x: Tensor, y: Tensor, training: bool = False) -> Tensor:
         """The sum of ``x`` and of the sublayer's output ``y``, both (B, T, D)."""
-        if self.order == "both":
+        if self.output_norm is not None:
             y = self.output_norm(y)
         for dropout in self.dropout:
             y = dropout(y, training=training)
