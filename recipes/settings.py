@@ -5,7 +5,7 @@ import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from typer import Option
 
@@ -18,7 +18,7 @@ VERBS = {"translation": "translate", "generation": "generate", "classification":
 Schedule = Literal["sqrt", "cosine"]
 
 
-def option(default, help, *flags, limit=False, adapts=False, **cli):
+def option(default, help, *flags, limit=False, adapts=False, **cli) -> Any:
     """A field of a run's settings that is an option of the command.
 
     Args:

@@ -60,7 +60,7 @@ def test_the_command_continues_text(trained, monkeypatch, capfd, tmp_path):
     ask = ("predict", trained, "The dog", "--max-new-tokens", 20, "--seed", 3)
     status, out, err = polyhead(monkeypatch, capfd, *ask)
     assert status == 0 and out.startswith("The dog") and len(out) > 10, err
-    assert polyhead(monkeypatch, capfd, *ask)[1] == out
+    assert polyhead(monkeypatch, capfd, "generate", *ask[1:])[1] == out
     status, several, _ = polyhead(monkeypatch, capfd, *ask, "--num-return-sequences", 2)
     assert status == 0 and several.count("The dog") >= 2
     status, out, _ = polyhead(monkeypatch, capfd, "evaluate", trained)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 import typer
@@ -124,6 +125,25 @@ def test_an_option_or_a_verb_of_another_task_is_refused(monkeypatch, capfd, tmp_
     (tmp_path / "config.json").write_text('{"model": "ViT"}')
     status, _, err = polyhead(monkeypatch, capfd, "predict", tmp_path, "a", "--beams", 2)
     assert (status, err) == (1, "error: --beams: for translation and generation only\n")
+
+
+def test_export_passes_the_format_and_the_options_of_the_task(monkeypatch, capfd, tmp_path):
+    class Model:
+        def export(self, *arguments, **options):
+            return arguments, options
+
+    for name, recipe, given, options in (
+        ("Transformer", "translation", ["--beams", 3], dict(beams=3)),
+        ("GPT", "generation", ["--top-p", 0.5, "--alpha", 1], dict(alpha=1.0, top_p=0.5)),
+        ("ViT", "classification", ["--max-pixels", 9], dict(top=None, max_pixels=9)),
+    ):
+        monkeypatch.setattr(command.RECIPES[recipe], "load", lambda run: Model())
+        (tmp_path / "config.json").write_text(json.dumps({"model": name}))
+        for format in ("tf_saved_model", "onnx"):
+            ask = ("export", tmp_path, "EXPORT", *given)
+            ask += () if format == "tf_saved_model" else ("--format", format)
+            _, out, err = polyhead(monkeypatch, capfd, *ask)
+            assert out == f"{((Path('EXPORT'),), dict(format=format, **options))}\n", err
 
 
 def test_options_of_some_tasks_stand_in_panels_that_name_them(monkeypatch, capfd):
