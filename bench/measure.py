@@ -148,7 +148,8 @@ def machine():
 
 
 def processor():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    about = Path("/proc/cpuinfo")  # on Linux
+    for line in about.read_text().splitlines() if about.exists() else ():
         if line.startswith("model name"):
             return line.split(":")[1].strip()
     return platform.processor()

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ def run(arguments):
     process = subprocess.Popen(
         [sys.executable, __file__, "serve", folder],
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # whoever called us waits until all have closed theirs
         start_new_session=True,
     )
     print(process.pid)
@@ -96,10 +96,10 @@ def serve(folder):
     server.start()
     rest = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     ports["8501"] = rest.server_port
-    threading.Thread(target=rest.serve_forever).start()
     file = ports_file(os.getpid())
     file.with_suffix(".new").write_text(json.dumps(ports))
     file.with_suffix(".new").rename(file)
+    rest.serve_forever()  # Python's thread pools end with the main thread
 
 
 def ports_file(process):
