@@ -62,6 +62,8 @@ def read(path):
 def token_stream(texts, tokenizer):
     """The tokens (N,) of documents one after the other, each with its end: a NumPy array.
 
+    A document starts with the tokenizer's ``prefix``, where it has one.
+
     Args:
         texts: strings, or a `tf.data.Dataset` of them.
         tokenizer: `BytePairs` or `Characters`.
@@ -72,10 +74,11 @@ def token_stream(texts, tokenizer):
 
     def tokenize():
         nonlocal size
-        pieces = [piece for piece, _ in waiting]
-        rows = tokenizer.encode(pieces)
+        rows = tokenizer.encode([piece for piece, *_ in waiting], add_special_tokens=False)
         flat, splits = rows.flat_values.numpy(), rows.row_splits.numpy()
-        for i, (_, ends) in enumerate(waiting):
+        for i, (_, begins, ends) in enumerate(waiting):
+            if begins and tokenizer.prefix:
+                parts.append(np.array(tokenizer.prefix, "int32"))
             parts.append(flat[splits[i] : splits[i + 1]].astype("int32"))
             if ends:
                 parts.append(np.array([tokenizer.end_id], "int32"))
@@ -85,7 +88,7 @@ def token_stream(texts, tokenizer):
     for text in texts:
         pieces = list(cut(text))
         for i, piece in enumerate(pieces):
-            waiting.append((piece, i == len(pieces) - 1))
+            waiting.append((piece, i == 0, i == len(pieces) - 1))
             size += len(piece)
             if size >= PIECE:
                 tokenize()

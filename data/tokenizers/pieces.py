@@ -1,18 +1,48 @@
 """SentencePiece models in TensorFlow's graph, as published or rebuilt from a tokenizer.json."""
 
 import base64
+from dataclasses import dataclass, field
 
 import sentencepiece
 import tensorflow as tf
 from sentencepiece import sentencepiece_model_pb2 as protos
 
-from .hugging_face import read_added, steps_of
+from .hugging_face import read_added, read_around, steps_of
 from .splits import text_operations
 from .tokenizer import Tokenizer
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark of the start of a word
 KINDS = protos.ModelProto.SentencePiece
 MOST = 2**19  # pieces; published vocabularies have up to 262,144
+SENTINELS = 100  # <extra_id_0>, <extra_id_1> ... of T5: the last pieces, in reverse
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How texts are cut around a SentencePiece model, and which of its pieces are special.
+
+    Args:
+        prefix, suffix: ids around each text.
+        added: ``{text: id}`` of tokens that are found in a text before it is cut.
+        strips: arguments of `AddedTokens`.
+        space: where a space is added: "model" where the model itself does it; "prepend", before
+            each part of a text; "always", before each part that has none; "first", only before a
+            text that has none; "never".
+        blanks: whether any white space is a space.
+        native: whether SentencePiece itself decodes, and shows unknown pieces; if not, tokens are
+            decoded as Hugging Face does it.
+    """
+
+    pad_id: int
+    start_id: int
+    end_id: int
+    prefix: tuple = ()
+    suffix: tuple = ()
+    added: dict = field(default_factory=dict)
+    strips: dict = field(default_factory=dict)
+    space: str = "model"
+    blanks: bool = False
+    native: bool = False
 
 
 class PieceTokenizer(Tokenizer):
@@ -64,19 +94,56 @@ def read_pieces(model):
         raise ValueError(f"not a SentencePiece model: {error}") from None
 
 
-def rebuild(content):
-    """The SentencePiece model, as bytes, that the content of a ``tokenizer.json`` was made from.
+def read_rules(model):
+    """The model, as bytes, and its `Rules`, by what its pieces are.
 
-    Returns it with where a space stands before a text: "model" where the model itself adds it,
-    "always" before each part without one, "first" only where a text starts, or "never".
+    One with pad, start and end pieces, as `Subwords.train` makes it, ends each text. T5's (no bytes
+    and no start piece) too, and has sentinels, which are added. Llama's and Gemma's (with bytes, no
+    pad piece or the end before the start) start each text.
+
+    Raises:
+        ValueError: it is not a SentencePiece model, or of another kind.
+    """
+    pieces = read_pieces(model)
+    pad, start, end = pieces.pad_id(), pieces.bos_id(), pieces.eos_id()
+    has_bytes = any(pieces.is_byte(i) for i in range(pieces.get_piece_size()))
+    if has_bytes and min(start, end) >= 0 and (pad < 0 or end < start):
+        return model, Rules(end if pad < 0 else pad, start, end, prefix=(start,))
+    if not has_bytes and (pad, start, end) == (0, -1, 1):
+        model, sentinels = add_sentinels(model)
+        return model, Rules(pad, pad, end, suffix=(end,), added=sentinels, blanks=True)
+    ids = {"pad": pad, "start": start, "end": end}
+    if lacking := [name for name, i in ids.items() if i < 0]:
+        raise ValueError(f"a vocabulary needs pieces for pad, start and end: no {lacking}")
+    return model, Rules(pad, start, end, suffix=(end,), native=True)
+
+
+def add_sentinels(model):
+    """T5's model with its sentinels as the last pieces, and their ``{text: id}``."""
+    proto = protos.ModelProto.FromString(model)
+    names = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
+    ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    if names[0] not in ids:
+        for name in names:
+            ids[name] = len(proto.pieces)
+            proto.pieces.add(piece=name, score=0.0, type=KINDS.CONTROL)
+    return proto.SerializeToString(), {name: ids[name] for name in names}
+
+
+def rebuild(content, end=None):
+    """The SentencePiece model, as bytes, that a ``tokenizer.json`` was made from, and its `Rules`.
 
     A BPE piece's score is the rank of the first merge that makes it. Special tokens become control
     pieces, which SentencePiece does not find in a text, and other added tokens its own symbols.
 
+    Args:
+        content: of the file.
+        end: the id of the end token, where the file does not say it.
+
     Raises:
         ValueError: naming a setting that SentencePiece does not have.
     """
-    model, (special, added, _) = content["model"], read_added(content)
+    model, (special, added, flags) = content["model"], read_added(content)
     unigram = model.get("type") == "Unigram"
     if unigram:
         scored = [(piece, score) for piece, score in model["vocab"]]
@@ -120,13 +187,13 @@ def rebuild(content):
     trainer.bos_id = trainer.eos_id = trainer.pad_id = -1
     normalizer.name, normalizer.escape_whitespaces = "identity", True
     normalizer.remove_extra_whitespaces = normalizer.add_dummy_prefix = False
-    space = "never"
+    space, blanks = "never", False
     for step in steps_of(content, "normalizer"):
         kind, how = step.get("type"), (step.get("pattern") or {}, step.get("content"))
         if kind == "Precompiled":
             normalizer.precompiled_charsmap = base64.b64decode(step["precompiled_charsmap"])
         elif kind == "Prepend" and step.get("prepend") == SPACE:
-            normalizer.add_dummy_prefix, space = True, "model"
+            space = "prepend"
         elif kind == "Replace" and how[0].get("Regex") == " {2,}":
             normalizer.remove_extra_whitespaces = True
         elif kind != "Replace" or how != ({"String": " "}, SPACE):
@@ -134,7 +201,7 @@ def rebuild(content):
     for step in steps_of(content, "pre_tokenizer"):
         kind = step.get("type")
         if kind == "WhitespaceSplit":
-            normalizer.remove_extra_whitespaces = True
+            normalizer.remove_extra_whitespaces = blanks = True
         elif kind == "Metaspace" and step.get("replacement") == SPACE:
             space = step.get("prepend_scheme") or (
                 "always" if step.get("add_prefix_space", True) else "never"
@@ -145,7 +212,19 @@ def rebuild(content):
             raise ValueError(f"pre_tokenizer has a step that is not supported: {step!r:.200}")
     if normalizer.remove_extra_whitespaces and space == "always":
         normalizer.add_dummy_prefix, space = True, "model"
-    return proto.SerializeToString(), space
+    prefix, suffix = read_around(content)
+    ends = [*suffix[-1:], *(special[text] for text in ("</s>", "<eos>") if text in special)]
+    end = next(iter(ends), None) if end is None else end
+    if end not in special.values():
+        raise ValueError(f"the end token {end} is not among the special ones: {special!r:.400}")
+    pad = special.get("<pad>", end)
+    # SentencePiece itself finds other added tokens, but treats what stands around them as one text.
+    strips = {flag: flags[flag] for flag in ("lstrip", "rstrip")}
+    apart = {*strips["lstrip"], *strips["rstrip"]}
+    found = special | {t: i for t, i in added.items() if space != "never" or t in apart}
+    start = prefix[0] if prefix else pad
+    rules = Rules(pad, start, end, prefix, suffix, found, strips, space, blanks)
+    return proto.SerializeToString(), rules
 
 
 def is_byte(piece):

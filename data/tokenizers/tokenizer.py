@@ -38,11 +38,7 @@ class Tokenizer(tf.Module):
         before, after = (self.prefix, self.suffix) if add_special_tokens else ((), ())
         if max_length is not None:
             rows = rows[:, : max(max_length - len(before) - len(after), 0)]
-        if not before and not after:
-            return rows
-        parts = [tf.tile(tf.constant([ids], rows.dtype), [rows.nrows(), 1])
-                 for ids in (before, after) if ids]  # fmt: skip
-        return tf.concat([*parts[: bool(before)], rows, *parts[bool(before) :]], axis=1)
+        return surround(rows, before, after) if before or after else rows
 
     def tokens(self, text, target=False):
         """The tokens of one text, a list of strings, for people to look at."""
@@ -61,8 +57,7 @@ class Tokenizer(tf.Module):
             rows = tf.gather(rows.flat_values, tf.ragged.range(starts, rows.row_limits()))
             kept = longest - len(self.prefix)
             rows = rows[:, -kept:] if kept > 0 else rows[:, :0]
-            first = tf.tile(tf.constant([self.prefix], rows.dtype), [rows.nrows(), 1])
-            rows = tf.concat([first, rows], axis=1)
+            rows = surround(rows, self.prefix, ())
         else:
             rows = rows[:, -longest:]
             empty = tf.cast(rows.row_lengths() == 0, tf.int64)
@@ -159,6 +154,15 @@ class AddedTokens(tf.Module):
             stripped = tf.strings.regex_replace(parts, strip, r"\1")
             parts = tf.where(self._table.lookup(stripped) >= 0, stripped, parts)
         return tf.cast(self._table.lookup(parts), tf.int32), parts
+
+
+def surround(rows, before, after):
+    """Ragged ``rows`` with the ids ``before`` and ``after`` each."""
+
+    def fill(ids):
+        return tf.tile(tf.constant([ids], rows.dtype, [1, len(ids)]), [rows.nrows(), 1])
+
+    return tf.concat([fill(before), rows, fill(after)], axis=1)
 
 
 def pattern_of(texts, lstrip=(), rstrip=()):
