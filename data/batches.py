@@ -1,4 +1,4 @@
-"""Batches of sentence pairs: a budget of tokens each, a few static shapes."""
+"""Batches of texts of similar length: a budget of tokens each, a few static shapes."""
 
 import operator
 import warnings
@@ -88,20 +88,17 @@ def translation_batches(
         # A bucket has room for the pieces that were drawn first.
         first_drawn = zip(*draw(0, [max_length] * len(keep)), strict=True)
         longest = np.maximum(longest, [max(map(len, pair)) for pair in first_drawn])
-    ends = bucket_lengths(longest, buckets)
-    bucket = np.searchsorted(ends, longest)
-    first, size, length = (tf.constant(column) for column in plan(longest, ends, tokens))
-    count, copies = int(first.shape[0]), 1 + twice
+    plan = Buckets(longest, tokens, buckets)
 
     def pieces(number):
-        """An epoch's number, and the ragged tokens of both its sides."""
+        """The ragged tokens of both sides in an epoch."""
         if not bpe_dropout:
-            return number, *sides
+            return sides
 
         def arrays(number):
             return [
                 array
-                for rows in draw(int(number) + 1, np.minimum(ends[bucket], max_length))
+                for rows in draw(int(number) + 1, np.minimum(plan.room, max_length))
                 for array in (np.concatenate(rows), [len(row) for row in rows])
             ]
 
@@ -109,12 +106,11 @@ def translation_batches(
         for tensor in flat:
             tensor.set_shape([None])
         tokens = [tf.RaggedTensor.from_row_lengths(*flat[i : i + 2]) for i in (0, 2)]
-        return number, *(tf.cast(side, tf.int32) for side in tokens)
+        return tuple(tf.cast(side, tf.int32) for side in tokens)
 
-    def batch(source, target, order, i):
-        rows = tf.repeat(order[first[i] : first[i] + size[i]], copies)
-        shape = [copies * size[i], length[i]]
-        pad = tokenizer.pad_id
+    def batch(rows, size, length, source, target):
+        copies, pad = 1 + twice, tokenizer.pad_id
+        rows, shape = tf.repeat(rows, copies), [copies * size, length]
         labels = tf.gather(target, rows).to_tensor(pad, shape=shape)
         starts = tf.fill([shape[0], 1], tokenizer.start_id)
         shifted = tf.concat([starts, labels[:, :-1]], axis=1)
@@ -126,20 +122,67 @@ def translation_batches(
         weight = tf.cast(labels != pad, tf.float32)
         return inputs, labels, weight
 
-    def epoch(number, source, target):
-        order, batches = tf.range(len(keep)), tf.range(count)
-        if shuffle:
-            key = tf.stack([tf.cast(seed, tf.int64), tf.cast(number, tf.int64)])
-            order = tf.random.experimental.stateless_shuffle(order, key)
-            batches = tf.random.experimental.stateless_shuffle(batches, key + 1)
-        order = tf.gather(order, tf.argsort(tf.gather(bucket, order), stable=True))
-        return tf.data.Dataset.from_tensor_slices(batches).map(
-            lambda i: batch(source, target, order, i), num_parallel_calls=2
-        )
+    return plan.batches(batch, shuffle, seed, start, pieces)
 
-    return epochs(
-        lambda numbers: numbers.map(pieces).prefetch(1).flat_map(epoch), count, seed, start
-    )
+
+class Buckets:
+    """A plan of batches: rows of similar length share one, and there are few shapes.
+
+    There are at most ``buckets`` lengths L, those that need the least padding, and for each of
+    them one B, the multiple of 8 with B * L <= ``tokens`` (at least 8). Rows left over join the
+    next longer bucket, and the last batch is padded with empty rows.
+
+    Args:
+        lengths: (N,) of the rows, in tokens: of pairs the longer side, of questions with what they
+            are asked about the sum.
+        tokens: padded tokens of a batch.
+
+    ``room`` (N,) is the length to which each row is padded, unless it is left over.
+    """
+
+    def __init__(self, lengths, tokens, buckets=4):
+        ends = bucket_lengths(lengths, buckets)
+        self._bucket = np.searchsorted(ends, lengths)
+        self.room = ends[self._bucket]
+        self._plan = [tf.constant(column) for column in plan(lengths, ends, tokens)]
+
+    def __len__(self):
+        return int(self._plan[0].shape[0])
+
+    def batches(self, batch, shuffle=True, seed=0, start=None, sample=lambda number: ()):
+        """A dataset of ``batch(rows, size, length, *sampled)``.
+
+        Args:
+            batch: a function, in the graph, of the indices of at most ``size`` rows and the length
+                to which they are padded.
+            shuffle: a new order and new batches each epoch, the same for the same ``seed``.
+            start: see `epochs`.
+            sample: a function of an epoch's number that returns what `batch` gets as ``sampled``.
+        """
+        first, size, length = self._plan
+
+        def epoch(number, *sampled):
+            order, batches = tf.range(len(self._bucket)), tf.range(len(self))
+            if shuffle:
+                key = tf.stack([tf.cast(seed, tf.int64), tf.cast(number, tf.int64)])
+                order = tf.random.experimental.stateless_shuffle(order, key)
+                batches = tf.random.experimental.stateless_shuffle(batches, key + 1)
+            order = tf.gather(order, tf.argsort(tf.gather(self._bucket, order), stable=True))
+
+            def make(i):
+                return batch(order[first[i] : first[i] + size[i]], size[i], length[i], *sampled)
+
+            return tf.data.Dataset.from_tensor_slices(batches).map(make, num_parallel_calls=2)
+
+        def numbered(number):
+            return number, *sample(number)
+
+        return epochs(
+            lambda numbers: numbers.map(numbered).prefetch(1).flat_map(epoch),
+            len(self),
+            seed,
+            start,
+        )
 
 
 def epochs(batches, count, seed, start=None):

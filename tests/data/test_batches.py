@@ -2,11 +2,12 @@ import itertools
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyhead.data import ParallelText, translation_batches
-from polyhead.data.batches import bucket_lengths, plan
+from polyhead.data.batches import Buckets, bucket_lengths, plan
 
 
 def arrays(batches):
@@ -158,3 +159,20 @@ def test_bucket_lengths_make_the_least_padding(lengths):
     rounded = sorted({-(-int(n) // 4) * 4 for n in lengths})
     best = min(padded([*other, rounded[-1]]) for other in itertools.combinations(rounded, 1))
     assert padded(bucket_lengths(lengths, 2)) == best
+
+
+def test_single_sequences_share_the_plan_of_pairs():
+    lengths = np.random.default_rng(0).integers(2, 40, 100)
+    rows = tf.ragged.range(lengths)
+
+    def batch(chosen, size, length):
+        return chosen, tf.gather(rows, chosen).to_tensor(-1, shape=[size, length])
+
+    plan = Buckets(lengths, 400, buckets=3)
+    made = [(c.numpy(), x.numpy()) for c, x in plan.batches(batch)]
+    assert len(made) == len(plan) and len({x.shape for _, x in made}) <= 3
+    assert sorted(i for chosen, _ in made for i in chosen) == list(range(100))
+    for chosen, x in made:
+        assert x.size <= 400 and len(x) % 8 == 0
+        np.testing.assert_array_equal((x >= 0).sum(1)[: len(chosen)], lengths[chosen])
+    assert (plan.room >= lengths).all()
