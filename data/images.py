@@ -173,19 +173,49 @@ def rounded(image):
     return tf.cast(tf.round(image), tf.uint8)
 
 
+@dataclass(frozen=True)
 class Pixels:
-    """Decodes and fits images to a model's size, in Python and in exports.
+    """The preprocessing of a model's images: decoded and fitted, in Python and in exports.
+
+    A model keeps it as it keeps a tokenizer. It is data of the configuration alone, so that there
+    is no file of its own: see `from_config`. Pixels stay from 0 to 255; the network normalizes
+    them by ``mean`` and ``std``, so that no caller can forget it.
 
     Args:
         size: height and width.
         channels: 3 for RGB, 1 for grey.
         max_pixels: an image with more pixels is refused before it is decoded.
-        fit: arguments of `fitted`.
+        interpolation, squash, crop: see `fitted`.
     """
 
-    def __init__(self, size, channels=3, max_pixels=MAX_PIXELS, **fit):
-        self.size, self.channels, self.max_pixels = tuple(size), channels, max_pixels
-        self.fit = fit
+    size: tuple[int, int]
+    channels: int = 3
+    max_pixels: int = MAX_PIXELS
+    interpolation: str = "bilinear"
+    squash: bool = True
+    crop: float = 1.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "size", tuple(self.size))
+        if type(self.max_pixels) is not int or self.max_pixels < 1:
+            raise ValueError(f"max_pixels must be a positive integer: {self.max_pixels!r}")
+
+    @classmethod
+    def from_config(cls, config, **changes):
+        """From a model's configuration.
+
+        Args:
+            config: has ``image_size``, ``channels``, ``interpolation``, ``squash`` and ``crop``.
+            changes: other arguments, for example ``max_pixels``.
+        """
+        names = ("channels", "interpolation", "squash", "crop")
+        fields = {name: getattr(config, name) for name in names}
+        return cls(config.image_size, **{**fields, **changes})
+
+    @property
+    def fit(self):
+        """The arguments of `fitted`, as `image_batches` takes them."""
+        return {"interpolation": self.interpolation, "squash": self.squash, "crop": self.crop}
 
     def read(self, image):
         """Reads a path, encoded bytes or an array (Y, X, C) as an array of the size, 0 to 255.

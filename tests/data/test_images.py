@@ -1,4 +1,5 @@
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -277,3 +278,15 @@ def test_shapes_are_drawn_the_same_each_time():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert val.images.std(axis=(1, 2, 3)).min() > 10
+
+
+def test_preprocessing_is_made_from_a_configuration():
+    config = SimpleNamespace(
+        image_size=[4, 6], channels=1, interpolation="bicubic", squash=False, crop=0.9, dim=8
+    )
+    pixels = Pixels.from_config(config, max_pixels=100)
+    assert pixels == Pixels((4, 6), 1, 100, "bicubic", False, 0.9)
+    assert pixels.fit == {"interpolation": "bicubic", "squash": False, "crop": 0.9}
+    assert pixels.read(np.zeros((8, 8, 1), "uint8")).shape == (4, 6, 1)
+    with pytest.raises(ValueError, match="max_pixels must be a positive integer: 0"):
+        Pixels.from_config(config, max_pixels=0)
