@@ -1,6 +1,7 @@
 """Image classifiers: what users do with a network that labels images."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,14 +112,17 @@ class ImageClassifier(Pretrained):
         [shares] = ops.convert_to_numpy(self.rollout(self.pixels(image)[None]))
         return shares
 
-    def _reader(self, max_pixels=None):
-        from ..data.images import MAX_PIXELS, Pixels
+    @functools.cached_property
+    def preprocessor(self):
+        """How images are decoded and fitted: a `polyhead.data.images.Pixels`."""
+        from ..data.images import Pixels
 
-        c = self.config
-        limit = MAX_PIXELS if max_pixels is None else plain(max_pixels)
-        if type(limit) is not int or limit < 1:
-            raise ValueError(f"max_pixels must be a positive integer: {limit!r}")
-        return Pixels(c.image_size, c.channels, limit, **c.fit)
+        return Pixels.from_config(self.config)
+
+    def _reader(self, max_pixels=None):
+        if max_pixels is None:
+            return self.preprocessor
+        return dataclasses.replace(self.preprocessor, max_pixels=plain(max_pixels))
 
     def adapted(self, num_classes=None, labels=None, **overrides):
         """A new model with these weights for other classes, or images of another size.
