@@ -2,7 +2,8 @@
 
 Writes random weights of a GPT-2 in shards, loads them in a process of its own, and compares the
 peak of its memory with what loading may take above the import: the model's variables, twice the
-largest tensor, and 200 MB. On 2 cores gpt2-xl takes 6.4 GB of disk and two minutes.
+largest tensor, and 200 MB. gpt2-xl takes 6.2 GB of disk and, on 2 cores, two minutes: its variables
+are 6.23 GB, and the peak was 6.83 GB of 7.07 GB.
 """
 
 import json
