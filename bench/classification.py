@@ -49,7 +49,7 @@ def peer_model(preset):
     sizes = ViTConfig(
         image_size=c.image_size[0], patch_size=c.patch_size, hidden_size=c.dim,
         num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads,
-        intermediate_size=c.hidden_dim, num_labels=c.num_classes, layer_norm_eps=c.epsilon,
+        intermediate_size=c.intermediate_dim, num_labels=c.num_classes, layer_norm_eps=c.epsilon,
     )  # fmt: skip
     return ViTForImageClassification(sizes)
 
@@ -62,7 +62,7 @@ def hub_model(preset):
     c = ViT.PRESETS[preset]
     backbone = keras_hub.models.ViTBackbone(
         image_shape=(*c.image_size, 3), patch_size=c.patch_size, num_layers=c.num_layers,
-        num_heads=c.num_heads, hidden_dim=c.dim, mlp_dim=c.hidden_dim, dropout_rate=0.0,
+        num_heads=c.num_heads, hidden_dim=c.dim, mlp_dim=c.intermediate_dim, dropout_rate=0.0,
         attention_dropout=0.0, layer_norm_epsilon=c.epsilon,
     )  # fmt: skip
     return keras_hub.models.ViTImageClassifier(backbone, c.num_classes, preprocessor=None)
@@ -190,7 +190,7 @@ def operations(preset, side):
 
     c = ViT.PRESETS[preset]
     tokens = (side // c.patch_size) ** 2 + 1
-    block = 4 * c.dim**2 + 2 * c.dim * c.hidden_dim + 2 * tokens * c.dim
+    block = 4 * c.dim**2 + 2 * c.dim * c.intermediate_dim + 2 * tokens * c.dim
     return 2 * (c.num_layers * tokens * block + tokens * c.patch_size**2 * 3 * c.dim)
 
 

@@ -95,7 +95,7 @@ def draw(curves, path):
     axes.set_xlabel("seconds")
     axes.set_ylabel("validation loss, nats a character")
     axes.legend(title="learning rate's peak")
-    axes.grid(alpha=0.3)
+    axes.grid(length_penalty=0.3)
     figure.savefig(path, dpi=120)
 
 

@@ -88,7 +88,7 @@ def ours(folder, beams, batch):
     from polyhead.zoo import Transformer
 
     model = Transformer.from_pretrained(folder)
-    search, source = dataclasses.replace(model.config.search, beams=beams), sources(batch)
+    search, source = dataclasses.replace(model.config.search, num_beams=beams), sources(batch)
 
     def call():
         tokens, _ = model._found(source, search)
@@ -151,7 +151,7 @@ def our_training(folder):
 def export(folder, base):
     from polyhead.zoo import Transformer
 
-    return str(Transformer.from_pretrained(folder).export(base, beams=BEAMS))
+    return str(Transformer.from_pretrained(folder).export(base, num_beams=BEAMS))
 
 
 def export_tiny(base):

@@ -392,13 +392,13 @@ def folder_of_checkpoint(name, hub):
         raise Skipped("huggingface_hub is not installed")
     import huggingface_hub
 
-    from polyhead.zoo.published import fetched
+    from polyhead.zoo.published.files import find_folder
 
     try:
         huggingface_hub.HfApi().model_info(name, timeout=20)
     except Exception as error:
         raise Skipped(f"the hub does not answer: {type(error).__name__}") from None
-    return fetched(name)
+    return find_folder(name)
 
 
 def compare_logits(folder, reader):

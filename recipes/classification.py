@@ -169,9 +169,11 @@ def begin(settings, classes):
     if settings.image_size is not None:
         overrides["image_size"] = settings.image_size
     if settings.pretrained is not None:
-        model = ViT.from_pretrained(settings.pretrained, labels=classes, **overrides)
+        model = ViT.from_pretrained(settings.pretrained, class_names=classes, **overrides)
     else:
-        model = ViT.preset(settings.preset, num_classes=len(classes), labels=classes, **overrides)
+        model = ViT.preset(
+            settings.preset, num_classes=len(classes), class_names=classes, **overrides
+        )
     if model.config.channels not in (1, 3):
         raise ValueError(f"a model of 1 or 3 channels is trained, not {model.config.channels}")
     if settings.freeze:
@@ -227,7 +229,7 @@ def evaluate(
     settings, model, split = read_settings(run), load(run), split or "val"
     images = labelled(data or settings.data, split)
     c = model.config
-    if images.classes != c.labels:
+    if images.classes != c.class_names:
         raise ValueError(f"the images are of other classes than the model: {images.classes[:5]}")
     batches = image_batches(
         images,

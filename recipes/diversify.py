@@ -4,7 +4,7 @@ Train a model for each direction, add their translations of the training data, t
 
     polyhead train translation --source en --target de --data DIR --out EN-DE
     polyhead train translation --source de --target en --data DIR --out DE-EN
-    polyhead diversify EN-DE DE-EN --beams 5 --out MORE
+    polyhead diversify EN-DE DE-EN --num-beams 5 --out MORE
     polyhead train translation --source en --target de --data MORE --out BETTER
 """
 
@@ -43,14 +43,14 @@ def diversify(
     back-translation. The direction of the first run is forward. Then train on the new data with
     the first run's options. Validation and test data stay the same.
 
-    Example: polyhead diversify RUN REVERSE --beams 5 --out MORE
+    Example: polyhead diversify RUN REVERSE --num-beams 5 --out MORE
 
     Args:
         runs: folders of translation runs with the same variant of files (arXiv 1911.01986,
             section 3). Duplicates and pairs with an empty side are left out.
         out: every few thousand translations are saved there: an interrupted call resumes, and a
             call with further runs translates with those only.
-        search: settings of `Search`, e.g. ``beams=5``.
+        search: settings of `Search`, e.g. ``num_beams=5``.
 
     Returns:
         the training pairs, a `ParallelText`.

@@ -225,7 +225,7 @@ def generate(
     """Continue text; it is printed as it is generated."""
     model = load(run)
     for prompt in inputs or [sys.stdin.read()]:
-        if num_return_sequences is None and decoding.get("beams", 1) == 1:
+        if num_return_sequences is None and decoding.get("num_beams", 1) == 1:
             print(prompt, end="", flush=True)
             for text in model.stream(prompt, seed=seed, stop=stop, **decoding):
                 print(text, end="", flush=True)

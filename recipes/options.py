@@ -40,11 +40,9 @@ MaxPixels = Annotated[
 class Search(TypedDict, total=False):
     """Settings of beam search. The keys are the model's arguments."""
 
-    beams: Annotated[
-        int, Option("--beams", help="Beam width; 1 is greedy. Default: the model's own.")
-    ]
-    alpha: Annotated[
-        float, Option("--alpha", help="Length penalty of beam search: score / tokens^alpha.")
+    num_beams: Annotated[int, Option(help="Beam width; 1 is greedy. Default: the model's own.")]
+    length_penalty: Annotated[
+        float, Option(help="Length penalty a of beam search: score / tokens^a.")
     ]
 
 

@@ -120,7 +120,8 @@ import sys
 sys.modules["tensorflow"] = None
 import numpy as np
 from polyhead.zoo import Transformer
-model = Transformer.preset("tiny", num_layers=1, dim=16, hidden_dim=16, num_heads=2, vocab_size=20)
+sizes = dict(num_layers=1, dim=16, intermediate_dim=16, num_heads=2, vocab_size=20)
+model = Transformer.preset("tiny", **sizes)
 model.compile()
 x = np.random.randint(3, 20, (8, 5))
 before = model.get_weights()[0]

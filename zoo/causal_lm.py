@@ -80,7 +80,7 @@ class CausalLM(Pretrained):
         ``limit`` (B,) tokens, of ``length``; ``cache`` is how keys and values are kept. Where there
         is a ``state`` of the same prompts, it goes on from there.
         """
-        c, beams = self.config, search.beams
+        c, beams = self.config, search.num_beams
         batch, width = ops.shape(prompt)
         padding = ops.repeat(width - count, beams, axis=0)[:, None]
         room = width - 1 + length
@@ -133,7 +133,7 @@ class CausalLM(Pretrained):
                 ``max_new_tokens``. Without it, a prompt as long as the context is an error.
             progress: True shows a progress bar; or a function that wraps the batches.
             settings: of `Sampling` and of `Search`, instead of the model's own:
-                ``temperature=0.8, top_p=0.95``, or ``beams=4, alpha=1.0``.
+                ``temperature=0.8, top_p=0.95``, or ``num_beams=4, length_penalty=1.0``.
 
         Returns:
             a `Generation`, a string with a ``score``, or a list of them in the order of
@@ -148,13 +148,13 @@ class CausalLM(Pretrained):
         search, sampling = self._settings(max_new_tokens, settings)
         count = check_count(num_return_sequences)
         # Samples are rows of their own; the best of a beam search come together.
-        kept, drawn = (1, count) if search.beams == 1 else (count, 1)
-        if kept > search.beams:
+        kept, drawn = (1, count) if search.num_beams == 1 else (count, 1)
+        if kept > search.num_beams:
             raise ValueError(
-                f"num_return_sequences must be at most the number of beams: {kept}, {search.beams}"
+                f"num_return_sequences must be at most num_beams: {kept}, {search.num_beams}"
             )
         seeds = self._seeds(seed, len(prompts) * drawn)
-        rows = self._prompts(prompts, search.max_tokens, truncate)
+        rows = self._prompts(prompts, search.max_new_tokens, truncate)
         rows = [row for row in rows for _ in range(drawn)]
         size = min(batch_size, len(rows))
 
@@ -173,7 +173,7 @@ class CausalLM(Pretrained):
 
         rows = list(zip(rows, seeds, strict=True))
         made = in_batches(rows, batch_size, run, lambda row: len(row[0]), progress)
-        if search.beams == 1:
+        if search.num_beams == 1:
             made = [sum(made[i : i + drawn], []) for i in range(0, len(made), drawn)]
         if num_return_sequences is None:
             made = [several[0] for several in made]
@@ -189,10 +189,10 @@ class CausalLM(Pretrained):
             raise TypeError(f"stream takes a string: {type(prompt).__name__}")
         stop = self._stop(stop)
         search, sampling = self._settings(max_new_tokens, settings)
-        if search.beams > 1:
-            raise ValueError(f"beams end together, so stream takes one: {search.beams}")
+        if search.num_beams > 1:
+            raise ValueError(f"beams end together, so stream takes one: {search.num_beams}")
         [seed] = self._seeds(seed, 1)
-        batch = self._batch(self._prompts([prompt], search.max_tokens, truncate), search, 1)
+        batch = self._batch(self._prompts([prompt], search.max_new_tokens, truncate), search, 1)
         draw = sampling.draw([seed] * len(batch[0]))
         return self._pieces(tokenizer, batch, search, draw, stop)
 
@@ -224,14 +224,14 @@ class CausalLM(Pretrained):
             raise TypeError(f"no setting of Search or Sampling: {sorted(settings)}")
         search = dataclasses.replace(self.config.search, **parts[0])
         if max_new_tokens is not None:
-            search = dataclasses.replace(search, max_tokens=max_new_tokens)
-        if search.max_tokens is None:
-            search = dataclasses.replace(search, max_tokens=100)
+            search = dataclasses.replace(search, max_new_tokens=max_new_tokens)
+        if search.max_new_tokens is None:
+            search = dataclasses.replace(search, max_new_tokens=100)
         search = search.within(self.config.vocab_size, max(self.config.max_length - 1, 1))
         sampling = dataclasses.replace(self.config.sampling, **parts[1])
-        if search.beams > 1:
+        if search.num_beams > 1:
             if parts[1]:
-                raise ValueError(f"beams do not draw: {search.beams} beams, {parts[1]}")
+                raise ValueError(f"beams do not draw: {search.num_beams} beams, {parts[1]}")
             sampling = Sampling(temperature=0)
         return search, sampling
 
@@ -249,12 +249,12 @@ class CausalLM(Pretrained):
             raise ValueError(f"there must be a seed for each continuation: {len(seeds)}, {count}")
         return seeds
 
-    def _prompts(self, prompts, max_tokens, truncate):
+    def _prompts(self, prompts, max_new_tokens, truncate):
         """The tokens of ``prompts``, lists, each of which leaves room for some more."""
         context = self.config.max_length
         rows = self.tokenizer.encode(prompts).to_list() if prompts else []
         rows = [row or [self.config.end_id] for row in rows]
-        longest = max(context - max_tokens, 1) if truncate else context - 1
+        longest = max(context - max_new_tokens, 1) if truncate else context - 1
         long = [i for i, row in enumerate(rows) if len(row) > longest]
         if long and not truncate:
             raise ValueError(
@@ -271,20 +271,20 @@ class CausalLM(Pretrained):
     def _batch(self, rows, search, size):
         """``rows`` of tokens as `find` takes them, padded to few shapes: prompt, count, limit."""
         # XLA multiplies two rows by a matrix faster than one.
-        size = max(bucket(max(size, len(rows)), start=1), 2 if search.beams == 1 else 1)
+        size = max(bucket(max(size, len(rows)), start=1), 2 if search.num_beams == 1 else 1)
         width = bucket(max(map(len, rows)))
         prompt = np.full((size, width), self.config.end_id, "int32")
         count, limit = np.ones(size, "int32"), np.zeros(size, "int32")
         for i, row in enumerate(rows):
             prompt[i, width - len(row) :] = row
             count[i] = len(row)
-            limit[i] = min(search.max_tokens, self.config.max_length - len(row))
+            limit[i] = min(search.max_new_tokens, self.config.max_length - len(row))
         return prompt, count, limit
 
     def _found(self, batch, search, draw, state=None, until=None):
         """`find`, compiled: once for each shape, and for settings that are not of rows."""
-        length = bucket(search.max_tokens)
-        search = dataclasses.replace(search, max_tokens=None)
+        length = bucket(search.max_new_tokens)
+        search = dataclasses.replace(search, max_new_tokens=None)
         key = (search, length, state is None, until is None)
         # Weights are compared once, not for every token of a stream.
         found = self._searches.get(key) if state is not None else None
@@ -385,7 +385,7 @@ class CausalLM(Pretrained):
             return whole.export(filepath, max_new_tokens=max_new_tokens, **settings)
         if stop := list(self.config.stop_strings):
             warnings.warn(f"an export does not end texts at stop strings: {stop}", stacklevel=2)
-        length, context = search.max_tokens, self.config.max_length
+        length, context = search.max_new_tokens, self.config.max_length
         if max_new_tokens is None:
             length = min(length, max(context // 2, 1))
         elif max_new_tokens >= context:
@@ -413,7 +413,7 @@ class CausalLM(Pretrained):
 
         def generate(text, max_new_tokens, temperature, top_k, top_p, min_p, seed):
             draw = Draw(seed, temperature, top_k, top_p, min_p)
-            plain = dataclasses.replace(search, beams=1)
+            plain = dataclasses.replace(search, num_beams=1)
             return follow(text, plain, draw, max_new_tokens)
 
         def score(text):

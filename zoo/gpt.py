@@ -27,7 +27,7 @@ class GPTConfig:
     max_length: int = 1024  # of prompt and continuation, in tokens: the context
     num_layers: int = 12
     dim: int = 768
-    hidden_dim: int | None = None  # None: four times dim
+    intermediate_dim: int | None = None  # None: four times dim
     num_heads: int = 12
     dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -35,7 +35,7 @@ class GPTConfig:
     epsilon: float = 1e-5
     tied: bool = True  # the embedding gives the logits too
     end_id: int = 50256  # ends a document, and stands before the first
-    search: Search = Search(max_tokens=100)  # of `generate` and `export`, unless told otherwise
+    search: Search = Search(max_new_tokens=100)  # of `generate` and `export`, unless told otherwise
     sampling: Sampling = Sampling()
     stop_strings: tuple[str, ...] = ()  # each ends a text of `generate` and `stream`
 
@@ -45,13 +45,13 @@ class GPTConfig:
         if type(self.tied) is not bool:
             raise ValueError(f"tied must be True or False: {self.tied!r}")
         sizes = ("vocab_size", "max_length", "num_layers", "dim", "num_heads")
-        check_sizes(self, *sizes, optional=("hidden_dim",), tokens=("end_id",))
+        check_sizes(self, *sizes, optional=("intermediate_dim",), tokens=("end_id",))
         self.search.within(self.vocab_size, self.max_length)
 
     @property
     def parameters(self):
         """The number of parameters, counted by formula."""
-        d, inner = self.dim, self.hidden_dim or 4 * self.dim
+        d, inner = self.dim, self.intermediate_dim or 4 * self.dim
         attention, feed_forward, norm = 4 * (d * d + d), d * inner + inner + inner * d + d, 2 * d
         block = attention + feed_forward + 2 * norm
         tables = (self.vocab_size * (2 - self.tied) + self.max_length) * d
@@ -121,7 +121,7 @@ class GPT(CausalLM):
         self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
         parts = dict(
             attention=MultiHeadAttention(config.num_heads, dropout=config.attention_dropout),
-            feed_forward=FeedForward(config.hidden_dim or 4 * config.dim, config.activation),
+            feed_forward=FeedForward(config.intermediate_dim or 4 * config.dim, config.activation),
             norm=keras.layers.LayerNormalization(epsilon=config.epsilon),
         )
         self.blocks = [
@@ -157,7 +157,7 @@ class GPT(CausalLM):
         c = config
         yield "tokens/embeddings", (c.vocab_size, c.dim)
         yield "positions/embeddings", (c.max_length, c.dim)
-        yield from block_shapes("block", c.num_layers, c, c.hidden_dim or 4 * c.dim)
+        yield from block_shapes("block", c.num_layers, c, c.intermediate_dim or 4 * c.dim)
         yield from norm_shapes("norm", c.dim).items()
         if not c.tied:
             yield "head/kernel", (c.dim, c.vocab_size)

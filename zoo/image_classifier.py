@@ -24,9 +24,10 @@ class ImageClassifier(Pretrained):
     """The base of networks that label images: `classify`, `attention`, `export`.
 
     A subclass is a network of images (B, Y, X, C), pixels from 0 to 255, which gives logits
-    (B, classes). Its configuration has ``image_size``, ``channels``, ``num_classes``, ``labels``,
-    ``patch_size`` and ``fit``. It has ``blocks``, a ``head`` or None, a class ``token`` or None,
-    and the methods ``features(images)`` and ``embed(images)``, what the first block gets.
+    (B, classes). Its configuration has ``image_size``, ``channels``, ``num_classes``,
+    ``class_names``, ``patch_size`` and ``fit``. It has ``blocks``, a ``head`` or None, a class
+    ``token`` or None, and the methods ``features(images)`` and ``embed(images)``, what the first
+    block gets.
     """
 
     def rollout(self, images):
@@ -97,7 +98,7 @@ class ImageClassifier(Pretrained):
         return found[0] if single else found
 
     def label(self, i):
-        return str(i) if self.config.labels is None else self.config.labels[i]
+        return str(i) if self.config.class_names is None else self.config.class_names[i]
 
     def pixels(self, image, max_pixels=None):
         """Reads a path, encoded bytes or an array as pixels (Y, X, C) of the model's size.
@@ -124,11 +125,11 @@ class ImageClassifier(Pretrained):
             return self.preprocessor
         return dataclasses.replace(self.preprocessor, max_pixels=plain(max_pixels))
 
-    def adapted(self, num_classes=None, labels=None, **overrides):
+    def adapted(self, num_classes=None, class_names=None, **overrides):
         """A new model with these weights for other classes, or images of another size.
 
         Args:
-            num_classes: with another number, or other ``labels``, the head is new.
+            num_classes: with another number, or other ``class_names``, the head is new.
             overrides: of the configuration; with another ``image_size``, positions are
                 interpolated (section 3.2).
 
@@ -138,12 +139,14 @@ class ImageClassifier(Pretrained):
         if self._quantization():
             raise ValueError("a quantized model cannot be adapted: quantize the adapted model")
         old, whole = self.config, self._whole()
-        if labels is not None:
-            labels = labels if isinstance(labels, str) else plain(tuple(labels))
-            num_classes = len(labels) if num_classes is None else num_classes
-        renewed = num_classes not in (None, old.num_classes) or labels not in (None, old.labels)
+        names = class_names
+        if names is not None:
+            names = names if isinstance(names, str) else plain(tuple(names))
+            num_classes = len(names) if num_classes is None else num_classes
+        renewed = num_classes not in (None, old.num_classes)
+        renewed = renewed or names not in (None, old.class_names)
         if renewed:
-            overrides |= {"num_classes": num_classes, "labels": labels}
+            overrides |= {"num_classes": num_classes, "class_names": names}
         config = dataclasses.replace(old, **overrides)
         model = type(self)(config, initialize=False, dtype=self.dtype_policy)
         weights = {v.path: v for v in whole.weights}
@@ -155,18 +158,20 @@ class ImageClassifier(Pretrained):
         return model
 
     @classmethod
-    def from_pretrained(cls, folder, num_classes=None, labels=None, image_size=None, **overrides):
+    def from_pretrained(
+        cls, folder, num_classes=None, class_names=None, image_size=None, **overrides
+    ):
         """The model that `save_pretrained` wrote to ``folder``, or a published one.
 
         As for all models of the zoo (`Pretrained.from_pretrained`); of Hugging Face's ViT, or of
-        timm's. With ``num_classes`` or ``labels`` it gets a new head, with another ``image_size``
-        interpolated positions: see `adapted`.
+        timm's. With ``num_classes`` or ``class_names`` it gets a new head, with another
+        ``image_size`` interpolated positions: see `adapted`.
         """
         model = super().from_pretrained(folder, **overrides)
         sized = {} if image_size is None else {"image_size": image_size}
-        if num_classes is None and labels is None and not sized:
+        if num_classes is None and class_names is None and not sized:
             return model
-        return model.adapted(num_classes, labels, **sized)
+        return model.adapted(num_classes, class_names, **sized)
 
     def compile(self, optimizer=None, loss=None, metrics=None, weighted_metrics=None, **kwargs):
         """Keras's `compile`; by default AdamW and label smoothing of 0.1.

@@ -590,7 +590,7 @@ def read_parts(config, **kinds):
             raise ValueError(f"{name} must be a {kind.__name__}: {value!r}")
 
 
-def block_shapes(kind, count, config, hidden_dim, cross=False):
+def block_shapes(kind, count, config, intermediate_dim, cross=False):
     """Yields the paths and shapes of ``count`` `TransformerBlock`s, ``kind``_0 to the last one.
 
     The last comes first; see `Pretrained.shapes`.
@@ -605,9 +605,9 @@ def block_shapes(kind, count, config, hidden_dim, cross=False):
         shapes[f"{attention}/output/kernel"] = (*split, dim)
         shapes[f"{attention}/output/bias"] = (dim,)
         shapes |= norm_shapes(f"{attention}_norm", dim)
-    shapes["feed_forward/expand/kernel"] = (dim, hidden_dim)
-    shapes["feed_forward/expand/bias"] = (hidden_dim,)
-    shapes["feed_forward/contract/kernel"] = (hidden_dim, dim)
+    shapes["feed_forward/expand/kernel"] = (dim, intermediate_dim)
+    shapes["feed_forward/expand/bias"] = (intermediate_dim,)
+    shapes["feed_forward/contract/kernel"] = (intermediate_dim, dim)
     shapes["feed_forward/contract/bias"] = (dim,)
     shapes |= norm_shapes("feed_forward_norm", dim)
     for i in reversed(range(count)):

@@ -71,27 +71,27 @@ class Seq2Seq(Pretrained):
     def find(self, source, search=GREEDY, length=None, cache=KeyValueCache):
         """What ``search`` finds for ``source`` (B, S): a `Found`.
 
-        A translation gets at most ``search.max_tokens``, and where that or the ``length`` of the
-        caches is not given, twice the tokens of its source and ten more; an empty source (its end
-        token alone) gets none. ``cache`` is how keys and values are kept.
+        A translation gets at most ``search.max_new_tokens``. Where that or the ``length`` of the
+        caches is not given, it gets twice the tokens of its source and ten more; an empty source
+        (its end token alone) gets none. ``cache`` is how keys and values are kept.
         """
         c = self.config
         mask = self.source_mask(source)
         count = ops.sum(ops.cast(source != c.pad_id, "int32"), axis=1)
         usual = room(count)
-        limit = usual if search.max_tokens is None else search.max_tokens
+        limit = usual if search.max_new_tokens is None else search.max_new_tokens
         if length is None:
             length, limit = room(ops.shape(source)[1]), ops.minimum(limit, usual)
         limit = ops.where(count > 1, limit, 0)
         memories = self.project(self.encode(source, mask))
-        if search.beams > 1:
+        if search.num_beams > 1:
             mask, *memories = keras.tree.map_structure(
-                lambda x: ops.repeat(x, search.beams, axis=0), [mask, *memories]
+                lambda x: ops.repeat(x, search.num_beams, axis=0), [mask, *memories]
             )
-        rows = ops.shape(source)[0] * search.beams
+        rows = ops.shape(source)[0] * search.num_beams
         caches = empty_caches(self.decoder, rows, length, cache)
         start = ops.full((ops.shape(source)[0],), c.start_id, "int32")
-        state = begin(start, caches, limit, length, c.pad_id, search.beams)
+        state = begin(start, caches, limit, length, c.pad_id, search.num_beams)
 
         def step(tokens, caches):
             logits, caches = self.decode(tokens, memories, mask, caches)
@@ -109,7 +109,8 @@ class Seq2Seq(Pretrained):
             num_return_sequences: the number of translations of each text, the best first; at most
                 the number of beams.
             progress: True shows a progress bar; or a function that wraps the batches.
-            search: settings of `Search` instead of the model's own: ``beams=5, alpha=0.6``.
+            search: settings of `Search` instead of the model's own:
+                ``num_beams=5, length_penalty=0.6``.
 
         Returns:
             a `Translation`, a string with a ``score``, or a list of them in the order of ``texts``.
@@ -122,11 +123,11 @@ class Seq2Seq(Pretrained):
         texts, single = as_list("translate", texts)
         own, batch_size = self.config.search, check_count(batch_size, "batch_size")
         count = check_count(num_return_sequences)
-        search = dataclasses.replace(own, **{"beams": max(own.beams, count), **search})
+        search = dataclasses.replace(own, **{"num_beams": max(own.num_beams, count), **search})
         search = search.within(self.config.vocab_size, room(self.config.max_length))
-        if count > search.beams:
+        if count > search.num_beams:
             raise ValueError(
-                f"num_return_sequences must be at most the number of beams: {count}, {search.beams}"
+                f"num_return_sequences must be at most num_beams: {count}, {search.num_beams}"
             )
         batch_size = min(batch_size, bucket(len(texts), start=32))
         # A short batch costs what a full one does, but needs no compilation of its own;
@@ -159,11 +160,11 @@ class Seq2Seq(Pretrained):
         room for it is made only once it is needed.
         """
         rows = len(batch)
-        if rows * search.beams == 1:
+        if rows * search.num_beams == 1:
             # XLA multiplies two rows by a matrix faster than one.
             batch = np.pad(batch, [(0, 1), (0, 0)], constant_values=self.config.pad_id)
         length = room(batch.shape[1])
-        longest = length if search.max_tokens is None else search.max_tokens
+        longest = length if search.max_new_tokens is None else search.max_new_tokens
         while True:
             length = min(length, longest)
             find = self._compiled(
@@ -212,7 +213,7 @@ class Seq2Seq(Pretrained):
         Its signature ``serving_default`` takes ``text`` (B,) and gives ``text`` and ``score``
         (B,), by greedy search. Its signature ``beam`` gives ``text`` and ``score`` (B, K), the
         best first, by the model's own search with the settings ``search``; where that is greedy
-        and no number of ``beams`` is given, by 4 beams. Where there are fewer than K, as of an
+        and no ``num_beams`` is given, by 4 beams. Where there are fewer than K, as of an
         empty text, the others are empty and score -1e9. A translation has at most twice the
         tokens of its source and ten more. Returns the version's folder; see
         `polyhead.serving.export`.
@@ -235,8 +236,8 @@ class Seq2Seq(Pretrained):
         if (whole := self._whole()) is not self:
             return whole.export(filepath, **search)
         own = self.config.search
-        if own.beams == 1:
-            search.setdefault("beams", 4)
+        if own.num_beams == 1:
+            search.setdefault("num_beams", 4)
         beam = dataclasses.replace(own, **search)
         beam = beam.within(self.config.vocab_size, room(self.config.max_length))
 
@@ -252,10 +253,10 @@ class Seq2Seq(Pretrained):
             return translate
 
         def greedy(text):
-            text, score = translation(dataclasses.replace(own, beams=1))(text)
+            text, score = translation(dataclasses.replace(own, num_beams=1))(text)
             return {"text": text[:, 0], "score": score[:, 0]}
 
-        def beams(text):
+        def beam_search(text):
             text, score = translation(beam)(text)
             return {"text": text, "score": score}
 
@@ -264,7 +265,10 @@ class Seq2Seq(Pretrained):
         return export(
             filepath,
             "translation",
-            {"serving_default": (greedy, inputs, examples), "beam": (beams, inputs, examples)},
+            {
+                "serving_default": (greedy, inputs, examples),
+                "beam": (beam_search, inputs, examples),
+            },
             variables=self.weights,
             tracked=[tokenizer],
         )

@@ -28,7 +28,7 @@ class TransformerConfig:
     num_layers: int = 6  # in the encoder
     decoder_layers: int | None = None  # None: as many
     dim: int = 512
-    hidden_dim: int = 2048
+    intermediate_dim: int = 2048
     num_heads: int = 8
     dropout: float = 0.1
     norm: str = "post"
@@ -47,7 +47,7 @@ class TransformerConfig:
         for name in ("scale_embeddings", "interleaved_positions", "logits_bias"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be True or False: {getattr(self, name)!r}")
-        sizes = ("vocab_size", "num_layers", "dim", "hidden_dim", "num_heads", "max_length")
+        sizes = ("vocab_size", "num_layers", "dim", "intermediate_dim", "num_heads", "max_length")
         optional = ("source_vocab_size", "decoder_layers")
         check_sizes(self, *sizes, optional=optional, tokens=("pad_id", "start_id", "end_id"))
         self.search.within(self.vocab_size, self.max_length)
@@ -60,14 +60,14 @@ class TransformerConfig:
 PRESETS = {
     # Vaswani et al. 2017, table 3.
     "base": TransformerConfig(),
-    "big": TransformerConfig(dim=1024, hidden_dim=4096, num_heads=16, dropout=0.3),
+    "big": TransformerConfig(dim=1024, intermediate_dim=4096, num_heads=16, dropout=0.3),
     # Transformer-Tiny for Multi30k: Wu et al. 2021 (arXiv 2105.14462), section 3. Pre-norm is
     # ours: post-norm learns to attend too, after a warm-up of half an hour on 2 cores.
     "tiny": TransformerConfig(
         vocab_size=10000,
         num_layers=4,
         dim=128,
-        hidden_dim=256,
+        intermediate_dim=256,
         num_heads=4,
         dropout=0.3,
         norm="pre",
@@ -115,7 +115,7 @@ class Transformer(Seq2Seq):
         attention = MultiHeadAttention(config.num_heads)
         block = dict(
             attention=attention,
-            feed_forward=FeedForward(config.hidden_dim, config.activation),
+            feed_forward=FeedForward(config.intermediate_dim, config.activation),
             order=config.norm,
             dropout=config.dropout,
             dtype=dtype,
@@ -151,8 +151,8 @@ class Transformer(Seq2Seq):
         if c.source_vocab_size is not None:
             yield "source_tokens/embeddings", (c.source_vocab_size, c.dim)
         decoders = c.decoder_layers or c.num_layers
-        yield from block_shapes("encoder", c.num_layers, c, c.hidden_dim)
-        yield from block_shapes("decoder", decoders, c, c.hidden_dim, cross=True)
+        yield from block_shapes("encoder", c.num_layers, c, c.intermediate_dim)
+        yield from block_shapes("decoder", decoders, c, c.intermediate_dim, cross=True)
         if c.norm == "pre":
             yield from norm_shapes("encoder_norm", c.dim).items()
             yield from norm_shapes("decoder_norm", c.dim).items()

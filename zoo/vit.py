@@ -39,7 +39,7 @@ class ViTConfig:
     num_classes: int = 1000  # 0: no head, features instead of logits
     num_layers: int = 12
     dim: int = 768
-    hidden_dim: int = 3072
+    intermediate_dim: int = 3072
     num_heads: int = 12
     pooling: str = "token"  # or "mean", of the patches, without a class token
     dropout: float = 0.0
@@ -47,7 +47,7 @@ class ViTConfig:
     stochastic_depth: float = 0.0  # the rate of the last block; it grows linearly
     activation: str = "gelu"
     epsilon: float = 1e-6
-    labels: tuple[str, ...] | None = None  # names of the classes
+    class_names: tuple[str, ...] | None = None
     mean: tuple[float, ...] = (0.5,)  # of pixels from 0 to 1: of all channels, or by channel
     std: tuple[float, ...] = (0.5,)
     interpolation: str = "bilinear"  # of resizing
@@ -56,14 +56,14 @@ class ViTConfig:
 
     def __post_init__(self):
         plain_fields(self)
-        for name in ("image_size", "mean", "std", "labels"):
+        for name in ("image_size", "mean", "std", "class_names"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
         size = self.image_size
         if type(size) is int:
             size = (size, size)
             object.__setattr__(self, "image_size", size)
-        sizes = ("patch_size", "channels", "num_layers", "dim", "hidden_dim", "num_heads")
+        sizes = ("patch_size", "channels", "num_layers", "dim", "intermediate_dim", "num_heads")
         check_sizes(self, *sizes)
         check_integer(self, "num_classes", 0, "a non-negative integer")
         square = type(size) is tuple and len(size) == 2
@@ -93,12 +93,13 @@ class ViTConfig:
         check_real(self, "crop", lambda crop: TINY <= crop <= 1, "in (0, 1]")
         if type(self.squash) is not bool:
             raise ValueError(f"squash must be True or False: {self.squash!r}")
-        if self.labels is not None:
-            if type(self.labels) is not tuple or not all(type(n) is str for n in self.labels):
-                raise ValueError(f"labels must be strings: {self.labels!r:.100}")
-            if len(self.labels) != self.num_classes:
+        if self.class_names is not None:
+            names = self.class_names
+            if type(names) is not tuple or not all(type(name) is str for name in names):
+                raise ValueError(f"class_names must be strings: {names!r:.100}")
+            if len(names) != self.num_classes:
                 raise ValueError(
-                    f"there must be a label for each class: {len(self.labels)}, {self.num_classes}"
+                    f"there must be a name for each class: {len(names)}, {self.num_classes}"
                 )
 
     @property
@@ -114,7 +115,7 @@ class ViTConfig:
     @property
     def parameters(self):
         """The number of parameters, counted by formula."""
-        d, inner, rows, columns = self.dim, self.hidden_dim, *self.grid
+        d, inner, rows, columns = self.dim, self.intermediate_dim, *self.grid
         token = self.pooling == "token"
         patch = self.patch_size**2 * self.channels * d + d
         positions = (rows * columns + token) * d + token * d
@@ -124,7 +125,7 @@ class ViTConfig:
 
 def preset(dim, num_layers, num_heads, patch_size, **others):
     return ViTConfig(
-        dim=dim, num_layers=num_layers, num_heads=num_heads, hidden_dim=4 * dim,
+        dim=dim, num_layers=num_layers, num_heads=num_heads, intermediate_dim=4 * dim,
         patch_size=patch_size, **others,
     )  # fmt: skip
 
@@ -141,7 +142,7 @@ PRESETS = {
     "h-14": preset(1280, 32, 16, 14),
     # ViT-Lite-7/4 for images of 32 pixels: Hassani et al. 2021 (arXiv 2104.05704), table 1.
     "lite-4": ViTConfig(
-        image_size=32, patch_size=4, num_classes=10, num_layers=7, dim=256, hidden_dim=512,
+        image_size=32, patch_size=4, num_classes=10, num_layers=7, dim=256, intermediate_dim=512,
         num_heads=4,
     ),
     # Ours, for what 2 cores can do in half an hour.
@@ -151,7 +152,7 @@ PRESETS = {
         num_classes=10,
         num_layers=6,
         dim=128,
-        hidden_dim=256,
+        intermediate_dim=256,
         num_heads=4,
         pooling="mean",
     ),
@@ -185,7 +186,7 @@ class ViT(ImageClassifier):
         last = max(config.num_layers - 1, 1)
         parts = dict(
             attention=MultiHeadAttention(config.num_heads, dropout=config.attention_dropout),
-            feed_forward=FeedForward(config.hidden_dim, config.activation),
+            feed_forward=FeedForward(config.intermediate_dim, config.activation),
             norm=keras.layers.LayerNormalization(epsilon=config.epsilon),
             dropout=config.dropout,
         )
@@ -222,7 +223,7 @@ class ViT(ImageClassifier):
         if token:
             yield "token/embeddings", (1, c.dim)
         yield "positions/embeddings", (token + rows * columns, c.dim)
-        yield from block_shapes("block", c.num_layers, c, c.hidden_dim)
+        yield from block_shapes("block", c.num_layers, c, c.intermediate_dim)
         yield from norm_shapes("norm", c.dim).items()
         if c.num_classes:
             yield "head/kernel", (c.dim, c.num_classes)

@@ -70,7 +70,10 @@ def test_a_run_is_evaluated_and_predicts(trained, folder, tmp_path, monkeypatch,
         (("predict", trained), "pass at least one image file"),
         (("predict", trained, tmp_path / "none.jpg"), "none.jpg"),
         (("predict", trained, tmp_path / "no.jpg"), "no.jpg cannot be read"),
-        (("predict", trained, red, "--beams", 2), "--beams: for translation and generation only"),
+        (
+            ("predict", trained, red, "--num-beams", 2),
+            "--num-beams: for translation and generation only",
+        ),
         (("predict", trained, red, "--top", 3), "top must be from 1 to 2: 3"),
         (("evaluate", trained, "--split", "test"), "no images of a split test"),
         (("evaluate", trained, "--confusion", tmp_path / "a" / "b.png"), "no folder"),
@@ -87,7 +90,9 @@ def test_a_run_is_evaluated_and_predicts(trained, folder, tmp_path, monkeypatch,
 
 @pytest.mark.slow
 def test_a_grey_model_is_trained_and_evaluated(folder, tmp_path):
-    sizes = dict(image_size=16, patch_size=8, num_layers=1, dim=16, hidden_dim=16, num_heads=2)
+    sizes = dict(
+        image_size=16, patch_size=8, num_layers=1, dim=16, intermediate_dim=16, num_heads=2
+    )
     config = ViTConfig(**sizes, channels=1, mean=(0.5,), std=(0.5,), num_classes=2)
     ViT(config).save_pretrained(tmp_path / "grey")
     settings = Settings(

@@ -104,7 +104,7 @@ def test_beams_and_attention_can_be_asked_for(trained, monkeypatch, capfd, tmp_p
         "The dog.",
         "--num-return-sequences",
         2,
-        "--alpha",
+        "--length-penalty",
         0.6,
         "--attention",
         picture,
@@ -116,7 +116,7 @@ def test_beams_and_attention_can_be_asked_for(trained, monkeypatch, capfd, tmp_p
     for arguments, message in (
         (("The dog.", "A cat.", "--attention", picture), "--attention takes one text: 2 given"),
         (("The dog.", "--attention", tmp_path / "no" / "a.png"), "no folder"),
-        (("The dog.", "--beams", 0), "beams must be a positive integer: 0"),
+        (("The dog.", "--num-beams", 0), "beams must be a positive integer: 0"),
     ):
         status, _, err = polyhead(monkeypatch, capfd, "predict", trained, *arguments)
         assert status == 1 and message in err and len(err.splitlines()) == 1
@@ -126,7 +126,7 @@ def test_beams_and_attention_can_be_asked_for(trained, monkeypatch, capfd, tmp_p
 def test_checkpoints_are_averaged(trained, monkeypatch, capfd, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     (run / ".average.killed").mkdir()
-    status, out, _ = polyhead(monkeypatch, capfd, "average", run, "--last", 2, "--beams", 2)
+    status, out, _ = polyhead(monkeypatch, capfd, "average", run, "--last", 2, "--num-beams", 2)
     assert not list(run.glob(".average*"))
     assert status == 0 and "the mean of updates" in out and out.endswith(f"{run / 'average'}\n")
     mean, _ = read_tensors(run / "average" / "model.safetensors")
@@ -165,7 +165,7 @@ def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capf
     # Interrupted, it keeps what is translated; and a run more is translated alone.
     monkeypatch.setattr("polyhead.recipes.diversify.CHUNK", 80)
     monkeypatch.setattr(Transformer, "translate", counted)
-    ask = ("diversify", trained, "--beams", 2, "--out", more)
+    ask = ("diversify", trained, "--num-beams", 2, "--out", more)
     assert polyhead(monkeypatch, capfd, *ask)[0] == 0
     status, _, err = polyhead(monkeypatch, capfd, *ask, back)
     assert status == 130 and "resume from the last translations" in err
@@ -176,7 +176,7 @@ def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capf
     found = read_split(more, "train", "en", "de")
     model = Transformer.from_pretrained(trained / "best")
     german, english = (
-        translate(model, side, 64, beams=2) for side in (pairs.sources, pairs.targets)
+        translate(model, side, 64, num_beams=2) for side in (pairs.sources, pairs.targets)
     )
     made = {*zip(pairs.sources, german, strict=True), *zip(english, pairs.targets, strict=True)}
     made = {pair for pair in made if all(map(str.strip, pair))}

@@ -97,8 +97,8 @@ def folder(sample, tmp_path, monkeypatch):
     def without_network(cls, name, **options):
         if name != "google/vit-base-patch16-224":
             return from_pretrained(cls, name, **options)
-        labels = options.pop("labels")
-        return cls.preset("nano-4", num_classes=len(labels), labels=labels, **options)
+        labels = options.pop("class_names")
+        return cls.preset("nano-4", num_classes=len(labels), class_names=labels, **options)
 
     monkeypatch.setattr(ViT, "from_pretrained", classmethod(without_network))
     return tmp_path
@@ -142,7 +142,7 @@ def test_the_commands_of_help_run(folder, monkeypatch, capfd):
     assert [arguments[1] for arguments, _ in examples] == ["translation", "classification"]
     for arguments, _ in examples:
         run(monkeypatch, capfd, arguments)
-    assert load("runs/photos").config.labels == ("bird", "cat", "dog", "fish", "frog")
+    assert load("runs/photos").config.class_names == ("bird", "cat", "dog", "fish", "frog")
 
 
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -24,14 +24,15 @@ OPTIONS = {
     "train generation": TRAINING + "vocab-size length batch-size weight-decay lora freeze",
     "train classification": TRAINING + "image-size batch-size augment mix broken stochastic-depth "
     "label-smoothing weight-decay freeze",
-    "evaluate": "data variant split show beams alpha confusion broken",
-    "average": "last beams alpha",
-    "diversify": "out data beams alpha batch-size",
-    "predict": SAMPLING + "beams alpha best attention samples stop seed top explain max-pixels",
-    "translate": "beams alpha best attention",
-    "generate": SAMPLING + "beams alpha samples stop seed",
+    "evaluate": "data variant split show num-beams length-penalty confusion broken",
+    "average": "last num-beams length-penalty",
+    "diversify": "out data num-beams length-penalty batch-size",
+    "predict": SAMPLING + "num-beams length-penalty num-return-sequences attention stop seed top "
+    "explain max-pixels",
+    "translate": "num-beams length-penalty num-return-sequences attention",
+    "generate": SAMPLING + "num-beams length-penalty num-return-sequences stop seed",
     "classify": "top explain max-pixels",
-    "export": SAMPLING + "beams alpha top format max-pixels",
+    "export": SAMPLING + "num-beams length-penalty top format max-pixels",
     "models": "",
     "download": "",
 }
@@ -123,8 +124,8 @@ def test_an_option_or_a_verb_of_another_task_is_refused(monkeypatch, capfd, tmp_
         status, _, err = polyhead(monkeypatch, capfd, *arguments)
         assert (status, err) == (1, f"error: {message}\n")
     (tmp_path / "config.json").write_text('{"model": "ViT"}')
-    status, _, err = polyhead(monkeypatch, capfd, "predict", tmp_path, "a", "--beams", 2)
-    assert (status, err) == (1, "error: --beams: for translation and generation only\n")
+    status, _, err = polyhead(monkeypatch, capfd, "predict", tmp_path, "a", "--num-beams", 2)
+    assert (status, err) == (1, "error: --num-beams: for translation and generation only\n")
 
 
 def test_export_passes_the_format_and_the_options_of_the_task(monkeypatch, capfd, tmp_path):
@@ -133,8 +134,13 @@ def test_export_passes_the_format_and_the_options_of_the_task(monkeypatch, capfd
             return arguments, options
 
     for name, recipe, given, options in (
-        ("Transformer", "translation", ["--beams", 3], dict(beams=3)),
-        ("GPT", "generation", ["--top-p", 0.5, "--alpha", 1], dict(alpha=1.0, top_p=0.5)),
+        ("Transformer", "translation", ["--num-beams", 3], dict(num_beams=3)),
+        (
+            "GPT",
+            "generation",
+            ["--top-p", 0.5, "--length-penalty", 1],
+            dict(length_penalty=1.0, top_p=0.5),
+        ),
         ("ViT", "classification", ["--max-pixels", 9], dict(top=None, max_pixels=9)),
     ):
         monkeypatch.setattr(command.RECIPES[recipe], "load", lambda run: Model())

@@ -13,8 +13,8 @@ import tensorflow as tf
 from polyhead.zoo import ViT, ViTConfig
 
 SIZES = dict(
-    image_size=(24, 32), patch_size=8, num_layers=2, dim=32, hidden_dim=48, num_heads=4,
-    num_classes=3, labels=("a", "b", "ç"), squash=False, crop=0.9,
+    image_size=(24, 32), patch_size=8, num_layers=2, dim=32, intermediate_dim=48, num_heads=4,
+    num_classes=3, class_names=("a", "b", "ç"), squash=False, crop=0.9,
 )  # fmt: skip
 
 

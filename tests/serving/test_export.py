@@ -69,7 +69,7 @@ def test_the_server_translates_as_the_model_does(exported, model):
 @pytest.mark.filterwarnings("ignore:1 of 5 sources")
 def test_the_server_searches_as_the_model_does(exported, model):
     [answer] = ask(exported, [TEXTS], "beam")
-    expected = model.translate(TEXTS, beams=4, num_return_sequences=4)
+    expected = model.translate(TEXTS, num_beams=4, num_return_sequences=4)
     assert answer["text"][1] == [""] * 4 and answer["score"][1][0] == 0
     for i in (0, 2, 3, 4):
         assert answer["text"][i] == expected[i]

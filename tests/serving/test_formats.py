@@ -27,7 +27,9 @@ def gpt(sample):
 
 
 def vit(sample):
-    sizes = dict(image_size=16, patch_size=8, num_layers=1, dim=16, hidden_dim=32, num_heads=2)
+    sizes = dict(
+        image_size=16, patch_size=8, num_layers=1, dim=16, intermediate_dim=32, num_heads=2
+    )
     return randomized(ViT.preset("ti-16", num_classes=3, **sizes))
 
 
@@ -86,8 +88,8 @@ def test_formats_that_cannot_be_written_are_refused(monkeypatch, model, tmp_path
         model.export(tmp_path / "model", format="gguf")
     with pytest.raises(ValueError, match=r"'litert' is written to a file \*.tflite: .*model"):
         model.export(tmp_path / "model", format="litert")
-    with pytest.raises(TypeError, match=r"not settings of the format 'onnx': \['beams'\]"):
-        model.export(tmp_path / "model.onnx", format="onnx", beams=4)
+    with pytest.raises(TypeError, match=r"not settings of the format 'onnx': \['num_beams'\]"):
+        model.export(tmp_path / "model.onnx", format="onnx", num_beams=4)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'onnx needs tf2onnx: pip install "polyhead\[formats\]"'):
         model.export(tmp_path / "model.onnx", format="onnx")

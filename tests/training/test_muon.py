@@ -70,7 +70,9 @@ def test_embeddings_heads_patches_and_low_rank_changes_are_adams():
     def adams(model):
         return {v.path for v in model.weights if len(v.shape) > 1 and muon()._should_use_adamw(v)}
 
-    vit = ViT(ViTConfig(32, 8, num_classes=3, num_layers=1, dim=16, hidden_dim=16, num_heads=2))
+    vit = ViT(
+        ViTConfig(32, 8, num_classes=3, num_layers=1, dim=16, intermediate_dim=16, num_heads=2)
+    )
     heads = {f"block_0/attention/{name}/bias" for name in ("query", "key", "value")}
     assert adams(vit) == heads | {
         "token/embeddings", "positions/embeddings", "patches/projection/kernel", "head/kernel",

@@ -17,17 +17,17 @@ class ToyConfig:
     max_length: int = 48
     num_layers: int = 2
     dim: int = 16
-    hidden_dim: int = 24
+    intermediate_dim: int = 24
     num_heads: int = 2
     activation: str = "relu"
     end_id: int = 0
-    search: Search = Search(max_tokens=8)
+    search: Search = Search(max_new_tokens=8)
     sampling: Sampling = Sampling(temperature=0)
     stop_strings: tuple = ()
 
     def __post_init__(self):
         read_parts(self, search=Search, sampling=Sampling)
-        sizes = ("vocab_size", "max_length", "num_layers", "dim", "hidden_dim", "num_heads")
+        sizes = ("vocab_size", "max_length", "num_layers", "dim", "intermediate_dim", "num_heads")
         check_sizes(self, *sizes, tokens=("end_id",))
 
 
@@ -44,7 +44,7 @@ class Toy(CausalLM):
         self.tokens = TokenEmbedding(c.vocab_size, c.dim, dtype=self.dtype_policy, name="tokens")
         parts = dict(
             attention=MultiHeadAttention(c.num_heads, causal=True),
-            feed_forward=FeedForward(c.hidden_dim),
+            feed_forward=FeedForward(c.intermediate_dim),
         )
         self.blocks = [
             TransformerBlock(**parts, dtype=self.dtype_policy, name=f"block_{i}")
@@ -59,7 +59,7 @@ class Toy(CausalLM):
     @classmethod
     def shapes(cls, config):
         yield "tokens/embeddings", (config.vocab_size, config.dim)
-        yield from block_shapes("block", config.num_layers, config, config.hidden_dim)
+        yield from block_shapes("block", config.num_layers, config, config.intermediate_dim)
         yield from norm_shapes("norm", config.dim).items()
 
     def features(self, tokens, start=0, mask=None, caches=None):

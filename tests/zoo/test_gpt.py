@@ -55,7 +55,7 @@ def test_presets_have_the_published_numbers_of_parameters():
         "char": 10_771_200,
         "char-small": 809_984,
     }
-    for overrides in (dict(), dict(hidden_dim=48), dict(num_layers=3, dim=24)):
+    for overrides in (dict(), dict(intermediate_dim=48), dict(num_layers=3, dim=24)):
         model = GPT(GPTConfig(**{**SIZES, **overrides}))
         assert model.count_params() == model.config.parameters
     assert GPT.preset("char-small").count_params() == counts["char-small"]
@@ -133,11 +133,13 @@ def test_several_samples_differ_and_a_seed_repeats_them(gpt):
 @text
 def test_beams_find_what_is_likelier(gpt):
     greedy = gpt.generate(PROMPTS, max_new_tokens=8, temperature=0)
-    wide = gpt.generate(PROMPTS, max_new_tokens=8, beams=4, alpha=0.0, num_return_sequences=3)
+    wide = gpt.generate(
+        PROMPTS, max_new_tokens=8, num_beams=4, length_penalty=0.0, num_return_sequences=3
+    )
     for one, several in zip(greedy, wide, strict=True):
         assert several[0].score >= one.score - 1e-3
         assert sorted(several, key=lambda made: -made.score) == several
-    alone = gpt.generate(PROMPTS[2:3], max_new_tokens=8, beams=4, alpha=0.0)
+    alone = gpt.generate(PROMPTS[2:3], max_new_tokens=8, num_beams=4, length_penalty=0.0)
     assert alone == [wide[2][0]]
 
 
@@ -210,7 +212,7 @@ def test_prompts_beyond_the_context_are_refused_or_truncated(gpt):
 @text
 def test_new_tokens_are_limited_by_the_context(gpt):
     search, _ = gpt._settings(10**6, {})
-    assert search.max_tokens == 63
+    assert search.max_new_tokens == 63
     most, huge = (
         gpt.generate(["a"], max_new_tokens=n, temperature=0, batch_size=10**6, stop=None)
         for n in (63, 10**6)
@@ -254,7 +256,7 @@ def test_what_is_asked_wrongly_is_refused(gpt):
             lambda: ask([], heat=1),
         ),
         (ValueError, "top_k must be a positive integer", lambda: ask(["a"], top_k=-1)),
-        (ValueError, "beams do not draw", lambda: ask(["a"], beams=2, top_k=3)),
+        (ValueError, "beams do not draw", lambda: ask(["a"], num_beams=2, top_k=3)),
         (
             ValueError,
             "num_return_sequences must be a positive",
@@ -262,8 +264,8 @@ def test_what_is_asked_wrongly_is_refused(gpt):
         ),
         (
             ValueError,
-            "at most the number of beams: 5, 2",
-            lambda: ask(["a"], num_return_sequences=5, beams=2),
+            "at most num_beams: 5, 2",
+            lambda: ask(["a"], num_return_sequences=5, num_beams=2),
         ),
         (
             ValueError,
@@ -272,7 +274,7 @@ def test_what_is_asked_wrongly_is_refused(gpt):
         ),
         (
             ValueError,
-            "max_tokens must be a positive",
+            "max_new_tokens must be a positive",
             lambda: ask(["a"], max_new_tokens=0),
         ),
         (
@@ -290,7 +292,11 @@ def test_what_is_asked_wrongly_is_refused(gpt):
         (ValueError, "stop string must have", lambda: gpt.stream("a", stop=[""])),
         (ValueError, "batch_size must be a positive integer: 0", lambda: ask(["a"], batch_size=0)),
         (ValueError, "a seed must be an integer: 1.5", lambda: ask(["a"], seed=1.5)),
-        (ValueError, "beams must be at most the tokens.*300: 400", lambda: ask(["a"], beams=400)),
+        (
+            ValueError,
+            "at most the vocabulary's size, 300: 400",
+            lambda: ask(["a"], num_beams=400),
+        ),
         (TypeError, "stream takes a string: list", lambda: list(gpt.stream(["a"]))),
         (ValueError, "generate needs a tokenizer", lambda: GPT(GPTConfig(**SIZES)).generate(["a"])),
     ):
@@ -438,7 +444,7 @@ def test_repeated_sequences_and_early_ends_are_those_of_hugging_face(tokenizer, 
 
     prompt = "A dog and a dog and"  # whose pairs must not come again
     for beams in (1, 2):
-        [made] = ours.generate([prompt], max_new_tokens=30, beams=beams)
+        [made] = ours.generate([prompt], max_new_tokens=30, num_beams=beams)
         tokens = torch.tensor(tokenizer.ragged([prompt]).to_list())
         options = {**settings, "num_beams": beams, "max_new_tokens": 30, "do_sample": False}
         mask = torch.ones_like(tokens)
@@ -454,7 +460,7 @@ def test_beams_are_those_of_hugging_face(tokenizer, tmp_path):
     ours = GPT.from_pretrained(tmp_path)
     import torch
 
-    [made] = ours.generate(["A dog"], max_new_tokens=24, beams=4, alpha=1.0)
+    [made] = ours.generate(["A dog"], max_new_tokens=24, num_beams=4, length_penalty=1.0)
     tokens = torch.tensor(tokenizer.encode(["A dog"]).to_list())
     options = dict(num_beams=4, length_penalty=1.0, max_new_tokens=24, do_sample=False)
     ids = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), pad_token_id=0, **options)
@@ -503,12 +509,12 @@ def test_generation_config_is_honoured(tmp_path):
     path = tmp_path / "generation_config.json"
     content = json.loads(path.read_text())
     config = GPT.from_pretrained(tmp_path).config
-    assert config.sampling.temperature == 0 and config.search.max_tokens == 100
+    assert config.sampling.temperature == 0 and config.search.max_new_tokens == 100
     content |= dict(do_sample=True, top_p=0.9, temperature=0.7, max_new_tokens=30)
     path.write_text(json.dumps({**content, "eos_token_id": [0, 5]}))
     config = GPT.from_pretrained(tmp_path).config
     assert (config.sampling.top_k, config.sampling.top_p) == (50, 0.9)
-    assert (config.search.max_tokens, config.search.stop_tokens) == (30, (5,))
+    assert (config.search.max_new_tokens, config.search.stop_tokens) == (30, (5,))
 
 
 class Harm:
@@ -616,7 +622,7 @@ def test_rows_that_pad_the_embedding_are_never_emitted(gpt, tokenizer):
     rows = np.concatenate([embeddings, 9 * embeddings[:10]])  # likelier than all others
     for v, w in zip(padded.weights, gpt.weights, strict=True):
         v.assign(rows if v.shape[0] == 310 else w)
-    for settings in (dict(temperature=0), dict(seed=3), dict(beams=3)):
+    for settings in (dict(temperature=0), dict(seed=3), dict(num_beams=3)):
         settings |= {"max_new_tokens": 8, "scores": True}
         made, expected = (m.generate(["The dog", "A"], **settings) for m in (padded, gpt))
         assert [one.text for one in made] == [one.text for one in expected]

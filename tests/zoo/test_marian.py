@@ -346,11 +346,14 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
         (dict(no_repeat_ngram_size=-3), "no_repeat_ngram_size must be a non-negative integer: -3"),
         (dict(eos_token_id=[5]), r"generation_config.json: eos_token_id must be 0, or a list with"),
         (dict(mood="good"), r"generation_config.json has unknown settings \['mood'\]"),
-        (dict(num_beams=-1), "beams must be a positive integer: -1"),
+        (dict(num_beams=-1), "num_beams must be a positive integer: -1"),
         (dict(forced_eos_token_id=7), "forced_eos_token_id must be eos_token_id"),
-        (dict(num_beams=0), "beams must be a positive integer: 0"),
-        (dict(max_length=1), "generation_config.json: max_tokens must be a positive integer: 0"),
-        (dict(length_penalty="1"), "alpha must be a number: '1'"),
+        (dict(num_beams=0), "num_beams must be a positive integer: 0"),
+        (
+            dict(max_length=1),
+            "generation_config.json: max_new_tokens must be a positive integer: 0",
+        ),
+        (dict(length_penalty="1"), "length_penalty must be a number: '1'"),
         (dict(bad_words_ids="all"), "banned must be sequences of tokens"),
     ):
         changed(folder / "generation_config.json", **settings)
@@ -414,7 +417,7 @@ def test_files_that_older_versions_wrote_are_read(vocabulary, tmp_path):
     save_file({name: tensor.astype("float16") for name, tensor in tensors.items()}, weights)
     older = Transformer.from_pretrained(tmp_path)
     search = older.config.search
-    assert (search.beams, search.max_tokens, search.banned) == (6, 11, ((5,),))
+    assert (search.num_beams, search.max_new_tokens, search.banned) == (6, 11, ((5,),))
     assert older.config.end_id == 0 and search.stop_tokens == (7,)
     for a, b in zip(ours.get_weights(), older.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)

@@ -31,7 +31,7 @@ COUNTS = {"base": 63_082_496, "big": 214_245_376, "tiny": 2_605_568}
 def count(c):
     """By formula, so that the big one need not be built."""
     attention = 4 * (c.dim**2 + c.dim)
-    feed_forward = 2 * c.dim * c.hidden_dim + c.hidden_dim + c.dim
+    feed_forward = 2 * c.dim * c.intermediate_dim + c.intermediate_dim + c.dim
     norms = {"encoder": 2, "decoder": 3}
     encoder = attention + feed_forward + norms["encoder"] * 2 * c.dim
     decoder = 2 * attention + feed_forward + norms["decoder"] * 2 * c.dim
@@ -206,12 +206,12 @@ def test_translate_gives_the_best_hypotheses(model, sample):
     texts = sample.sources[:3]
     many = model.translate(texts, num_return_sequences=3)
     assert [len(translations) for translations in many] == [3] * 3
-    same = model.translate(texts, num_return_sequences=3, beams=3)
+    same = model.translate(texts, num_return_sequences=3, num_beams=3)
     assert many == same
     assert [[t.score for t in one] for one in many] == [[t.score for t in one] for one in same]
-    assert [best[0] for best in many] == model.translate(texts, beams=3)
-    with pytest.raises(ValueError, match="at most the number of beams: 3, 2"):
-        model.translate(texts, num_return_sequences=3, beams=2)
+    assert [best[0] for best in many] == model.translate(texts, num_beams=3)
+    with pytest.raises(ValueError, match="at most num_beams: 3, 2"):
+        model.translate(texts, num_return_sequences=3, num_beams=2)
     with pytest.raises(ValueError, match="batch_size must be a positive integer: 0"):
         model.translate(texts, batch_size=0)
 
@@ -219,9 +219,9 @@ def test_translate_gives_the_best_hypotheses(model, sample):
 @text
 def test_room_for_a_translation_grows_where_it_may(model, sample):
     texts = sample.sources[:2]
-    short, long = (model.translate(texts, max_tokens=n)[0] for n in (30, 100))
+    short, long = (model.translate(texts, max_new_tokens=n)[0] for n in (30, 100))
     assert long.score < short.score  # an untrained model ends at the limit
-    lengths = {length for search, length in model._searches if search.max_tokens == 100}
+    lengths = {length for search, length in model._searches if search.max_new_tokens == 100}
     assert max(lengths) == 100 and min(lengths) < 100
 
 
@@ -230,12 +230,12 @@ def test_translations_and_batches_are_limited_by_the_model_and_the_texts(model, 
     asked = []
 
     def found(self, batch, search):
-        asked.append((len(batch), search.max_tokens))
+        asked.append((len(batch), search.max_new_tokens))
         return np.full((len(batch), 1, 1), 2), np.zeros((len(batch), 1))
 
     monkeypatch.setattr(type(model), "_found", found)
-    model.translate(["A dog", "A cat"], max_tokens=10**6, batch_size=10**6)
-    model.translate(["A dog", "A cat"], max_tokens=np.int64(7), batch_size=np.int32(8))
+    model.translate(["A dog", "A cat"], max_new_tokens=10**6, batch_size=10**6)
+    model.translate(["A dog", "A cat"], max_new_tokens=np.int64(7), batch_size=np.int32(8))
     assert asked == [(32, 2 * 64 + 10), (8, 7)]
 
 

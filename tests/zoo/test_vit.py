@@ -11,7 +11,13 @@ from polyhead.training import CheckpointError, Muon
 from polyhead.zoo import ViT, ViTConfig
 
 SIZES = dict(
-    image_size=32, patch_size=8, num_layers=2, dim=32, hidden_dim=48, num_heads=4, num_classes=5
+    image_size=32,
+    patch_size=8,
+    num_layers=2,
+    dim=32,
+    intermediate_dim=48,
+    num_heads=4,
+    num_classes=5,
 )
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype("float32")
 
@@ -87,10 +93,10 @@ def test_an_example_skips_whole_sublayers():
         (dict(mean=(float("inf"), 0, 0)), "mean must be finite and not negative"),
         (dict(mean=(-0.1, 0, 0)), "mean must be finite and not negative"),
         (dict(mean=("0.5", 0, 0)), "mean must be finite and not negative"),
-        (dict(labels=(0, 1, 2, 3, 4)), "labels must be strings"),
-        (dict(labels=("a", "b", "c", "d", None)), "labels must be strings"),
-        (dict(labels="abcde"), "labels must be strings: 'abcde'"),
-        (dict(labels=("a", "b")), "a label for each class: 2, 5"),
+        (dict(class_names=(0, 1, 2, 3, 4)), "class_names must be strings"),
+        (dict(class_names=("a", "b", "c", "d", None)), "class_names must be strings"),
+        (dict(class_names="abcde"), "class_names must be strings: 'abcde'"),
+        (dict(class_names=("a", "b")), "a name for each class: 2, 5"),
         (dict(crop=1.5), "crop must be in"),
         (dict(crop=None), "crop must be in"),
         (dict(squash=0.5), "squash must be"),
@@ -107,11 +113,11 @@ def test_numpys_numbers_are_settings():
     config = ViTConfig(
         **{name: np.int64(value) for name, value in SIZES.items()},
         mean=np.float32([0.5, 0.25, 0.5]), std=np.ones(3), crop=np.float64(0.5),
-        squash=np.bool_(False), labels=np.array(list("abcde")), dropout=np.float32(0.5),
+        squash=np.bool_(False), class_names=np.array(list("abcde")), dropout=np.float32(0.5),
     )  # fmt: skip
     expected = ViTConfig(
         **SIZES, mean=(0.5, 0.25, 0.5), std=(1, 1, 1), crop=0.5, squash=False,
-        labels=list("abcde"), dropout=0.5,
+        class_names=list("abcde"), dropout=0.5,
     )  # fmt: skip
     assert config == expected and json.loads(json.dumps(dataclasses.asdict(config)))
 
@@ -142,8 +148,8 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     for options in (dict(top=True), dict(top=0), dict(batch_size=0), dict(max_pixels=0)):
         with pytest.raises(ValueError, match=next(iter(options))):
             model.classify([png], **options)
-    with pytest.raises(ValueError, match="labels must be strings: 'abc'"):
-        model.adapted(labels="abc")
+    with pytest.raises(ValueError, match="class_names must be strings: 'abc'"):
+        model.adapted(class_names="abc")
 
 
 def drawn(model, seed=0):
@@ -167,7 +173,7 @@ def test_positions_begin_as_sinusoids_of_rows_and_columns():
 
 
 def test_it_comes_back_from_a_folder(tmp_path):
-    model = drawn(small(labels=("a", "b", "c", "d", "e"), mean=(0.1, 0.2, 0.3), crop=0.8))
+    model = drawn(small(class_names=("a", "b", "c", "d", "e"), mean=(0.1, 0.2, 0.3), crop=0.8))
     model.save_pretrained(tmp_path / "saved")
     again = ViT.from_pretrained(tmp_path / "saved")
     assert again.config == model.config
@@ -203,7 +209,7 @@ def test_changes_of_low_rank_are_seen_and_kept():
     assert all(
         abs(a.probability - b.probability) > 1e-4 for a, b in zip(before, after, strict=True)
     )
-    adapted = model.adapted(labels=("v", "w", "x", "y", "z"))
+    adapted = model.adapted(class_names=("v", "w", "x", "y", "z"))
     np.testing.assert_allclose(adapted.features(PIXELS), model.features(PIXELS), atol=1e-4)
 
 
@@ -300,7 +306,7 @@ class TestHuggingFace:
     def test_a_new_head_has_other_classes(self, tmp_path):
         self.saved(tmp_path / "theirs")
         old = ViT.from_pretrained(tmp_path / "theirs")
-        model = ViT.from_pretrained(tmp_path / "theirs", labels=["x", "y", "z"])
+        model = ViT.from_pretrained(tmp_path / "theirs", class_names=["x", "y", "z"])
         assert model.config.num_classes == 3 and model(PIXELS).shape == (3, 3)
         np.testing.assert_array_equal(model.features(PIXELS), old.features(PIXELS))
         np.testing.assert_array_equal(model(PIXELS), 0)
@@ -310,7 +316,7 @@ class TestHuggingFace:
     def test_what_is_written_is_read_there(self, tmp_path):
         from transformers import ViTForImageClassification
 
-        model = drawn(small(labels=("a", "b", "c", "d", "e"), activation="gelu_tanh"))
+        model = drawn(small(class_names=("a", "b", "c", "d", "e"), activation="gelu_tanh"))
         model.save_pretrained(tmp_path / "ours", format="huggingface")
         theirs, info = ViTForImageClassification.from_pretrained(
             tmp_path / "ours", output_loading_info=True

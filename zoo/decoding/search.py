@@ -18,19 +18,19 @@ class Search:
     """How sequences are looked for.
 
     Args:
-        beams: K, the beam width, at most 1,024; 1 is greedy search.
-        alpha: exponent of the length penalty: a hypothesis of n tokens (its end token included)
-            and log-probability s is worth s / penalty(n). 0 is none, and so is it for one beam.
-        penalty: "power", n^alpha, as Hugging Face has it; or "gnmt", ((5 + n) / 6)^alpha
+        num_beams: K, the beam width, at most 1,024; 1 is greedy search.
+        length_penalty: an exponent a: a hypothesis of n tokens (its end token included)
+            and log-probability s is worth s / penalty(n). 0 is none, as for one beam.
+        penalty: "power", n^a, as Hugging Face has it; or "gnmt", ((5 + n) / 6)^a
             (Wu et al. 2016, arXiv 1609.08144, equation 14).
         early_stopping: when K hypotheses have ended: True stops; False stops once no unfinished
             hypothesis, at its present length, is worth more than the worst of them; "never" stops
             once none could be at its maximum length.
-        max_tokens: the most tokens of a sequence, its end token included; None leaves it to the
+        max_new_tokens: the most tokens of a sequence, its end token included; None leaves it to the
             model.
-        min_tokens: the fewest tokens before the end token or a stop token.
+        min_new_tokens: the fewest tokens before the end token or a stop token.
         forced_begin: the first token that is generated; None for any.
-        forced_end: force the end token at ``max_tokens``.
+        forced_end: force the end token at ``max_new_tokens``.
         no_repeat_ngram_size: no sequence of this many tokens comes twice, the prompt of a
             continuation included; 0 for no such limit.
         banned: sequences of tokens that are never generated.
@@ -41,12 +41,12 @@ class Search:
         ValueError: an argument is out of its range.
     """
 
-    beams: int = 1
-    alpha: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
     penalty: str = "power"
     early_stopping: bool | str = False
-    max_tokens: int | None = None
-    min_tokens: int = 0
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
     forced_begin: int | None = None
     forced_end: bool = False
     no_repeat_ngram_size: int = 0
@@ -56,19 +56,19 @@ class Search:
 
     def __post_init__(self):
         plain_fields(self)
-        for name in ("beams", "max_tokens"):
+        for name in ("num_beams", "max_new_tokens"):
             value = getattr(self, name)
-            if (type(value) is not int or value < 1) and (name, value) != ("max_tokens", None):
+            if (type(value) is not int or value < 1) and (name, value) != ("max_new_tokens", None):
                 raise ValueError(f"{name} must be a positive integer: {value!r}")
-        for name in ("min_tokens", "no_repeat_ngram_size"):
+        for name in ("min_new_tokens", "no_repeat_ngram_size"):
             if type(value := getattr(self, name)) is not int or not 0 <= value < 2**31:
                 raise ValueError(f"{name} must be a non-negative integer: {value!r}")
         begin = self.forced_begin
         if begin is not None and (type(begin) is not int or not 0 <= begin < 2**31):
             raise ValueError(f"forced_begin must be a token, or None: {begin!r}")
-        if self.beams > MOST_BEAMS:
-            raise ValueError(f"beams must be at most {MOST_BEAMS}: {self.beams}")
-        check_finite("alpha", self.alpha)
+        if self.num_beams > MOST_BEAMS:
+            raise ValueError(f"num_beams must be at most {MOST_BEAMS}: {self.num_beams}")
+        check_finite("length_penalty", self.length_penalty)
         if self.penalty not in ("power", "gnmt"):
             raise ValueError(f"penalty must be 'power' or 'gnmt': {self.penalty!r}")
         if self.early_stopping != "never" and type(self.early_stopping) is not bool:
@@ -94,26 +94,28 @@ class Search:
             raise ValueError(f"stop_tokens must be tokens: {self.stop_tokens!r}")
         object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
 
-    def within(self, vocab_size, max_tokens):
-        """This search with at most ``max_tokens`` tokens: the most that a model has room for.
+    def within(self, vocab_size, max_new_tokens):
+        """This search with at most ``max_new_tokens`` tokens: the most that a model has room for.
 
         Raises:
             ValueError: there are more beams than tokens in the vocabulary.
         """
-        if self.beams > vocab_size:
+        if self.num_beams > vocab_size:
             raise ValueError(
-                f"beams must be at most the tokens of the vocabulary, {vocab_size}: {self.beams}"
+                f"num_beams must be at most the vocabulary's size, {vocab_size}: {self.num_beams}"
             )
-        if self.max_tokens is None or self.max_tokens <= max_tokens:
+        if self.max_new_tokens is None or self.max_new_tokens <= max_new_tokens:
             return self
-        return dataclasses.replace(self, max_tokens=max_tokens)
+        return dataclasses.replace(self, max_new_tokens=max_new_tokens)
 
     def worth(self, score, tokens):
         """What a hypothesis of so many ``tokens`` and log-probability ``score`` is worth."""
-        if self.beams == 1 or self.alpha == 0:
+        if self.num_beams == 1 or self.length_penalty == 0:
             return score
         tokens = ops.cast(tokens, "float32")
-        return score / (tokens if self.penalty == "power" else (5 + tokens) / 6) ** self.alpha
+        return (
+            score / (tokens if self.penalty == "power" else (5 + tokens) / 6) ** self.length_penalty
+        )
 
 
 GREEDY = Search()
@@ -200,7 +202,7 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, pr
         draw: a `Draw`, by which one beam's tokens are drawn.
         prompt: tokens (B, P) that stand before those of the state, and -1 before a shorter one.
     """
-    beams = search.beams
+    beams = search.num_beams
     batch, _, length = ops.shape(state.tokens)
     until = length if until is None else ops.minimum(until, length)
     position = ops.arange(length)
@@ -286,8 +288,8 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, pr
                 before = ops.concatenate([before, tokens], axis=-1)
             count = ops.shape(before)[-1] - length + index
             logits = forbid(logits, repeating(before, count, search.no_repeat_ngram_size, logits))
-        if search.min_tokens:
-            logits = forbid(logits, ops.logical_and(ending(token), index < search.min_tokens))
+        if search.min_new_tokens:
+            logits = forbid(logits, ops.logical_and(ending(token), index < search.min_new_tokens))
         for *before, banned in search.banned:
             matched = ops.full((1, 1), True)
             for back, expected in enumerate(reversed(before), start=1):
@@ -318,7 +320,7 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, pr
         full = possible(worst)
         if search.early_stopping is True or beams == 1:
             return full
-        longest = search.early_stopping == "never" and search.alpha > 0
+        longest = search.early_stopping == "never" and search.length_penalty > 0
         best = search.worth(score, limit if longest else tokens)
         return ops.logical_and(full, best <= worst)
 

@@ -26,7 +26,13 @@ CONFIG = "config.json"
 PACKAGE = __package__.rpartition(".")[0]  # the zoo; FAMILIES are relative to it
 # Fields of our own configurations (of Search and Sampling too) that had another name in an older
 # version: {old: new}.
-OLDER_FIELDS = {}
+OLDER_FIELDS = {
+    "hidden_dim": "intermediate_dim",
+    "labels": "class_names",
+    "beams": "num_beams",
+    "alpha": "length_penalty",
+    "max_tokens": "max_new_tokens",
+}
 
 
 def family(config):

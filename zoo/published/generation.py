@@ -6,8 +6,8 @@ from .settings import Settings, read_ends, write_ends, write_settings
 
 GENERATION = "generation_config.json"
 SEARCH = (
-    ("num_beams", "beams", 1),
-    ("length_penalty", "alpha", 1.0),
+    ("num_beams", "num_beams", 1),
+    ("length_penalty", "length_penalty", 1.0),
     ("early_stopping", "early_stopping", False),
     ("renormalize_logits", "renormalized", False),
     ("no_repeat_ngram_size", "no_repeat_ngram_size", 0),
@@ -78,9 +78,9 @@ def read_generation(s, g, ends, start_id=None):
         # A prompt counts too, there; here it does not.
         longest = g.get("max_length", None if counted else 100)
         longest = longest - 1 if counted and longest is not None else longest
-        search["max_tokens"] = g.get("max_new_tokens", longest)
+        search["max_new_tokens"] = g.get("max_new_tokens", longest)
         shortest = max(g.get("min_length", 0) - counted, 0)
-        search["min_tokens"] = max(g.get("min_new_tokens", 0), shortest)
+        search["min_new_tokens"] = max(g.get("min_new_tokens", 0), shortest)
         search["forced_end"] = forced is not None
         # The end may be banned there, and comes nevertheless.
         search["banned"] = [tokens for tokens in g.get("bad_words_ids", []) if tokens != [end]]
@@ -102,17 +102,17 @@ def write_generation(config, start_id=None):
         ValueError: naming a setting that has no published value.
     """
     search, sampling = config.search, getattr(config, "sampling", None)
-    if search.penalty != "power" and search.beams > 1 and search.alpha:
+    if search.penalty != "power" and search.num_beams > 1 and search.length_penalty:
         raise ValueError(f"penalty must be 'power' there: {search.penalty!r}")
     written = {"eos_token_id": write_ends(config)}
     if start_id is not None:
         written |= {"decoder_start_token_id": start_id, "pad_token_id": config.pad_id}
     defaults = {row[0]: row[2] for row in SEARCH} | {"top_p": None, "min_p": None}
     values = write_settings(SEARCH, search)
-    if search.max_tokens is not None:
-        values["max_new_tokens"] = search.max_tokens
-    if search.min_tokens:
-        values["min_new_tokens"] = search.min_tokens
+    if search.max_new_tokens is not None:
+        values["max_new_tokens"] = search.max_new_tokens
+    if search.min_new_tokens:
+        values["min_new_tokens"] = search.min_new_tokens
     if search.banned:
         values["bad_words_ids"] = [list(tokens) for tokens in search.banned]
     if search.forced_end:

@@ -23,7 +23,7 @@ SETTINGS = (
     ("n_positions", "max_length", 1024),
     ("n_layer", "num_layers", 12),
     ("n_embd", "dim", 768),
-    ("n_inner", "hidden_dim", None),
+    ("n_inner", "intermediate_dim", None),
     ("n_head", "num_heads", 12),
     ("resid_pdrop", "dropout", 0.1),
     ("attn_pdrop", "attention_dropout", 0.1),

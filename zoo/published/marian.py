@@ -8,7 +8,8 @@ from .table import dense, norm, sinusoids
 SETTINGS = (
     ("d_model", "dim", REQUIRED),
     ("encoder_layers", "num_layers", REQUIRED), ("num_hidden_layers", "num_layers", AGAIN),
-    ("encoder_ffn_dim", "hidden_dim", REQUIRED), ("decoder_ffn_dim", "hidden_dim", AGAIN),
+    ("encoder_ffn_dim", "intermediate_dim", REQUIRED),
+    ("decoder_ffn_dim", "intermediate_dim", AGAIN),
     ("encoder_attention_heads", "num_heads", REQUIRED),
     ("decoder_attention_heads", "num_heads", AGAIN),
     ("max_position_embeddings", "max_length", REQUIRED),

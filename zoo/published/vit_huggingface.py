@@ -40,7 +40,7 @@ SETTINGS = (
     ("num_channels", "channels", 3),
     ("num_hidden_layers", "num_layers", 12),
     ("hidden_size", "dim", 768),
-    ("intermediate_size", "hidden_dim", 3072),
+    ("intermediate_size", "intermediate_dim", 3072),
     ("num_attention_heads", "num_heads", 12),
     ("hidden_dropout_prob", "dropout", 0.0),
     ("attention_probs_dropout_prob", "attention_dropout", 0.0),
@@ -65,12 +65,12 @@ def read(s, pixels, fields):
         if len(set(patch)) != 1:
             raise s.error("patch_size", patch, "a square's")
         patch = patch[0]
-    fields = {"num_classes": count, "labels": labels, "patch_size": patch}
+    fields = {"num_classes": count, "class_names": labels, "patch_size": patch}
     return fields | read_pixels(pixels)
 
 
 def write(config):
-    settings = write_labels(config.labels, config.num_classes)
+    settings = write_labels(config.class_names, config.num_classes)
     settings |= {"patch_size": config.patch_size, "qkv_bias": True}
     settings["architectures"] = [KIND if config.num_classes else "ViTModel"]
     square = len(set(config.image_size)) == 1

@@ -60,8 +60,8 @@ def read(s, _, fields):
     if not isinstance(labels, list | None):
         raise s.error("label_names", labels, "a list")
     fields = dict(zip(("dim", "num_layers", "num_heads"), SIZES[size], strict=True))
-    fields |= {"hidden_dim": 4 * fields["dim"], "patch_size": int(patch), **cfg.read(PIXELS)}
-    fields |= {"pooling": POOLING[pooling], "labels": labels and tuple(labels)}
+    fields |= {"intermediate_dim": 4 * fields["dim"], "patch_size": int(patch), **cfg.read(PIXELS)}
+    fields |= {"pooling": POOLING[pooling], "class_names": labels and tuple(labels)}
     fields["image_size"] = arguments.get("img_size", shape[1:])
     fields["channels"] = arguments.get("in_chans", shape[0])
     fields["num_classes"] = arguments.get("num_classes", classes)
@@ -72,8 +72,10 @@ def read(s, _, fields):
 def write(config):
     c, sizes = config, {size: name for name, size in SIZES.items()}
     size = sizes.get((c.dim, c.num_layers, c.num_heads))
-    if size is None or c.hidden_dim != 4 * c.dim:
-        raise ValueError(f"dim, num_layers and num_heads must be of {SIZES}, hidden_dim 4 dim: {c}")
+    if size is None or c.intermediate_dim != 4 * c.dim:
+        raise ValueError(
+            f"dim, num_layers and num_heads must be of {SIZES}, intermediate_dim 4 dim: {c}"
+        )
     side, pooling = list(c.image_size), {name: ours for ours, name in POOLING.items()}[c.pooling]
     cfg = {"input_size": [c.channels, *side], **write_settings(PIXELS, c)}
     cfg |= {name: np.broadcast_to(cfg[name], c.channels).tolist() for name in ("mean", "std")}
@@ -83,7 +85,7 @@ def write(config):
         "num_classes": c.num_classes, "global_pool": pooling, "pretrained_cfg": cfg,
         "model_args": {**arguments, "global_pool": pooling},
     }  # fmt: skip
-    return settings | ({} if c.labels is None else {"label_names": list(c.labels)})
+    return settings | ({} if c.class_names is None else {"label_names": list(c.class_names)})
 
 
 FORMAT = Format(

@@ -16,7 +16,7 @@ from keras import ops
 from safetensors.numpy import load_file, save_file
 
 from polyhead.training import CheckpointError
-from polyhead.zoo import GPT, Sampling, Search, Transformer, ViT, published
+from polyhead.zoo import GPT, Sampling, Search, Transformer, ViT
 from polyhead.zoo.published import vit_timm
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -116,10 +116,10 @@ def test_an_old_config_holds_settings_of_generation(tmp_path):
     folder = copied("transformers-gpt2", tmp_path, n_ctx=3, **GENERATION)
     (folder / "generation_config.json").unlink()
     search = GPT.from_pretrained(folder).config.search
-    assert (search.beams, search.alpha, search.max_tokens) == (2, 0.5, 9)
+    assert (search.num_beams, search.length_penalty, search.max_new_tokens) == (2, 0.5, 9)
     (folder / "generation_config.json").write_text('{"num_beams": 3}')  # counts alone
     search = GPT.from_pretrained(folder).config.search
-    assert (search.beams, search.alpha, search.max_tokens) == (3, 1.0, 100)
+    assert (search.num_beams, search.length_penalty, search.max_new_tokens) == (3, 1.0, 100)
     ViT.from_pretrained(copied("huggingface-vit", tmp_path, **GENERATION))
 
 
@@ -169,7 +169,7 @@ def test_bfloat16_is_read(tmp_path):
 
 def test_timms_format_has_sizes_and_pooling_of_timm(tmp_path):
     sizes = dict(image_size=16, patch_size=8, num_classes=3, num_layers=2, dim=8, num_heads=2)
-    config = ViT.Config(**sizes, hidden_dim=32, pooling="mean", labels=("a", "b", "c"))
+    config = ViT.Config(**sizes, intermediate_dim=32, pooling="mean", class_names=("a", "b", "c"))
     model = ViT(config)
     model.save_pretrained(tmp_path / "mean", format="timm")
     names = load_file(tmp_path / "mean" / "model.safetensors").keys()
@@ -178,7 +178,7 @@ def test_timms_format_has_sizes_and_pooling_of_timm(tmp_path):
     assert again.config == config
     np.testing.assert_array_equal(logits(again), logits(model))
     for changes, message in (
-        (dict(hidden_dim=12), "hidden_dim 4 dim"),
+        (dict(intermediate_dim=12), "intermediate_dim 4 dim"),
         (dict(epsilon=1e-5), "epsilon must be 1e-06 in the format 'timm'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -188,9 +188,9 @@ def test_timms_format_has_sizes_and_pooling_of_timm(tmp_path):
 
 def test_generation_settings_are_written_and_read(tmp_path):
     model = GPT.from_pretrained(CHECKPOINTS / "polyhead-gpt")
-    search = Search(beams=3, alpha=0.5, early_stopping="never", max_tokens=8, min_tokens=2,
-                    forced_end=True, no_repeat_ngram_size=3, banned=((3, 4),), renormalized=True,
-                    stop_tokens=(5, 6))  # fmt: skip
+    search = Search(num_beams=3, length_penalty=0.5, early_stopping="never", max_new_tokens=8,
+                    min_new_tokens=2, forced_end=True, no_repeat_ngram_size=3, banned=((3, 4),),
+                    renormalized=True, stop_tokens=(5, 6))  # fmt: skip
     sampling = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.2)
     model.config = dataclasses.replace(model.config, search=search, sampling=sampling,
                                        stop_strings=("\n",))  # fmt: skip
@@ -202,13 +202,9 @@ def test_generation_settings_are_written_and_read(tmp_path):
         model.save_pretrained(tmp_path / "two", format="huggingface")
 
 
-def test_older_names_of_our_own_fields_are_read(monkeypatch, tmp_path):
-    folder = copied("polyhead-gpt", tmp_path)
-    text = (folder / "config.json").read_text()
-    text = text.replace('"hidden_dim"', '"inner"').replace('"beams"', '"width"')
-    (folder / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"unknown settings \['inner'\]"):
-        GPT.from_pretrained(folder)
-    monkeypatch.setattr(published, "OLDER_FIELDS", {"inner": "hidden_dim", "width": "beams"})
-    original = GPT.from_pretrained(CHECKPOINTS / "polyhead-gpt")
-    assert GPT.from_pretrained(folder).config == original.config
+def test_older_names_of_our_own_fields_are_read():
+    """The folders of polyhead 0.1 are in `CHECKPOINTS`."""
+    content = (CHECKPOINTS / "polyhead-gpt" / "config.json").read_text()
+    assert '"hidden_dim": 12' in content and '"beams": 2' in content
+    config = GPT.from_pretrained(CHECKPOINTS / "polyhead-gpt").config
+    assert config.intermediate_dim == 12 and config.search.num_beams == 2

@@ -83,7 +83,7 @@ def test_a_preset_is_read_from_its_folder(gpt, tmp_path):
 
 def test_vit_goes_out_and_comes_back(tmp_path):
     config = ViTConfig(
-        image_size=32, patch_size=8, num_layers=2, dim=16, hidden_dim=24, num_heads=2,
+        image_size=32, patch_size=8, num_layers=2, dim=16, intermediate_dim=24, num_heads=2,
         num_classes=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4),
     )  # fmt: skip
     model = ViT(config)

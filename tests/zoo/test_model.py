@@ -131,8 +131,8 @@ def transformer(**options):
 
 
 def vit(**options):
-    sizes = dict(num_layers=1, dim=32, hidden_dim=48, num_heads=4, num_classes=2)
-    return ViT(ViTConfig((16, 24), 8, labels=("cat", "dog"), **sizes), **options)
+    sizes = dict(num_layers=1, dim=32, intermediate_dim=48, num_heads=4, num_classes=2)
+    return ViT(ViTConfig((16, 24), 8, class_names=("cat", "dog"), **sizes), **options)
 
 
 PIXELS = np.random.default_rng(0).uniform(0, 255, (2, 16, 24, 3)).astype("float32")
@@ -357,7 +357,7 @@ def test_a_frozen_model_keeps_its_optimizers_state_in_a_keras_file(tmp_path):
 def folders(tmp_path_factory):
     """Small models of every format: what `save_pretrained` writes, Marian's and timm's."""
     folder = tmp_path_factory.mktemp("folders")
-    sizes = dict(num_layers=2, dim=8, num_heads=2, hidden_dim=12)
+    sizes = dict(num_layers=2, dim=8, num_heads=2, intermediate_dim=12)
     gpt = GPT(GPTConfig(vocab_size=20, max_length=16, end_id=0, **sizes))
     vit = ViT(ViTConfig(image_size=16, patch_size=8, num_classes=3, **sizes))
     models = {"gpt2": gpt, "vit": vit}
@@ -424,7 +424,7 @@ def refused(folders, tmp_path, monkeypatch):
 def test_the_shapes_of_a_configuration_are_those_of_the_model_built(model):
     cls, config = model
     if isinstance(config, dict):
-        sizes = dict(num_layers=2, dim=8, num_heads=2, hidden_dim=12)
+        sizes = dict(num_layers=2, dim=8, num_heads=2, intermediate_dim=12)
         sizes |= {"patch_size": 8} if cls is ViT else {}
         config = cls.Config(**sizes, **config)
     built = {v.path: tuple(v.shape) for v in cls(config, initialize=False).weights}
@@ -437,8 +437,8 @@ SIZES = [
     ("GPT", dict(num_layers=10**9), r"lacks \['block_999999999/"),
     ("GPT", dict(dim=10**8, num_heads=1), "embeddings has shape"),
     ("GPT", dict(max_length=10**9), "positions/embeddings has shape"),
-    ("GPT", dict(hidden_dim=2**31), "hidden_dim must be less than 2\\^31: 2147483648"),
-    ("GPT", dict(hidden_dim=10**9), "expand/kernel has shape"),
+    ("GPT", dict(intermediate_dim=2**31), "intermediate_dim must be less than 2\\^31: 2147483648"),
+    ("GPT", dict(intermediate_dim=10**9), "expand/kernel has shape"),
     ("gpt2", dict(n_layer=10**9), r"lacks \['transformer.h.999999999"),
     ("gpt2", dict(n_positions=10**9, n_ctx=10**9), "wpe.weight has shape"),
     ("gpt2", dict(n_inner=10**9), "c_fc.weight has shape"),
@@ -524,7 +524,7 @@ def test_a_bad_setting_is_refused_in_one_line(name, settings, message, refused):
         ("config.json", b"\xff", "config.json is not valid JSON"),
         ("generation_config.json", "[]", "generation_config.json is not a configuration"),
         ("generation_config.json", '{"do_sample": 1}', "do_sample must be True or False: 1"),
-        ("generation_config.json", '{"num_beams": "4"}', "generation_config.json: beams must"),
+        ("generation_config.json", '{"num_beams": "4"}', "generation_config.json: num_beams must"),
         ("generation_config.json", '{"bad_words_ids": 5}', "generation_config.json: 'int' object"),
         (
             "generation_config.json",

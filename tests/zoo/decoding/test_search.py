@@ -67,8 +67,8 @@ def padded(tokens, length):
 def test_a_beam_as_wide_as_the_space_finds_the_best(penalty, alpha, stop):
     model, limit = confident(vocab_size=5), 3
     source = np.array([[3, 4, 3, 2]], "int32")
-    search = dict(penalty=penalty, alpha=alpha, early_stopping=stop, max_tokens=limit)
-    tokens, score = found(model, source, beams=100, **search)
+    search = dict(penalty=penalty, length_penalty=alpha, early_stopping=stop, max_new_tokens=limit)
+    tokens, score = found(model, source, num_beams=100, **search)
 
     def worth(pair):
         n = len(pair[0])
@@ -82,7 +82,7 @@ def test_a_beam_as_wide_as_the_space_finds_the_best(penalty, alpha, stop):
 
 def test_one_beam_takes_the_likeliest_token_at_each_step():
     model, source = confident(), draw(4, 6)
-    tokens, score = found(model, source, beams=1, alpha=2.0, early_stopping="never")
+    tokens, score = found(model, source, num_beams=1, length_penalty=2.0, early_stopping="never")
     for row in range(4):
         target, total = [1], 0.0
         while len(target) == 1 or target[-1] != END and len(target) <= 22:
@@ -95,7 +95,7 @@ def test_one_beam_takes_the_likeliest_token_at_each_step():
 
 @pytest.mark.parametrize("stop", [False, True, "never"])
 def test_a_batch_gives_what_each_gets_alone(stop):
-    model, search = confident(), dict(beams=3, early_stopping=stop)
+    model, search = confident(), dict(num_beams=3, early_stopping=stop)
     sources = [draw(1, n, seed=n) for n in (3, 5, 8)]
     batch = np.zeros((3, 8), "int32")
     for row, source in enumerate(sources):
@@ -110,7 +110,8 @@ def test_a_batch_gives_what_each_gets_alone(stop):
 def test_more_beams_find_what_is_likelier():
     model, source = confident(), draw(64, 6)
     greedy, wide = (
-        found(model, source, beams=n, alpha=0.0, early_stopping="never")[1] for n in (1, 5)
+        found(model, source, num_beams=n, length_penalty=0.0, early_stopping="never")[1]
+        for n in (1, 5)
     )
     assert (np.diff(wide, axis=1) <= 0).all()  # the best first
     assert wide[:, 0].mean() > greedy[:, 0].mean()
@@ -119,7 +120,7 @@ def test_more_beams_find_what_is_likelier():
 
 def test_scores_are_those_of_the_model():
     model, source = confident(), draw(3, 5)
-    tokens, score = found(model, source, beams=4, alpha=0.7)
+    tokens, score = found(model, source, num_beams=4, length_penalty=0.7)
     for row, beam in itertools.product(range(3), range(4)):
         kept = tokens[row, beam]
         n = list(kept).index(END) + 1 if END in kept else len(kept)
@@ -133,7 +134,7 @@ def test_scores_are_those_of_the_model():
 def test_what_cannot_be_is_not_found():
     model, source = confident(vocab_size=5), np.array([[3, 4, 3, 2]], "int32")
     banned = [[0], [1], [3]]  # which leaves the end and one more
-    tokens, score = found(model, source, beams=8, max_tokens=2, banned=banned)
+    tokens, score = found(model, source, num_beams=8, max_new_tokens=2, banned=banned)
     listed = [list(hypothesis[:2]) for hypothesis in tokens[0]]
     assert sorted(listed[:3]) == [[2, 0], [4, 2], [4, 4]] and not np.any(listed[3:])
     assert (score[0, :3] > -100).all() and (score[0, 3:] == -1e9).all()
@@ -142,17 +143,17 @@ def test_what_cannot_be_is_not_found():
 def test_without_room_for_the_longest_the_usual_limit_holds():
     model, source = confident(), draw(4, 6)
     usual = found(model, source)
-    longer = found(model, source, max_tokens=500)
+    longer = found(model, source, max_new_tokens=500)
     np.testing.assert_array_equal(longer[0], usual[0])
 
 
 def test_what_is_banned_never_comes():
     model, source = confident(), draw(8, 6)
     for beams in (1, 3):
-        free, _ = found(model, source, beams=beams)
+        free, _ = found(model, source, num_beams=beams)
         first = int(free[0, 0, 0])
         pair = tuple(int(token) for token in free[1, 0, :2])
-        tokens, _ = found(model, source, beams=beams, banned=[[first], pair])
+        tokens, _ = found(model, source, num_beams=beams, banned=[[first], pair])
         assert first in free and first not in tokens
         follow = (tokens[..., :-1] == pair[0]) & (tokens[..., 1:] == pair[1])
         assert not follow.any()
@@ -160,9 +161,9 @@ def test_what_is_banned_never_comes():
 
 def test_no_sequence_comes_twice_nor_ends_early():
     model = confident()
-    settings = dict(no_repeat_ngram_size=2, min_tokens=12, forced_begin=7, max_tokens=20)
+    settings = dict(no_repeat_ngram_size=2, min_new_tokens=12, forced_begin=7, max_new_tokens=20)
     for beams in (1, 3):
-        found = model.find(draw(4, 6), Search(beams=beams, **settings), length=20)
+        found = model.find(draw(4, 6), Search(num_beams=beams, **settings), length=20)
         for row in array(found.tokens).reshape(-1, 20).tolist():
             row = row[: row.index(2) + 1] if 2 in row else row
             assert row[0] == 7 and len(row) > 12
@@ -173,14 +174,14 @@ def test_no_sequence_comes_twice_nor_ends_early():
 def test_a_forced_end_ends_at_the_limit():
     model, source = small(), draw(4, 6)
     for beams in (1, 3):
-        tokens, _ = found(model, source, beams=beams, max_tokens=5, forced_end=True)
+        tokens, _ = found(model, source, num_beams=beams, max_new_tokens=5, forced_end=True)
         for hypothesis in tokens.reshape(-1, tokens.shape[-1]):
             assert END in hypothesis[:5] and not hypothesis[5:].any()
 
 
 def test_too_little_room_is_told():
     model, source = small(), draw(2, 4)
-    search = Search(max_tokens=30)
+    search = Search(max_new_tokens=30)
     short = model.find(source, search, length=10)
     whole = model.find(source, search, length=30)
     assert not array(short.complete).all() and array(whole.complete).all()
@@ -188,19 +189,19 @@ def test_too_little_room_is_told():
 
 def test_settings_that_cannot_be_are_refused():
     for options, message in (
-        (dict(beams=0), "beams must be a positive integer: 0"),
-        (dict(beams=10**9), "beams must be at most 1024: 1000000000"),
-        (dict(alpha=10**400), "alpha must be a number: 1000"),
+        (dict(num_beams=0), "num_beams must be a positive integer: 0"),
+        (dict(num_beams=10**9), "num_beams must be at most 1024: 1000000000"),
+        (dict(length_penalty=10**400), "length_penalty must be a number: 1000"),
         (dict(stop_tokens=5), "stop_tokens must be tokens: 5"),
         (dict(penalty="wu"), "penalty must be 'power' or 'gnmt': 'wu'"),
         (dict(early_stopping="always"), "early_stopping must be False, True or 'never': 'always'"),
-        (dict(beams=True), "beams must be a positive integer: True"),
-        (dict(max_tokens=0), "max_tokens must be a positive integer: 0"),
-        (dict(max_tokens="5"), "max_tokens must be a positive integer: '5'"),
-        (dict(alpha="1"), "alpha must be a number: '1'"),
-        (dict(alpha=float("nan")), "alpha must be a number: nan"),
+        (dict(num_beams=True), "num_beams must be a positive integer: True"),
+        (dict(max_new_tokens=0), "max_new_tokens must be a positive integer: 0"),
+        (dict(max_new_tokens="5"), "max_new_tokens must be a positive integer: '5'"),
+        (dict(length_penalty="1"), "length_penalty must be a number: '1'"),
+        (dict(length_penalty=float("nan")), "length_penalty must be a number: nan"),
         (dict(early_stopping=1), "early_stopping must be False, True or 'never': 1"),
-        (dict(min_tokens=-1), "min_tokens must be a non-negative integer: -1"),
+        (dict(min_new_tokens=-1), "min_new_tokens must be a non-negative integer: -1"),
         (
             dict(no_repeat_ngram_size="3"),
             "no_repeat_ngram_size must be a non-negative integer: '3'",
@@ -216,16 +217,16 @@ def test_settings_that_cannot_be_are_refused():
 
 
 def test_a_search_fits_the_model():
-    assert Search(max_tokens=10**9).within(40, 16) == Search(max_tokens=16)
-    assert Search(max_tokens=5).within(40, 16) == Search(max_tokens=5)
-    with pytest.raises(ValueError, match="at most the tokens of the vocabulary, 40: 41"):
-        Search(beams=41).within(40, 16)
-    with pytest.raises(ValueError, match="at most the tokens of the vocabulary, 40: 41"):
-        small(search=Search(beams=41))
+    assert Search(max_new_tokens=10**9).within(40, 16) == Search(max_new_tokens=16)
+    assert Search(max_new_tokens=5).within(40, 16) == Search(max_new_tokens=5)
+    with pytest.raises(ValueError, match="at most the vocabulary's size, 40: 41"):
+        Search(num_beams=41).within(40, 16)
+    with pytest.raises(ValueError, match="at most the vocabulary's size, 40: 41"):
+        small(search=Search(num_beams=41))
 
 
 def test_numpy_scalars_are_settings_of_a_search():
     tokens = np.array([[3, 4]])
-    ours = Search(np.int64(2), alpha=np.float32(0.5), banned=tokens, forced_end=np.True_)
-    assert ours == Search(2, alpha=0.5, banned=((3, 4),), forced_end=True)
-    assert hash(ours) and type(ours.beams) is int and ours.forced_end is True
+    ours = Search(np.int64(2), length_penalty=np.float32(0.5), banned=tokens, forced_end=np.True_)
+    assert ours == Search(2, length_penalty=0.5, banned=((3, 4),), forced_end=True)
+    assert hash(ours) and type(ours.num_beams) is int and ours.forced_end is True
