@@ -1,4 +1,4 @@
-"""Every example in --help, in README and in the recipes is read from there, parsed, and run."""
+"""Every example in --help, README, docs and recipes is read from there and parsed; most are run."""
 
 import re
 import shlex
@@ -20,6 +20,8 @@ from tests.recipes.test_command import backward, polyhead
 from tests.test_package import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
+GUIDE = (ROOT / "docs" / "guide.md").read_text("utf-8")
+EXPERIMENTS = [path.read_text("utf-8") for path in (ROOT / "docs" / "experiments").glob("*.md")]
 RECIPES = [ROOT / "recipes" / f"{name}.py" for name in ("translation", "generation", "diversify")]
 RECIPES += [ROOT / "recipes" / "classification.py", ROOT / "recipes" / "demo.sh"]
 
@@ -61,7 +63,7 @@ def test_every_example_is_a_command_with_options_that_exist():
     app = typer.main.get_command(command.app)
     for leaf in leaves(app):
         leaf.callback = lambda **options: None
-    texts = [README, *(path.read_text("utf-8") for path in RECIPES)]
+    texts = [README, GUIDE, *EXPERIMENTS, *(path.read_text("utf-8") for path in RECIPES)]
     found = [*helps(), *(example for text in texts for example in commands(text))]
     assert len(found) > 50 and sum(bool(optional) for _, optional in found) == 1
     for arguments, optional in found:
@@ -118,10 +120,10 @@ def run(monkeypatch, capfd, arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["translation", "generation", "classification"])
-def test_the_commands_of_the_readme_run(task, folder, monkeypatch, capfd):
+def test_the_commands_of_the_guide_run(task, folder, monkeypatch, capfd):
     [block] = [
         block
-        for block in re.split(r"\n\n", README)
+        for block in re.split(r"\n\n", GUIDE)
         if f"polyhead train {task}" in block and "polyhead export RUN" in block
     ]
     for arguments, _ in commands(block):
@@ -137,7 +139,7 @@ def test_the_commands_of_the_readme_run(task, folder, monkeypatch, capfd):
 
 @pytest.mark.slow
 def test_the_commands_of_help_run(folder, monkeypatch, capfd):
-    others = [*commands(README)]  # run above
+    others = [*commands(GUIDE)]  # run above
     examples = [example for example in helps() if example not in others]
     assert [arguments[1] for arguments, _ in examples] == ["translation", "classification"]
     for arguments, _ in examples:
@@ -145,7 +147,8 @@ def test_the_commands_of_help_run(folder, monkeypatch, capfd):
     assert load("runs/photos").config.class_names == ("bird", "cat", "dog", "fish", "frog")
 
 
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = README + GUIDE + (ROOT / "docs" / "serving.md").read_text("utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
 SHORTER = {
     "vocab_size=8000": "vocab_size=200",
     "tokens=4096": "tokens=4096, buckets=1",
@@ -157,12 +160,12 @@ SHORTER = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split()[3])
-def test_the_python_of_the_readme_runs(code, folder, model):
+def test_the_python_of_readme_and_docs_runs(code, folder, model):
     image = (folder / "cat.jpg").read_bytes()
     for usual, short in SHORTER.items():
         code = code.replace(usual, short)
     names = {"jpeg_bytes": image, "array": tf.io.decode_jpeg(image).numpy()}
-    if "read_images" in code:  # README's folder has no splits
+    if "read_images" in code:  # the guide's folder has no splits
         shutil.move("photos/train", "train")
         shutil.rmtree("photos")
         shutil.move("train", "photos")
