@@ -132,7 +132,9 @@ def test_a_layer_is_its_configuration_and_its_weights(case):
 
 
 @every_layer
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_half_precision_is_that_of_the_policy_and_near_float32(case, policy):
     full, inputs = make(case)
     half, _ = make(case, dtype=policy)
