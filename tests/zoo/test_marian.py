@@ -150,7 +150,13 @@ def test_logits_are_those_of_the_reference(pair):
         dict(num_beams=2, length_penalty=-1.0, forced_eos_token_id=None),
         dict(num_beams=1, max_length=5, forced_eos_token_id=None),
         dict(num_beams=1, max_length=5, bad_words_ids=[[0]]),
-        dict(num_beams=3, no_repeat_ngram_size=2, min_length=8, forced_bos_token_id=7),
+        dict(
+            num_beams=3,
+            length_penalty=2.0,
+            min_length=5,
+            no_repeat_ngram_size=2,
+            forced_bos_token_id=7,
+        ),
     ],
     ids=str,
 )
