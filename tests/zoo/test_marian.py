@@ -152,8 +152,8 @@ def test_logits_are_those_of_the_reference(pair):
         dict(num_beams=1, max_length=5, bad_words_ids=[[0]]),
         dict(
             num_beams=3,
-            length_penalty=2.0,
-            min_length=5,
+            early_stopping="never",
+            min_length=8,
             no_repeat_ngram_size=2,
             forced_bos_token_id=7,
         ),

@@ -66,7 +66,7 @@ def write_pixels(config):
         ValueError: naming a setting that has no published value.
     """
     if not config.squash and len(set(config.image_size)) > 1:
-        raise ValueError(f"what is cut out must be square there: image_size {config.image_size}")
+        raise ValueError(f"image_size must be square for a center crop: {config.image_size}")
     size = dict(zip(("height", "width"), config.image_size, strict=True))
     cut = not config.squash or config.crop < 1
     numbers = {name: number for number, name in RESAMPLING.items()}
