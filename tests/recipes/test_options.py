@@ -155,7 +155,7 @@ def test_export_passes_the_format_and_the_options_of_the_task(monkeypatch, capfd
 def test_options_of_some_tasks_stand_in_panels_that_name_them(monkeypatch, capfd):
     _, out, _ = polyhead(monkeypatch, capfd, "predict", "--help")
     panels = re.findall(r"╭─ (.*?) ─+╮", out)
-    tasks = ["Translation", "Translation and generation", "Generation", "Classification"]
+    tasks = ["Translation and generation", "Translation", "Generation", "Classification"]
     assert panels == ["Arguments", "Options", *tasks]
 
 
