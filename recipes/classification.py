@@ -27,7 +27,16 @@ from .options import (
     RunFolder,
     Split,
 )
-from .run import Run, draw_curve, exclusive, load, save, save_average, shown, writable
+from .run import (
+    Run,
+    check_writable,
+    draw_curve,
+    hold_folder,
+    load,
+    save,
+    save_average,
+    show_progress,
+)
 from .settings import SAMPLE, RunSettings, Schedule, option, read_settings
 
 IN_MEMORY = 2**31  # bytes of pixels; larger sets are decoded again each epoch
@@ -77,7 +86,7 @@ class Settings(RunSettings):
     epochs: int = 30
 
 
-@exclusive
+@hold_folder
 def train(settings, out, restart=False, say=print):
     """Train a ViT to classify images, or fine-tune a published one.
 
@@ -95,7 +104,7 @@ def train(settings, out, restart=False, say=print):
 
     run = Run(settings, out, restart, say)
     settings = run.settings
-    images = {split: labelled(settings.data, split) for split in ("train", "val")}
+    images = {split: read_labelled(settings.data, split) for split in ("train", "val")}
     if images["val"].classes != images["train"].classes:
         raise ValueError(f"{settings.data}: train and val are of different classes")
     say(f"{len(images['train']):,} images of {len(images['train'].classes)} classes")
@@ -103,7 +112,7 @@ def train(settings, out, restart=False, say=print):
         model = begin(settings, images["train"].classes)
     config = model.config
     for split in images:
-        images[split] = loaded(images[split], config, settings.broken)
+        images[split] = load_small(images[split], config, settings.broken)
 
     def batches(split, **options):
         return image_batches(
@@ -132,7 +141,7 @@ def train(settings, out, restart=False, say=print):
         )
         accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
         model.compile(optimizer, loss, [accuracy], remat=settings.remat)
-    with by_name():
+    with naming_images():
         return run.fit(
             model,
             lambda update: batches("train", start=update, **drawn),
@@ -147,7 +156,7 @@ def train(settings, out, restart=False, say=print):
 
 
 @contextlib.contextmanager
-def by_name():
+def naming_images():
     """Turns TensorFlow's error about a broken image into a ValueError that names the image."""
     import tensorflow as tf
 
@@ -181,7 +190,7 @@ def begin(settings, classes):
     return model
 
 
-def labelled(data, split):
+def read_labelled(data, split):
     """The images of a split of a run's data."""
     from ..data import read_images
     from ..data.shapes import shapes
@@ -189,13 +198,13 @@ def labelled(data, split):
     return shapes(split) if data == SAMPLE else read_images(Path(data), split)
 
 
-def loaded(images, config, broken):
+def load_small(images, config, broken):
     """``images`` as an array of the model's size, if that is small and they fit in memory."""
     height, width = config.image_size
     if config.channels * height * width * len(images) > IN_MEMORY or max(height, width) > 64:
         return images
     return images.pixels(
-        config.image_size, broken, shown("decoding"), channels=config.channels, **config.fit
+        config.image_size, broken, show_progress("decoding"), channels=config.channels, **config.fit
     )
 
 
@@ -225,9 +234,9 @@ def evaluate(
 
     from ..data import image_batches
 
-    writable(confusion)
+    check_writable(confusion)
     settings, model, split = read_settings(run), load(run), split or "val"
-    images = labelled(data or settings.data, split)
+    images = read_labelled(data or settings.data, split)
     c = model.config
     if images.classes != c.class_names:
         raise ValueError(f"the images are of other classes than the model: {images.classes[:5]}")
@@ -241,8 +250,8 @@ def evaluate(
         **c.fit,
     )
     counts, hits, total = np.zeros((c.num_classes,) * 2, int), 0, 0
-    with by_name():
-        for pixels, labels, weight in shown("evaluating")(batches):
+    with naming_images():
+        for pixels, labels, weight in show_progress("evaluating")(batches):
             logits = model.predict_on_batch(pixels)
             chosen = weight.numpy() > 0
             ranked, label = np.argsort(-logits, axis=1), labels.numpy().argmax(1)
@@ -286,9 +295,9 @@ def classify(
         raise ValueError("pass at least one image file")
     if explain is not None and len(inputs) != 1:
         raise ValueError(f"--explain takes one image: {len(inputs)} given")
-    writable(explain)
+    check_writable(explain)
     model = load(run)
-    for start in shown("classifying")(range(0, len(inputs), 16)):
+    for start in show_progress("classifying")(range(0, len(inputs), 16)):
         names = inputs[start : start + 16]
         found = model.classify(names, top=top, max_pixels=max_pixels)
         for name, classes in zip(names, found, strict=True):

@@ -15,7 +15,7 @@ from . import classification, generation, translation
 from .diversify import diversify
 from .options import add_command, add_verb, argument, arguments
 from .run import task_of
-from .settings import VERBS, options, read_settings, settings_in
+from .settings import VERBS, load_settings, options, read_settings
 
 RECIPES = {recipe.Settings.task: recipe for recipe in (translation, generation, classification)}
 
@@ -70,7 +70,7 @@ def add_train(task, recipe):
         out, restart = given.pop("out"), given.pop("restart", False)
         settings = recipe.Settings()
         if file := given.pop("config", None):
-            settings = settings_in(file)
+            settings = load_settings(file)
             if settings.task != task:
                 raise ValueError(f"{file} has settings of {settings.task}, not of {task}")
         with resumable("the last checkpoint"):

@@ -17,7 +17,7 @@ from typing import Annotated, Unpack
 from typer import Argument, Option
 
 from .options import Search
-from .run import load, model_folder, shown
+from .run import load, model_folder, show_progress
 from .settings import read_settings
 from .translation import Settings, read
 
@@ -65,7 +65,7 @@ def diversify(
     from ..training import locked
 
     out, runs = Path(out), [Path(run).resolve() for run in runs]
-    settings = [settings_of(run) for run in runs]
+    settings = [read_run(run) for run in runs]
     first = settings[0]
     for run, own in zip(runs, settings, strict=True):
         for said, theirs, ours in (
@@ -116,7 +116,7 @@ def extend(splits, runs, settings, out, batch_size, say, search):
     return splits["train"]
 
 
-def settings_of(run):
+def read_run(run):
     """The settings of a translation run that has a model."""
     settings = read_settings(run)
     if not isinstance(settings, Settings):
@@ -134,7 +134,7 @@ def translations(run, texts, folder, language, batch_size, search):
     files = [model_folder(run) / name for name in ("config.json", "model.safetensors")]
     weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     made = []
-    for start in shown(f"translating into {language}")(range(0, len(texts), CHUNK)):
+    for start in show_progress(f"translating into {language}")(range(0, len(texts), CHUNK)):
         chunk = texts[start : start + CHUNK]
         key = json.dumps([weights, search, chunk], sort_keys=True)
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.{language}"

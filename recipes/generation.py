@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar, Unpack
 from typer import Argument, Option
 
 from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Search, Split
-from .run import Run, draw_curve, exclusive, load, save_average, shown
+from .run import Run, draw_curve, hold_folder, load, save_average, show_progress
 from .settings import SAMPLE, RunSettings, Schedule, option, read_settings
 
 
@@ -70,7 +70,7 @@ class Decoding(Search, total=False):
     ]
 
 
-@exclusive
+@hold_folder
 def train(settings, out, restart=False, say=print):
     """Train a GPT on text, or fine-tune a published one.
 
@@ -186,7 +186,7 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, batch_size=
     )
     model.compile()
     total = 0.0
-    for tokens, labels, weight in shown("evaluating")(batches):
+    for tokens, labels, weight in show_progress("evaluating")(batches):
         total += float(model.test_on_batch(tokens, labels, weight)) * float(weight.numpy().sum())
     count = sum(len(text.encode()) for text in texts)
     score = {

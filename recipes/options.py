@@ -103,7 +103,7 @@ def add_verb(app, name, functions, task_of, doc, **override):
         found[option] = found[option].replace(annotation=kind)
     common = [p for p in found.values() if len(tasks[p.name]) == len(functions)]
     others = [p for p in found.values() if len(tasks[p.name]) < len(functions)]
-    others = [in_panel(p, " and ".join(tasks[p.name]).capitalize()) for p in others]
+    others = [move_to_panel(p, " and ".join(tasks[p.name]).capitalize()) for p in others]
 
     def run(given):
         task = task_of(given["run"])
@@ -111,13 +111,15 @@ def add_verb(app, name, functions, task_of, doc, **override):
             raise ValueError(f"{given['run']} is for {task}, not for {' or '.join(functions)}")
         for option in given:
             if task not in tasks[option]:
-                raise ValueError(f"{flag(found[option])}: for {' and '.join(tasks[option])} only")
+                raise ValueError(
+                    f"{format_flag(found[option])}: for {' and '.join(tasks[option])} only"
+                )
         functions[task](**given)
 
     add_command(app, name, common + others, run, doc)
 
 
-def in_panel(parameter, title):
+def move_to_panel(parameter, title):
     """The argument under a heading of its own in --help."""
     kind = parameter.annotation
     info = copy.copy(kind.__metadata__[0])
@@ -125,7 +127,7 @@ def in_panel(parameter, title):
     return parameter.replace(annotation=Annotated[kind.__origin__, info])
 
 
-def flag(parameter):
+def format_flag(parameter):
     """The name of an option on the command line."""
     name = parameter.annotation.__metadata__[0].default
     return name if isinstance(name, str) else f"--{parameter.name.replace('_', '-')}"

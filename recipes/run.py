@@ -47,7 +47,9 @@ class Run:
         self.chief = is_chief()
         self.devices = strategy(settings.devices, say)
         self.resumes = bool(from_chief(self.devices, check_run(settings, self.out, restart)))
-        self.settings = adapted(settings, read_settings(self.out)) if self.resumes else settings
+        self.settings = (
+            keep_adapted(settings, read_settings(self.out)) if self.resumes else settings
+        )
         keras.utils.set_random_seed(settings.seed)
         keras.config.set_dtype_policy(settings.precision)
 
@@ -180,7 +182,7 @@ class Run:
         return checkpoints.history
 
 
-def exclusive(train):
+def hold_folder(train):
     """Makes a recipe's ``train`` hold the run's folder: another process that wants it is refused.
 
     With several machines the chief holds it for all.
@@ -272,7 +274,7 @@ def model_folder(run):
     return run / "best"
 
 
-def shown(title):
+def show_progress(title):
     """A function that iterates over batches; on a terminal it shows a progress bar."""
     from rich.console import Console
     from rich.progress import track
@@ -301,7 +303,7 @@ def check_run(settings, out, restart):
     free = {field.name for field in dataclasses.fields(settings) if field.metadata["limit"]}
     if settings.schedule == "cosine":  # it depends on its end
         free -= {"epochs", "updates"}
-    old, new = dataclasses.asdict(old), dataclasses.asdict(adapted(settings, old))
+    old, new = dataclasses.asdict(old), dataclasses.asdict(keep_adapted(settings, old))
     changed = [f"{k} {old[k]} -> {new[k]}" for k in new if old[k] != new[k] and k not in free]
     if changed:
         raise ValueError(
@@ -311,7 +313,7 @@ def check_run(settings, out, restart):
     return True
 
 
-def adapted(settings, old):
+def keep_adapted(settings, old):
     """``settings`` with the ``old`` run's values of adapted settings that are not given."""
     names = [field.name for field in dataclasses.fields(old) if field.metadata["adapts"]]
     kept = {name: getattr(old, name) for name in names if getattr(settings, name) is None}
@@ -334,7 +336,7 @@ def write_run(settings, out, tokenizer, restart):
     write_file(out / "settings.json", content.encode())
 
 
-def writable(file):
+def check_writable(file):
     """Raises an error if a picture cannot be written, before it is computed."""
     if file is not None and not file.resolve().parent.is_dir():
         raise FileNotFoundError(f"no folder {file.resolve().parent}")

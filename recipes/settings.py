@@ -125,10 +125,10 @@ def read_settings(run):
         run = run.parent
     if not (run / "settings.json").exists():
         raise FileNotFoundError(f"{run} is not a run: it has no settings.json")
-    return settings_in(run / "settings.json")
+    return load_settings(run / "settings.json")
 
 
-def settings_in(file):
+def load_settings(file):
     """The settings that a run's ``settings.json`` holds. Raises a ValueError if it is not one."""
     if file.exists() and not file.is_file():
         raise ValueError(f"{file} is not a regular file")

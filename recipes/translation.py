@@ -43,7 +43,7 @@ from typing import Annotated, ClassVar, Literal, Unpack
 from typer import Argument, Option
 
 from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Search, Split
-from .run import Run, draw_curve, exclusive, load, save_average, shown, writable
+from .run import Run, check_writable, draw_curve, hold_folder, load, save_average, show_progress
 from .settings import SAMPLE, RunSettings, option, read_settings
 
 VOCAB_SIZE = 8000  # at most, where the settings give no size
@@ -95,7 +95,7 @@ class Settings(RunSettings):
     )
 
 
-@exclusive
+@hold_folder
 def train(settings, out, restart=False, say=print):
     """Train a translation model, by default from English to German, or fine-tune one.
 
@@ -209,7 +209,7 @@ def evaluate(
         split = split or ("val" if one_file else "test")
         pairs = read(settings, split, data, variant)
     translations = load(run).translate(
-        pairs.sources, batch_size=batch_size, progress=shown("translating"), **search
+        pairs.sources, batch_size=batch_size, progress=show_progress("translating"), **search
     )
     score = bleu(translations, pairs.targets, settings.bleu)
     for i in range(min(show, len(pairs))):
@@ -240,7 +240,7 @@ def translate(
     **search: Unpack[Search],
 ):
     """Translate sentences, or the lines of standard input."""
-    writable(attention)
+    check_writable(attention)
     model = load(run)
     if not inputs:
         if sys.stdin.isatty():
@@ -248,7 +248,7 @@ def translate(
         inputs = [line.rstrip("\n") for line in sys.stdin]
     if attention is not None and len(inputs) != 1:
         raise ValueError(f"--attention takes one text: {len(inputs)} given")
-    progress = shown("translating")
+    progress = show_progress("translating")
     scores = num_return_sequences is not None
     count = num_return_sequences if scores else 1
     found = model.translate(inputs, count, progress=progress, **search)
@@ -274,7 +274,7 @@ def read(settings, split, data=None, variant=None):
     from ..data import read_split
 
     return read_split(
-        folder_of(data or settings.data),
+        find_data(data or settings.data),
         split,
         settings.source,
         settings.target,
@@ -282,7 +282,7 @@ def read(settings, split, data=None, variant=None):
     )
 
 
-def folder_of(data):
+def find_data(data):
     if data == SAMPLE:
         return importlib.resources.files("polyhead.data") / "samples" / "translation"
     return Path(data)

@@ -14,7 +14,7 @@ from keras import ops
 from ..layers import KeyValueCache
 from ..layers.arguments import plain
 from ..training import SmoothedCrossEntropy
-from .decoding import Draw, Sampling, ScatterCache, advance, begin, possible
+from .decoding import Sampler, Sampling, ScatterCache, advance, begin, is_possible
 from .model import (
     Pretrained,
     ScoredText,
@@ -68,7 +68,7 @@ class CausalLM(Pretrained):
         limit,
         length,
         search,
-        draw=None,
+        sampler=None,
         cache=KeyValueCache,
         state=None,
         until=None,
@@ -97,10 +97,10 @@ class CausalLM(Pretrained):
 
         def step(tokens, caches):
             x, caches = self.features(tokens, caches[0].index - padding, mask, caches)
-            return self.with_text(self.logits(x)), caches
+            return self.drop_padding(self.logits(x)), caches
 
         known = ops.where(ops.arange(width) >= (width - count)[:, None], prompt, -1)
-        return advance(step, state, limit, c.end_id, search, draw, until, known)
+        return advance(step, state, limit, c.end_id, search, sampler, until, known)
 
     def generate(
         self,
@@ -161,14 +161,14 @@ class CausalLM(Pretrained):
         def run(rows):
             tokens, seeds = zip(*rows, strict=True)
             batch = self._batch(tokens, search, size)
-            draw = sampling.draw([*seeds, *[0] * (len(batch[0]) - len(rows))])
-            found, score, _ = self._found(batch, search, draw).found
+            sampler = sampling.sampler([*seeds, *[0] * (len(batch[0]) - len(rows))])
+            found, score, _ = self._run_search(batch, search, sampler).found
             found, score = (np.asarray(x)[: len(rows), :kept] for x in (found, score))
             for hypotheses, worth in zip(found.tolist(), score.tolist(), strict=True):
                 yield [
                     Generation(cut(tokenizer.text(ids).decode("utf-8", "replace"), stop), s)
                     for k, (ids, s) in enumerate(zip(hypotheses, worth, strict=True))
-                    if k == 0 or possible(s)  # a search may find fewer
+                    if k == 0 or is_possible(s)  # a search may find fewer
                 ]
 
         rows = list(zip(rows, seeds, strict=True))
@@ -193,21 +193,21 @@ class CausalLM(Pretrained):
             raise ValueError(f"beams end together, so stream takes one: {search.num_beams}")
         [seed] = self._seeds(seed, 1)
         batch = self._batch(self._prompts([prompt], search.max_new_tokens, truncate), search, 1)
-        draw = sampling.draw([seed] * len(batch[0]))
-        return self._pieces(tokenizer, batch, search, draw, stop)
+        sampler = sampling.sampler([seed] * len(batch[0]))
+        return self._stream_text(tokenizer, batch, search, sampler, stop)
 
-    def _pieces(self, tokenizer, batch, search, draw, stop):
+    def _stream_text(self, tokenizer, batch, search, sampler, stop):
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         state, read, text, given = None, 0, "", 0
         while state is None or not np.all(state.done):
-            state = self._found(batch, search, draw, state, read + 1)
+            state = self._run_search(batch, search, sampler, state, read + 1)
             read += 1
             done = bool(np.all(state.done))
             row = np.asarray(state.ended if done else state.tokens)[0, 0, read - 1 : read]
             text += decoder.decode(tokenizer.text(row.tolist()), final=done)
             whole = cut(text, stop)
             # What may be the beginning of a stop string waits.
-            held = 0 if done else max((overlap(whole, s) for s in stop), default=0)
+            held = 0 if done else max((count_overlap(whole, s) for s in stop), default=0)
             if len(whole) - held > given:
                 yield whole[given : len(whole) - held]
                 given = len(whole) - held
@@ -231,7 +231,7 @@ class CausalLM(Pretrained):
         sampling = dataclasses.replace(self.config.sampling, **parts[1])
         if search.num_beams > 1:
             if parts[1]:
-                raise ValueError(f"beams do not draw: {search.num_beams} beams, {parts[1]}")
+                raise ValueError(f"beam search does not sample: num_beams {search.num_beams}, {parts[1]}")
             sampling = Sampling(temperature=0)
         return search, sampling
 
@@ -281,7 +281,7 @@ class CausalLM(Pretrained):
             limit[i] = min(search.max_new_tokens, self.config.max_length - len(row))
         return prompt, count, limit
 
-    def _found(self, batch, search, draw, state=None, until=None):
+    def _run_search(self, batch, search, sampler, state=None, until=None):
         """`find`, compiled: once for each shape, and for settings that are not of rows."""
         length = bucket(search.max_new_tokens)
         search = dataclasses.replace(search, max_new_tokens=None)
@@ -290,15 +290,15 @@ class CausalLM(Pretrained):
         found = self._searches.get(key) if state is not None else None
         found = found or self._compiled(
             key,
-            lambda prompt, count, limit, draw, state, until: self.find(
-                prompt, count, limit, length, search, draw, state=state, until=until
+            lambda prompt, count, limit, sampler, state, until: self.find(
+                prompt, count, limit, length, search, sampler, state=state, until=until
             ),
             "generate",
         )
-        if draw is not None and draw.repetition_penalty is not None:
-            draw = draw._replace(seen=seen(*batch[:2]))
+        if sampler is not None and sampler.repetition_penalty is not None:
+            sampler = sampler._replace(seen=fill_padding(*batch[:2]))
         until = None if until is None else np.int32(until)
-        return found(*batch, draw, state, until)
+        return found(*batch, sampler, state, until)
 
     def score(self, texts, truncate=False, batch_size=8, progress=False):
         """How likely a string, or each of a list of strings, is: a `Score`, or a list of them.
@@ -342,14 +342,14 @@ class CausalLM(Pretrained):
         start = ops.full_like(labels[:, :1], self.config.end_id)
         x, _ = self.features(ops.concatenate([start, labels[:, :-1]], axis=1))
 
-        def one(row):  # logits of one text at a time: those of a batch may be gigabytes
+        def score_row(row):  # logits of one text at a time: those of a batch may be gigabytes
             x, labels, count = row
             logits = self.logits(x[None])[0]
             chosen = ops.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
             gain = chosen - ops.logsumexp(logits, axis=-1)
             return ops.sum(ops.where(ops.arange(ops.shape(labels)[0]) < count, gain, 0.0))
 
-        return ops.map(one, (x, labels, count))
+        return ops.map(score_row, (x, labels, count))
 
     def export(self, filepath, format="tf_saved_model", max_new_tokens=None, **settings):
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
@@ -381,7 +381,7 @@ class CausalLM(Pretrained):
             return self._export_network(filepath, format, tokens, self.config.vocab_size, settings)
         tokenizer = self._need_tokenizer("export")
         search, sampling = self._settings(max_new_tokens, dict(settings))
-        if (whole := self._whole()) is not self:
+        if (whole := self._without_lora()) is not self:
             return whole.export(filepath, max_new_tokens=max_new_tokens, **settings)
         if stop := list(self.config.stop_strings):
             warnings.warn(f"an export does not end texts at stop strings: {stop}", stacklevel=2)
@@ -394,27 +394,27 @@ class CausalLM(Pretrained):
                 f"{max_new_tokens}, {context}"
             )
 
-        def follow(text, search, draw, limit=None):
+        def follow(text, search, sampler, limit=None):
             prompt, count = tokenizer.prompts(text, context - length)
             most = ops.full_like(count, length)
             limit = most if limit is None else ops.clip(limit, 0, length)
-            if draw is not None and draw.repetition_penalty is not None:
-                draw = draw._replace(seen=seen(prompt, count))
-            state = self.find(prompt, count, limit, length, search, draw, cache=ScatterCache)
+            if sampler is not None and sampler.repetition_penalty is not None:
+                sampler = sampler._replace(seen=fill_padding(prompt, count))
+            state = self.find(prompt, count, limit, length, search, sampler, cache=ScatterCache)
             return {"text": tokenizer.decode(state.ended[:, 0])}
 
         def default(text):
-            one = sampling.draw([0])
+            one = sampling.sampler([0])
             if one is None:
                 return follow(text, search, None)
             batch = ops.shape(text)[:1]
             rows = [None if x is None else ops.broadcast_to(x, batch) for x in one]
-            return follow(text, search, Draw(*rows))
+            return follow(text, search, Sampler(*rows))
 
         def generate(text, max_new_tokens, temperature, top_k, top_p, min_p, seed):
-            draw = Draw(seed, temperature, top_k, top_p, min_p)
+            sampler = Sampler(seed, temperature, top_k, top_p, min_p)
             plain = dataclasses.replace(search, num_beams=1)
-            return follow(text, plain, draw, max_new_tokens)
+            return follow(text, plain, sampler, max_new_tokens)
 
         def score(text):
             labels = tokenizer.encode(text)[:, :context]
@@ -464,7 +464,7 @@ def examples(tokenizer):
         return [known[:4], "", known[:9], known[-3:]]
 
 
-def seen(prompt, count):
+def fill_padding(prompt, count):
     """``prompt`` (B, P) with its last token in the place of padding."""
     width = ops.shape(prompt)[1]
     padding = ops.arange(width) < (width - ops.convert_to_tensor(count))[:, None]
@@ -489,7 +489,7 @@ def cut(text, stop):
     return text[: min(found)] if found else text
 
 
-def overlap(text, stop):
+def count_overlap(text, stop):
     """The length of the end of ``text`` with which ``stop`` may begin."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -125,7 +125,7 @@ class ImageClassifier(Pretrained):
             return self.preprocessor
         return dataclasses.replace(self.preprocessor, max_pixels=plain(max_pixels))
 
-    def adapted(self, num_classes=None, class_names=None, **overrides):
+    def adapt(self, num_classes=None, class_names=None, **overrides):
         """A new model with these weights for other classes, or images of another size.
 
         Args:
@@ -138,7 +138,7 @@ class ImageClassifier(Pretrained):
         """
         if self._quantization():
             raise ValueError("a quantized model cannot be adapted: quantize the adapted model")
-        old, whole = self.config, self._whole()
+        old, whole = self.config, self._without_lora()
         names = class_names
         if names is not None:
             names = names if isinstance(names, str) else plain(tuple(names))
@@ -165,13 +165,13 @@ class ImageClassifier(Pretrained):
 
         As for all models of the zoo (`Pretrained.from_pretrained`); of Hugging Face's ViT, or of
         timm's. With ``num_classes`` or ``class_names`` it gets a new head, with another
-        ``image_size`` interpolated positions: see `adapted`.
+        ``image_size`` interpolated positions: see `adapt`.
         """
         model = super().from_pretrained(folder, **overrides)
         sized = {} if image_size is None else {"image_size": image_size}
         if num_classes is None and class_names is None and not sized:
             return model
-        return model.adapted(num_classes, class_names, **sized)
+        return model.adapt(num_classes, class_names, **sized)
 
     def compile(self, optimizer=None, loss=None, metrics=None, weighted_metrics=None, **kwargs):
         """Keras's `compile`; by default AdamW and label smoothing of 0.1.

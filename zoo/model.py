@@ -97,7 +97,7 @@ class Pretrained(Model):
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "quantization": self._quantization(),
         }
-        if not self._merges():  # else the frozen kernels are merged, and trainable again
+        if not self._has_lora():  # else the frozen kernels are merged, and trainable again
             config["frozen"] = [v.path for v in self.weights if not v.trainable]
         return config
 
@@ -122,7 +122,7 @@ class Pretrained(Model):
         if folder is not None:  # Keras passes None for a nested model without a tokenizer
             self.tokenizer = self.load_tokenizer(Path(folder), self.config)
 
-    def with_text(self, logits):
+    def drop_padding(self, logits):
         """``logits`` (..., V) without those of rows that pad the embedding, which have no text.
 
         Published embeddings are padded to sizes such as 50,304; there may be fewer tokens.
@@ -160,7 +160,7 @@ class Pretrained(Model):
         Raises:
             ValueError: LoRA is enabled already, or the model is quantized.
         """
-        if self._merges():
+        if self._has_lora():
             raise ValueError("LoRA is enabled already")
         if self._quantization():
             raise ValueError("the model is quantized: enable LoRA before quantize")
@@ -193,7 +193,7 @@ class Pretrained(Model):
         with warnings.catch_warnings(), cheap_collections():
             # Keras names each layer without weights to quantize: dropout, normalization.
             warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method")
-            for layer in self._adapted():
+            for layer in self._lora_layers():
                 layer.merge()
             super().quantize(mode, filters=filters, **kwargs)
 
@@ -255,11 +255,11 @@ class Pretrained(Model):
     def _attentions(self):
         return [x for x in self._flatten_layers() if isinstance(x, MultiHeadAttention)]
 
-    def _adapted(self):
+    def _lora_layers(self):
         """The layers that have a LoRA adapter."""
         return [x for x in self._flatten_layers() if getattr(x, "adapter", None) is not None]
 
-    def _merged(self, weights):
+    def _merge_lora(self, weights):
         """``weights``, ``{path: array}``, with LoRA adapters merged into their kernels."""
         weights = dict(weights)
 
@@ -269,26 +269,26 @@ class Pretrained(Model):
             # Not in place: the arrays are the caller's.
             weights[paths["kernel"]] = weights[paths["kernel"]] + change
 
-        for layer in self._adapted():
+        for layer in self._lora_layers():
             merge(layer, ("down", "up"), layer.adapter.product)
-        for layer in self._keras_lora():
+        for layer in self._keras_lora_layers():
             if layer.quantization_mode is not None:
                 raise ValueError(f"{layer.path} is quantized and has LoRA: it cannot be saved")
             scale = layer.lora_alpha / layer.lora_rank
             merge(layer, ("lora_kernel_a", "lora_kernel_b"), lambda a, b, s=scale: s * (a @ b))
         return weights
 
-    def _keras_lora(self):
+    def _keras_lora_layers(self):
         """The layers whose `enable_lora`, Keras's own, was called."""
         return [x for x in self._flatten_layers() if getattr(x, "lora_enabled", False)]
 
-    def _merges(self):
+    def _has_lora(self):
         """Whether a file or an export of this model has LoRA adapters merged into its weights."""
-        return bool(self._adapted() or self._keras_lora())
+        return bool(self._lora_layers() or self._keras_lora_layers())
 
-    def _whole(self):
+    def _without_lora(self):
         """The model, or where it has LoRA adapters, another that has them merged."""
-        if not self._merges():
+        if not self._has_lora():
             return self
         return self._copy(self.tokenizer)
 
@@ -297,7 +297,7 @@ class Pretrained(Model):
         model = type(self)(self.config, tokenizer, initialize=False, dtype=self.dtype_policy)
         model._restore_quantization(self._quantization())
         weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
-        assign(by_path(model.weights), self._merged(weights), "this model")
+        assign(by_path(model.weights), self._merge_lora(weights), "this model")
         return model
 
     def _export_network(self, filepath, format, signature, limit, settings):
@@ -323,11 +323,11 @@ class Pretrained(Model):
 
         if weights is None:
             weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
-        files = write_checkpoint(self, format, self._merged(weights))
+        files = write_checkpoint(self, format, self._merge_lora(weights))
         folder = Path(folder)
         if folder.is_file():
             raise FileExistsError(f"{folder} is a file; a model is saved as a folder")
-        if folder.exists() and not self.replaceable(folder):
+        if folder.exists() and not self.is_replaceable(folder):
             raise FileExistsError(f"{folder} holds something else than a {type(self).__name__}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(folder.parent, folder.name) as beside:
@@ -384,7 +384,7 @@ class Pretrained(Model):
         return load(folder, config.end_id) if hasattr(config, "end_id") else None
 
     @classmethod
-    def replaceable(cls, folder):
+    def is_replaceable(cls, folder):
         """Whether a folder is empty, or holds only files that `save_pretrained` wrote."""
         from ..data.tokenizers import FILES
 
@@ -434,7 +434,7 @@ class Pretrained(Model):
 
     def get_compile_config(self):
         """Keras's; None where the optimizer's state does not belong to the weights in the file."""
-        if self._merges() or self._quantization() or not self._optimizer_fits():
+        if self._has_lora() or self._quantization() or not self._optimizer_fits():
             return None
         config = super().get_compile_config()
         return config and {**config, "optimizer_built": self.optimizer.built}

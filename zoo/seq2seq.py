@@ -9,7 +9,7 @@ from keras import ops
 
 from ..layers import KeyValueCache, decoder_mask, padding_mask
 from .alignment import Alignment
-from .decoding import GREEDY, ScatterCache, advance, begin, possible
+from .decoding import GREEDY, ScatterCache, advance, begin, is_possible
 from .model import (
     Pretrained,
     ScoredText,
@@ -95,7 +95,7 @@ class Seq2Seq(Pretrained):
 
         def step(tokens, caches):
             logits, caches = self.decode(tokens, memories, mask, caches)
-            return self.with_text(logits), caches
+            return self.drop_padding(logits), caches
 
         return advance(step, state, limit, c.end_id, search).found
 
@@ -139,13 +139,13 @@ class Seq2Seq(Pretrained):
             batch = np.full((size, width), self.config.pad_id, "int32")
             for i, row in enumerate(rows):
                 batch[i, : len(row)] = row
-            tokens, score = (x[: len(rows), :count] for x in self._found(batch, search))
+            tokens, score = (x[: len(rows), :count] for x in self._run_search(batch, search))
             decoded = np.asarray(tokenizer.decode(tokens.reshape(-1, tokens.shape[-1])))
             for made, worth in zip(decoded.reshape(score.shape), score.tolist(), strict=True):
                 found = [
                     Translation(text.decode(), s)
                     for k, (text, s) in enumerate(zip(made, worth, strict=True))
-                    if k == 0 or possible(s)  # a search may find fewer
+                    if k == 0 or is_possible(s)  # a search may find fewer
                 ]
                 yield found if num_return_sequences is not None else found[0]
 
@@ -153,7 +153,7 @@ class Seq2Seq(Pretrained):
         found = in_batches(rows, batch_size, run, progress=progress)
         return found[0] if single else found
 
-    def _found(self, batch, search):
+    def _run_search(self, batch, search):
         """Tokens (B, K, L) and scores (B, K) for ``batch`` (B, S), by a compiled search.
 
         Translations are seldom longer than twice their source, so that where more is allowed,
@@ -233,7 +233,7 @@ class Seq2Seq(Pretrained):
             limit = min(c.vocab_size, c.source_vocab_size or c.vocab_size)
             return self._export_network(filepath, format, tokens, limit, search)
         tokenizer = self._need_tokenizer("export")
-        if (whole := self._whole()) is not self:
+        if (whole := self._without_lora()) is not self:
             return whole.export(filepath, **search)
         own = self.config.search
         if own.num_beams == 1:

@@ -100,7 +100,7 @@ def test_low_rank_changes_are_merged_in_what_is_exported(gpt, tmp_path):
     for v in model.trainable_variables:
         v.assign(np.random.default_rng(1).normal(size=v.shape) * 0.3)
     assert {v.path.split("/")[2] for v in model.trainable_variables} == {"query_lora", "value_lora"}
-    whole = model._whole()
+    whole = model._without_lora()
     tokens = np.arange(12)[None]
     np.testing.assert_allclose(model(tokens), whole(tokens), atol=1e-4)
     assert np.abs(np.asarray(model(tokens)) - np.asarray(gpt(tokens))).max() > 0.1

@@ -170,7 +170,9 @@ def test_stop_tokens_end_a_sequence(gpt, tokenizer):
 
     def made(**settings):
         search, _ = gpt._settings(12, settings)
-        return array(gpt._found(gpt._batch(rows, search, 1), search, None).ended)[0, 0].tolist()
+        return array(gpt._run_search(gpt._batch(rows, search, 1), search, None).ended)[
+            0, 0
+        ].tolist()
 
     free = made()
     stop = free[4]
@@ -184,7 +186,7 @@ def test_pieces_of_a_stream_are_whole_characters(tokenizer):
     tokens = tokenizer.encode(["dé😀f"]).to_list()[0]
 
     class Scripted(GPT):
-        def _found(self, batch, search, draw, state=None, until=None):
+        def _run_search(self, batch, search, sampler, state=None, until=None):
             from polyhead.zoo.decoding import State
 
             ended = np.array([[tokens]])
@@ -256,7 +258,7 @@ def test_what_is_asked_wrongly_is_refused(gpt):
             lambda: ask([], heat=1),
         ),
         (ValueError, "top_k must be a positive integer", lambda: ask(["a"], top_k=-1)),
-        (ValueError, "beams do not draw", lambda: ask(["a"], num_beams=2, top_k=3)),
+        (ValueError, "beam search does not sample", lambda: ask(["a"], num_beams=2, top_k=3)),
         (
             ValueError,
             "num_return_sequences must be a positive",

@@ -246,7 +246,7 @@ def test_what_cannot_be_quantized_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a quantized model is saved as 'polyhead' only"):
         model.save_pretrained(tmp_path, format="huggingface")
     with pytest.raises(ValueError, match="a quantized model cannot be adapted"):
-        model.adapted(num_classes=3)
+        model.adapt(num_classes=3)
     model.compile(run_eagerly=True)
     with pytest.raises(ValueError, match="a quantized model cannot be trained"):
         model.fit(PIXELS, np.eye(2), verbose=0)
@@ -297,7 +297,7 @@ def test_kerass_lora_on_layers_is_merged_in_every_file(tmp_path):
     expected = array(model(PIXELS))
     model.save_pretrained(tmp_path / "saved")
     saved = ViT.from_pretrained(tmp_path / "saved")
-    for again in (copy.deepcopy(model), saved, model.adapted(dropout=0.5)):
+    for again in (copy.deepcopy(model), saved, model.adapt(dropout=0.5)):
         np.testing.assert_allclose(array(again(PIXELS)), expected, atol=1e-5)
 
 

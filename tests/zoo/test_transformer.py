@@ -233,7 +233,7 @@ def test_translations_and_batches_are_limited_by_the_model_and_the_texts(model, 
         asked.append((len(batch), search.max_new_tokens))
         return np.full((len(batch), 1, 1), 2), np.zeros((len(batch), 1))
 
-    monkeypatch.setattr(type(model), "_found", found)
+    monkeypatch.setattr(type(model), "_run_search", found)
     model.translate(["A dog", "A cat"], max_new_tokens=10**6, batch_size=10**6)
     model.translate(["A dog", "A cat"], max_new_tokens=np.int64(7), batch_size=np.int32(8))
     assert asked == [(32, 2 * 64 + 10), (8, 7)]

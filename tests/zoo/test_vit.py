@@ -149,7 +149,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
         with pytest.raises(ValueError, match=next(iter(options))):
             model.classify([png], **options)
     with pytest.raises(ValueError, match="class_names must be strings: 'abc'"):
-        model.adapted(class_names="abc")
+        model.adapt(class_names="abc")
 
 
 def drawn(model, seed=0):
@@ -209,7 +209,7 @@ def test_changes_of_low_rank_are_seen_and_kept():
     assert all(
         abs(a.probability - b.probability) > 1e-4 for a, b in zip(before, after, strict=True)
     )
-    adapted = model.adapted(class_names=("v", "w", "x", "y", "z"))
+    adapted = model.adapt(class_names=("v", "w", "x", "y", "z"))
     np.testing.assert_allclose(adapted.features(PIXELS), model.features(PIXELS), atol=1e-4)
 
 

@@ -1,12 +1,12 @@
 """Decoding: from a decoder's logits to sequences, by greedy or beam search or by sampling."""
 
 from .cache import ScatterCache
-from .sampling import Draw, Sampling
-from .search import GREEDY, Found, Search, State, advance, begin, possible
+from .sampling import Sampler, Sampling
+from .search import GREEDY, Found, Search, State, advance, begin, is_possible
 
 __all__ = [
     "GREEDY",
-    "Draw",
+    "Sampler",
     "Found",
     "Sampling",
     "ScatterCache",
@@ -14,5 +14,5 @@ __all__ = [
     "State",
     "advance",
     "begin",
-    "possible",
+    "is_possible",
 ]

@@ -66,15 +66,15 @@ class Sampling:
         """Whether the likeliest token always comes."""
         return self.temperature == 0 and self.repetition_penalty == 1
 
-    def draw(self, seeds):
-        """The `Draw` of rows with ``seeds``, integers; None where nothing is left to chance."""
+    def sampler(self, seeds):
+        """The `Sampler` of rows with ``seeds``, integers; None where nothing is left to chance."""
         if self.greedy:
             return None
 
         def rows(value, dtype="float32"):
             return None if value is None else np.full(len(seeds), value, dtype)
 
-        return Draw(
+        return Sampler(
             np.array([seed % 2**31 for seed in seeds], "int32"),
             rows(self.temperature),
             rows(self.top_k, "int32"),
@@ -84,7 +84,7 @@ class Sampling:
         )
 
 
-class Draw(NamedTuple):
+class Sampler(NamedTuple):
     """`Sampling` of each row of a batch: tensors (B,), or None of what no row asks for.
 
     A row's tokens depend on its own ``seed`` (int32) and settings alone: not on the rows beside
@@ -111,11 +111,11 @@ class Draw(NamedTuple):
             tokens = ops.concatenate([self.seen, tokens], axis=1)
             penalty = self.repetition_penalty[:, None]
             changed = ops.where(logits < 0, logits * penalty, logits / penalty)
-            logits = ops.where(among(tokens, logits), changed, logits)
+            logits = ops.where(mark_tokens(tokens, logits), changed, logits)
         # Greedy rows are divided too, but their likeliest token is the same.
         scaled = logits / ops.maximum(self.temperature, 1e-4)[:, None]
-        scaled = filtered(scaled, self.top_k, self.top_p, self.min_p)
-        chance = gumbel(self.seed, index, logits.shape[-1])
+        scaled = filter_logits(scaled, self.top_k, self.top_p, self.min_p)
+        chance = gumbel_noise(self.seed, index, logits.shape[-1])
         random = ops.argmax(scaled + chance, axis=-1)
         chosen = ops.where(self.temperature > 0, random, ops.argmax(logits, axis=-1))
         return ops.cast(chosen, "int32")
@@ -127,7 +127,7 @@ def check_finite(name, value):
         raise ValueError(f"{name} must be a number: {value!r:.100}")
 
 
-def among(tokens, logits):
+def mark_tokens(tokens, logits):
     """Which of the vocabulary is among ``tokens`` (B, N): a mask like ``logits`` (B, V)."""
     row = ops.broadcast_to(ops.arange(ops.shape(tokens)[0])[:, None], ops.shape(tokens))
     at = ops.reshape(ops.stack([row, tokens], axis=-1), (-1, 2))
@@ -135,7 +135,7 @@ def among(tokens, logits):
     return found > 0
 
 
-def filtered(logits, top_k=None, top_p=None, min_p=None):
+def filter_logits(logits, top_k=None, top_p=None, min_p=None):
     """``logits`` (B, V) with `IMPOSSIBLE` in the place of what does not pass (see `Sampling`).
 
     The settings are (B,), or None; a ``top_k`` of 0 lets all pass.
@@ -144,17 +144,17 @@ def filtered(logits, top_k=None, top_p=None, min_p=None):
     if top_k is not None:
         every = ops.shape(logits)[-1]
         count = ops.where(top_k > 0, ops.minimum(top_k, every), every)[:, None]
-        passing = likeliest(
+        passing = mask_top(
             logits,
-            lambda among: ops.sum(ops.cast(among, "int32"), axis=-1, keepdims=True) >= count,
+            lambda kept: ops.sum(ops.cast(kept, "int32"), axis=-1, keepdims=True) >= count,
         )
         logits = ops.where(passing, logits, IMPOSSIBLE)
     if top_p is not None:
         mass = ops.exp(logits - most)
         needed = top_p[:, None] * ops.sum(mass, axis=-1, keepdims=True)
-        passing = likeliest(
+        passing = mask_top(
             logits,
-            lambda among: ops.sum(ops.where(among, mass, 0.0), axis=-1, keepdims=True) >= needed,
+            lambda kept: ops.sum(ops.where(kept, mass, 0.0), axis=-1, keepdims=True) >= needed,
         )
         logits = ops.where(passing, logits, IMPOSSIBLE)
     if min_p is not None:
@@ -164,7 +164,7 @@ def filtered(logits, top_k=None, top_p=None, min_p=None):
     return logits
 
 
-def likeliest(logits, enough):
+def mask_top(logits, enough):
     """The fewest largest of ``logits`` (B, V) that are ``enough``, as a mask (B, V).
 
     ``enough`` of a mask gives (B, 1), and of more entries it is no less true. The smallest that
@@ -186,7 +186,7 @@ def likeliest(logits, enough):
     return key >= low
 
 
-def gumbel(seed, index, size):
+def gumbel_noise(seed, index, size):
     """Noise (B, V) by which an argmax of logits becomes a draw (Gumbel 1954), of ``seed`` (B,).
 
     -log(-log(u)), with u uniform; by 1 - u, of which floats tell more where it matters.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from ...layers.arguments import plain_fields
-from .sampling import IMPOSSIBLE, among, check_finite
+from .sampling import IMPOSSIBLE, check_finite, mark_tokens
 
 MOST_BEAMS = 1024
 
@@ -108,7 +108,7 @@ class Search:
             return self
         return dataclasses.replace(self, max_new_tokens=max_new_tokens)
 
-    def worth(self, score, tokens):
+    def normalize_score(self, score, tokens):
         """What a hypothesis of so many ``tokens`` and log-probability ``score`` is worth."""
         if self.num_beams == 1 or self.length_penalty == 0:
             return score
@@ -133,7 +133,7 @@ class Found(NamedTuple):
     complete: Any
 
 
-def possible(score):
+def is_possible(score):
     """Whether a hypothesis with ``score`` may be: sums with `IMPOSSIBLE` are not that exactly."""
     return score > IMPOSSIBLE / 2
 
@@ -151,13 +151,13 @@ class State(NamedTuple):
     tokens: Any
     score: Any
     ended: Any
-    worth: Any
+    best: Any
     done: Any
     caches: Any
 
     @property
     def found(self):
-        return Found(self.ended, self.worth, self.done)
+        return Found(self.ended, self.best, self.done)
 
 
 def begin(current, caches, limit, length, pad_id, beams=1):
@@ -185,7 +185,7 @@ def begin(current, caches, limit, length, pad_id, beams=1):
     )
 
 
-def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, prompt=None):
+def advance(step, state, limit, end_id, search=GREEDY, sampler=None, until=None, prompt=None):
     """Goes on from a `State` until all sequences are done, or have ``until`` tokens.
 
     Beam search: at each step the K likeliest continuations of K hypotheses are kept. Of 2 K
@@ -199,7 +199,7 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, pr
         limit: as for `begin`.
         end_id: the token that ends a sequence, beside those of ``search``.
         search: a `Search`.
-        draw: a `Draw`, by which one beam's tokens are drawn.
+        sampler: a `Sampler`, by which one beam's tokens are drawn.
         prompt: tokens (B, P) that stand before those of the state, and -1 before a shorter one.
     """
     beams = search.num_beams
@@ -217,44 +217,44 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, pr
             for x in tensors
         ]
 
-    def ending(token):
+    def is_end(token):
         return functools.reduce(
             ops.logical_or, [token == end for end in (end_id, *search.stop_tokens)]
         )
 
-    def unfinished(index, current, tokens, score, ended, worth, done, caches):
+    def is_unfinished(index, current, tokens, score, ended, best, done, caches):
         return ops.logical_and(index < until, ops.logical_not(ops.all(done)))
 
-    def extend(index, current, tokens, score, ended, worth, done, caches):
+    def extend(index, current, tokens, score, ended, best, done, caches):
         logits, caches = step(current, caches)
         logits = ops.reshape(ops.cast(logits[:, 0], "float32"), (-1, beams, logits.shape[-1]))
         last = index + 1 >= limit
-        logits, lost = permitted(logits, tokens, index, last)
+        logits, lost = constrain(logits, tokens, index, last)
         # V is large: log-probabilities are only taken of the few that may be chosen, and their
         # normalizer, a logsumexp, has found its largest logit already.
-        if draw is None:
+        if sampler is None:
             gain, token = ops.top_k(logits, min(2 * beams, logits.shape[-1]))
             most = ops.max(gain, axis=-1, keepdims=True)  # a slice would hide the top_k from XLA
         else:
-            token = draw(logits[:, 0], tokens[:, 0], index)[:, None, None]
+            token = sampler(logits[:, 0], tokens[:, 0], index)[:, None, None]
             gain = ops.take_along_axis(logits, token, axis=-1)
             most = ops.max(logits, axis=-1, keepdims=True)
         rest = most + ops.log(ops.sum(ops.exp(logits - most), axis=-1, keepdims=True))
         normalizer = ops.logsumexp(ops.concatenate([rest, *lost], axis=-1), -1, keepdims=True)
         total = score[..., None] + (gain - normalizer)
-        total, candidate = ops.top_k(flat(total), min(2 * beams, beams * gain.shape[-1]))
+        total, candidate = ops.top_k(flatten(total), min(2 * beams, beams * gain.shape[-1]))
         parent = candidate // gain.shape[-1]
-        token = ops.take_along_axis(flat(token), candidate, axis=1)
+        token = ops.take_along_axis(flatten(token), candidate, axis=1)
         longer = ops.take_along_axis(tokens, parent[..., None], axis=1)
         longer = ops.where(position == index, token[..., None], longer)
-        ends = ops.logical_or(ending(token), last[:, None])
+        ends = ops.logical_or(is_end(token), last[:, None])
 
         # Those that end ...
         enters = ops.logical_and(ends, ops.arange(total.shape[-1]) < beams)
         enters = ops.logical_and(enters, ops.logical_not(done)[:, None])
-        enters = ops.logical_and(enters, possible(total))
-        entering = ops.where(enters, search.worth(total, index + 1), IMPOSSIBLE)
-        worth, kept = ops.top_k(ops.concatenate([worth, entering], axis=1), beams)
+        enters = ops.logical_and(enters, is_possible(total))
+        entering = ops.where(enters, search.normalize_score(total, index + 1), IMPOSSIBLE)
+        best, kept = ops.top_k(ops.concatenate([best, entering], axis=1), beams)
         [ended] = keep(kept, ops.concatenate([ended, longer], axis=1))
 
         # ... and those that go on.
@@ -264,11 +264,11 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, pr
             taken = ops.reshape(rows + parent, (-1,))
             caches = [cache.take(taken) for cache in caches]
         done = ops.logical_or(done, last)
-        done = ops.logical_or(done, decided(score[:, 0], worth[:, -1], index + 1))
+        done = ops.logical_or(done, is_decided(score[:, 0], best[:, -1], index + 1))
         current = ops.reshape(current, (-1, 1))
-        return index + 1, current, tokens, score, ended, worth, done, caches
+        return index + 1, current, tokens, score, ended, best, done, caches
 
-    def permitted(logits, tokens, index, last):
+    def constrain(logits, tokens, index, last):
         """``logits`` (B, K, V) without what the search forbids.
 
         And those that it forbids, (B, K, 1) each, where they still count for the probabilities.
@@ -287,9 +287,11 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, pr
                 before = ops.repeat(prompt[:, None], beams, axis=1)
                 before = ops.concatenate([before, tokens], axis=-1)
             count = ops.shape(before)[-1] - length + index
-            logits = forbid(logits, repeating(before, count, search.no_repeat_ngram_size, logits))
+            logits = forbid(
+                logits, find_repeats(before, count, search.no_repeat_ngram_size, logits)
+            )
         if search.min_new_tokens:
-            logits = forbid(logits, ops.logical_and(ending(token), index < search.min_new_tokens))
+            logits = forbid(logits, ops.logical_and(is_end(token), index < search.min_new_tokens))
         for *before, banned in search.banned:
             matched = ops.full((1, 1), True)
             for back, expected in enumerate(reversed(before), start=1):
@@ -311,23 +313,23 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, pr
             lost = [ops.where(now, IMPOSSIBLE, x) for x in lost]
         return logits, lost
 
-    def flat(x):
+    def flatten(x):
         """``x`` (B, K, C) -> (B, K C)."""
         return ops.reshape(x, (-1, beams * x.shape[-1]))
 
-    def decided(score, worst, tokens):
+    def is_decided(score, worst, tokens):
         """Whether no hypothesis with ``score`` may replace the one that is worth ``worst``."""
-        full = possible(worst)
+        full = is_possible(worst)
         if search.early_stopping is True or beams == 1:
             return full
         longest = search.early_stopping == "never" and search.length_penalty > 0
-        best = search.worth(score, limit if longest else tokens)
+        best = search.normalize_score(score, limit if longest else tokens)
         return ops.logical_and(full, best <= worst)
 
-    return State(*ops.while_loop(unfinished, extend, tuple(state)))
+    return State(*ops.while_loop(is_unfinished, extend, tuple(state)))
 
 
-def repeating(tokens, count, size, logits):
+def find_repeats(tokens, count, size, logits):
     """Which tokens would end a sequence of ``size`` tokens that was there: a mask (B, K, V).
 
     Args:
@@ -349,5 +351,5 @@ def repeating(tokens, count, size, logits):
     # A token beyond the vocabulary stands for none.
     found = ops.where(matched, tokens[..., size - 1 :], vocab_size)
     wide = ops.reshape(ops.pad(logits, [(0, 0), (0, 0), (0, 1)]), (-1, vocab_size + 1))
-    found = among(ops.reshape(found, (-1, starts)), wide)[:, :vocab_size]
+    found = mark_tokens(ops.reshape(found, (-1, starts)), wide)[:, :vocab_size]
     return ops.reshape(found, (-1, *logits.shape[1:]))

@@ -17,7 +17,7 @@ from keras import ops
 from ...training import CheckpointError
 from ...training.states import by_path, check_shapes, check_values, some
 from . import table
-from .files import Tensors, check_files, find_folder, named, read_json
+from .files import Tensors, check_files, find_folder, naming_errors, read_json
 from .settings import Settings, write_settings
 
 __all__ = ["family", "open_checkpoint", "read_json", "write_checkpoint"]
@@ -37,17 +37,17 @@ OLDER_FIELDS = {
 
 def family(config):
     """The class or the family that a config.json, a dictionary, is of."""
-    if from_keras_hub(config):
+    if is_keras_hub(config):
         return {"GPT2Backbone": "GPT", "ViTBackbone": "ViT"}.get(config.get("class_name"))
     timm = "timm" if "pretrained_cfg" in config else None
     return config.get("model") or timm or config.get("model_type")
 
 
-def from_keras_hub(config):
+def is_keras_hub(config):
     return str(config.get("registered_name")).startswith("keras_hub>")
 
 
-def formats(cls):
+def load_formats(cls):
     """``{family: Format}`` of a model's class."""
     return {
         name: importlib.import_module(module, PACKAGE).FORMAT
@@ -72,12 +72,12 @@ def open_checkpoint(name, cls):
         raise FileNotFoundError(f"{folder} holds no model: there is no {CONFIG} in it")
     config = read_json(folder / CONFIG)
     kind = family(config)
-    if from_keras_hub(config):
+    if is_keras_hub(config):
         return importlib.import_module(".keras_hub", __package__).Preset(folder, cls, config)
     if kind == cls.__name__:
         return Own(folder, cls, config)
     if "model" not in config and kind in list(cls.FAMILIES):
-        return Published(folder, cls, config, formats(cls)[kind])
+        return Published(folder, cls, config, load_formats(cls)[kind])
     plain = isinstance(kind, str) and kind.isidentifier()
     kind = kind if plain else reprlib.repr(kind)
     raise CheckpointError(f"{folder} holds a {kind:.80}, not a {cls.__name__}")
@@ -89,14 +89,14 @@ class Own:
     def __init__(self, folder, cls, config):
         self.folder, self._cls = folder, cls
         self._quantization = config.pop("quantization", {})
-        self._config = newer({name: config[name] for name in config if name != "model"})
+        self._config = rename_fields({name: config[name] for name in config if name != "model"})
 
     def config(self, overrides):
         file, config = self.folder / CONFIG, self._cls.Config
         known = {field.name for field in dataclasses.fields(config)}
         if unknown := sorted(set(self._config) - known):
             raise CheckpointError(f"{file} has unknown settings {some(unknown)}")
-        with named(file):
+        with naming_errors(file):
             config = config(**{**self._config, **overrides})
         self._tensors = Tensors(self.folder)
         check_shapes(self._cls.shapes(config), self._tensors.headers, self._tensors.file)
@@ -123,7 +123,7 @@ class Own:
         if not self._quantization:
             return build(make, read, check)
         model = make()
-        with named(self.folder / CONFIG):
+        with naming_errors(self.folder / CONFIG):
             model._restore_quantization(self._quantization)
         check(model)
         for variable in model.weights:
@@ -131,10 +131,10 @@ class Own:
         return model
 
 
-def newer(values):
+def rename_fields(values):
     """``values`` with the names of `OLDER_FIELDS` replaced, in objects within it too."""
     return {
-        OLDER_FIELDS.get(name, name): newer(value) if isinstance(value, dict) else value
+        OLDER_FIELDS.get(name, name): rename_fields(value) if isinstance(value, dict) else value
         for name, value in values.items()
     }
 
@@ -150,7 +150,7 @@ class Published:
         form, settings = self._format, self._settings
         beside = self.folder / (form.beside or CONFIG)
         others = read_json(beside) if form.beside and beside.is_file() else {}
-        with named(settings.file):
+        with naming_errors(settings.file):
             settings.fixed(form.fixed | form.older)
             fields = settings.read(form.settings)
             fields |= form.read(settings, Settings(beside, others), fields) | form.ours
@@ -159,12 +159,12 @@ class Published:
         for line in settings.warnings:
             warnings.warn(line, stacklevel=3)
         self._tensors = Tensors(self.folder)
-        self._names = self._canonical()
-        config = self._untied(config)
+        self._names = self._map_names()
+        config = self._set_tied(config)
         self._match(config)
         return config
 
-    def _canonical(self):
+    def _map_names(self):
         """``{the table's name: the file's}`` of the tensors that are read."""
         names = {}
         for name in self._tensors.headers:
@@ -184,7 +184,7 @@ class Published:
             names[ours] = name
         return names
 
-    def _untied(self, config):
+    def _set_tied(self, config):
         """The configuration, ``tied`` as the tensors say: where both are there, if they are equal.
 
         So does Hugging Face's library, whatever the file's settings say.
@@ -304,7 +304,7 @@ def write_checkpoint(model, format, weights):
         settings = {"model": kind, **dataclasses.asdict(config)}
         settings |= {"quantization": quantization} if quantization else {}
         return {CONFIG: settings, "model.safetensors": weights}
-    forms = {form.name: form for form in formats(type(model)).values()}
+    forms = {form.name: form for form in load_formats(type(model)).values()}
     if format not in forms:
         raise ValueError(f"{kind} is saved as {['polyhead', *forms]}: {format!r}")
     if quantization:

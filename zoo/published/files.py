@@ -62,7 +62,7 @@ def reason(error):
 
 
 @contextlib.contextmanager
-def named(file):
+def naming_errors(file):
     """Within it, an error in a configuration becomes a `CheckpointError` that names the file."""
     try:
         yield
@@ -193,7 +193,7 @@ class Tensors:
                 self._shards = [kind(self.file)]
                 break
             if index.is_file():
-                self.file, self._shards = index, list(shards(index, kind))
+                self.file, self._shards = index, list(open_shards(index, kind))
                 break
         else:
             others = sorted(path.name for path in folder.glob("*.bin"))
@@ -211,7 +211,7 @@ class Tensors:
         return next(shard for shard in self._shards if name in shard.headers).read(name)
 
 
-def shards(index, kind):
+def open_shards(index, kind):
     """Yields the files that an index names, each compared with what the index says it holds."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):

@@ -1,7 +1,7 @@
 """``generation_config.json``, of every family: how text is generated."""
 
 from ..decoding import Sampling, Search
-from .files import named
+from .files import naming_errors
 from .settings import Settings, read_ends, write_ends, write_settings
 
 GENERATION = "generation_config.json"
@@ -73,7 +73,7 @@ def read_generation(s, g, ends, start_id=None):
     if forced not in (None, end, [end]):
         raise g.error("forced_eos_token_id", forced, f"eos_token_id, {end!r:.50}, or none")
     sampled = g.flag("do_sample", False)
-    with named(g.file):
+    with naming_errors(g.file):
         search = g.read(SEARCH)
         # A prompt counts too, there; here it does not.
         longest = g.get("max_length", None if counted else 100)

@@ -133,7 +133,7 @@ class Preset:
             check_modules(path, read_json(path))
 
     def config(self, overrides):
-        models = hub().models
+        models = import_keras_hub().models
         whole = self._kind == "GPT2Backbone" or (self.folder / "task.json").is_file()
         kind = self.TASKS[self._kind] if whole else self._kind
         try:
@@ -167,7 +167,7 @@ def check_modules(path, content):
         check_modules(path, item)
 
 
-def hub():
+def import_keras_hub():
     if importlib.util.find_spec("keras_hub") is None:
         raise ImportError('KerasHub\'s models need keras-hub: pip install "polyhead[keras-nlp]"')
     import keras_hub
@@ -199,7 +199,7 @@ def describe_gpt(model):
 
 
 def write_gpt(model):
-    c, models = model.config, hub().models
+    c, models = model.config, import_keras_hub().models
     checks = {"tied": True, "activation": "gelu_tanh", "epsilon": 1e-5}
     check_settings(c, {**checks, "attention_dropout": c.dropout}, "GPT-2")
     backbone = models.GPT2Backbone(
@@ -278,7 +278,7 @@ def read_converter(converter):
 
 
 def write_vit(model):
-    c, keras_hub = model.config, hub()
+    c, keras_hub = model.config, import_keras_hub()
     check_settings(c, {"pooling": "token", "activation": "gelu", "crop": 1.0}, "ViT")
     check_settings(c, {"stochastic_depth": 0.0}, "ViT")
     backbone = keras_hub.models.ViTBackbone(
@@ -351,7 +351,7 @@ def copy_in(ours, theirs):
 
 def copy_out(ours, theirs):
     """Gives KerasHub's model the weights of ``ours``; returns it."""
-    weights = ours._merged({path: v.numpy() for path, v in by_path(ours.weights).items()})
+    weights = ours._merge_lora({path: v.numpy() for path, v in by_path(ours.weights).items()})
     named, shapes = tensors(theirs), ((path, array.shape) for path, array in weights.items())
     for entry in table.match(TENSORS[type(ours)], shapes, sizes(ours), named)[0]:
         named[entry.name].assign(table.write(entry, weights))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .files import named
+from .files import naming_errors
 
 PIXELS = "preprocessor_config.json"
 RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
@@ -17,7 +17,7 @@ PLAIN = {"mean": (0.0,), "std": (1.0,)}  # one for all channels
 
 def read_pixels(s):
     """The fields of a configuration that say how images become its pixels."""
-    with named(s.file):
+    with naming_errors(s.file):
         return pixel_fields(s)
 
 
@@ -28,12 +28,12 @@ def pixel_fields(s):
     size, cropped = s.get("size", None), s.get("crop_size", None)
     square, cut = s.flag("default_to_square", True), s.flag("do_center_crop", False)
     shortest = "shortest_edge" in size if isinstance(size, dict) else not square
-    height, width = sides("size", size, s) if cut or size is not None else (0, 0)
+    height, width = read_sides("size", size, s) if cut or size is not None else (0, 0)
     if shortest and not cut:
         raise s.error("size", size, "a height and a width, where nothing is cut out")
     crop = 1.0
     if cut:
-        side, other = sides("crop_size", cropped, s)
+        side, other = read_sides("crop_size", cropped, s)
         if side > height or other > width:
             raise s.error("size", size, f"a size from which {cropped} is cut")
         # Of another size by rounding, but of the same shape.
@@ -46,7 +46,7 @@ def pixel_fields(s):
     return found | {"squash": not shortest, "crop": crop}
 
 
-def sides(name, size, s):
+def read_sides(name, size, s):
     """Height and width of a size as an image processor's settings ``s`` have it."""
     if not isinstance(size, dict):
         found = [size, size]

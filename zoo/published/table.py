@@ -46,7 +46,7 @@ def norm(theirs, ours):
 def dense(theirs, axes, ours, own, *values, out=0):
     """The rows of a kernel and its bias; ``out`` is the number of the kernel's output axis."""
     bias = re.findall(r"\([^)]*\)|\S+", axes)[out]
-    plain = " ".join(axis for axis in groups(bias)[0] if axis != "n")
+    plain = " ".join(axis for axis in parse_axes(bias)[0] if axis != "n")
     return (f"{theirs}.weight", axes, f"{ours}/kernel", own, *values), (
         f"{theirs}.bias", bias, f"{ours}/bias", plain, *values
     )  # fmt: skip
@@ -67,7 +67,7 @@ class Entry(NamedTuple):
     parts: list
 
 
-def groups(axes):
+def parse_axes(axes):
     """``"d (h k) 1"`` -> ``[["d"], ["h", "k"], []]``."""
     found = re.findall(r"\(([^)]*)\)|(\S+)", axes)
     return [joined.split() if joined else [single] * (single != "1") for joined, single in found]
@@ -75,26 +75,26 @@ def groups(axes):
 
 def rearrange(array, source, target, sizes):
     """``array`` with axes ``source`` -> the same values with axes ``target``."""
-    flat, joined = sum(groups(source), []), groups(target)
+    flat, joined = sum(parse_axes(source), []), parse_axes(target)
     array = array.reshape([sizes[axis] for axis in flat])
     array = array.transpose([flat.index(axis) for group in joined for axis in group])
-    return array.reshape(lengths(joined, sizes))
+    return array.reshape(axis_lengths(joined, sizes))
 
 
-def lengths(axes, sizes):
+def axis_lengths(axes, sizes):
     return [math.prod(sizes[axis] for axis in group) for group in axes]
 
 
 def axis_sizes(axes, shape, sizes):
     """``{axis: size}`` of a variable's shape; ``sizes`` are those that its shape does not tell."""
     sizes = dict(sizes)
-    for group, length in zip(groups(axes), shape, strict=True):
+    for group, length in zip(parse_axes(axes), shape, strict=True):
         for axis in [axis for axis in group if axis not in sizes]:
             sizes[axis] = length // math.prod(sizes.get(a, 1) for a in group)
     return sizes
 
 
-def alternatives(ours):
+def expand_parts(ours):
     """``"{query|key}/kernel"`` -> ``["query/kernel", "key/kernel"]``."""
     found = re.search(r"\{([^}]*\|[^}]*)\}", ours)
     return [ours.replace(found[0], part) for part in found[1].split("|")] if found else [ours]
@@ -111,7 +111,7 @@ def match(rows, shapes, sizes, names=None):
     """
     places = {}
     for row in (Row(*row) for row in rows):
-        paths = alternatives(row.ours)
+        paths = expand_parts(row.ours)
         places |= {path: (row, k, len(paths)) for k, path in enumerate(paths)}
     entries, missing = {}, []
     for path, shape in shapes:
@@ -135,18 +135,18 @@ def match(rows, shapes, sizes, names=None):
     return list(entries.values()), missing
 
 
-def fused(axes):
+def split_axes(axes):
     """The axes of one part, and the number of the axis along which parts follow each other."""
     plain = re.sub(r"\bn\s+", "", axes)
-    return plain, next(i for i, group in enumerate(groups(axes)) if "n" in group[:1])
+    return plain, next(i for i, group in enumerate(parse_axes(axes)) if "n" in group[:1])
 
 
 def shape_of(entry):
     """The shape that the published tensor of an entry has."""
     if len(entry.parts) == 1:
-        return tuple(lengths(groups(entry.row.axes), entry.parts[0].sizes))
-    axes, along = fused(entry.row.axes)
-    shapes = [lengths(groups(axes), part.sizes) for part in entry.parts]
+        return tuple(axis_lengths(parse_axes(entry.row.axes), entry.parts[0].sizes))
+    axes, along = split_axes(entry.row.axes)
+    shapes = [axis_lengths(parse_axes(axes), part.sizes) for part in entry.parts]
     total = sum(shape[along] for shape in shapes)
     return tuple(total if i == along else length for i, length in enumerate(shapes[0]))
 
@@ -155,8 +155,10 @@ def read(entry, array):
     """Yields the path and the array of each variable that a published tensor holds."""
     axes, arrays = entry.row.axes, [array]
     if len(entry.parts) > 1:
-        axes, along = fused(axes)
-        ends = np.cumsum([lengths(groups(axes), part.sizes)[along] for part in entry.parts])
+        axes, along = split_axes(axes)
+        ends = np.cumsum(
+            [axis_lengths(parse_axes(axes), part.sizes)[along] for part in entry.parts]
+        )
         arrays = np.split(array, ends[:-1], axis=along)
     for part, piece in zip(entry.parts, arrays, strict=True):
         piece = rearrange(piece, axes, entry.row.own, part.sizes)
@@ -167,7 +169,7 @@ def write(entry, weights):
     """The published tensor of an entry, from ``weights``, ``{path: array}``."""
     axes, along = entry.row.axes, None
     if len(entry.parts) > 1:
-        axes, along = fused(axes)
+        axes, along = split_axes(axes)
     arrays = [
         rearrange(entry.row.write(weights[p.path], p.path), entry.row.own, axes, p.sizes)
         for p in entry.parts

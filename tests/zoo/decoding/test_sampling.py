@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from polyhead.zoo.decoding.sampling import Draw, Sampling, filtered, gumbel
+from polyhead.zoo.decoding.sampling import Sampler, Sampling, filter_logits, gumbel_noise
 
 V = 12
 
@@ -22,7 +22,7 @@ def kept(logits, **settings):
         name: np.full(len(logits), value, "int32" if name == "top_k" else "float32")
         for name, value in settings.items()
     }
-    return array(filtered(ops.convert_to_tensor(logits), **rows)) > -1e8
+    return array(filter_logits(ops.convert_to_tensor(logits), **rows)) > -1e8
 
 
 def test_filters_keep_what_they_say():
@@ -63,10 +63,10 @@ def test_the_filters_are_those_of_hugging_face():
 def frequencies(logits, count, **settings):
     """How often each token is drawn, by as many seeds."""
     sampling = Sampling(**settings)
-    draw = sampling.draw(range(count))
-    draw = draw._replace(seen=np.zeros((count, 1), "int32"))
+    sampler = sampling.sampler(range(count))
+    sampler = sampler._replace(seen=np.zeros((count, 1), "int32"))
     rows = np.repeat(logits[None], count, 0)
-    tokens = array(draw(ops.convert_to_tensor(rows), ops.zeros((count, 4), "int32"), 3))
+    tokens = array(sampler(ops.convert_to_tensor(rows), ops.zeros((count, 4), "int32"), 3))
     return np.bincount(tokens, minlength=len(logits)) / count
 
 
@@ -97,9 +97,9 @@ def test_what_is_drawn_agrees_with_the_filtered_softmax(settings):
 
 def test_noise_does_not_depend_on_neighbours_and_differs_between_steps():
     seeds = np.array([3, 4, 3], "int32")
-    first, second = (array(gumbel(seeds, step, 5000)) for step in (0, 1))
+    first, second = (array(gumbel_noise(seeds, step, 5000)) for step in (0, 1))
     np.testing.assert_array_equal(first[0], first[2])
-    np.testing.assert_array_equal(first[1], array(gumbel(np.array([4], "int32"), 0, 5000))[0])
+    np.testing.assert_array_equal(first[1], array(gumbel_noise(np.array([4], "int32"), 0, 5000))[0])
     for a, b in ((first[0], first[1]), (first[0], second[0]), (first[0, 1:], first[1, :-1])):
         assert abs(np.corrcoef(a, b)[0, 1]) < 0.06
     assert first.mean() == pytest.approx(0.5772, abs=0.05)  # Euler's constant
@@ -109,15 +109,15 @@ def test_noise_does_not_depend_on_neighbours_and_differs_between_steps():
 def test_what_came_before_is_penalised():
     logits = ops.convert_to_tensor(np.array([[2.0, -1.0, 1.5, 0.0]], "float32"))
     seen, tokens = np.array([[0, 0]], "int32"), np.array([[1, 2, 2]], "int32")
-    draw = Sampling(temperature=0, repetition_penalty=2.0).draw([0])._replace(seen=seen)
+    sampler = Sampling(temperature=0, repetition_penalty=2.0).sampler([0])._replace(seen=seen)
     # 0 came in the prompt: 2 / 2; 2 stands behind what is decoded, and did not come
-    assert array(draw(logits, tokens, 1)).tolist() == [2]
-    assert array(draw(logits, tokens, 3)).tolist() == [0]  # 2 came: 1.5 / 2
+    assert array(sampler(logits, tokens, 1)).tolist() == [2]
+    assert array(sampler(logits, tokens, 3)).tolist() == [0]  # 2 came: 1.5 / 2
 
 
 def test_rows_have_settings_of_their_own():
     logits = np.random.default_rng(0).normal(size=(1, V)).astype("float32").repeat(3, 0)
-    draw = Draw(
+    sampler = Sampler(
         seed=np.array([1, 1, 2], "int32"),
         temperature=np.array([0.0, 5.0, 5.0], "float32"),
         top_k=np.array([0, 1, 0], "int32"),
@@ -125,7 +125,7 @@ def test_rows_have_settings_of_their_own():
         min_p=np.zeros(3, "float32"),
     )
     likeliest = logits[0].argmax()
-    tokens = [array(draw(logits, np.zeros((3, 1), "int32"), step)) for step in range(40)]
+    tokens = [array(sampler(logits, np.zeros((3, 1), "int32"), step)) for step in range(40)]
     assert all(row[0] == row[1] == likeliest for row in tokens)
     assert len({int(row[2]) for row in tokens}) > 5
 
