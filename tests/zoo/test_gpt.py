@@ -203,7 +203,7 @@ def test_prompts_beyond_the_context_are_refused_or_truncated(gpt):
     long = "a dog and a cat " * 40
     with pytest.raises(ValueError, match="fewer tokens than the context of 64.*prompt 1 has"):
         gpt.generate(["a", long], max_new_tokens=8)
-    with pytest.warns(UserWarning, match="of 1 of 2 prompts, the last 56 tokens were kept"):
+    with pytest.warns(UserWarning, match="1 of 2 prompts were truncated to their last 56 tokens"):
         made = gpt.generate(["a", long], max_new_tokens=8, truncate=True, temperature=0)
     [short] = gpt.generate(["a"], max_new_tokens=8, temperature=0)
     assert made[0] == short and made[1]
@@ -249,12 +249,12 @@ def test_the_score_of_a_text_is_the_sum_of_its_tokens(gpt, tokenizer):
 
 
 @text
-def test_what_is_asked_wrongly_is_refused(gpt):
+def test_bad_arguments_are_refused(gpt):
     ask = gpt.generate
     for error, message, call in (
         (
             TypeError,
-            r"no setting of Search or Sampling: \['heat'\]",
+            r"not a setting of Search or Sampling: \['heat'\]",
             lambda: ask([], heat=1),
         ),
         (ValueError, "top_k must be a positive integer", lambda: ask(["a"], top_k=-1)),
@@ -289,8 +289,8 @@ def test_what_is_asked_wrongly_is_refused(gpt):
             "score takes a string or a list of them: text 1 is 5",
             lambda: gpt.score(["a", 5]),
         ),
-        (ValueError, "stop string must have a character", lambda: ask(["a"], stop="")),
-        (ValueError, "stop string must have a character", lambda: ask(["a"], stop=["x", ""])),
+        (ValueError, "stop string must have at least one character", lambda: ask(["a"], stop="")),
+        (ValueError, "stop string must have at least one character", lambda: ask(["a"], stop=["x", ""])),
         (ValueError, "stop string must have", lambda: gpt.stream("a", stop=[""])),
         (ValueError, "batch_size must be a positive integer: 0", lambda: ask(["a"], batch_size=0)),
         (ValueError, "a seed must be an integer: 1.5", lambda: ask(["a"], seed=1.5)),
