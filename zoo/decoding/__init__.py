@@ -1,4 +1,4 @@
-"""Decoding: from a decoder's logits to sequences, by greedy or beam search or by sampling."""
+"""Decoding: greedy search, beam search and sampling."""
 
 from .cache import ScatterCache
 from .sampling import Sampler, Sampling
