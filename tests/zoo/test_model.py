@@ -54,10 +54,10 @@ def test_an_older_model_is_replaced_and_other_files_are_not(saved, tmp_path):
     assert Transformer.from_pretrained(saved).config.num_layers == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="holds something else than a Transformer"):
+    with pytest.raises(FileExistsError, match="holds something other than a Transformer"):
         model.save_pretrained(tmp_path / "mine")
     (saved / "thesis.txt").write_text("beside the model")
-    with pytest.raises(FileExistsError, match="holds something else than a Transformer"):
+    with pytest.raises(FileExistsError, match="holds something other than a Transformer"):
         model.save_pretrained(saved)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="is a file"):
@@ -225,9 +225,9 @@ def test_layers_can_be_left_out_of_quantization(tmp_path):
     tokens = np.arange(4)[None]
     np.testing.assert_array_equal(array(again(tokens)), array(model(tokens)))
     for quantization, message in (
-        ({"block_9": "int8"}, r"quantization names layers that the model has not: \['block_9'\]"),
-        ({"tokens": "int1"}, "quantization must be of layers by 'int8'"),
-        ("int8", "quantization must be of layers by 'int8'"),
+        ({"block_9": "int8"}, r"quantization names layers that the model does not have: \['block_9'\]"),
+        ({"tokens": "int1"}, "quantization must map layers to 'int8'"),
+        ("int8", "quantization must map layers to 'int8'"),
     ):
         change_config(tmp_path / "saved", quantization=quantization)
         with pytest.raises(CheckpointError, match=f"config.json: {message}"):
