@@ -190,7 +190,7 @@ def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capf
     (back / "settings.json").write_text(json.dumps({**turned, "variant": "lc"}))
     for arguments, message in (
         ((*ask, back), "variant of"),
-        (("diversify", trained, "--out", trained), "holds something other than such data"),
+        (("diversify", trained, "--out", trained), "holds something other than this data"),
         (("diversify", trained, "--out", data), "another folder than the data's"),
         (("diversify", trained, "--data", more, "--out", more), "another folder than the data's"),
         (("diversify", tmp_path, "--out", tmp_path / "new"), "no settings.json"),
@@ -244,7 +244,10 @@ def test_errors_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
         ([*begin, tmp_path / "nowhere", "--out", tmp_path / "run"], "no folder"),
         ([*begin, data, "--out", tmp_path / "mine"], "holds something other than a run"),
         ([*begin, data, "--out", tmp_path / "mine", "--restart"], "something other than a run"),
-        ([*begin, data, "--out", tmp_path / "editor", "--restart"], "is not the settings of a run"),
+        (
+            [*begin, data, "--out", tmp_path / "editor", "--restart"],
+            "does not hold the settings of a run",
+        ),
         ([*begin, data, "--out", trained, "--preset", "huge", *SMALL, "--restart"], "has presets"),
         ([*begin, data, "--out", trained, "--seed", "4"], "begun with other settings"),
         ([*begin, data, "--out", tmp_path / "a", "--preset", "huge", *SMALL], "has presets"),

@@ -102,7 +102,7 @@ def test_the_settings_of_a_run_are_a_config_that_options_override(
         ({"task": "generation", "epochs": True}, "epochs must be int: True"),
         ({"task": "generation", "ema": "high"}, "ema must be float | None: 'high'"),
         ({"task": "generation", "schedule": "linear"}, "schedule must be sqrt or cosine: 'linear'"),
-        ([], "is not the settings of a run"),
+        ([], "does not hold the settings of a run"),
     ):
         file.write_text(json.dumps(content))
         status, _, err = polyhead(monkeypatch, capfd, *ask)

@@ -290,7 +290,7 @@ def test_bad_arguments_are_refused(gpt):
             lambda: gpt.score(["a", 5]),
         ),
         (ValueError, "stop string must have at least one character", lambda: ask(["a"], stop="")),
-        (ValueError, "stop string must have at least one character", lambda: ask(["a"], stop=["x", ""])),
+        (ValueError, "must have at least one character", lambda: ask(["a"], stop=["x", ""])),
         (ValueError, "stop string must have", lambda: gpt.stream("a", stop=[""])),
         (ValueError, "batch_size must be a positive integer: 0", lambda: ask(["a"], batch_size=0)),
         (ValueError, "a seed must be an integer: 1.5", lambda: ask(["a"], seed=1.5)),
@@ -610,7 +610,7 @@ def test_a_name_that_is_no_folder_is_asked_of_the_hub(monkeypatch, tmp_path):
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     same_logits(theirs, GPT.from_pretrained("somebody/gpt2"))
-    with pytest.raises(FileNotFoundError, match="no folder no/such, and the hub gave none: no net"):
+    with pytest.raises(FileNotFoundError, match="no folder no/such, .* the hub failed: no net"):
         GPT.from_pretrained("no/such")
     with pytest.raises(FileNotFoundError, match="holds no model"):
         GPT.from_pretrained("../no such folder")

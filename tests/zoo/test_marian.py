@@ -337,7 +337,7 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
         (dict(pad_token_id=10**6), "pad_token_id must be 1000000: 347"),
         (dict(share_encoder_decoder_embeddings="no"), "must be True or False: 'no'"),
         (dict(model_type=["marian"]), r"holds a \['marian'\], not a Transformer"),
-        (dict(vocab_size=None), "config.json does not say vocab_size"),
+        (dict(vocab_size=None), "config.json has no setting vocab_size"),
     ):
         changed(config, **settings)
         refused(message)

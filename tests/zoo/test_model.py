@@ -225,7 +225,7 @@ def test_layers_can_be_left_out_of_quantization(tmp_path):
     tokens = np.arange(4)[None]
     np.testing.assert_array_equal(array(again(tokens)), array(model(tokens)))
     for quantization, message in (
-        ({"block_9": "int8"}, r"quantization names layers that the model does not have: \['block_9'\]"),
+        ({"block_9": "int8"}, r"layers that the model does not have: \['block_9'\]"),
         ({"tokens": "int1"}, "quantization must map layers to 'int8'"),
         ("int8", "quantization must map layers to 'int8'"),
     ):

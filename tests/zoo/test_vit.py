@@ -345,7 +345,7 @@ class TestHuggingFace:
         [
             (dict(hidden_act="selu"), "hidden_act must be one of"),
             (dict(new_setting=1), r"unknown settings \['new_setting'\]"),
-            (dict(patch_size=[8, 16]), "patch_size must be a square's"),
+            (dict(patch_size=[8, 16]), "patch_size must be a square"),
             (dict(hidden_size=36), "shape"),
         ],
     )
@@ -375,7 +375,7 @@ class TestHuggingFace:
             ({"do_rescale": False}, "do_rescale must be True: False"),
             ({"size": {"shortest_edge": 40}}, "size must be a height and a width"),
             ({"size": 20, **cut}, "size must be a size from which"),
-            ({"size": {"height": 40, "width": 50}, **cut}, "crop_size must be of the shape"),
+            ({"size": {"height": 40, "width": 50}, **cut}, "crop_size must be of the aspect ratio"),
             ({"size": "large"}, "size must be a number, a height and a width"),
             ({"size": {"shortest_edge": 40, "longest_edge": 50}, **cut}, "size must be a number"),
             ({"size": 40, "do_center_crop": True}, "crop_size must be a number"),

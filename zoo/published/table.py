@@ -1,14 +1,14 @@
-"""Tables of tensors: a published tensor and its axes, our variables and theirs.
+"""Tables of tensors, whose rows map published tensors to our variables.
 
 A row is read in both directions:
 
     "h.{i}.c_attn.weight", "d (n h k)", "block_{i}/attention/{query|key|value}/kernel", "d h k"
 
-Axes are written as for `einops.rearrange`: ``(h k)`` is one axis of size H K, ``1`` is an axis of
-size 1. ``{i}`` is the number of a block. ``{query|key|value}`` are the variables that share a
-published tensor: their parts follow each other along the axis ``n``, and may differ in size. All
-sizes come from the shapes of our variables, so a file's header can be checked before the model is
-built.
+It has a published name, its axes, our variable's path and its axes. Axes are written as for
+`einops.rearrange`: ``(h k)`` is one axis of size H K, ``1`` is an axis of size 1. ``{i}`` is the
+index of a block. ``{query|key|value}`` are variables that share a published tensor, concatenated
+along the axis ``n``; they may differ in size. All sizes come from the shapes of our variables, so
+that a file's header can be checked before the model is built.
 """
 
 import math
@@ -23,9 +23,10 @@ def same(array, path):
 
 
 class Row(NamedTuple):
-    """One row; ``theirs`` None says that no tensor holds these variables and that they are zero.
+    """A row of a table. With ``theirs`` None the variables have no published tensor and are zero.
 
-    ``read`` and ``write`` map values: functions of an array in our layout and its variable's path.
+    ``read`` and ``write`` convert values: functions of an array in our layout and its variable's
+    path.
     """
 
     theirs: str | None
@@ -44,7 +45,7 @@ def norm(theirs, ours):
 
 
 def dense(theirs, axes, ours, own, *values, out=0):
-    """The rows of a kernel and its bias; ``out`` is the number of the kernel's output axis."""
+    """The rows of a kernel and its bias; ``out`` is the index of the kernel's output axis."""
     bias = re.findall(r"\([^)]*\)|\S+", axes)[out]
     plain = " ".join(axis for axis in parse_axes(bias)[0] if axis != "n")
     return (f"{theirs}.weight", axes, f"{ours}/kernel", own, *values), (
@@ -53,14 +54,14 @@ def dense(theirs, axes, ours, own, *values, out=0):
 
 
 class Part(NamedTuple):
-    """A variable that is (part of) a published tensor, and the sizes of its axes by name."""
+    """A variable that is all or part of a published tensor, and the sizes of its axes by name."""
 
     path: str
     sizes: dict
 
 
 class Entry(NamedTuple):
-    """A published tensor with the parts that it consists of."""
+    """A published tensor and its parts."""
 
     name: str | None
     row: Row
@@ -74,7 +75,7 @@ def parse_axes(axes):
 
 
 def rearrange(array, source, target, sizes):
-    """``array`` with axes ``source`` -> the same values with axes ``target``."""
+    """Rearranges ``array`` from the axes ``source`` to the axes ``target``."""
     flat, joined = sum(parse_axes(source), []), parse_axes(target)
     array = array.reshape([sizes[axis] for axis in flat])
     array = array.transpose([flat.index(axis) for group in joined for axis in group])
@@ -86,7 +87,7 @@ def axis_lengths(axes, sizes):
 
 
 def axis_sizes(axes, shape, sizes):
-    """``{axis: size}`` of a variable's shape; ``sizes`` are those that its shape does not tell."""
+    """``{axis: size}`` for a variable's shape; ``sizes`` has those that the shape does not give."""
     sizes = dict(sizes)
     for group, length in zip(parse_axes(axes), shape, strict=True):
         for axis in [axis for axis in group if axis not in sizes]:
@@ -101,13 +102,13 @@ def expand_parts(ours):
 
 
 def match(rows, shapes, sizes, names=None):
-    """The `Entry` of each tensor, and the names of those that are missing, at most six.
+    """Returns the `Entry` of each tensor, and the names of missing ones (at most six).
 
     Args:
-        shapes: pairs of a variable's path and its shape. It may be an endless iterator: the sixth
-            missing tensor ends it.
-        sizes: of axes that no shape tells.
-        names: of the tensors that there are, all of them by default.
+        shapes: pairs of a variable's path and its shape. The iterator may be endless: matching
+            stops at the sixth missing tensor.
+        sizes: the sizes of axes that no shape gives.
+        names: names of the existing tensors. Default: all.
     """
     places = {}
     for row in (Row(*row) for row in rows):
@@ -136,13 +137,13 @@ def match(rows, shapes, sizes, names=None):
 
 
 def split_axes(axes):
-    """The axes of one part, and the number of the axis along which parts follow each other."""
+    """The axes of one part, and the index of the axis along which parts are concatenated."""
     plain = re.sub(r"\bn\s+", "", axes)
     return plain, next(i for i, group in enumerate(parse_axes(axes)) if "n" in group[:1])
 
 
 def shape_of(entry):
-    """The shape that the published tensor of an entry has."""
+    """The shape of an entry's published tensor."""
     if len(entry.parts) == 1:
         return tuple(axis_lengths(parse_axes(entry.row.axes), entry.parts[0].sizes))
     axes, along = split_axes(entry.row.axes)
@@ -166,7 +167,7 @@ def read(entry, array):
 
 
 def write(entry, weights):
-    """The published tensor of an entry, from ``weights``, ``{path: array}``."""
+    """Returns the published tensor of an entry, from ``weights``, ``{path: array}``."""
     axes, along = entry.row.axes, None
     if len(entry.parts) > 1:
         axes, along = split_axes(axes)
@@ -178,16 +179,16 @@ def write(entry, weights):
 
 
 def rename(name, rules):
-    """A name after all ``rules``, pairs of a pattern and its replacement."""
+    """Applies all ``rules``, pairs of a pattern and its replacement, to a name."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def sinusoids(dim):
-    """A function of a shape (T, ``dim``): sines, then cosines, of positions.
+    """A function of a shape (T, ``dim``) that returns sinusoidal positions: sines, then cosines.
 
-    It gives None for other shapes.
+    It returns None for other shapes.
     """
 
     def table(shape):

@@ -198,7 +198,7 @@ def test_generation_settings_are_written_and_read(tmp_path):
     assert GPT.from_pretrained(tmp_path / "one").config == model.config
     gnmt = dataclasses.replace(search, penalty="gnmt")
     model.config = dataclasses.replace(model.config, search=gnmt)
-    with pytest.raises(ValueError, match="penalty must be 'power' there: 'gnmt'"):
+    with pytest.raises(ValueError, match="penalty must be 'power' in this format: 'gnmt'"):
         model.save_pretrained(tmp_path / "two", format="huggingface")
 
 

@@ -102,5 +102,5 @@ def test_vit_goes_out_and_comes_back(tmp_path):
 def test_what_keras_hub_lacks_is_refused(gpt):
     with pytest.raises(ValueError, match="needs pooling 'token': 'mean'"):
         to_keras_hub(ViT.preset("nano-4"))
-    with pytest.raises(TypeError, match="a GPT-2 or a ViT of KerasHub is needed: Dense"):
+    with pytest.raises(TypeError, match="from_keras_hub takes a GPT-2 or a ViT of KerasHub: Dense"):
         from_keras_hub(keras.layers.Dense(1))
