@@ -158,12 +158,12 @@ def is_slow(test):
     return test.name.split(".")[-1] in SLOW
 
 
-def test_examples_give_what_they_show(tmp_path, monkeypatch):
+def test_examples_print_the_shown_output(tmp_path, monkeypatch):
     count, differences = run((t for t in examples() if not is_slow(t)), tmp_path, monkeypatch)
     assert count > 30 and not differences, differences
 
 
 @pytest.mark.slow
-def test_slow_examples_give_what_they_show(tmp_path, monkeypatch):
+def test_slow_examples_print_the_shown_output(tmp_path, monkeypatch):
     count, differences = run(filter(is_slow, examples()), tmp_path, monkeypatch)
     assert count > 10 and not differences, differences

@@ -69,7 +69,7 @@ def trained(data, shared_models, tmp_path_factory):
     return run
 
 
-def test_a_run_holds_all_that_it_should(trained):
+def test_a_run_has_the_documented_files(trained):
     names = {p.name for p in trained.iterdir()}
     assert {"settings.json", "tokenizer.model", "best", "history.csv", "curve.png", "logs"} <= names
     rows = list(csv.DictReader((trained / "history.csv").open()))
@@ -96,7 +96,7 @@ def test_predict_reads_arguments_or_lines(trained, monkeypatch, capfd):
     assert piped[1] == out
 
 
-def test_beams_and_attention_can_be_asked_for(trained, monkeypatch, capfd, tmp_path):
+def test_beam_search_and_attention_are_options(trained, monkeypatch, capfd, tmp_path):
     picture = tmp_path / "attention.png"
     ask = (
         "predict",
@@ -150,7 +150,9 @@ def backward(run, copy):
 
 
 @pytest.mark.slow
-def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capfd, tmp_path):
+def test_diversify_adds_translations_of_both_directions(
+    trained, data, monkeypatch, capfd, tmp_path
+):
     back, more = backward(trained, tmp_path / "back"), tmp_path / "more"
     turned = json.loads((back / "settings.json").read_text())
     pairs = read_split(data, "train", "en", "de")
@@ -201,7 +203,7 @@ def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capf
 
 
 @pytest.mark.slow
-def test_training_begins_with_a_pretrained_model(trained, data, tmp_path):
+def test_training_starts_from_a_pretrained_model(trained, data, tmp_path):
     options = dict(pretrained=str(trained), tokens=1024, buckets=1, max_length=64)
     settings = Settings(data=str(data), epochs=1, peak=1e-9, **options)
     train(settings, tmp_path / "tuned", say=lambda line: None)
@@ -222,7 +224,7 @@ def test_training_begins_with_a_pretrained_model(trained, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_export_writes_a_version_and_says_which(trained, monkeypatch, capfd, tmp_path):
+def test_export_writes_and_prints_a_version(trained, monkeypatch, capfd, tmp_path):
     code, out, _ = polyhead(monkeypatch, capfd, "export", trained, tmp_path / "export")
     assert code == 0 and out.strip() == str(tmp_path / "export" / "1")
     assert (tmp_path / "export" / "1" / "saved_model.pb").is_file()
@@ -263,7 +265,7 @@ def test_errors_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
     assert not [name for name in ("run", "a", "b", "c") if (tmp_path / name).exists()]
 
 
-def test_the_learning_rate_is_the_papers_or_a_cosine_that_ends_at_zero():
+def test_the_learning_rate_is_the_papers_or_a_cosine_to_zero():
     rate = InverseSquareRoot.of_width(64, 10)
     paper = learning_rate(Settings(), rate, 100)
     assert float(paper(9)) == pytest.approx(64**-0.5 * 10**-0.5)
@@ -335,7 +337,7 @@ def test_a_second_process_in_one_folder_is_refused(trained, data, monkeypatch, c
     }
 
 
-def test_a_run_that_is_done_says_so(trained, data, monkeypatch, capfd):
+def test_a_finished_run_reports_that_nothing_is_left(trained, data, monkeypatch, capfd):
     options = ["--data", data, "--out", trained, *SMALL, "--epochs", 3]
     code, out, err = polyhead(monkeypatch, capfd, "train", "translation", *options)
     assert code == 0, err
@@ -349,7 +351,7 @@ def test_the_command_shows_its_version_and_help(monkeypatch, capfd):
     assert "Usage: polyhead" in out + err and "evaluate" in out + err
 
 
-def test_output_that_cannot_be_written_is_no_traceback(monkeypatch, capfd):
+def test_unwritable_output_prints_no_traceback(monkeypatch, capfd):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         code, _, err = polyhead(monkeypatch, capfd, "--version")
@@ -381,7 +383,7 @@ def wait_for(condition, process):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_resumed_it_ends_as_the_uninterrupted_run(data, tmp_path):
+def test_killed_and_resumed_runs_equal_the_uninterrupted_run(data, tmp_path):
     options = ["--epochs", 6, "--interval", 1, "--ema", 0.9, "--accumulate", 2]
     whole = start(data, tmp_path / "whole", *options)
     assert whole.wait() == 0, whole.stdout.read()

@@ -157,7 +157,7 @@ SHORTER = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split()[3])
-def test_the_python_of_the_readme_runs(code, folder, model):
+def test_the_python_code_of_the_readme_runs(code, folder, model):
     image = (folder / "cat.jpg").read_bytes()
     for usual, short in SHORTER.items():
         code = code.replace(usual, short)

@@ -152,7 +152,7 @@ def test_export_passes_the_format_and_the_options_of_the_task(monkeypatch, capfd
             assert out == f"{((Path('EXPORT'),), dict(format=format, **options))}\n", err
 
 
-def test_options_of_some_tasks_stand_in_panels_that_name_them(monkeypatch, capfd):
+def test_options_of_some_tasks_are_listed_under_their_names(monkeypatch, capfd):
     _, out, _ = polyhead(monkeypatch, capfd, "predict", "--help")
     panels = re.findall(r"╭─ (.*?) ─+╮", out)
     tasks = ["Translation", "Translation and generation", "Generation", "Classification"]

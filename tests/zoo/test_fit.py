@@ -33,12 +33,12 @@ def test_fit_without_compile_uses_the_models_defaults(monkeypatch):
 
 
 @pytest.mark.slow
-def test_fit_without_compile_is_fit_after_compile():
+def test_fit_without_compile_equals_fit_after_compile():
     assert trained() == trained(compiles=True)
 
 
 @pytest.mark.slow
-def test_fit_keeps_what_compile_was_given():
+def test_fit_keeps_the_arguments_of_compile():
     model = GPT.preset("char-small", num_layers=1, dim=16, num_heads=2)
     model.compile(keras.optimizers.SGD(0.0))
     before = model.get_weights()

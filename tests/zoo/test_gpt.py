@@ -61,7 +61,7 @@ def test_presets_have_the_published_numbers_of_parameters():
     assert GPT.preset("char-small").count_params() == counts["char-small"]
 
 
-def test_weights_begin_as_gpt2s_do():
+def test_weights_are_initialized_like_gpt2s():
     model = GPT(GPTConfig(**{**SIZES, "dim": 128}))
     deviations = {v.path: array(v).std() for v in model.weights}
     assert deviations["tokens/embeddings"] == pytest.approx(0.02, rel=0.05)
@@ -69,7 +69,7 @@ def test_weights_begin_as_gpt2s_do():
     assert deviations["block_1/feed_forward/contract/kernel"] == pytest.approx(0.01, rel=0.05)
 
 
-def test_the_future_does_not_change_the_past():
+def test_future_tokens_cannot_change_the_past():
     model = lively(GPT(GPTConfig(**SIZES)))
     tokens = np.random.default_rng(0).integers(0, 300, (2, 12))
     changed = tokens.copy()
@@ -79,7 +79,7 @@ def test_the_future_does_not_change_the_past():
     assert np.abs(before[:, 8:] - after[:, 8:]).max() > 0.1
 
 
-def test_it_overfits_a_batch():
+def test_it_overfits_one_batch():
     model = GPT(GPTConfig(**SIZES, dropout=0.0, attention_dropout=0.0))
     model.compile(keras.optimizers.Adam(3e-3))
     tokens = np.random.default_rng(0).integers(0, 300, (4, 17))
@@ -96,7 +96,7 @@ def test_it_overfits_a_batch():
         pytest.param(dict(top_k=20, top_p=0.9, min_p=0.01), marks=pytest.mark.slow),
     ],
 )
-def test_a_batch_and_a_stream_give_what_each_gets_alone(gpt, settings):
+def test_batches_and_streams_equal_single_generations(gpt, settings):
     seeds = [11, 12, 13, 14]
     together = gpt.generate(PROMPTS, max_new_tokens=16, seed=seeds, **settings)
     for prompt, seed, made in zip(PROMPTS, seeds, together, strict=True):
@@ -107,7 +107,7 @@ def test_a_batch_and_a_stream_give_what_each_gets_alone(gpt, settings):
 
 
 @text
-def test_a_continuation_is_what_the_model_finds_likeliest(gpt, tokenizer):
+def test_greedy_continuations_take_the_most_likely_tokens(gpt, tokenizer):
     [made] = gpt.generate(PROMPTS[:1], max_new_tokens=12, temperature=0)
     tokens, total = tokenizer.encode(PROMPTS[:1]).to_list()[0], 0.0
     start = len(tokens)
@@ -120,7 +120,7 @@ def test_a_continuation_is_what_the_model_finds_likeliest(gpt, tokenizer):
 
 
 @text
-def test_several_samples_differ_and_a_seed_repeats_them(gpt):
+def test_samples_differ_and_a_seed_reproduces_them(gpt):
     first = gpt.generate(PROMPTS[:2], max_new_tokens=8, num_return_sequences=3, seed=5)
     assert [len(several) for several in first] == [3, 3] and len(set(first[0])) == 3
     assert gpt.generate(PROMPTS[:2], max_new_tokens=8, num_return_sequences=3, seed=5) == first
@@ -131,7 +131,7 @@ def test_several_samples_differ_and_a_seed_repeats_them(gpt):
 
 
 @text
-def test_beams_find_what_is_likelier(gpt):
+def test_beam_search_finds_more_likely_texts(gpt):
     greedy = gpt.generate(PROMPTS, max_new_tokens=8, temperature=0)
     wide = gpt.generate(
         PROMPTS, max_new_tokens=8, num_beams=4, length_penalty=0.0, num_return_sequences=3
@@ -181,7 +181,7 @@ def test_stop_tokens_end_a_sequence(gpt, tokenizer):
 
 
 @text
-def test_pieces_of_a_stream_are_whole_characters(tokenizer):
+def test_streamed_strings_end_at_whole_characters(tokenizer):
     model = lively(GPT(GPTConfig(**SIZES), tokenizer))
     tokens = tokenizer.encode(["dé😀f"]).to_list()[0]
 
@@ -225,7 +225,7 @@ def test_new_tokens_are_limited_by_the_context(gpt):
 
 
 @text
-def test_numpy_scalars_are_settings_like_pythons_numbers(gpt, tmp_path):
+def test_numpy_scalars_are_accepted_as_settings(gpt, tmp_path):
     sizes = {name: np.int64(size) for name, size in SIZES.items()}
     config = GPTConfig(**sizes, dropout=np.float32(0.5))
     assert config == GPTConfig(**SIZES, dropout=0.5)
@@ -308,7 +308,7 @@ def test_bad_arguments_are_refused(gpt):
 
 
 @text
-def test_a_saved_model_is_the_same_again(gpt, tmp_path):
+def test_save_and_load_round_trip(gpt, tmp_path):
     gpt.save_pretrained(tmp_path / "saved")
     again = GPT.from_pretrained(tmp_path / "saved")
     assert again.config == gpt.config
@@ -356,7 +356,7 @@ def same_logits(theirs, ours, tolerance=1e-4):
         dict(activation_function="silu", attn_pdrop=0.0, resid_pdrop=0.2, embd_pdrop=0.2),
     ],
 )
-def test_logits_are_those_of_hugging_face_in_and_out(settings, tmp_path):
+def test_logits_match_hugging_face_after_loading_and_saving(settings, tmp_path):
     theirs = published(tmp_path / "theirs", **settings)
     ours = GPT.from_pretrained(tmp_path / "theirs")
     same_logits(theirs, ours)
@@ -372,7 +372,7 @@ def test_logits_are_those_of_hugging_face_in_and_out(settings, tmp_path):
     assert again.generation_config.max_new_tokens == 100 and not again.generation_config.do_sample
 
 
-def test_a_head_of_its_own_is_read_and_written(tmp_path):
+def test_an_untied_head_is_read_and_written(tmp_path):
     theirs = published(tmp_path / "theirs", tie_word_embeddings=False)
     ours = GPT.from_pretrained(tmp_path / "theirs")
     assert not ours.config.tied and ours.count_params() == ours.config.parameters
@@ -396,7 +396,7 @@ def test_a_head_of_its_own_is_read_and_written(tmp_path):
 
 
 @text
-def test_greedy_text_is_that_of_hugging_face_over_200_tokens(tokenizer, tmp_path):
+def test_greedy_text_matches_hugging_face_for_200_tokens(tokenizer, tmp_path):
     theirs = published(tmp_path, seed=3, n_positions=256)
     tokenizer.save(tmp_path)
     ours = GPT.from_pretrained(tmp_path)
@@ -414,7 +414,7 @@ def test_greedy_text_is_that_of_hugging_face_over_200_tokens(tokenizer, tmp_path
 
 @text
 @pytest.mark.parametrize("penalty", [1.2, 0.8])
-def test_the_repetition_penalty_is_that_of_hugging_face(penalty, tokenizer, tmp_path):
+def test_the_repetition_penalty_matches_hugging_face(penalty, tokenizer, tmp_path):
     theirs = published(tmp_path, seed=4)
     tokenizer.save(tmp_path)
     ours = GPT.from_pretrained(tmp_path)
@@ -435,7 +435,7 @@ def test_the_repetition_penalty_is_that_of_hugging_face(penalty, tokenizer, tmp_
 
 
 @text
-def test_repeated_sequences_and_early_ends_are_those_of_hugging_face(tokenizer, tmp_path):
+def test_no_repeat_ngrams_and_min_new_tokens_match_hugging_face(tokenizer, tmp_path):
     theirs = published(tmp_path, seed=5)
     path = tmp_path / "generation_config.json"
     settings = dict(no_repeat_ngram_size=2, min_new_tokens=9, num_beams=2, eos_token_id=[0, 64, 68])
@@ -456,7 +456,7 @@ def test_repeated_sequences_and_early_ends_are_those_of_hugging_face(tokenizer, 
 
 
 @text
-def test_beams_are_those_of_hugging_face(tokenizer, tmp_path):
+def test_beam_search_matches_hugging_face(tokenizer, tmp_path):
     theirs = published(tmp_path, seed=5)
     tokenizer.save(tmp_path)
     ours = GPT.from_pretrained(tmp_path)
@@ -506,7 +506,7 @@ def test_pickled_tensors_larger_than_their_file_are_refused(tmp_path):
         GPT.from_pretrained(tmp_path)
 
 
-def test_generation_config_is_honoured(tmp_path):
+def test_generation_config_is_applied(tmp_path):
     published(tmp_path)
     path = tmp_path / "generation_config.json"
     content = json.loads(path.read_text())
@@ -524,7 +524,7 @@ class Harm:
         return (print, ("code was run",))
 
 
-def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
+def test_invalid_checkpoints_are_refused_and_named(tmp_path):
     folder = tmp_path / "gpt2"
 
     def refused(message, error=CheckpointError):
@@ -597,7 +597,7 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
     refused("part.safetensors is not what the index says")
 
 
-def test_a_name_that_is_no_folder_is_asked_of_the_hub(monkeypatch, tmp_path):
+def test_a_name_that_is_not_a_folder_is_loaded_from_the_hub(monkeypatch, tmp_path):
     hub = pytest.importorskip("huggingface_hub", reason="EXTRAS=hub")
     theirs = published(tmp_path / "fetched")
     asked = []
@@ -618,7 +618,7 @@ def test_a_name_that_is_no_folder_is_asked_of_the_hub(monkeypatch, tmp_path):
 
 
 @text
-def test_rows_that_pad_the_embedding_are_never_emitted(gpt, tokenizer):
+def test_padding_rows_of_the_embedding_are_never_generated(gpt, tokenizer):
     padded = GPT(dataclasses.replace(gpt.config, vocab_size=310), tokenizer)
     embeddings = array(gpt.tokens.embeddings)
     rows = np.concatenate([embeddings, 9 * embeddings[:10]])  # likelier than all others

@@ -126,7 +126,7 @@ def pair(request, vocabulary, tmp_path_factory):
     return theirs, Transformer.from_pretrained(folder), folder
 
 
-def test_logits_are_those_of_the_reference(pair):
+def test_logits_match_the_reference(pair):
     theirs, ours, _ = pair
     pad, vocab = ours.config.pad_id, ours.config.vocab_size
     source, target = draw(3, 8, vocab, pad), draw(3, 6, vocab, pad, seed=1)[:, :-1]
@@ -154,7 +154,7 @@ def test_logits_are_those_of_the_reference(pair):
     ],
     ids=str,
 )
-def test_translations_are_those_of_the_reference(pair, options, tmp_path):
+def test_translations_match_the_reference(pair, options, tmp_path):
     theirs, _, folder = pair
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -188,7 +188,7 @@ def test_translations_are_those_of_the_reference(pair, options, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
-def test_text_is_cut_and_joined_as_by_the_reference(vocabulary, sample):
+def test_tokenization_matches_the_reference(vocabulary, sample):
     folder, _ = vocabulary
     ours = MarianPieces.load(folder)
     theirs = transformers.MarianTokenizer.from_pretrained(folder)
@@ -206,7 +206,7 @@ def test_text_is_cut_and_joined_as_by_the_reference(vocabulary, sample):
 
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
-def test_each_side_may_have_its_own_pieces(separate, sample, tmp_path):
+def test_source_and_target_may_have_separate_vocabularies(separate, sample, tmp_path):
     published(
         tmp_path, separate, share_encoder_decoder_embeddings=False, decoder_vocab_size=separate[1]
     )
@@ -226,7 +226,7 @@ def test_each_side_may_have_its_own_pieces(separate, sample, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
-def test_strings_are_translated_as_by_the_reference(vocabulary, sample, tmp_path):
+def test_translated_strings_match_the_reference(vocabulary, sample, tmp_path):
     theirs = published(tmp_path, vocabulary, **CONFIGURATIONS["opus"])
     ours = Transformer.from_pretrained(tmp_path)
     tokenizer = transformers.MarianTokenizer.from_pretrained(tmp_path)
@@ -237,7 +237,7 @@ def test_strings_are_translated_as_by_the_reference(vocabulary, sample, tmp_path
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 @pytest.mark.parametrize("shared", [True, False])
-def test_what_is_written_is_translated_by_the_reference(
+def test_the_reference_translates_with_saved_checkpoints(
     shared, vocabulary, separate, sample, tmp_path
 ):
     options = {} if shared else dict(decoder_vocab_size=separate[1])
@@ -261,7 +261,7 @@ def test_what_is_written_is_translated_by_the_reference(
 
 @pytest.mark.skipif(not TENSORFLOW, reason="exports are TensorFlow's")
 @pytest.mark.slow
-def test_it_is_saved_exported_and_trained_as_any_other(vocabulary, sample, tmp_path):
+def test_it_is_saved_exported_and_trained_like_other_models(vocabulary, sample, tmp_path):
     import subprocess
     import sys
 
@@ -287,7 +287,7 @@ def test_it_is_saved_exported_and_trained_as_any_other(vocabulary, sample, tmp_p
     assert losses.history["loss"][1] < losses.history["loss"][0]
 
 
-def test_attention_is_that_of_the_reference(vocabulary, sample, tmp_path):
+def test_attention_matches_the_reference(vocabulary, sample, tmp_path):
     published(tmp_path, vocabulary, **CONFIGURATIONS["opus"])
     theirs = transformers.MarianMTModel.from_pretrained(tmp_path, attn_implementation="eager")
     ours = Transformer.from_pretrained(tmp_path)
@@ -311,7 +311,7 @@ def changed(path, **settings):
     path.write_text(json.dumps(content))
 
 
-def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
+def test_invalid_checkpoints_are_refused_and_named(vocabulary, tmp_path):
     folder = tmp_path / "marian"
 
     def refused(message, error=CheckpointError):
@@ -425,7 +425,7 @@ def test_files_that_older_versions_wrote_are_read(vocabulary, tmp_path):
 
 @pytest.mark.skipif(not TENSORFLOW, reason="the recipe is TensorFlow's")
 @pytest.mark.slow
-def test_the_recipe_fine_tunes_it_and_goes_on(vocabulary, sample, tmp_path):
+def test_the_recipe_fine_tunes_it_and_resumes(vocabulary, sample, tmp_path):
     from polyhead.recipes.translation import Settings, evaluate, train
 
     published(tmp_path / "theirs", vocabulary, **CONFIGURATIONS["opus"])

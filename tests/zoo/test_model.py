@@ -25,7 +25,7 @@ def saved(tmp_path):
     return tmp_path / "saved"
 
 
-def test_a_saved_model_is_the_same_again(tmp_path):
+def test_save_and_load_round_trip(tmp_path):
     model = small(norm="pre")
     model.save_pretrained(tmp_path / "new" / "saved")
     again = Transformer.from_pretrained(tmp_path / "new" / "saved")
@@ -42,7 +42,7 @@ def test_names_of_tensors_read_as_english(saved):
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
-def test_the_tokenizer_goes_with_the_model(model, tmp_path):
+def test_the_tokenizer_is_saved_with_the_model(model, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     again = Transformer.from_pretrained(tmp_path / "saved")
     assert again.translate(["The dog."]) == model.translate(["The dog."])
@@ -64,7 +64,7 @@ def test_an_older_model_is_replaced_and_other_files_are_not(saved, tmp_path):
         model.save_pretrained(tmp_path / "file")
 
 
-def test_a_failed_save_leaves_the_model_before_it(saved, monkeypatch):
+def test_a_failed_save_keeps_the_previous_model(saved, monkeypatch):
     before = (saved / "model.safetensors").read_bytes()
 
     def full(fd):
@@ -88,7 +88,7 @@ def change_tensors(saved, change):
     write_tensors(saved / "model.safetensors", tensors)
 
 
-def test_what_does_not_fit_is_named(saved, tmp_path):
+def test_mismatches_are_named(saved, tmp_path):
     def refused(message):
         return pytest.raises(CheckpointError, match=message)
 
@@ -186,7 +186,7 @@ def test_a_copy_keeps_the_dtype_policy():
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
-def test_a_keras_file_gives_the_tokenizer_back(tokenizer, tmp_path):
+def test_a_keras_file_keeps_the_tokenizer(tokenizer, tmp_path):
     transformer(tokenizer=tokenizer).save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert again.tokenizer is not tokenizer
@@ -198,7 +198,7 @@ def test_a_keras_file_gives_the_tokenizer_back(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("make, inputs", MODELS)
-def test_a_quantized_model_is_nearly_the_same_in_every_file(make, inputs, tmp_path):
+def test_a_quantized_model_round_trips_through_every_file(make, inputs, tmp_path):
     model = drawn(make())
     before = array(model(inputs))
     model.quantize("int8")
@@ -234,7 +234,7 @@ def test_layers_can_be_left_out_of_quantization(tmp_path):
             GPT.from_pretrained(tmp_path / "saved")
 
 
-def test_what_cannot_be_quantized_is_refused(tmp_path):
+def test_unsupported_quantization_is_refused(tmp_path):
     model = vit()
     for mode in ("int4", "float8", "gptq", "awq", None):
         with pytest.raises(ValueError, match=f"ViT supports the quantization 'int8': {mode!r}"):
@@ -252,7 +252,7 @@ def test_what_cannot_be_quantized_is_refused(tmp_path):
         model.fit(PIXELS, np.eye(2), verbose=0)
 
 
-def test_what_was_compiled_before_is_compiled_again_for_other_weights():
+def test_functions_are_compiled_again_for_new_variables():
     model = drawn(vit())
     before, [probability] = array(model(PIXELS)), model.classify([PIXELS[0]])
     model.quantize("int8", filters="expand")
@@ -289,7 +289,7 @@ def test_lora_adapters_are_merged_in_every_file(make, inputs, tmp_path):
     assert near(array(model(inputs)), expected)
 
 
-def test_kerass_lora_on_layers_is_merged_in_every_file(tmp_path):
+def test_lora_of_keras_layers_is_merged_in_every_file(tmp_path):
     model = drawn(vit())
     for layer in (model.head, model.blocks[0].attention.query):
         layer.enable_lora(2)
@@ -421,7 +421,7 @@ def refused(folders, tmp_path, monkeypatch):
         (Transformer, dict(vocab_size=20, norm="pre", decoder_layers=1)),
     ],
 )
-def test_the_shapes_of_a_configuration_are_those_of_the_model_built(model):
+def test_shapes_equal_those_of_the_built_model(model):
     cls, config = model
     if isinstance(config, dict):
         sizes = dict(num_layers=2, dim=8, num_heads=2, intermediate_dim=12)
@@ -552,7 +552,7 @@ FILES += ("vocab.json", "target.spm", "tokenizer.model", "characters.txt", "pyto
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_anything_but_a_regular_file_is_refused_by_name(kind, refused):
+def test_files_that_are_not_regular_are_refused_and_named(kind, refused):
     for file in (*FILES, "model.safetensors.index.json", "preprocessor_config.json"):
         error = FileNotFoundError if kind in ("broken link", "loop") else CheckpointError
 
@@ -573,7 +573,7 @@ def test_an_empty_tensor_and_a_small_table_of_positions_are_refused(refused):
     refused("gpt2", empty, "model.safetensors: 'transformer.h' is empty")
 
 
-def test_weights_that_are_not_finite_are_refused_by_name(folders, tmp_path):
+def test_non_finite_weights_are_refused_and_named(folders, tmp_path):
     for name, tensor in (("GPT", "block_1/feed_forward/expand/bias"),
                          ("gpt2", "transformer.h.1.mlp.c_fc.bias"),
                          ("vit", "vit.encoder.layer.1.intermediate.dense.bias")):  # fmt: skip
@@ -583,7 +583,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(folders, tmp_path):
             CLASSES[name].from_pretrained(folder)
 
 
-def test_numbers_of_numpy_become_pythons():
+def test_numpy_scalars_become_python_numbers():
     config = GPTConfig(
         vocab_size=np.int64(20), dim=np.int32(8), num_layers=np.uint8(1), num_heads=2,
         end_id=np.int64(3), dropout=np.float32(0.5), epsilon=np.float64(1e-3),
@@ -629,7 +629,7 @@ def test_a_folder_with_a_pipe_for_its_configuration_is_not_replaced(tmp_path):
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
-def test_a_tokenizers_file_is_named_when_the_disk_is_full(tokenizer, tmp_path):
+def test_a_full_disk_names_the_tokenizers_file(tokenizer, tmp_path):
     from polyhead.data import BytePairs, Characters
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -646,7 +646,7 @@ def test_a_tokenizers_file_is_named_when_the_disk_is_full(tokenizer, tmp_path):
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
-def test_an_empty_vocabulary_is_refused_by_name(tokenizer, tmp_path):
+def test_an_empty_vocabulary_is_refused_and_named(tokenizer, tmp_path):
     from polyhead.data import MarianPieces, Subwords
 
     table = json.dumps({"<unk>": 0, "</s>": 1, "<pad>": 2})

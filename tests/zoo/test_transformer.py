@@ -40,7 +40,7 @@ def count(c):
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_presets_have_the_papers_parameters(name):
+def test_presets_have_the_papers_parameter_counts(name):
     assert set(COUNTS) == set(Transformer.PRESETS)
     assert count(Transformer.PRESETS[name]) == COUNTS[name]
     if name in ("base", "big"):
@@ -48,7 +48,7 @@ def test_presets_have_the_papers_parameters(name):
 
 
 @pytest.mark.parametrize("name", ["base", "tiny"])
-def test_a_built_preset_has_as_many(name):
+def test_a_built_preset_has_the_same_count(name):
     assert Transformer.preset(name).count_params() == COUNTS[name]
 
 
@@ -80,7 +80,7 @@ def test_both_caches_write_the_same():
         )
 
 
-def test_padding_a_source_changes_nothing():
+def test_padding_of_the_source_changes_nothing():
     model, source, target = small(), draw(2, 6), draw(2, 5, seed=1)
     padded = np.concatenate([source, np.zeros((2, 3), "int32")], 1)
     np.testing.assert_allclose(
@@ -99,7 +99,7 @@ def test_future_tokens_cannot_change_the_past():
     assert np.abs(before[:, 3:] - after[:, 3:]).max() > 1e-3
 
 
-def test_search_takes_the_likeliest_token_and_scores_it():
+def test_greedy_search_takes_the_most_likely_token_and_scores_it():
     model, source = small(), draw(3, 5)
     source[:, -1] = 2
     tokens, score = (array(x)[:, 0] for x in model.find(source)[:2])
@@ -117,7 +117,7 @@ def test_search_takes_the_likeliest_token_and_scores_it():
         assert score[row] == pytest.approx(total, abs=1e-3)
 
 
-def test_search_gives_a_batch_what_each_gets_alone():
+def test_batched_search_equals_single_searches():
     model = small()
     sources = [draw(1, n, seed=n) for n in (3, 5, 8)]
     batch = np.zeros((3, 8), "int32")
@@ -137,7 +137,7 @@ def test_an_empty_source_gets_no_tokens():
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_half_precision_is_near_float32(policy):
+def test_half_precision_is_close_to_float32(policy):
     source, target = draw(2, 6), draw(2, 5, seed=1)
     full = small()
     keras.config.set_dtype_policy(policy)
@@ -151,7 +151,7 @@ def test_half_precision_is_near_float32(policy):
     assert np.isfinite(array(half.find(source).score)).all()
 
 
-def test_it_goes_through_its_configuration():
+def test_config_round_trip():
     model = small(norm="pre")
     again = Transformer.from_config(model.get_config())
     again.set_weights(model.get_weights())
@@ -159,7 +159,7 @@ def test_it_goes_through_its_configuration():
     np.testing.assert_array_equal(array(again(inputs)), array(model(inputs)))
 
 
-def test_a_keras_file_keeps_it(tmp_path):
+def test_keras_file_round_trip(tmp_path):
     model = small()
     model.compile()
     model.save(tmp_path / "model.keras")
@@ -171,7 +171,7 @@ def test_a_keras_file_keeps_it(tmp_path):
     np.testing.assert_array_equal(array(again(inputs)), array(model(inputs)))
 
 
-def test_sizes_that_cannot_be_are_refused():
+def test_invalid_sizes_are_refused():
     for options, message in (
         (dict(dim=10, num_heads=4), "num_heads must divide dim: 10 / 4"),
         (dict(num_layers=0), "num_layers must be a positive integer: 0"),
@@ -190,7 +190,7 @@ def test_lengths_fall_into_few_buckets():
 
 @text
 @pytest.mark.slow
-def test_translate_keeps_the_order_whatever_the_batches(model, sample):
+def test_translate_keeps_the_order_for_any_batch_size(model, sample):
     texts = ["", *sample.sources[:9], "🐻 日本語 кот"]
     together = model.translate(texts, batch_size=4)
     assert (together[0], together[0].score) == ("", 0.0) and len(together) == len(texts)
@@ -217,7 +217,7 @@ def test_translate_gives_the_best_hypotheses(model, sample):
 
 
 @text
-def test_room_for_a_translation_grows_where_it_may(model, sample):
+def test_caches_grow_for_long_translations(model, sample):
     texts = sample.sources[:2]
     short, long = (model.translate(texts, max_new_tokens=n)[0] for n in (30, 100))
     assert long.score < short.score  # an untrained model ends at the limit
@@ -226,7 +226,7 @@ def test_room_for_a_translation_grows_where_it_may(model, sample):
 
 
 @text
-def test_translations_and_batches_are_limited_by_the_model_and_the_texts(model, monkeypatch):
+def test_search_length_and_batch_size_are_limited(model, monkeypatch):
     asked = []
 
     def found(self, batch, search):
@@ -241,7 +241,7 @@ def test_translations_and_batches_are_limited_by_the_model_and_the_texts(model, 
 
 @text
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_attention_is_drawn_with_its_pieces(tokenizer, norm, tmp_path):
+def test_attention_is_drawn_with_its_tokens(tokenizer, norm, tmp_path):
     model = small(tokenizer, norm=norm)
     source, target = "Ein $ Hund", "A dog"
     alignment = model.attention(source, target)
@@ -287,7 +287,7 @@ def test_long_sources_are_truncated_with_a_warning(model):
 
 
 @text
-def test_translate_says_what_it_needs(model):
+def test_missing_tokenizer_and_bad_arguments_are_named(model):
     with pytest.raises(
         TypeError, match="translate takes a string or a list of them: text 1 is nan"
     ):

@@ -42,7 +42,7 @@ def small(**overrides):
         ("nano-4", 810_890),
     ],
 )
-def test_presets_have_their_papers_sizes(name, count):
+def test_presets_have_the_published_parameter_counts(name, count):
     config = ViT.PRESETS[name]
     assert config.parameters == count
     if count < 30e6:
@@ -50,12 +50,12 @@ def test_presets_have_their_papers_sizes(name, count):
 
 
 @pytest.mark.parametrize("pooling", ["token", "mean"])
-def test_the_formula_counts_what_is_built(pooling):
+def test_the_formula_counts_the_built_parameters(pooling):
     model = small(pooling=pooling, image_size=(32, 48))
     assert model.count_params() == model.config.parameters
 
 
-def test_patches_are_squares_row_by_row():
+def test_patches_are_squares_in_row_major_order():
     model = small(image_size=(16, 24))
     images = np.random.default_rng(1).normal(size=(1, 16, 24, 3)).astype("float32")
     kernel = ops.convert_to_numpy(model.patches.projection.kernel)
@@ -67,7 +67,7 @@ def test_patches_are_squares_row_by_row():
         model.patches(images[:, :, :20])
 
 
-def test_an_example_skips_whole_sublayers():
+def test_stochastic_depth_skips_whole_sublayers_per_example():
     from polyhead.layers import TransformerBlock
 
     block = TransformerBlock(2, 16, order="pre", stochastic_depth=0.5)
@@ -104,12 +104,12 @@ def test_an_example_skips_whole_sublayers():
         (dict(stochastic_depth=1.0), "stochastic_depth must be in"),
     ],
 )
-def test_bad_settings_are_refused(setting, message):
+def test_invalid_settings_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         ViTConfig(**{**SIZES, **setting})
 
 
-def test_numpys_numbers_are_settings():
+def test_numpy_scalars_are_accepted_as_settings():
     config = ViTConfig(
         **{name: np.int64(value) for name, value in SIZES.items()},
         mean=np.float32([0.5, 0.25, 0.5]), std=np.ones(3), crop=np.float64(0.5),
@@ -122,7 +122,7 @@ def test_numpys_numbers_are_settings():
     assert config == expected and json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def test_images_that_cannot_be_read_are_named(tmp_path):
+def test_unreadable_images_are_named(tmp_path):
     model = small()
     classes = model.classify([PIXELS[0]] * 3, top=np.int64(2), batch_size=np.int64(2))
     assert [len(found) for found in classes] == [2, 2, 2]
@@ -160,7 +160,7 @@ def drawn(model, seed=0):
     return model
 
 
-def test_positions_begin_as_sinusoids_of_rows_and_columns():
+def test_positions_are_initialized_with_2d_sinusoids():
     model = small(dim=30, num_heads=5, image_size=(32, 48), pooling="mean")
     table = np.array(model.positions.embeddings).reshape(4, 6, 30)
     rows, columns = table[..., :16], table[..., 16:]
@@ -172,7 +172,7 @@ def test_positions_begin_as_sinusoids_of_rows_and_columns():
     assert 0.01 < token.std() < 0.03
 
 
-def test_it_comes_back_from_a_folder(tmp_path):
+def test_save_and_load_round_trip(tmp_path):
     model = drawn(small(class_names=("a", "b", "c", "d", "e"), mean=(0.1, 0.2, 0.3), crop=0.8))
     model.save_pretrained(tmp_path / "saved")
     again = ViT.from_pretrained(tmp_path / "saved")
@@ -190,7 +190,7 @@ def test_the_rollout_is_a_distribution_over_patches():
 @pytest.mark.parametrize(
     "optimizer", [keras.optimizers.Adam, pytest.param(Muon, marks=pytest.mark.slow)]
 )
-def test_it_overfits_a_batch(optimizer):
+def test_it_overfits_one_batch(optimizer):
     keras.utils.set_random_seed(0)
     model = small()
     model.compile(optimizer(3e-3), metrics=["accuracy"])
@@ -199,7 +199,7 @@ def test_it_overfits_a_batch(optimizer):
     assert (ops.convert_to_numpy(model(PIXELS)).argmax(1) == [0, 3, 4]).all()
 
 
-def test_changes_of_low_rank_are_seen_and_kept():
+def test_lora_adapters_are_used_and_kept_by_adapt():
     model = drawn(small())
     before = model.classify(list(PIXELS))
     model.enable_lora(2)
@@ -213,7 +213,7 @@ def test_changes_of_low_rank_are_seen_and_kept():
     np.testing.assert_allclose(adapted.features(PIXELS), model.features(PIXELS), atol=1e-4)
 
 
-def test_a_compiled_model_comes_back_from_kerass_file(tmp_path):
+def test_a_compiled_model_round_trips_through_a_keras_file(tmp_path):
     model = drawn(small())
     model.compile(metrics=["accuracy"], weighted_metrics=[keras.metrics.CategoricalAccuracy()])
     model.fit(PIXELS, np.eye(5, dtype="float32")[[0, 3, 4]], verbose=0)
@@ -262,13 +262,13 @@ class TestHuggingFace:
             dict(qkv_bias=False, hidden_act="relu", num_labels=2),
         ],
     )
-    def test_logits_are_the_references(self, settings, tmp_path):
+    def test_logits_match_the_reference(self, settings, tmp_path):
         theirs = self.saved(tmp_path / "theirs", **settings)
         model = ViT.from_pretrained(tmp_path / "theirs")
         expected = self.logits(theirs, PIXELS).logits.numpy()
         np.testing.assert_allclose(model(PIXELS), expected, atol=1e-4)
 
-    def test_features_without_a_head_are_the_references(self, tmp_path):
+    def test_features_without_a_head_match_the_reference(self, tmp_path):
         theirs = self.saved(tmp_path / "theirs", head=False)
         model = ViT.from_pretrained(tmp_path / "theirs")
         assert model.config.num_classes == 0
@@ -277,7 +277,7 @@ class TestHuggingFace:
         with pytest.raises(ValueError, match="without a head"):
             model.classify([PIXELS[0]])
 
-    def test_names_of_both_versions_are_read(self, tmp_path):
+    def test_tensor_names_of_both_versions_are_read(self, tmp_path):
         from safetensors.numpy import load_file, save_file
 
         theirs = self.saved(tmp_path / "theirs")
@@ -293,7 +293,7 @@ class TestHuggingFace:
             np.testing.assert_allclose(model(PIXELS), expected, atol=1e-4)
 
     @pytest.mark.parametrize("size", [(48, 48), (64, 32), (16, 24)])
-    def test_other_sizes_have_the_references_positions(self, size, tmp_path):
+    def test_interpolated_positions_match_the_reference(self, size, tmp_path):
         theirs = self.saved(tmp_path / "theirs")
         model = ViT.from_pretrained(tmp_path / "theirs")
         pixels = np.random.default_rng(2).integers(0, 256, (2, *size, 3)).astype("float32")
@@ -303,7 +303,7 @@ class TestHuggingFace:
         assert adapted.config.image_size == size
         np.testing.assert_allclose(adapted(pixels), expected, atol=1e-4)
 
-    def test_a_new_head_has_other_classes(self, tmp_path):
+    def test_a_new_head_has_the_new_classes(self, tmp_path):
         self.saved(tmp_path / "theirs")
         old = ViT.from_pretrained(tmp_path / "theirs")
         model = ViT.from_pretrained(tmp_path / "theirs", class_names=["x", "y", "z"])
@@ -313,7 +313,7 @@ class TestHuggingFace:
         same = ViT.from_pretrained(tmp_path / "theirs", num_classes=5)
         np.testing.assert_array_equal(same(PIXELS), old(PIXELS))
 
-    def test_what_is_written_is_read_there(self, tmp_path):
+    def test_saved_checkpoints_load_in_the_reference(self, tmp_path):
         from transformers import ViTForImageClassification
 
         model = drawn(small(class_names=("a", "b", "c", "d", "e"), activation="gelu_tanh"))
@@ -349,7 +349,7 @@ class TestHuggingFace:
             (dict(hidden_size=36), "shape"),
         ],
     )
-    def test_what_is_not_honoured_is_refused(self, change, message, tmp_path):
+    def test_unsupported_settings_are_refused(self, change, message, tmp_path):
         self.saved(tmp_path / "theirs")
         file = tmp_path / "theirs" / "config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **change}))

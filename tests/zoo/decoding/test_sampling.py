@@ -25,7 +25,7 @@ def kept(logits, **settings):
     return array(filter_logits(ops.convert_to_tensor(logits), **rows)) > -1e8
 
 
-def test_filters_keep_what_they_say():
+def test_filters_keep_the_documented_tokens():
     logits = np.random.default_rng(0).normal(size=(50, V)).astype("float32") * 3
     chance = softmax(logits)
     order = np.argsort(-logits, axis=1)
@@ -44,7 +44,7 @@ def test_filters_keep_what_they_say():
         )
 
 
-def test_the_filters_are_those_of_hugging_face():
+def test_the_filters_match_hugging_face():
     torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
     process = pytest.importorskip("transformers").generation.logits_process
     logits = np.random.default_rng(1).normal(size=(40, 300)).astype("float32") * 2
@@ -81,7 +81,7 @@ def frequencies(logits, count, **settings):
         dict(temperature=1.3, top_k=6, top_p=0.9, min_p=0.05),
     ],
 )
-def test_what_is_drawn_agrees_with_the_filtered_softmax(settings):
+def test_sample_frequencies_match_the_filtered_softmax(settings):
     logits, count = np.random.default_rng(2).normal(size=V).astype("float32") * 1.5, 40_000
     scaled = logits / settings.get("temperature", 1.0)
     filters = {k: v for k, v in settings.items() if k != "temperature"}
@@ -106,7 +106,7 @@ def test_noise_does_not_depend_on_neighbours_and_differs_between_steps():
     assert first.var() == pytest.approx(np.pi**2 / 6, rel=0.1)
 
 
-def test_what_came_before_is_penalised():
+def test_previous_tokens_are_penalized():
     logits = ops.convert_to_tensor(np.array([[2.0, -1.0, 1.5, 0.0]], "float32"))
     seen, tokens = np.array([[0, 0]], "int32"), np.array([[1, 2, 2]], "int32")
     sampler = Sampling(temperature=0, repetition_penalty=2.0).sampler([0])._replace(seen=seen)
@@ -115,7 +115,7 @@ def test_what_came_before_is_penalised():
     assert array(sampler(logits, tokens, 3)).tolist() == [0]  # 2 came: 1.5 / 2
 
 
-def test_rows_have_settings_of_their_own():
+def test_each_row_has_its_own_settings():
     logits = np.random.default_rng(0).normal(size=(1, V)).astype("float32").repeat(3, 0)
     sampler = Sampler(
         seed=np.array([1, 1, 2], "int32"),
@@ -130,7 +130,7 @@ def test_rows_have_settings_of_their_own():
     assert len({int(row[2]) for row in tokens}) > 5
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_invalid_settings_are_refused():
     for options, message in (
         (dict(temperature=-1), "temperature must not be negative: -1"),
         (dict(temperature=float("nan")), "temperature must be a number: nan"),
@@ -149,7 +149,7 @@ def test_settings_that_cannot_be_are_refused():
             Sampling(**options)
 
 
-def test_numpy_scalars_are_settings_like_pythons_numbers():
+def test_numpy_scalars_are_accepted_as_settings():
     ours = Sampling(temperature=np.float64(0.5), top_k=np.int32(3), top_p=np.float32(0.5))
     assert ours == Sampling(0.5, 3, 0.5)
     assert [type(value) for value in (ours.temperature, ours.top_k, ours.top_p)] == [

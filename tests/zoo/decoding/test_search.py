@@ -64,7 +64,7 @@ def padded(tokens, length):
     "penalty, alpha",
     [("power", 0.0), ("power", 1.0), ("power", 2.0), ("gnmt", 0.6)],
 )
-def test_a_beam_as_wide_as_the_space_finds_the_best(penalty, alpha, stop):
+def test_an_exhaustive_beam_finds_the_best_sequences(penalty, alpha, stop):
     model, limit = confident(vocab_size=5), 3
     source = np.array([[3, 4, 3, 2]], "int32")
     search = dict(penalty=penalty, length_penalty=alpha, early_stopping=stop, max_new_tokens=limit)
@@ -80,7 +80,7 @@ def test_a_beam_as_wide_as_the_space_finds_the_best(penalty, alpha, stop):
         assert score[0, i] == pytest.approx(worth(best[i]), abs=1e-4)
 
 
-def test_one_beam_takes_the_likeliest_token_at_each_step():
+def test_one_beam_takes_the_most_likely_token_at_each_step():
     model, source = confident(), draw(4, 6)
     tokens, score = found(model, source, num_beams=1, length_penalty=2.0, early_stopping="never")
     for row in range(4):
@@ -94,7 +94,7 @@ def test_one_beam_takes_the_likeliest_token_at_each_step():
 
 
 @pytest.mark.parametrize("stop", [False, True, "never"])
-def test_a_batch_gives_what_each_gets_alone(stop):
+def test_batched_search_equals_single_searches(stop):
     model, search = confident(), dict(num_beams=3, early_stopping=stop)
     sources = [draw(1, n, seed=n) for n in (3, 5, 8)]
     batch = np.zeros((3, 8), "int32")
@@ -107,7 +107,7 @@ def test_a_batch_gives_what_each_gets_alone(stop):
         np.testing.assert_allclose(score[row], alone_score[0], atol=1e-3)
 
 
-def test_more_beams_find_what_is_likelier():
+def test_more_beams_find_more_likely_sequences():
     model, source = confident(), draw(64, 6)
     greedy, wide = (
         found(model, source, num_beams=n, length_penalty=0.0, early_stopping="never")[1]
@@ -118,7 +118,7 @@ def test_more_beams_find_what_is_likelier():
     assert (wide[:, 0] > greedy[:, 0] - 1e-3).mean() > 0.9
 
 
-def test_scores_are_those_of_the_model():
+def test_scores_equal_the_models_log_probabilities():
     model, source = confident(), draw(3, 5)
     tokens, score = found(model, source, num_beams=4, length_penalty=0.7)
     for row, beam in itertools.product(range(3), range(4)):
@@ -131,7 +131,7 @@ def test_scores_are_those_of_the_model():
         assert score[row, beam] == pytest.approx(total / n**0.7, abs=1e-3)
 
 
-def test_what_cannot_be_is_not_found():
+def test_impossible_hypotheses_are_never_returned():
     model, source = confident(vocab_size=5), np.array([[3, 4, 3, 2]], "int32")
     banned = [[0], [1], [3]]  # which leaves the end and one more
     tokens, score = found(model, source, num_beams=8, max_new_tokens=2, banned=banned)
@@ -140,14 +140,14 @@ def test_what_cannot_be_is_not_found():
     assert (score[0, :3] > -100).all() and (score[0, 3:] == -1e9).all()
 
 
-def test_without_room_for_the_longest_the_usual_limit_holds():
+def test_the_default_length_limit_applies_without_a_length():
     model, source = confident(), draw(4, 6)
     usual = found(model, source)
     longer = found(model, source, max_new_tokens=500)
     np.testing.assert_array_equal(longer[0], usual[0])
 
 
-def test_what_is_banned_never_comes():
+def test_banned_tokens_are_never_generated():
     model, source = confident(), draw(8, 6)
     for beams in (1, 3):
         free, _ = found(model, source, num_beams=beams)
@@ -159,7 +159,7 @@ def test_what_is_banned_never_comes():
         assert not follow.any()
 
 
-def test_no_sequence_comes_twice_nor_ends_early():
+def test_no_repeat_ngram_size_and_min_new_tokens_hold():
     model = confident()
     settings = dict(no_repeat_ngram_size=2, min_new_tokens=12, forced_begin=7, max_new_tokens=20)
     for beams in (1, 3):
@@ -179,7 +179,7 @@ def test_a_forced_end_ends_at_the_limit():
             assert END in hypothesis[:5] and not hypothesis[5:].any()
 
 
-def test_too_little_room_is_told():
+def test_incomplete_search_is_reported():
     model, source = small(), draw(2, 4)
     search = Search(max_new_tokens=30)
     short = model.find(source, search, length=10)
@@ -187,7 +187,7 @@ def test_too_little_room_is_told():
     assert not array(short.complete).all() and array(whole.complete).all()
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_invalid_settings_are_refused():
     for options, message in (
         (dict(num_beams=0), "num_beams must be a positive integer: 0"),
         (dict(num_beams=10**9), "num_beams must be at most 1024: 1000000000"),
@@ -216,7 +216,7 @@ def test_settings_that_cannot_be_are_refused():
             Search(**options)
 
 
-def test_a_search_fits_the_model():
+def test_a_search_is_limited_by_the_model():
     assert Search(max_new_tokens=10**9).within(40, 16) == Search(max_new_tokens=16)
     assert Search(max_new_tokens=5).within(40, 16) == Search(max_new_tokens=5)
     with pytest.raises(ValueError, match="at most the vocabulary's size, 40: 41"):
@@ -225,7 +225,7 @@ def test_a_search_fits_the_model():
         small(search=Search(num_beams=41))
 
 
-def test_numpy_scalars_are_settings_of_a_search():
+def test_numpy_scalars_are_accepted_as_settings():
     tokens = np.array([[3, 4]])
     ours = Search(np.int64(2), length_penalty=np.float32(0.5), banned=tokens, forced_end=np.True_)
     assert ours == Search(2, length_penalty=0.5, banned=((3, 4),), forced_end=True)

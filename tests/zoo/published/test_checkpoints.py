@@ -52,7 +52,7 @@ def test_files_of_version_0_1_are_read(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_what_is_read_is_written_bit_for_bit(name, tmp_path):
+def test_saved_tensors_equal_the_loaded_ones_bit_for_bit(name, tmp_path):
     model = class_of(name).from_pretrained(CHECKPOINTS / name)
     format = "timm" if "timm" in name else "huggingface"
     model.save_pretrained(tmp_path / "one", format=format)
@@ -112,7 +112,7 @@ def test_settings_that_change_no_logits_are_ignored(name, tmp_path):
     class_of(name).from_pretrained(folder)
 
 
-def test_an_old_config_holds_settings_of_generation(tmp_path):
+def test_generation_settings_in_an_old_config_are_read(tmp_path):
     folder = copied("transformers-gpt2", tmp_path, n_ctx=3, **GENERATION)
     (folder / "generation_config.json").unlink()
     search = GPT.from_pretrained(folder).config.search
@@ -131,7 +131,7 @@ def test_an_old_config_holds_settings_of_generation(tmp_path):
         ("transformers-marian-shared", "encoder_layerdrop"),
     ],
 )
-def test_rates_that_only_training_uses_are_a_warning(name, setting, tmp_path):
+def test_dropout_rates_that_differ_are_a_warning(name, setting, tmp_path):
     folder = copied(name, tmp_path, **{setting: 0.7})
     with pytest.warns(UserWarning, match=f"config.json: training uses {setting} 0.*, not 0.7"):
         model = class_of(name).from_pretrained(folder)
@@ -139,7 +139,7 @@ def test_rates_that_only_training_uses_are_a_warning(name, setting, tmp_path):
     np.testing.assert_allclose(logits(model), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_classification_head_on_gpt2_is_refused_in_plain_words(tmp_path):
+def test_a_classification_head_on_gpt2_is_refused(tmp_path):
     folder = copied("transformers-gpt2", tmp_path)
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"score.weight": np.ones((2, 8), "f")}, folder / "model.safetensors")
@@ -167,7 +167,7 @@ def test_bfloat16_is_read(tmp_path):
     np.testing.assert_allclose(logits(GPT.from_pretrained(folder)), expected, atol=0.2)
 
 
-def test_timms_format_has_sizes_and_pooling_of_timm(tmp_path):
+def test_timms_format_is_limited_to_its_sizes_and_pooling(tmp_path):
     sizes = dict(image_size=16, patch_size=8, num_classes=3, num_layers=2, dim=8, num_heads=2)
     config = ViT.Config(**sizes, intermediate_dim=32, pooling="mean", class_names=("a", "b", "c"))
     model = ViT(config)

@@ -35,7 +35,7 @@ def both_ways(rows, shapes, sizes=()):
     return ours, theirs
 
 
-def test_a_fused_tensor_holds_its_parts_one_after_the_other():
+def test_a_fused_tensor_concatenates_its_parts():
     ours, theirs = both_ways(FUSED, SHAPES)
     assert theirs.keys() == {"wte", "h.0.qkv.weight", "h.1.qkv.weight"}
     _, key, _ = np.split(theirs["h.1.qkv.weight"], 3, axis=-1)
@@ -59,7 +59,7 @@ def test_patches_of_a_convolution_are_rows_of_a_matrix():
     np.testing.assert_array_equal(ours["kernel"], expected)
 
 
-def test_values_are_mapped_in_both_directions():
+def test_values_are_converted_in_both_directions():
     rows = [("norm", "d", "norm/gamma", "d", lambda w, _: w + 1, lambda w, _: w - 1)]
     entries, _ = table.match(rows, [("norm/gamma", (3,))], {})
     np.testing.assert_array_equal(table.write(entries[0], {"norm/gamma": np.ones(3)}), 0)
@@ -67,7 +67,7 @@ def test_values_are_mapped_in_both_directions():
     assert path == "norm/gamma" and (array == 1).all()
 
 
-def test_an_endless_model_is_missing_six_tensors():
+def test_matching_stops_at_the_sixth_missing_tensor():
     def shapes():
         i = 10**9
         while True:
