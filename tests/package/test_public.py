@@ -1,4 +1,4 @@
-"""What `import polyhead` gives."""
+"""The public names of `polyhead`."""
 
 import importlib
 import json

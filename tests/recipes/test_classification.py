@@ -12,7 +12,7 @@ SMALL = dict(batch_size=16, peak=3e-3)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images of two colours, by class."""
+    """Images of two colors, one per class."""
     folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for label, name in enumerate(("blue", "red")):
         (folder / name).mkdir()

@@ -46,7 +46,7 @@ def data(sample, tmp_path_factory):
 
 
 def polyhead(monkeypatch, capfd, *arguments, stdin=None):
-    """The command in this process: its exit status and what it wrote."""
+    """Runs the command in this process; returns its exit status and output."""
     monkeypatch.setattr(sys, "argv", ["polyhead", *map(str, arguments)])
     if stdin is not None:
         path = Path(arguments[1]) / "stdin.txt"
@@ -141,7 +141,7 @@ def test_checkpoints_are_averaged(trained, monkeypatch, capfd, tmp_path):
 
 
 def backward(run, copy):
-    """A copy of a run of translation that says it is of the reverse direction."""
+    """Copies a translation run, with the languages swapped."""
     shutil.copytree(run, copy)
     settings = json.loads((copy / "settings.json").read_text())
     turned = {**settings, "source": "de", "target": "en"}
@@ -164,7 +164,7 @@ def test_diversify_adds_translations_of_both_directions(
             raise KeyboardInterrupt
         return translate(model, texts, *arguments, **options)
 
-    # Interrupted, it keeps what is translated; and a run more is translated alone.
+    # An interrupted call keeps its translations; a further run is translated alone.
     monkeypatch.setattr("polyhead.recipes.diversify.CHUNK", 80)
     monkeypatch.setattr(Transformer, "translate", counted)
     ask = ("diversify", trained, "--num-beams", 2, "--out", more)
@@ -372,7 +372,7 @@ def start(data, run, *options):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A shell's background jobs ignore Ctrl-C, and so would their children.
+        # Background jobs of a shell ignore Ctrl-C, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 

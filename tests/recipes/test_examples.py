@@ -1,4 +1,4 @@
-"""Every example in --help, in README and in the recipes is read from there, parsed, and run."""
+"""Runs the examples in --help, the README and the recipes."""
 
 import re
 import shlex
@@ -25,7 +25,7 @@ RECIPES += [ROOT / "recipes" / "classification.py", ROOT / "recipes" / "demo.sh"
 
 
 def leaves(group):
-    """The commands of a group and of its groups."""
+    """Yields the commands of a group and its subgroups."""
     for child in group.commands.values():
         yield from leaves(child) if hasattr(child, "commands") else [child]
 
@@ -70,7 +70,7 @@ def test_every_example_is_a_command_with_options_that_exist():
 
 @pytest.fixture
 def folder(sample, tmp_path, monkeypatch):
-    """A working directory with the data that the examples name, but little of it."""
+    """A working directory with small versions of the data that the examples name."""
     (tmp_path / "multi30k").mkdir()
     for split, rows in (
         ("train", slice(0, 24)),
@@ -109,7 +109,7 @@ def run(monkeypatch, capfd, arguments):
     if arguments[0] == "train":
         small = {"translation": ["--buckets", 1, "--max-length", 32]}
         small = small.get(arguments[1], ["--batch-size", 4])
-        if "--keep" in arguments:  # as many checkpoints as `average` takes
+        if "--keep" in arguments:  # `average` needs this many checkpoints
             small += ["--interval", 1, "--steps", 10]
         arguments = [*arguments, "--steps", 2, *small]
     status, out, err = polyhead(monkeypatch, capfd, *arguments)

@@ -1,4 +1,4 @@
-"""What a new decoder costs: this one is whole, from its configuration to an export."""
+"""A minimal new decoder, from its configuration to an export."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class ToyConfig:
 
 @keras.saving.register_keras_serializable("tests")
 class Toy(CausalLM):
-    """A decoder without positions: causal attention alone tells tokens apart."""
+    """A decoder without positional encodings."""
 
     Config = ToyConfig
     PRESETS = {"toy": ToyConfig()}

@@ -1,4 +1,4 @@
-"""`fit` of a model that nobody compiled."""
+"""`fit` of a model that is not compiled."""
 
 import contextlib
 
@@ -14,7 +14,7 @@ X = np.random.default_rng(0).integers(0, 66, (8, 9))
 
 
 def trained(compiles=False, strategy=None):
-    """The losses of an epoch."""
+    """Trains for an epoch, and returns the losses."""
     keras.utils.set_random_seed(0)
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = GPT.preset("char-small", num_layers=1, dim=16, num_heads=2)

@@ -21,7 +21,7 @@ def array(x):
 
 
 def lively(model, seed=0):
-    """``model`` with weights whose next token depends on all before it."""
+    """Gives ``model`` weights with which the next token depends on all previous ones."""
     random = np.random.default_rng(seed)
     for v in model.weights:
         if v.name in ("kernel", "gamma", "embeddings"):
@@ -315,14 +315,14 @@ def test_save_and_load_round_trip(gpt, tmp_path):
     assert again.generate(PROMPTS, seed=1, max_new_tokens=8) == gpt.generate(
         PROMPTS, seed=1, max_new_tokens=8
     )
-    gpt.save_pretrained(tmp_path / "saved")  # over itself
+    gpt.save_pretrained(tmp_path / "saved")  # replaces itself
 
 
 # Against Hugging Face's GPT-2.
 
 
 def published(folder, seed=0, **settings):
-    """A checkpoint of random weights, and the model of Hugging Face's that it holds."""
+    """Saves Hugging Face's model with random weights to ``folder``, and returns it."""
     torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(seed)
@@ -385,7 +385,7 @@ def test_an_untied_head_is_read_and_written(tmp_path):
     again = GPT.from_pretrained(tmp_path / "ours")
     assert again.config == ours.config
     again.quantize("int8")
-    # The tensors decide: a file that says that they are tied, and has two.
+    # The tensors decide: a file whose settings say tied, but which has two tensors.
     config = tmp_path / "ours" / "config.json"
     config.write_text(config.read_text().replace('"tie_word_embeddings": false', '"n_ctx": 1'))
     same_logits(theirs, GPT.from_pretrained(tmp_path / "ours"))
@@ -444,7 +444,7 @@ def test_no_repeat_ngrams_and_min_new_tokens_match_hugging_face(tokenizer, tmp_p
     ours = GPT.from_pretrained(tmp_path)
     import torch
 
-    prompt = "A dog and a dog and"  # whose pairs must not come again
+    prompt = "A dog and a dog and"  # its bigrams must not be repeated
     for beams in (1, 2):
         [made] = ours.generate([prompt], max_new_tokens=30, num_beams=beams)
         tokens = torch.tensor(tokenizer.ragged([prompt]).to_list())
@@ -477,7 +477,7 @@ def test_shards_and_pickled_tensors_are_read(tmp_path):
     theirs.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
     same_logits(theirs, GPT.from_pretrained(tmp_path / "shards"))
-    # As older versions wrote: pickled, without the prefix, with masks and a tied head.
+    # As written by older versions: pickled, without the prefix, with masks and a tied head.
     (tmp_path / "whole" / "model.safetensors").unlink()
     old = {name.removeprefix("transformer."): v for name, v in theirs.state_dict().items()}
     old |= {f"h.{i}.attn.bias": torch.ones(1, 1, 256, 256).tril() for i in range(3)}
@@ -621,7 +621,7 @@ def test_a_name_that_is_not_a_folder_is_loaded_from_the_hub(monkeypatch, tmp_pat
 def test_padding_rows_of_the_embedding_are_never_generated(gpt, tokenizer):
     padded = GPT(dataclasses.replace(gpt.config, vocab_size=310), tokenizer)
     embeddings = array(gpt.tokens.embeddings)
-    rows = np.concatenate([embeddings, 9 * embeddings[:10]])  # likelier than all others
+    rows = np.concatenate([embeddings, 9 * embeddings[:10]])  # more likely than all others
     for v, w in zip(padded.weights, gpt.weights, strict=True):
         v.assign(rows if v.shape[0] == 310 else w)
     for settings in (dict(temperature=0), dict(seed=3), dict(num_beams=3)):

@@ -1,4 +1,4 @@
-"""Against Hugging Face's Marian in PyTorch, on random weights that it saves itself."""
+"""Compares with Hugging Face's Marian in PyTorch, on random weights that it saves."""
 
 import json
 import re
@@ -33,7 +33,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def vocabulary(sample, tmp_path_factory):
-    """The files of a tokenizer, trained on the sample, with separate vocabularies as well."""
+    """The files of a tokenizer trained on the sample, also with separate vocabularies."""
     folder = tmp_path_factory.mktemp("vocabulary")
     pieces = []
     for name, texts in (("source.spm", sample.sources), ("target.spm", sample.targets)):
@@ -52,7 +52,7 @@ def vocabulary(sample, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def separate(vocabulary, tmp_path_factory):
-    """The same, with a vocabulary for the target alone."""
+    """The same files, with a separate target vocabulary."""
     folder = tmp_path_factory.mktemp("separate")
     shutil.copytree(vocabulary[0], folder, dirs_exist_ok=True)
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "target.spm"))
@@ -180,7 +180,7 @@ def test_translations_match_the_reference(pair, options, tmp_path):
     tokens = ops.convert_to_numpy(found.tokens)
     np.testing.assert_array_equal(tokens[..., : sequences.shape[-1]], sequences)
     assert (tokens[..., sequences.shape[-1] :] == pad).all()
-    if options.get("early_stopping") != "never" and longest > 5:  # which favour one length
+    if options.get("early_stopping") != "never" and longest > 5:  # these favor one length
         assert len(set((tokens[:, 0] != pad).sum(1))) > 1
     if best > 1:
         scores = expected.sequences_scores.numpy().reshape(24, best)
@@ -380,7 +380,7 @@ def test_invalid_checkpoints_are_refused_and_named(vocabulary, tmp_path):
     refused(re.escape("fc2.weight has shape (48, 32), expected (32, 48)"))
     with_tensors(lambda t: t.update({"lm_head.weight": 2 * t["model.shared.weight"]}))
     refused("lm_head.weight differs from model.shared.weight")
-    positions = "model.encoder.embed_positions.weight"  # a table of this width would fill memory
+    positions = "model.encoder.embed_positions.weight"  # its table would not fit in memory
     with_tensors(lambda t: t.update({positions: np.zeros((64, 1), "f")}))
     refused(rf"the model has no \['{positions}'\]")
     for name, content, message in (

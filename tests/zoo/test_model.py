@@ -144,7 +144,7 @@ def array(x):
 
 
 def drawn(model, names=("kernel", "embeddings", "bias")):
-    """``model`` with other weights than those that it begins with."""
+    """Gives ``model`` random weights other than its initial ones."""
     random = np.random.default_rng(1)
     for v in model.weights:
         if v.name in names:
@@ -256,7 +256,7 @@ def test_functions_are_compiled_again_for_new_variables():
     model = drawn(vit())
     before, [probability] = array(model(PIXELS)), model.classify([PIXELS[0]])
     model.quantize("int8", filters="expand")
-    model.blocks[0].attention.key.enable_lora(2)  # of a layer: the model is not told
+    model.blocks[0].attention.key.enable_lora(2)  # of a layer: the model does not know
     lora = model.blocks[0].attention.key.lora_kernel_b
     lora.assign(np.random.default_rng(2).normal(size=lora.shape))
     expected = array(ops.softmax(model(PIXELS[:1])))
@@ -348,14 +348,14 @@ def test_a_frozen_model_keeps_its_optimizers_state_in_a_keras_file(tmp_path):
     for a, b in zip(model.optimizer.variables, again.optimizer.variables, strict=True):
         np.testing.assert_array_equal(array(a), array(b))
     model.freeze("norm")
-    assert not copy.deepcopy(model).compiled  # the optimizer is of other weights
+    assert not copy.deepcopy(model).compiled  # the optimizer was built for other weights
     model.quantize("int8")
     assert not copy.deepcopy(model).compiled
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Small models of every format: what `save_pretrained` writes, Marian's and timm's."""
+    """Folders of small models in every format."""
     folder = tmp_path_factory.mktemp("folders")
     sizes = dict(num_layers=2, dim=8, num_heads=2, intermediate_dim=12)
     gpt = GPT(GPTConfig(vocab_size=20, max_length=16, end_id=0, **sizes))
@@ -389,7 +389,7 @@ CLASSES = {
 
 @pytest.fixture
 def refused(folders, tmp_path, monkeypatch):
-    """Checks that a changed folder is refused in one line, before anything is built from it."""
+    """Checks that a changed folder is refused with one line, before a model is built."""
 
     def build(*args, **kwargs):
         raise AssertionError("a model is built")
@@ -430,7 +430,7 @@ def test_shapes_equal_those_of_the_built_model(model):
     built = {v.path: tuple(v.shape) for v in cls(config, initialize=False).weights}
     assert dict(cls.shapes(config)) == built
     first = next(path for path, _ in cls.shapes(config) if "_norm" in path)
-    assert first.partition("/")[0].endswith(f"_{config.num_layers - 1}")  # the last comes first
+    assert first.partition("/")[0].endswith(f"_{config.num_layers - 1}")  # last block first
 
 
 SIZES = [

@@ -23,13 +23,13 @@ def draw(*shape, seed=0):
 
 
 # Vaswani et al. 2017, table 3, says 65 and 213 million for a vocabulary of "about 37000". Of the
-# base model 44.1 million are in the blocks, which leaves room for 40,700 pieces; of the big one
+# base model 44.1 million are in the blocks, which leaves 40,700 tokens; of the big one
 # 176.4 million, for 35,800. With 37,000 both counts are within 3% of the table's.
 COUNTS = {"base": 63_082_496, "big": 214_245_376, "tiny": 2_605_568}
 
 
 def count(c):
-    """By formula, so that the big one need not be built."""
+    """Counts parameters by formula, without building the big model."""
     attention = 4 * (c.dim**2 + c.dim)
     feed_forward = 2 * c.dim * c.intermediate_dim + c.intermediate_dim + c.dim
     norms = {"encoder": 2, "decoder": 3}
@@ -220,7 +220,7 @@ def test_translate_gives_the_best_hypotheses(model, sample):
 def test_caches_grow_for_long_translations(model, sample):
     texts = sample.sources[:2]
     short, long = (model.translate(texts, max_new_tokens=n)[0] for n in (30, 100))
-    assert long.score < short.score  # an untrained model ends at the limit
+    assert long.score < short.score  # an untrained model stops at the limit
     lengths = {length for search, length in model._searches if search.max_new_tokens == 100}
     assert max(lengths) == 100 and min(lengths) < 100
 
@@ -249,7 +249,7 @@ def test_attention_is_drawn_with_its_tokens(tokenizer, norm, tmp_path):
     sizes = (2, 4, len(alignment.target), len(alignment.source))
     assert alignment.weights.shape == sizes
     np.testing.assert_allclose(alignment.weights.sum(-1), 1, atol=1e-5)
-    longer = model.attention(source, "A dog runs.")  # what follows changes nothing
+    longer = model.attention(source, "A dog runs.")  # later tokens change nothing
     np.testing.assert_allclose(longer.weights[:, :, :3], alignment.weights[:, :, :3], atol=1e-5)
     alignment.draw(tmp_path / "attention.png", layer=-1)
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")

@@ -29,7 +29,7 @@ def small(**overrides):
 @pytest.mark.parametrize(
     "name, count",
     [
-        # Of the checkpoints that DeiT, timm and the paper published, with 1,000 classes.
+        # The published checkpoints of DeiT, timm and the paper, with 1,000 classes.
         ("ti-16", 5_717_416),
         ("s-16", 22_050_664),
         ("s-32", 22_878_952),
@@ -37,7 +37,7 @@ def small(**overrides):
         ("b-32", 88_224_232),
         ("l-16", 304_326_632),
         ("h-14", 632_045_800),
-        # Hassani et al. 2021 count 3.717M: the biases of queries, keys and values are left out.
+        # Hassani et al. 2021 count 3.717M: they have no biases of queries, keys and values.
         ("lite-4", 3_716_874 + 7 * 3 * 256),
         ("nano-4", 810_890),
     ],
@@ -59,7 +59,7 @@ def test_patches_are_squares_in_row_major_order():
     model = small(image_size=(16, 24))
     images = np.random.default_rng(1).normal(size=(1, 16, 24, 3)).astype("float32")
     kernel = ops.convert_to_numpy(model.patches.projection.kernel)
-    square = images[0, 8:16, 16:24].reshape(-1)  # the last of two rows of three
+    square = images[0, 8:16, 16:24].reshape(-1)  # the last patch of 2 rows of 3
     found = ops.convert_to_numpy(model.patches(images))
     assert found.shape == (1, 6, 32)
     np.testing.assert_allclose(found[0, 5], square @ kernel, atol=1e-4)
@@ -75,7 +75,7 @@ def test_stochastic_depth_skips_whole_sublayers_per_example():
     block.build(x.shape)
     kept = ops.convert_to_numpy(block(x, training=True)) - x
     skipped = np.abs(kept).reshape(64, -1).max(1) < 1e-6
-    assert 6 <= skipped.sum() <= 28  # both of two, a quarter of the examples
+    assert 6 <= skipped.sum() <= 28  # a quarter of the examples skips both of 2
     same = ops.convert_to_numpy(block(x))
     assert np.abs(same - x).reshape(64, -1).max(1).min() > 1e-3
 
@@ -223,7 +223,7 @@ def test_a_compiled_model_round_trips_through_a_keras_file(tmp_path):
 
 
 class TestHuggingFace:
-    """Random-weight models that the reference library itself saves."""
+    """Compares models of random weights that the reference library saves."""
 
     @pytest.fixture(autouse=True)
     def library(self):
@@ -325,7 +325,7 @@ class TestHuggingFace:
         assert theirs.config.id2label[4] == "e"
         expected = self.logits(theirs.eval(), PIXELS).logits.numpy()
         np.testing.assert_allclose(model(PIXELS), expected, atol=1e-4)
-        model.save_pretrained(tmp_path / "ours", format="huggingface")  # over itself
+        model.save_pretrained(tmp_path / "ours", format="huggingface")  # replaces itself
         again = ViT.from_pretrained(tmp_path / "ours")
         assert again.config == model.config
         np.testing.assert_array_equal(model(PIXELS), again(PIXELS))
@@ -336,7 +336,7 @@ class TestHuggingFace:
             model.save_pretrained(tmp_path / "fit", format="huggingface")
             config = ViT.from_pretrained(tmp_path / "fit").config
             assert config.squash == model.config.squash
-            assert config.crop == pytest.approx(model.config.crop, abs=0.02)  # whole pixels there
+            assert config.crop == pytest.approx(model.config.crop, abs=0.02)  # in whole pixels
         with pytest.raises(ValueError, match="pooling must be 'token' in the format .*: 'mean'"):
             small(pooling="mean").save_pretrained(tmp_path / "mean", format="huggingface")
 
@@ -367,7 +367,7 @@ class TestHuggingFace:
         assert config.crop == 0.8 and not config.squash
         cut = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
         for size, squash in ((40, True), ({"height": 40, "width": 40}, True), (40, False)):
-            # As DeiT's checkpoints have it, squashed to 40 x 40 and then cut.
+            # Like DeiT's checkpoints: resized to 40 x 40, then cropped.
             file.write_text(json.dumps({"size": size, "default_to_square": squash, **cut}))
             config = ViT.from_pretrained(tmp_path / "theirs").config
             assert (config.squash, config.crop) == (squash, 0.8)
@@ -386,7 +386,7 @@ class TestHuggingFace:
                 ViT.from_pretrained(tmp_path / "theirs")
 
     def test_timms_checkpoints_are_read(self, tmp_path, monkeypatch):
-        """timm's file, with queries, keys and values in one tensor; made of the reference's."""
+        """timm's file has queries, keys and values in one tensor; from the reference."""
         from safetensors.numpy import save_file
 
         from polyhead.zoo.published import vit_timm
@@ -403,7 +403,7 @@ class TestHuggingFace:
         save_file(timm, folder / "model.safetensors")
         cfg = dict(input_size=[3, 32, 32], crop_pct=1.0, interpolation="bicubic", num_classes=5)
         config = dict(architecture="vit_tiny_patch8_32", num_classes=5, pretrained_cfg=cfg)
-        # As timm 1.0.31 writes them.
+        # As written by timm 1.0.31.
         config["model_args"] = dict(img_size=[32, 32], in_chans=3, global_pool="token")
         (folder / "config.json").write_text(json.dumps(config))
         read = ViT.from_pretrained(folder)
@@ -425,7 +425,7 @@ class TestHuggingFace:
 
 
 def older_name(name):
-    """The name of a tensor before version 5 of Hugging Face's library, from that or the newer."""
+    """Converts the name of a tensor to the one before version 5 of transformers."""
     for newer, older in {
         "vit.layers.": "vit.encoder.layer.", "attention.q_proj": "attention.attention.query",
         "attention.k_proj": "attention.attention.key", "attention.v_proj":
@@ -437,7 +437,7 @@ def older_name(name):
 
 
 def timm_names(model, tensors):
-    """timm's tensors, by its names, from Hugging Face's of either version."""
+    """Converts Hugging Face's tensors, of either version, to timm's."""
     named = {older_name(name): array for name, array in tensors.items()}
     embeddings = "vit.embeddings."
     timm = {

@@ -17,7 +17,7 @@ def softmax(x):
 
 
 def kept(logits, **settings):
-    """What passes the filters, by one row of settings."""
+    """The tokens that the filters keep, as a mask."""
     rows = {
         name: np.full(len(logits), value, "int32" if name == "top_k" else "float32")
         for name, value in settings.items()
@@ -35,7 +35,7 @@ def test_filters_keep_the_documented_tokens():
     assert kept(logits, top_k=0).all()
     for p in (0.01, 0.3, 0.9, 1.0):
         ahead = np.cumsum(np.take_along_axis(chance, order, 1), 1)
-        ahead = np.take_along_axis(ahead, ranks, 1) - chance  # of all that are likelier
+        ahead = np.take_along_axis(ahead, ranks, 1) - chance  # of all tokens that are more likely
         clear = np.abs(ahead - p) > 1e-5
         np.testing.assert_array_equal(kept(logits, top_p=p)[clear], (ahead < p)[clear])
     for p in (0.0, 0.1, 1.0):
@@ -61,7 +61,7 @@ def test_the_filters_match_hugging_face():
 
 
 def frequencies(logits, count, **settings):
-    """How often each token is drawn, by as many seeds."""
+    """The sample frequency of each token over ``count`` seeds."""
     sampling = Sampling(**settings)
     sampler = sampling.sampler(range(count))
     sampler = sampler._replace(seen=np.zeros((count, 1), "int32"))
@@ -88,7 +88,7 @@ def test_sample_frequencies_match_the_filtered_softmax(settings):
     expected = softmax(np.where(kept(scaled[None], **filters)[0], scaled, -1e9))
     drawn = frequencies(logits, count, **settings)
     assert not drawn[expected == 0].any()
-    # chi-squared: below its 99.99th percentile for as many degrees of freedom
+    # chi-squared: below its 99.99th percentile for this many degrees of freedom
     likely = expected > 0
     distance = (count * (drawn - expected)[likely] ** 2 / expected[likely]).sum()
     degrees = likely.sum() - 1
@@ -110,9 +110,9 @@ def test_previous_tokens_are_penalized():
     logits = ops.convert_to_tensor(np.array([[2.0, -1.0, 1.5, 0.0]], "float32"))
     seen, tokens = np.array([[0, 0]], "int32"), np.array([[1, 2, 2]], "int32")
     sampler = Sampling(temperature=0, repetition_penalty=2.0).sampler([0])._replace(seen=seen)
-    # 0 came in the prompt: 2 / 2; 2 stands behind what is decoded, and did not come
+    # 0 occurs in the prompt: 2 / 2; 2 is beyond the decoded tokens and does not count
     assert array(sampler(logits, tokens, 1)).tolist() == [2]
-    assert array(sampler(logits, tokens, 3)).tolist() == [0]  # 2 came: 1.5 / 2
+    assert array(sampler(logits, tokens, 3)).tolist() == [0]  # 2 has occurred: 1.5 / 2
 
 
 def test_each_row_has_its_own_settings():

@@ -19,22 +19,22 @@ def draw(batch, length, vocab=40, seed=0):
 
 
 def confident(**overrides):
-    """A model whose next token depends on all before it, and is neither sure nor anything."""
+    """A model whose next token depends on all previous ones, with medium entropy."""
     model, random = small(**overrides), np.random.default_rng(0)
-    for v in model.weights:  # gammas of any sign, lest the last token be the likeliest next one
+    for v in model.weights:  # gammas of both signs: else the last token would be repeated
         if v.name in ("kernel", "gamma"):
             v.assign(v + random.normal(size=v.shape) * (1.0 if v.name == "gamma" else 0.3))
     return model
 
 
 def log_probabilities(model, source, target):
-    """Of each continuation of ``target`` (n, T): (n, V)."""
+    """The log-probabilities (n, V) of the next token after ``target`` (n, T)."""
     inputs = {"source": np.repeat(source, len(target), 0), "target": target}
     return array(keras.ops.log_softmax(model(inputs)[:, -1]))
 
 
 def every_sequence(model, source, limit):
-    """``(tokens, log-probability)`` of all sequences that end, or have ``limit`` tokens."""
+    """All sequences that end or have ``limit`` tokens: ``(tokens, log-probability)``."""
     going, ended = [((), 0.0)], []
     for n in range(1, limit + 1):
         target = np.array([[1, *tokens] for tokens, _ in going], "int32")
@@ -133,7 +133,7 @@ def test_scores_equal_the_models_log_probabilities():
 
 def test_impossible_hypotheses_are_never_returned():
     model, source = confident(vocab_size=5), np.array([[3, 4, 3, 2]], "int32")
-    banned = [[0], [1], [3]]  # which leaves the end and one more
+    banned = [[0], [1], [3]]  # only the end token and one more are left
     tokens, score = found(model, source, num_beams=8, max_new_tokens=2, banned=banned)
     listed = [list(hypothesis[:2]) for hypothesis in tokens[0]]
     assert sorted(listed[:3]) == [[2, 0], [4, 2], [4, 4]] and not np.any(listed[3:])

@@ -1,4 +1,4 @@
-"""Checkpoints of every format, written by polyhead 0.1 and by the libraries whose formats they are.
+"""Checkpoints of every format, written by polyhead 0.1 and by the formats' own libraries.
 
 The folders in `checkpoints/` were read by polyhead 0.1, and hold the logits that it gave. Their
 names begin with what wrote them: polyhead 0.1 in its own format or in Hugging Face's, transformers
@@ -56,7 +56,7 @@ def test_saved_tensors_equal_the_loaded_ones_bit_for_bit(name, tmp_path):
     model = class_of(name).from_pretrained(CHECKPOINTS / name)
     format = "timm" if "timm" in name else "huggingface"
     model.save_pretrained(tmp_path / "one", format=format)
-    model.save_pretrained(tmp_path / "one", format=format)  # over itself
+    model.save_pretrained(tmp_path / "one", format=format)  # replaces itself
     again = type(model).from_pretrained(tmp_path / "one")
     assert again.config == model.config
     for a, b in zip(model.weights, again.weights, strict=True):
@@ -74,7 +74,7 @@ def test_saved_tensors_equal_the_loaded_ones_bit_for_bit(name, tmp_path):
         original = load_file(CHECKPOINTS / name / path.name)
         assert original.keys() == written.keys()
         for tensor, array in original.items():
-            # transformers' GPT-2 scales scores, which are written as scaled queries.
+            # transformers' GPT-2 scales the scores; ours are saved with scaled queries.
             if name != "transformers-gpt2" or ".c_attn." not in tensor:
                 np.testing.assert_array_equal(written[tensor], array)
 
@@ -117,7 +117,7 @@ def test_generation_settings_in_an_old_config_are_read(tmp_path):
     (folder / "generation_config.json").unlink()
     search = GPT.from_pretrained(folder).config.search
     assert (search.num_beams, search.length_penalty, search.max_new_tokens) == (2, 0.5, 9)
-    (folder / "generation_config.json").write_text('{"num_beams": 3}')  # counts alone
+    (folder / "generation_config.json").write_text('{"num_beams": 3}')  # config.json is ignored now
     search = GPT.from_pretrained(folder).config.search
     assert (search.num_beams, search.length_penalty, search.max_new_tokens) == (3, 1.0, 100)
     ViT.from_pretrained(copied("huggingface-vit", tmp_path, **GENERATION))

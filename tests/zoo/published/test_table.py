@@ -1,4 +1,4 @@
-"""The engine of tables of tensors, on small arrays."""
+"""Tables of tensors, on small arrays."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def weights(shapes, seed=0):
 
 
 def both_ways(rows, shapes, sizes=()):
-    """The published tensors of random weights, once it is clear that they are read the same."""
+    """Writes random weights as published tensors, checks the round trip, returns the tensors."""
     ours = weights(shapes)
     entries, missing = table.match(rows, shapes.items(), dict(sizes))
     assert not missing
