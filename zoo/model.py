@@ -454,7 +454,7 @@ class Pretrained(Model):
             )
         return self.tokenizer
 
-    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Trains the model like `keras.Model.fit`, and compiles it first if that is not done.
 
         >>> model = polyhead.GPT.preset("char-small", num_layers=1)
@@ -479,7 +479,7 @@ class Pretrained(Model):
                 layer.remat = remat
         super().compile(*args, **kwargs)
 
-    def get_compile_config(self) -> dict | None:
+    def get_compile_config(self) -> Any:
         """Keras's; None if the optimizer's state does not fit the weights in the file."""
         if self._has_lora() or self._quantization() or not self._optimizer_fits():
             return None
@@ -596,7 +596,7 @@ def progress_bar(batches):
     return track(batches, "batches", console=console, disable=not console.is_terminal)
 
 
-def as_list(verb, texts, name="text"):
+def as_list(verb: str, texts: Any, name: str = "text") -> tuple[list, bool]:
     """Returns ``texts``, a string or several, as a list, and whether it is one string.
 
     Raises:
@@ -610,7 +610,7 @@ def as_list(verb, texts, name="text"):
     return texts, single
 
 
-def check_count(value, name="num_return_sequences"):
+def check_count(value: Any, name: str = "num_return_sequences") -> int:
     """Returns ``value`` as a positive integer; 1 if it is None."""
     value = 1 if value is None else plain(value)
     if type(value) is not int or value < 1:
@@ -618,7 +618,7 @@ def check_count(value, name="num_return_sequences"):
     return value
 
 
-def bucket(length, start=8):
+def bucket(length: int, start: int = 8) -> int:
     """Rounds ``length`` up to 8, 16, 32, ..., so that there are few sizes to compile for."""
     size = start
     while size < length:

@@ -117,7 +117,7 @@ class ViTConfig:
         return {"interpolation": self.interpolation, "squash": self.squash, "crop": self.crop}
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> tuple[int, ...]:
         """The numbers of rows and columns of patches."""
         return tuple(side // self.patch_size for side in self.image_size)
 
