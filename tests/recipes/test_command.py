@@ -251,7 +251,7 @@ def test_errors_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
             "does not hold the settings of a run",
         ),
         ([*begin, data, "--out", trained, "--preset", "huge", *SMALL, "--restart"], "has presets"),
-        ([*begin, data, "--out", trained, "--seed", "4"], "begun with other settings"),
+        ([*begin, data, "--out", trained, "--seed", "4"], "started with other settings"),
         ([*begin, data, "--out", tmp_path / "a", "--preset", "huge", *SMALL], "has presets"),
         ([*begin, data, "--out", tmp_path / "b", "--vocab-size", "99999"], "no vocabulary of"),
         ([*begin, data, "--out", tmp_path / "c", "--devices", "0", *SMALL], "devices must be"),
