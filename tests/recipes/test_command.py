@@ -140,7 +140,7 @@ def test_checkpoints_are_averaged(trained, monkeypatch, capfd, tmp_path):
     assert status == 1 and "has 2 checkpoints, of which 10 cannot be averaged" in err
 
 
-def backward(run, copy):
+def copy_reversed(run, copy):
     """Copies a translation run, with the languages swapped."""
     shutil.copytree(run, copy)
     settings = json.loads((copy / "settings.json").read_text())
@@ -153,7 +153,7 @@ def backward(run, copy):
 def test_diversify_adds_translations_of_both_directions(
     trained, data, monkeypatch, capfd, tmp_path
 ):
-    back, more = backward(trained, tmp_path / "back"), tmp_path / "more"
+    back, more = copy_reversed(trained, tmp_path / "back"), tmp_path / "more"
     turned = json.loads((back / "settings.json").read_text())
     pairs = read_split(data, "train", "en", "de")
     translate, calls = Transformer.translate, []

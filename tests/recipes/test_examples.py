@@ -16,7 +16,7 @@ import typer
 from polyhead.recipes import command
 from polyhead.recipes.run import load
 from polyhead.zoo import ViT
-from tests.recipes.test_command import backward, polyhead
+from tests.recipes.test_command import copy_reversed, polyhead
 from tests.test_package import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -126,7 +126,7 @@ def test_the_commands_of_the_readme_run(task, folder, monkeypatch, capfd):
     ]
     for arguments, _ in commands(block):
         if arguments[0] == "diversify":
-            backward(folder / "RUN", folder / "REVERSE")
+            copy_reversed(folder / "RUN", folder / "REVERSE")
         run(monkeypatch, capfd, arguments)
     if task == "translation":
         served = re.search(r"`python (-m polyhead\.serving\.loader .*?)`", README)[1]

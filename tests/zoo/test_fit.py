@@ -13,7 +13,7 @@ from tests.conftest import TENSORFLOW
 X = np.random.default_rng(0).integers(0, 66, (8, 9))
 
 
-def trained(compiles=False, strategy=None):
+def train_losses(compiles=False, strategy=None):
     """Trains for an epoch, and returns the losses."""
     keras.utils.set_random_seed(0)
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -34,7 +34,7 @@ def test_fit_without_compile_uses_the_models_defaults(monkeypatch):
 
 @pytest.mark.slow
 def test_fit_without_compile_equals_fit_after_compile():
-    assert trained() == trained(compiles=True)
+    assert train_losses() == train_losses(compiles=True)
 
 
 @pytest.mark.slow
@@ -52,4 +52,4 @@ def test_fit_without_compile_works_under_a_strategy():
     from polyhead.training import strategy
 
     replicas = strategy(2, say=lambda line: None)
-    assert trained(strategy=replicas) == pytest.approx(trained(), rel=1e-5)
+    assert train_losses(strategy=replicas) == pytest.approx(train_losses(), rel=1e-5)

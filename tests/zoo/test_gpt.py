@@ -20,7 +20,7 @@ def array(x):
     return ops.convert_to_numpy(x)
 
 
-def lively(model, seed=0):
+def randomize(model, seed=0):
     """Gives ``model`` weights with which the next token depends on all previous ones."""
     random = np.random.default_rng(seed)
     for v in model.weights:
@@ -39,7 +39,7 @@ def tokenizer(sample):
 @pytest.fixture(scope="module")
 def gpt(tokenizer):
     keras.utils.set_random_seed(1)
-    return lively(GPT(GPTConfig(**SIZES), tokenizer))
+    return randomize(GPT(GPTConfig(**SIZES), tokenizer))
 
 
 PROMPTS = ["The dog", "", "A man on a bicycle rides past a large house", " a"]
@@ -70,7 +70,7 @@ def test_weights_are_initialized_like_gpt2s():
 
 
 def test_future_tokens_cannot_change_the_past():
-    model = lively(GPT(GPTConfig(**SIZES)))
+    model = randomize(GPT(GPTConfig(**SIZES)))
     tokens = np.random.default_rng(0).integers(0, 300, (2, 12))
     changed = tokens.copy()
     changed[:, 8:] = 7
@@ -182,7 +182,7 @@ def test_stop_tokens_end_a_sequence(gpt, tokenizer):
 
 @text
 def test_streamed_strings_end_at_whole_characters(tokenizer):
-    model = lively(GPT(GPTConfig(**SIZES), tokenizer))
+    model = randomize(GPT(GPTConfig(**SIZES), tokenizer))
     tokens = tokenizer.encode(["dé😀f"]).to_list()[0]
 
     class Scripted(GPT):
@@ -321,7 +321,7 @@ def test_save_and_load_round_trip(gpt, tmp_path):
 # Against Hugging Face's GPT-2.
 
 
-def published(folder, seed=0, **settings):
+def save_published(folder, seed=0, **settings):
     """Saves Hugging Face's model with random weights to ``folder``, and returns it."""
     torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
     transformers = pytest.importorskip("transformers")
@@ -336,7 +336,7 @@ def published(folder, seed=0, **settings):
     return model
 
 
-def same_logits(theirs, ours, tolerance=1e-4):
+def assert_same_logits(theirs, ours, tolerance=1e-4):
     import torch
 
     tokens = np.random.default_rng(0).integers(0, 300, (2, 40))
@@ -357,9 +357,9 @@ def same_logits(theirs, ours, tolerance=1e-4):
     ],
 )
 def test_logits_match_hugging_face_after_loading_and_saving(settings, tmp_path):
-    theirs = published(tmp_path / "theirs", **settings)
+    theirs = save_published(tmp_path / "theirs", **settings)
     ours = GPT.from_pretrained(tmp_path / "theirs")
-    same_logits(theirs, ours)
+    assert_same_logits(theirs, ours)
     import transformers
 
     ours.save_pretrained(tmp_path / "ours", format="huggingface")
@@ -367,28 +367,28 @@ def test_logits_match_hugging_face_after_loading_and_saving(settings, tmp_path):
         tmp_path / "ours", output_loading_info=True
     )
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    same_logits(again.eval(), ours)
+    assert_same_logits(again.eval(), ours)
     assert again.config.resid_pdrop == theirs.config.resid_pdrop
     assert again.generation_config.max_new_tokens == 100 and not again.generation_config.do_sample
 
 
 def test_an_untied_head_is_read_and_written(tmp_path):
-    theirs = published(tmp_path / "theirs", tie_word_embeddings=False)
+    theirs = save_published(tmp_path / "theirs", tie_word_embeddings=False)
     ours = GPT.from_pretrained(tmp_path / "theirs")
     assert not ours.config.tied and ours.count_params() == ours.config.parameters
-    same_logits(theirs, ours)
+    assert_same_logits(theirs, ours)
     import transformers
     from safetensors.numpy import load_file, save_file
 
     ours.save_pretrained(tmp_path / "ours", format="huggingface")
-    same_logits(transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval(), ours)
+    assert_same_logits(transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval(), ours)
     again = GPT.from_pretrained(tmp_path / "ours")
     assert again.config == ours.config
     again.quantize("int8")
     # The tensors decide: a file whose settings say tied, but which has two tensors.
     config = tmp_path / "ours" / "config.json"
     config.write_text(config.read_text().replace('"tie_word_embeddings": false', '"n_ctx": 1'))
-    same_logits(theirs, GPT.from_pretrained(tmp_path / "ours"))
+    assert_same_logits(theirs, GPT.from_pretrained(tmp_path / "ours"))
     weights = tmp_path / "ours" / "model.safetensors"
     tensors = load_file(weights)
     save_file({**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}, weights)
@@ -397,7 +397,7 @@ def test_an_untied_head_is_read_and_written(tmp_path):
 
 @text
 def test_greedy_text_matches_hugging_face_for_200_tokens(tokenizer, tmp_path):
-    theirs = published(tmp_path, seed=3, n_positions=256)
+    theirs = save_published(tmp_path, seed=3, n_positions=256)
     tokenizer.save(tmp_path)
     ours = GPT.from_pretrained(tmp_path)
     import torch
@@ -415,7 +415,7 @@ def test_greedy_text_matches_hugging_face_for_200_tokens(tokenizer, tmp_path):
 @text
 @pytest.mark.parametrize("penalty", [1.2, 0.8])
 def test_the_repetition_penalty_matches_hugging_face(penalty, tokenizer, tmp_path):
-    theirs = published(tmp_path, seed=4)
+    theirs = save_published(tmp_path, seed=4)
     tokenizer.save(tmp_path)
     ours = GPT.from_pretrained(tmp_path)
     import torch
@@ -436,7 +436,7 @@ def test_the_repetition_penalty_matches_hugging_face(penalty, tokenizer, tmp_pat
 
 @text
 def test_no_repeat_ngrams_and_min_new_tokens_match_hugging_face(tokenizer, tmp_path):
-    theirs = published(tmp_path, seed=5)
+    theirs = save_published(tmp_path, seed=5)
     path = tmp_path / "generation_config.json"
     settings = dict(no_repeat_ngram_size=2, min_new_tokens=9, num_beams=2, eos_token_id=[0, 64, 68])
     path.write_text(json.dumps(settings))
@@ -457,7 +457,7 @@ def test_no_repeat_ngrams_and_min_new_tokens_match_hugging_face(tokenizer, tmp_p
 
 @text
 def test_beam_search_matches_hugging_face(tokenizer, tmp_path):
-    theirs = published(tmp_path, seed=5)
+    theirs = save_published(tmp_path, seed=5)
     tokenizer.save(tmp_path)
     ours = GPT.from_pretrained(tmp_path)
     import torch
@@ -471,23 +471,23 @@ def test_beam_search_matches_hugging_face(tokenizer, tmp_path):
 
 
 def test_shards_and_pickled_tensors_are_read(tmp_path):
-    theirs = published(tmp_path / "whole")
+    theirs = save_published(tmp_path / "whole")
     import torch
 
     theirs.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
-    same_logits(theirs, GPT.from_pretrained(tmp_path / "shards"))
+    assert_same_logits(theirs, GPT.from_pretrained(tmp_path / "shards"))
     # As written by older versions: pickled, without the prefix, with masks and a tied head.
     (tmp_path / "whole" / "model.safetensors").unlink()
     old = {name.removeprefix("transformer."): v for name, v in theirs.state_dict().items()}
     old |= {f"h.{i}.attn.bias": torch.ones(1, 1, 256, 256).tril() for i in range(3)}
     old |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(3)}
     torch.save(old, tmp_path / "whole" / "pytorch_model.bin")
-    same_logits(theirs, GPT.from_pretrained(tmp_path / "whole"))
+    assert_same_logits(theirs, GPT.from_pretrained(tmp_path / "whole"))
 
 
 def test_pickled_tensors_larger_than_their_file_are_refused(tmp_path):
-    published(tmp_path)
+    save_published(tmp_path)
     import torch
 
     (tmp_path / "model.safetensors").unlink()
@@ -507,7 +507,7 @@ def test_pickled_tensors_larger_than_their_file_are_refused(tmp_path):
 
 
 def test_generation_config_is_applied(tmp_path):
-    published(tmp_path)
+    save_published(tmp_path)
     path = tmp_path / "generation_config.json"
     content = json.loads(path.read_text())
     config = GPT.from_pretrained(tmp_path).config
@@ -527,14 +527,14 @@ class Harm:
 def test_invalid_checkpoints_are_refused_and_named(tmp_path):
     folder = tmp_path / "gpt2"
 
-    def refused(message, error=CheckpointError):
+    def check_refused(message, error=CheckpointError):
         with pytest.raises(error, match=message):
             GPT.from_pretrained(folder)
         for path in folder.iterdir():
             path.unlink()
-        published(folder)
+        save_published(folder)
 
-    published(folder)
+    save_published(folder)
     import torch
     from safetensors.numpy import load_file, save_file
 
@@ -557,7 +557,7 @@ def test_invalid_checkpoints_are_refused_and_named(tmp_path):
         (dict(scale_attn_weights="no"), "scale_attn_weights must be True or False: 'no'"),
     ):
         config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
-        refused(message)
+        check_refused(message)
 
     def with_tensors(change):
         tensors = load_file(weights)
@@ -565,25 +565,25 @@ def test_invalid_checkpoints_are_refused_and_named(tmp_path):
         save_file(tensors, weights)
 
     with_tensors(lambda t: t.update(surplus=np.zeros(3, "f")))
-    refused(r"the model has no \['surplus'\]")
+    check_refused(r"the model has no \['surplus'\]")
     with_tensors(lambda t: t.pop("transformer.h.1.attn.c_attn.bias"))
-    refused(r"it lacks \['transformer.h.1.attn.c_attn.bias'\]")
+    check_refused(r"it lacks \['transformer.h.1.attn.c_attn.bias'\]")
     with_tensors(lambda t: t.update({"transformer.h.1.attn.c_attn.bias": np.zeros(95, "f")}))
-    refused(r"c_attn.bias has shape \(95,\), expected \(96,\)")
+    check_refused(r"c_attn.bias has shape \(95,\), expected \(96,\)")
     with_tensors(lambda t: t.update({"lm_head.weight": np.zeros((299, 32), "f")}))
-    refused(r"lm_head.weight has shape \(299, 32\), expected \(300, 32\)")
+    check_refused(r"lm_head.weight has shape \(299, 32\), expected \(300, 32\)")
     weights.write_bytes(weights.read_bytes()[:-10])
-    refused("not a complete safetensors file")
+    check_refused("not a complete safetensors file")
     weights.unlink()
-    refused("has no model.safetensors", FileNotFoundError)
+    check_refused("has no model.safetensors", FileNotFoundError)
     weights.unlink()
     torch.save({"wte.weight": Harm()}, folder / "pytorch_model.bin")
-    refused("pytorch_model.bin is not a file of tensors")
+    check_refused("pytorch_model.bin is not a file of tensors")
     weights.rename(folder / "pytorch_model.bin")
     find = importlib.util.find_spec
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda n: None if n == "torch" else find(n))
-        refused("is read by torch, which is not installed", FileNotFoundError)
+        check_refused("is read by torch, which is not installed", FileNotFoundError)
     index = folder / "model.safetensors.index.json"
     for file, message in (
         ("../gpt2/model.safetensors", "names a file outside of its folder"),
@@ -591,15 +591,15 @@ def test_invalid_checkpoints_are_refused_and_named(tmp_path):
     ):
         weights.unlink()
         index.write_text(json.dumps({"weight_map": {"wte.weight": file}}))
-        refused(message)
+        check_refused(message)
     weights.rename(folder / "part.safetensors")
     index.write_text(json.dumps({"weight_map": {"wte.weight": "part.safetensors"}}))
-    refused("part.safetensors is not what the index says")
+    check_refused("part.safetensors is not what the index says")
 
 
 def test_a_name_that_is_not_a_folder_is_loaded_from_the_hub(monkeypatch, tmp_path):
     hub = pytest.importorskip("huggingface_hub", reason="EXTRAS=hub")
-    theirs = published(tmp_path / "fetched")
+    theirs = save_published(tmp_path / "fetched")
     asked = []
 
     def snapshot_download(name, allow_patterns):
@@ -609,7 +609,7 @@ def test_a_name_that_is_not_a_folder_is_loaded_from_the_hub(monkeypatch, tmp_pat
         return str(tmp_path / "fetched")
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    same_logits(theirs, GPT.from_pretrained("somebody/gpt2"))
+    assert_same_logits(theirs, GPT.from_pretrained("somebody/gpt2"))
     with pytest.raises(FileNotFoundError, match="no folder no/such, .* the hub failed: no net"):
         GPT.from_pretrained("no/such")
     with pytest.raises(FileNotFoundError, match="holds no model"):

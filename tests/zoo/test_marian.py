@@ -66,7 +66,7 @@ def separate(vocabulary, tmp_path_factory):
     return folder, vocabulary[1]
 
 
-def published(folder, vocabulary, generation=(), tokenizer=True, ends=7.0, **overrides):
+def save_published(folder, vocabulary, generation=(), tokenizer=True, ends=7.0, **overrides):
     """A Marian with random weights, saved by Hugging Face's library to ``folder``.
 
     ``ends`` is added to the logit of the end token, lest sentences never end, or at once.
@@ -97,7 +97,7 @@ def published(folder, vocabulary, generation=(), tokenizer=True, ends=7.0, **ove
     return theirs
 
 
-def draw(batch, length, vocab, pad, seed=0):
+def random_tokens(batch, length, vocab, pad, seed=0):
     tokens = np.random.default_rng(seed).integers(3, vocab - 1, (batch, length)).astype("int32")
     tokens[:, -1] = 0
     tokens[-1, length // 2 - 1] = 0
@@ -122,14 +122,17 @@ CONFIGURATIONS = {
 )
 def pair(request, vocabulary, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    theirs = published(folder, vocabulary, **CONFIGURATIONS[request.param])
+    theirs = save_published(folder, vocabulary, **CONFIGURATIONS[request.param])
     return theirs, Transformer.from_pretrained(folder), folder
 
 
 def test_logits_match_the_reference(pair):
     theirs, ours, _ = pair
     pad, vocab = ours.config.pad_id, ours.config.vocab_size
-    source, target = draw(3, 8, vocab, pad), draw(3, 6, vocab, pad, seed=1)[:, :-1]
+    source, target = (
+        random_tokens(3, 8, vocab, pad),
+        random_tokens(3, 6, vocab, pad, seed=1)[:, :-1],
+    )
     logits = ops.convert_to_numpy(ours({"source": source, "target": target}))
     with torch.no_grad():
         expected = theirs(
@@ -162,7 +165,7 @@ def test_translations_match_the_reference(pair, options, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({**generation, **options}))
     ours = Transformer.from_pretrained(tmp_path)
     pad, vocab = ours.config.pad_id, ours.config.vocab_size
-    source = draw(24, 8, vocab, pad, seed=2)
+    source = random_tokens(24, 8, vocab, pad, seed=2)
     found = ours.find(source, ours.config.search, length=23)
     best = options["num_beams"]
     theirs.generation_config = transformers.GenerationConfig(
@@ -207,7 +210,7 @@ def test_tokenization_matches_the_reference(vocabulary, sample):
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 def test_source_and_target_may_have_separate_vocabularies(separate, sample, tmp_path):
-    published(
+    save_published(
         tmp_path, separate, share_encoder_decoder_embeddings=False, decoder_vocab_size=separate[1]
     )
     ours = Transformer.from_pretrained(tmp_path)
@@ -227,7 +230,7 @@ def test_source_and_target_may_have_separate_vocabularies(separate, sample, tmp_
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 def test_translated_strings_match_the_reference(vocabulary, sample, tmp_path):
-    theirs = published(tmp_path, vocabulary, **CONFIGURATIONS["opus"])
+    theirs = save_published(tmp_path, vocabulary, **CONFIGURATIONS["opus"])
     ours = Transformer.from_pretrained(tmp_path)
     tokenizer = transformers.MarianTokenizer.from_pretrained(tmp_path)
     texts = sample.sources[:12]
@@ -242,7 +245,7 @@ def test_the_reference_translates_with_saved_checkpoints(
 ):
     options = {} if shared else dict(decoder_vocab_size=separate[1])
     options |= dict(share_encoder_decoder_embeddings=shared, activation_function="swish")
-    published(tmp_path / "theirs", vocabulary if shared else separate, **options)
+    save_published(tmp_path / "theirs", vocabulary if shared else separate, **options)
     ours = Transformer.from_pretrained(tmp_path / "theirs")
     ours.save_pretrained(tmp_path / "ours", format="huggingface")
     theirs, info = transformers.MarianMTModel.from_pretrained(
@@ -267,7 +270,7 @@ def test_it_is_saved_exported_and_trained_like_other_models(vocabulary, sample, 
 
     from polyhead.data import ParallelText, translation_batches
 
-    published(tmp_path / "theirs", vocabulary, **CONFIGURATIONS["opus"])
+    save_published(tmp_path / "theirs", vocabulary, **CONFIGURATIONS["opus"])
     model = Transformer.from_pretrained(tmp_path / "theirs")
     model.save_pretrained(tmp_path / "ours")
     again = Transformer.from_pretrained(tmp_path / "ours")
@@ -288,7 +291,7 @@ def test_it_is_saved_exported_and_trained_like_other_models(vocabulary, sample, 
 
 
 def test_attention_matches_the_reference(vocabulary, sample, tmp_path):
-    published(tmp_path, vocabulary, **CONFIGURATIONS["opus"])
+    save_published(tmp_path, vocabulary, **CONFIGURATIONS["opus"])
     theirs = transformers.MarianMTModel.from_pretrained(tmp_path, attn_implementation="eager")
     ours = Transformer.from_pretrained(tmp_path)
     source, target = sample.sources[0], sample.targets[0]
@@ -306,7 +309,7 @@ def test_attention_matches_the_reference(vocabulary, sample, tmp_path):
     assert alignment.target[-1] == "</s>" and len(alignment.source) == len(rows)
 
 
-def changed(path, **settings):
+def change_settings(path, **settings):
     content = {**json.loads(path.read_text()), **settings}
     path.write_text(json.dumps(content))
 
@@ -314,12 +317,12 @@ def changed(path, **settings):
 def test_invalid_checkpoints_are_refused_and_named(vocabulary, tmp_path):
     folder = tmp_path / "marian"
 
-    def refused(message, error=CheckpointError):
+    def check_refused(message, error=CheckpointError):
         with pytest.raises(error, match=message):
             Transformer.from_pretrained(folder)
-        published(folder, vocabulary)
+        save_published(folder, vocabulary)
 
-    published(folder, vocabulary)
+    save_published(folder, vocabulary)
     config, weights = folder / "config.json", folder / "model.safetensors"
     for settings, message in (
         (dict(colour="red"), r"config.json has unknown settings \['colour'\]"),
@@ -339,8 +342,8 @@ def test_invalid_checkpoints_are_refused_and_named(vocabulary, tmp_path):
         (dict(model_type=["marian"]), r"holds a \['marian'\], not a Transformer"),
         (dict(vocab_size=None), "config.json has no setting vocab_size"),
     ):
-        changed(config, **settings)
-        refused(message)
+        change_settings(config, **settings)
+        check_refused(message)
     for settings, message in (
         (dict(do_sample=True), "generation_config.json: do_sample must be False: True"),
         (dict(no_repeat_ngram_size=-3), "no_repeat_ngram_size must be a non-negative integer: -3"),
@@ -356,16 +359,16 @@ def test_invalid_checkpoints_are_refused_and_named(vocabulary, tmp_path):
         (dict(length_penalty="1"), "length_penalty must be a number: '1'"),
         (dict(bad_words_ids="all"), "banned must be sequences of tokens"),
     ):
-        changed(folder / "generation_config.json", **settings)
-        refused(message)
+        change_settings(folder / "generation_config.json", **settings)
+        check_refused(message)
     config.write_text("{")
-    refused("config.json is not valid JSON")
+    check_refused("config.json is not valid JSON")
     config.write_text("[1]")
-    refused("config.json is not a configuration: it holds a list")
+    check_refused("config.json is not a configuration: it holds a list")
     weights.write_bytes(weights.read_bytes()[:-100])
-    refused("model.safetensors is not a complete safetensors file")
+    check_refused("model.safetensors is not a complete safetensors file")
     weights.rename(folder / "pytorch_model.bin")
-    refused("pytorch_model.bin is not a file of tensors")
+    check_refused("pytorch_model.bin is not a file of tensors")
 
     def with_tensors(change):
         tensors = load_file(weights)
@@ -373,16 +376,16 @@ def test_invalid_checkpoints_are_refused_and_named(vocabulary, tmp_path):
         save_file(tensors, weights)
 
     with_tensors(lambda t: t.update(surplus=np.zeros(3, "float32")))
-    refused(r"the model has no \['surplus'\]")
+    check_refused(r"the model has no \['surplus'\]")
     with_tensors(lambda t: t.pop("model.decoder.layers.1.fc2.bias"))
-    refused(r"it lacks \['model.decoder.layers.1.fc2.bias'\]")
+    check_refused(r"it lacks \['model.decoder.layers.1.fc2.bias'\]")
     with_tensors(lambda t: t.update({"model.encoder.layers.0.fc2.weight": np.zeros((48, 32), "f")}))
-    refused(re.escape("fc2.weight has shape (48, 32), expected (32, 48)"))
+    check_refused(re.escape("fc2.weight has shape (48, 32), expected (32, 48)"))
     with_tensors(lambda t: t.update({"lm_head.weight": 2 * t["model.shared.weight"]}))
-    refused("lm_head.weight differs from model.shared.weight")
+    check_refused("lm_head.weight differs from model.shared.weight")
     positions = "model.encoder.embed_positions.weight"  # its table would not fit in memory
     with_tensors(lambda t: t.update({positions: np.zeros((64, 1), "f")}))
-    refused(rf"the model has no \['{positions}'\]")
+    check_refused(rf"the model has no \['{positions}'\]")
     for name, content, message in (
         ("source.spm", b"x", "source.spm is not a SentencePiece model"),
         ("vocab.json", b"{", "vocab.json is not valid JSON"),
@@ -393,15 +396,15 @@ def test_invalid_checkpoints_are_refused_and_named(vocabulary, tmp_path):
         ("vocab.json", b'{"a": 1, "b": 1}', "vocab.json must number its pieces"),
     ):
         (folder / name).write_bytes(content)
-        refused(message, ValueError)
+        check_refused(message, ValueError)
     (folder / "target.spm").unlink()
-    refused("target.spm", FileNotFoundError)
+    check_refused("target.spm", FileNotFoundError)
 
 
 def test_files_that_older_versions_wrote_are_read(vocabulary, tmp_path):
-    theirs = published(tmp_path, vocabulary)
+    theirs = save_published(tmp_path, vocabulary)
     ours = Transformer.from_pretrained(tmp_path)
-    changed(
+    change_settings(
         tmp_path / "config.json", bad_words_ids=[[5]], num_beams=6, max_length=12,
         static_position_embeddings=True, normalize_before=False, num_hidden_layers=2,
         extra_pos_embeddings=theirs.config.pad_token_id + 1, add_final_layer_norm=False,
@@ -428,7 +431,7 @@ def test_files_that_older_versions_wrote_are_read(vocabulary, tmp_path):
 def test_the_recipe_fine_tunes_it_and_resumes(vocabulary, sample, tmp_path):
     from polyhead.recipes.translation import Settings, evaluate, train
 
-    published(tmp_path / "theirs", vocabulary, **CONFIGURATIONS["opus"])
+    save_published(tmp_path / "theirs", vocabulary, **CONFIGURATIONS["opus"])
     for split, rows in (("train", slice(64)), ("val", slice(64, 72)), ("test", slice(72, 80))):
         lines = zip(sample.sources[rows], sample.targets[rows], strict=True)
         text = "".join(f"{source}\t{target}\n" for source, target in lines)

@@ -143,7 +143,7 @@ def array(x):
     return ops.convert_to_numpy(ops.cast(x, "float32"))
 
 
-def drawn(model, names=("kernel", "embeddings", "bias")):
+def randomize(model, names=("kernel", "embeddings", "bias")):
     """Gives ``model`` random weights other than its initial ones."""
     random = np.random.default_rng(1)
     for v in model.weights:
@@ -152,13 +152,13 @@ def drawn(model, names=("kernel", "embeddings", "bias")):
     return model
 
 
-def near(found, expected):
+def assert_close(found, expected):
     return np.abs(found - expected).mean() < 0.05 * expected.std()
 
 
 @pytest.mark.parametrize("make, inputs", MODELS)
 def test_copies_of_a_model_are_equal_and_share_nothing(make, inputs, tmp_path):
-    model = drawn(make())
+    model = randomize(make())
     model.freeze("query")
     model._compiled("a compiled function", lambda x: model(x), "copies")
     expected = array(model(inputs))
@@ -178,7 +178,7 @@ def test_copies_of_a_model_are_equal_and_share_nothing(make, inputs, tmp_path):
 
 def test_a_copy_keeps_the_dtype_policy():
     keras.config.set_dtype_policy("mixed_bfloat16")
-    model = drawn(transformer(logits_bias=True))
+    model = randomize(transformer(logits_bias=True))
     keras.config.set_dtype_policy("float32")
     again = copy.deepcopy(model)
     assert again.compute_dtype == "bfloat16"
@@ -199,14 +199,14 @@ def test_a_keras_file_keeps_the_tokenizer(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("make, inputs", MODELS)
 def test_a_quantized_model_round_trips_through_every_file(make, inputs, tmp_path):
-    model = drawn(make())
+    model = randomize(make())
     before = array(model(inputs))
     model.quantize("int8")
     quantized = {v.path for v in model.weights if v.dtype == "int8"}
     names = ("kernel", "tokens/embeddings")
     assert quantized == {v.path for v in model.weights if v.path.endswith(names)}
     expected = array(model(inputs))
-    assert near(expected, before) and np.any(expected != before)
+    assert assert_close(expected, before) and np.any(expected != before)
     model.save_pretrained(tmp_path / "saved")
     for again in (copy.deepcopy(model), type(model).from_pretrained(tmp_path / "saved")):
         np.testing.assert_array_equal(array(again(inputs)), expected)
@@ -214,7 +214,7 @@ def test_a_quantized_model_round_trips_through_every_file(make, inputs, tmp_path
 
 
 def test_layers_can_be_left_out_of_quantization(tmp_path):
-    model = drawn(gpt())
+    model = randomize(gpt())
     model.quantize("int8", filters=["query", "expand"])
     assert model._quantization() == {
         "block_0/attention/query": "int8",
@@ -253,7 +253,7 @@ def test_unsupported_quantization_is_refused(tmp_path):
 
 
 def test_functions_are_compiled_again_for_new_variables():
-    model = drawn(vit())
+    model = randomize(vit())
     before, [probability] = array(model(PIXELS)), model.classify([PIXELS[0]])
     model.quantize("int8", filters="expand")
     model.blocks[0].attention.key.enable_lora(2)  # of a layer: the model does not know
@@ -267,10 +267,10 @@ def test_functions_are_compiled_again_for_new_variables():
 
 @pytest.mark.parametrize("make, inputs", MODELS)
 def test_lora_adapters_are_merged_in_every_file(make, inputs, tmp_path):
-    model = drawn(make())
+    model = randomize(make())
     plain = array(model(inputs))
     model.enable_lora(2)
-    drawn(model, ("down", "up"))
+    randomize(model, ("down", "up"))
     expected = array(model(inputs))
     assert np.abs(expected - plain).max() > 0.01
     model.save_pretrained(tmp_path / "saved")
@@ -281,19 +281,19 @@ def test_lora_adapters_are_merged_in_every_file(make, inputs, tmp_path):
     saved = type(model).from_pretrained(tmp_path / "saved")
     for again in (copy.deepcopy(model), loaded, saved, model):
         np.testing.assert_allclose(array(again(inputs)), expected, atol=1e-5)
-    drawn(model, ("up",))
+    randomize(model, ("up",))
     expected = array(model(inputs))
     model.quantize("int8")
     assert len(model.weights) > len(saved.weights)
     assert not any("lora" in v.path for v in model.weights)
-    assert near(array(model(inputs)), expected)
+    assert assert_close(array(model(inputs)), expected)
 
 
 def test_lora_of_keras_layers_is_merged_in_every_file(tmp_path):
-    model = drawn(vit())
+    model = randomize(vit())
     for layer in (model.head, model.blocks[0].attention.query):
         layer.enable_lora(2)
-    drawn(model, ("lora_kernel_b",))
+    randomize(model, ("lora_kernel_b",))
     expected = array(model(PIXELS))
     model.save_pretrained(tmp_path / "saved")
     saved = ViT.from_pretrained(tmp_path / "saved")
@@ -302,9 +302,9 @@ def test_lora_of_keras_layers_is_merged_in_every_file(tmp_path):
 
 
 def test_saving_does_not_change_the_weights_that_are_passed(tmp_path):
-    model = drawn(transformer())
+    model = randomize(transformer())
     model.enable_lora(2)
-    drawn(model, ("down", "up"))
+    randomize(model, ("down", "up"))
     weights = {v.path: array(v) for v in model.weights}
     before = {path: value.copy() for path, value in weights.items()}
     model.save_pretrained(tmp_path / "saved", weights=weights)
@@ -313,7 +313,7 @@ def test_saving_does_not_change_the_weights_that_are_passed(tmp_path):
 
 
 def test_training_is_refused_until_compile_sees_the_trainable_weights():
-    model = drawn(vit())
+    model = randomize(vit())
 
     def fit():
         model.fit(PIXELS, np.eye(2), verbose=0)
@@ -339,7 +339,7 @@ def test_training_is_refused_until_compile_sees_the_trainable_weights():
 
 
 def test_a_frozen_model_keeps_its_optimizers_state_in_a_keras_file(tmp_path):
-    model = drawn(vit())
+    model = randomize(vit())
     model.freeze("block_0")
     model.compile(run_eagerly=True)
     model.fit(PIXELS, np.eye(2), verbose=0)

@@ -18,7 +18,7 @@ def array(x):
     return ops.convert_to_numpy(x)
 
 
-def draw(*shape, seed=0):
+def random_tokens(*shape, seed=0):
     return np.random.default_rng(seed).integers(3, 40, shape).astype("int32")
 
 
@@ -55,7 +55,7 @@ def test_a_built_preset_has_the_same_count(name):
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_cached_decoding_equals_the_full_forward(norm):
     model = small(norm=norm)
-    source, target = draw(2, 6), draw(2, 5, seed=1)
+    source, target = random_tokens(2, 6), random_tokens(2, 5, seed=1)
     source[0, 4:] = 0
     full = array(model({"source": source, "target": target}))
     mask = model.source_mask(source)
@@ -81,7 +81,7 @@ def test_both_caches_write_the_same():
 
 
 def test_padding_of_the_source_changes_nothing():
-    model, source, target = small(), draw(2, 6), draw(2, 5, seed=1)
+    model, source, target = small(), random_tokens(2, 6), random_tokens(2, 5, seed=1)
     padded = np.concatenate([source, np.zeros((2, 3), "int32")], 1)
     np.testing.assert_allclose(
         array(model({"source": padded, "target": target})),
@@ -91,7 +91,7 @@ def test_padding_of_the_source_changes_nothing():
 
 
 def test_future_tokens_cannot_change_the_past():
-    model, source, target = small(), draw(2, 6), draw(2, 5, seed=1)
+    model, source, target = small(), random_tokens(2, 6), random_tokens(2, 5, seed=1)
     changed = target.copy()
     changed[:, 3:] = 7
     before, after = (array(model({"source": source, "target": t})) for t in (target, changed))
@@ -100,7 +100,7 @@ def test_future_tokens_cannot_change_the_past():
 
 
 def test_greedy_search_takes_the_most_likely_token_and_scores_it():
-    model, source = small(), draw(3, 5)
+    model, source = small(), random_tokens(3, 5)
     source[:, -1] = 2
     tokens, score = (array(x)[:, 0] for x in model.find(source)[:2])
     assert tokens.shape == (3, 20)
@@ -119,7 +119,7 @@ def test_greedy_search_takes_the_most_likely_token_and_scores_it():
 
 def test_batched_search_equals_single_searches():
     model = small()
-    sources = [draw(1, n, seed=n) for n in (3, 5, 8)]
+    sources = [random_tokens(1, n, seed=n) for n in (3, 5, 8)]
     batch = np.zeros((3, 8), "int32")
     for row, source in enumerate(sources):
         batch[row, : source.shape[1]] = source
@@ -138,7 +138,7 @@ def test_an_empty_source_gets_no_tokens():
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision_is_close_to_float32(policy):
-    source, target = draw(2, 6), draw(2, 5, seed=1)
+    source, target = random_tokens(2, 6), random_tokens(2, 5, seed=1)
     full = small()
     keras.config.set_dtype_policy(policy)
     half = small()
@@ -155,7 +155,7 @@ def test_config_round_trip():
     model = small(norm="pre")
     again = Transformer.from_config(model.get_config())
     again.set_weights(model.get_weights())
-    inputs = {"source": draw(2, 6), "target": draw(2, 5)}
+    inputs = {"source": random_tokens(2, 6), "target": random_tokens(2, 5)}
     np.testing.assert_array_equal(array(again(inputs)), array(model(inputs)))
 
 
@@ -167,7 +167,7 @@ def test_keras_file_round_trip(tmp_path):
         tmp_path / "model.keras", custom_objects={"Transformer": Transformer}
     )
     assert again.compiled and again.loss.smoothing == 0.1
-    inputs = {"source": draw(2, 6), "target": draw(2, 5)}
+    inputs = {"source": random_tokens(2, 6), "target": random_tokens(2, 5)}
     np.testing.assert_array_equal(array(again(inputs)), array(model(inputs)))
 
 

@@ -152,7 +152,7 @@ def test_unreadable_images_are_named(tmp_path):
         model.adapt(class_names="abc")
 
 
-def drawn(model, seed=0):
+def randomize(model, seed=0):
     random = np.random.default_rng(seed)
     for v in model.weights:
         if v.name != "gamma":
@@ -173,7 +173,7 @@ def test_positions_are_initialized_with_2d_sinusoids():
 
 
 def test_save_and_load_round_trip(tmp_path):
-    model = drawn(small(class_names=("a", "b", "c", "d", "e"), mean=(0.1, 0.2, 0.3), crop=0.8))
+    model = randomize(small(class_names=("a", "b", "c", "d", "e"), mean=(0.1, 0.2, 0.3), crop=0.8))
     model.save_pretrained(tmp_path / "saved")
     again = ViT.from_pretrained(tmp_path / "saved")
     assert again.config == model.config
@@ -182,7 +182,7 @@ def test_save_and_load_round_trip(tmp_path):
 
 def test_the_rollout_is_a_distribution_over_patches():
     for pooling in ("token", "mean"):
-        shares = ops.convert_to_numpy(drawn(small(pooling=pooling)).rollout(PIXELS))
+        shares = ops.convert_to_numpy(randomize(small(pooling=pooling)).rollout(PIXELS))
         assert shares.shape == (3, 4, 4) and shares.min() >= 0
         np.testing.assert_allclose(shares.sum((1, 2)), 1, atol=1e-5)
 
@@ -200,7 +200,7 @@ def test_it_overfits_one_batch(optimizer):
 
 
 def test_lora_adapters_are_used_and_kept_by_adapt():
-    model = drawn(small())
+    model = randomize(small())
     before = model.classify(list(PIXELS))
     model.enable_lora(2)
     for v in model.trainable_variables:
@@ -214,7 +214,7 @@ def test_lora_adapters_are_used_and_kept_by_adapt():
 
 
 def test_a_compiled_model_round_trips_through_a_keras_file(tmp_path):
-    model = drawn(small())
+    model = randomize(small())
     model.compile(metrics=["accuracy"], weighted_metrics=[keras.metrics.CategoricalAccuracy()])
     model.fit(PIXELS, np.eye(5, dtype="float32")[[0, 3, 4]], verbose=0)
     model.save(tmp_path / "model.keras")
@@ -284,7 +284,7 @@ class TestHuggingFace:
         expected = self.logits(theirs, PIXELS).logits.numpy()
         file = tmp_path / "theirs" / "model.safetensors"
         newer = {name: p.detach().numpy() for name, p in theirs.state_dict().items()}
-        older = {older_name(name): array for name, array in newer.items()}
+        older = {convert_name(name): array for name, array in newer.items()}
         assert older.keys() != newer.keys()
         assert load_file(file).keys() in (older.keys(), newer.keys())
         for tensors in (newer, older):
@@ -316,7 +316,7 @@ class TestHuggingFace:
     def test_saved_checkpoints_load_in_the_reference(self, tmp_path):
         from transformers import ViTForImageClassification
 
-        model = drawn(small(class_names=("a", "b", "c", "d", "e"), activation="gelu_tanh"))
+        model = randomize(small(class_names=("a", "b", "c", "d", "e"), activation="gelu_tanh"))
         model.save_pretrained(tmp_path / "ours", format="huggingface")
         theirs, info = ViTForImageClassification.from_pretrained(
             tmp_path / "ours", output_loading_info=True
@@ -396,7 +396,7 @@ class TestHuggingFace:
         tensors = {name: p.numpy() for name, p in theirs.state_dict().items()}
         model = ViT.from_pretrained(tmp_path / "theirs")
         timm = {}
-        for name, array in timm_names(model, tensors).items():
+        for name, array in convert_to_timm(model, tensors).items():
             timm[name] = np.ascontiguousarray(array)
         folder = tmp_path / "timm"
         folder.mkdir()
@@ -424,7 +424,7 @@ class TestHuggingFace:
             ViT.from_pretrained(folder)
 
 
-def older_name(name):
+def convert_name(name):
     """Converts the name of a tensor to the one before version 5 of transformers."""
     for newer, older in {
         "vit.layers.": "vit.encoder.layer.", "attention.q_proj": "attention.attention.query",
@@ -436,9 +436,9 @@ def older_name(name):
     return name
 
 
-def timm_names(model, tensors):
+def convert_to_timm(model, tensors):
     """Converts Hugging Face's tensors, of either version, to timm's."""
-    named = {older_name(name): array for name, array in tensors.items()}
+    named = {convert_name(name): array for name, array in tensors.items()}
     embeddings = "vit.embeddings."
     timm = {
         "cls_token": named[f"{embeddings}cls_token"],

@@ -79,7 +79,7 @@ def test_saved_tensors_equal_the_loaded_ones_bit_for_bit(name, tmp_path):
                 np.testing.assert_array_equal(written[tensor], array)
 
 
-def copied(name, tmp_path, file="config.json", **changes):
+def copy_folder(name, tmp_path, file="config.json", **changes):
     folder = shutil.copytree(CHECKPOINTS / name, tmp_path / name, dirs_exist_ok=True)
     path = folder / file
     content = json.loads(path.read_text()) if path.exists() else {}
@@ -104,23 +104,23 @@ GENERATION = dict(
 )
 def test_settings_that_change_no_logits_are_ignored(name, tmp_path):
     bookkeeping = BOOKKEEPING if "vit" not in name else {**BOOKKEEPING, "architectures": None}
-    folder = copied(name, tmp_path, **bookkeeping)
+    folder = copy_folder(name, tmp_path, **bookkeeping)
     for setting, value in (("pruned_heads", {"0": [1]}), ("quantization_config", {"bits": 4})):
         with pytest.raises(CheckpointError, match=setting):
-            class_of(name).from_pretrained(copied(name, tmp_path, **{setting: value}))
-        folder = copied(name, tmp_path, **bookkeeping)
+            class_of(name).from_pretrained(copy_folder(name, tmp_path, **{setting: value}))
+        folder = copy_folder(name, tmp_path, **bookkeeping)
     class_of(name).from_pretrained(folder)
 
 
 def test_generation_settings_in_an_old_config_are_read(tmp_path):
-    folder = copied("transformers-gpt2", tmp_path, n_ctx=3, **GENERATION)
+    folder = copy_folder("transformers-gpt2", tmp_path, n_ctx=3, **GENERATION)
     (folder / "generation_config.json").unlink()
     search = GPT.from_pretrained(folder).config.search
     assert (search.num_beams, search.length_penalty, search.max_new_tokens) == (2, 0.5, 9)
     (folder / "generation_config.json").write_text('{"num_beams": 3}')  # config.json is ignored now
     search = GPT.from_pretrained(folder).config.search
     assert (search.num_beams, search.length_penalty, search.max_new_tokens) == (3, 1.0, 100)
-    ViT.from_pretrained(copied("huggingface-vit", tmp_path, **GENERATION))
+    ViT.from_pretrained(copy_folder("huggingface-vit", tmp_path, **GENERATION))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_generation_settings_in_an_old_config_are_read(tmp_path):
     ],
 )
 def test_dropout_rates_that_differ_are_a_warning(name, setting, tmp_path):
-    folder = copied(name, tmp_path, **{setting: 0.7})
+    folder = copy_folder(name, tmp_path, **{setting: 0.7})
     with pytest.warns(UserWarning, match=f"config.json: training uses {setting} 0.*, not 0.7"):
         model = class_of(name).from_pretrained(folder)
     expected = load_file(folder / "logits")["logits"]
@@ -140,7 +140,7 @@ def test_dropout_rates_that_differ_are_a_warning(name, setting, tmp_path):
 
 
 def test_a_classification_head_on_gpt2_is_refused(tmp_path):
-    folder = copied("transformers-gpt2", tmp_path)
+    folder = copy_folder("transformers-gpt2", tmp_path)
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"score.weight": np.ones((2, 8), "f")}, folder / "model.safetensors")
     message = "score.weight is a classification head, which GPT does not have"
@@ -149,7 +149,7 @@ def test_a_classification_head_on_gpt2_is_refused(tmp_path):
 
 
 def test_two_names_of_one_tensor_are_refused(tmp_path):
-    folder = copied("transformers-gpt2", tmp_path)
+    folder = copy_folder("transformers-gpt2", tmp_path)
     tensors = load_file(folder / "model.safetensors")
     tensors["wpe.weight"] = tensors["transformer.wpe.weight"]
     save_file(tensors, folder / "model.safetensors")
@@ -159,7 +159,7 @@ def test_two_names_of_one_tensor_are_refused(tmp_path):
 
 def test_bfloat16_is_read(tmp_path):
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    folder = copied("transformers-gpt2", tmp_path)
+    folder = copy_folder("transformers-gpt2", tmp_path)
     tensors = load_file(folder / "model.safetensors")
     tensors = {name: array.astype(ml_dtypes.bfloat16) for name, array in tensors.items()}
     save_file(tensors, folder / "model.safetensors")

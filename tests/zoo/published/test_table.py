@@ -21,7 +21,7 @@ def weights(shapes, seed=0):
     return {path: random.normal(size=shape) for path, shape in shapes.items()}
 
 
-def both_ways(rows, shapes, sizes=()):
+def check_both_ways(rows, shapes, sizes=()):
     """Writes random weights as published tensors, checks the round trip, returns the tensors."""
     ours = weights(shapes)
     entries, missing = table.match(rows, shapes.items(), dict(sizes))
@@ -36,7 +36,7 @@ def both_ways(rows, shapes, sizes=()):
 
 
 def test_a_fused_tensor_concatenates_its_parts():
-    ours, theirs = both_ways(FUSED, SHAPES)
+    ours, theirs = check_both_ways(FUSED, SHAPES)
     assert theirs.keys() == {"wte", "h.0.qkv.weight", "h.1.qkv.weight"}
     _, key, _ = np.split(theirs["h.1.qkv.weight"], 3, axis=-1)
     np.testing.assert_array_equal(ours["block_1/attention/key/kernel"], key.reshape(6, 2, 3))
@@ -46,14 +46,14 @@ def test_parts_of_a_fused_tensor_may_differ_in_size():
     rows = [("qkv.weight", "(n h k) d", "attention/{query|key|value}/kernel", "d h k")]
     shapes = {f"attention/{part}/kernel": (6, heads, 3) for part, heads in
               (("query", 4), ("key", 2), ("value", 2))}  # fmt: skip
-    ours, theirs = both_ways(rows, shapes)
+    ours, theirs = check_both_ways(rows, shapes)
     key = theirs["qkv.weight"][12:18]
     np.testing.assert_array_equal(ours["attention/key/kernel"], key.T.reshape(6, 2, 3))
 
 
 def test_patches_of_a_convolution_are_rows_of_a_matrix():
     rows = [("proj", "d c y x", "kernel", "(y x c) d"), ("cls", "1 1 d", "token", "1 d")]
-    ours, theirs = both_ways(rows, {"kernel": (48, 5), "token": (1, 5)}, {"y": 4, "x": 4})
+    ours, theirs = check_both_ways(rows, {"kernel": (48, 5), "token": (1, 5)}, {"y": 4, "x": 4})
     assert theirs["proj"].shape == (5, 3, 4, 4) and theirs["cls"].shape == (1, 1, 5)
     expected = theirs["proj"].transpose(0, 2, 3, 1).reshape(5, -1).T
     np.testing.assert_array_equal(ours["kernel"], expected)
