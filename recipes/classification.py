@@ -31,8 +31,8 @@ from .run import (
     Run,
     check_writable,
     draw_curve,
-    hold_folder,
     load,
+    lock_folder,
     save,
     save_average,
     show_progress,
@@ -86,7 +86,7 @@ class Settings(RunSettings):
     epochs: int = 30
 
 
-@hold_folder
+@lock_folder
 def train(settings, out, restart=False, say=print):
     """Train a ViT to classify images, or fine-tune a published one.
 
@@ -112,7 +112,7 @@ def train(settings, out, restart=False, say=print):
         model = begin(settings, images["train"].classes)
     config = model.config
     for split in images:
-        images[split] = load_small(images[split], config, settings.broken)
+        images[split] = decode_small(images[split], config, settings.broken)
 
     def batches(split, **options):
         return image_batches(
@@ -198,7 +198,7 @@ def read_labelled(data, split):
     return shapes(split) if data == SAMPLE else read_images(Path(data), split)
 
 
-def load_small(images, config, broken):
+def decode_small(images, config, broken):
     """Decodes ``images`` to an array of the model's size, if it is small and fits in memory."""
     height, width = config.image_size
     if config.channels * height * width * len(images) > IN_MEMORY or max(height, width) > 64:

@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar, Unpack
 from typer import Argument, Option
 
 from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Search, Split
-from .run import Run, draw_curve, hold_folder, load, save_average, show_progress
+from .run import Run, draw_curve, load, lock_folder, save_average, show_progress
 from .settings import SAMPLE, RunSettings, Schedule, option, read_settings
 
 
@@ -70,7 +70,7 @@ class Decoding(Search, total=False):
     ]
 
 
-@hold_folder
+@lock_folder
 def train(settings, out, restart=False, say=print):
     """Train a GPT on text, or fine-tune a published one.
 

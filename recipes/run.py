@@ -182,7 +182,7 @@ class Run:
         return checkpoints.history
 
 
-def hold_folder(train):
+def lock_folder(train):
     """Makes a recipe's ``train`` lock the run's folder: other processes cannot write to it.
 
     With several machines, the chief holds the lock.

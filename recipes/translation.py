@@ -43,7 +43,7 @@ from typing import Annotated, ClassVar, Literal, Unpack
 from typer import Argument, Option
 
 from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Search, Split
-from .run import Run, check_writable, draw_curve, hold_folder, load, save_average, show_progress
+from .run import Run, check_writable, draw_curve, load, lock_folder, save_average, show_progress
 from .settings import SAMPLE, RunSettings, option, read_settings
 
 VOCAB_SIZE = 8000  # the maximum, if the settings give no size
@@ -95,7 +95,7 @@ class Settings(RunSettings):
     )
 
 
-@hold_folder
+@lock_folder
 def train(settings, out, restart=False, say=print):
     """Train a translation model, by default from English to German, or fine-tune one.
 

@@ -51,7 +51,7 @@ class Score(NamedTuple):
     """The log-likelihood of a text, in nats, and its number of tokens.
 
     >>> score = polyhead.Score(log_likelihood=-12.0, tokens=4)
-    >>> round(np.exp(-score.log_likelihood / score.tokens), 2)  # perplexity
+    >>> round(float(np.exp(-score.log_likelihood / score.tokens)), 2)  # perplexity
     20.09
     """
 
@@ -240,7 +240,7 @@ class CausalLM(Pretrained):
         stop = self._stop(stop)
         search, sampling = self._settings(max_new_tokens, settings)
         if search.num_beams > 1:
-            raise ValueError(f"beams end together, so stream takes one: {search.num_beams}")
+            raise ValueError(f"stream does not support beam search: num_beams {search.num_beams}")
         [seed] = self._seeds(seed, 1)
         batch = self._batch(self._prompts([prompt], search.max_new_tokens, truncate), search, 1)
         sampler = sampling.sampler([seed] * len(batch[0]))

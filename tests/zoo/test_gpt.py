@@ -99,24 +99,24 @@ def test_it_overfits_one_batch():
 def test_batches_and_streams_equal_single_generations(gpt, settings):
     seeds = [11, 12, 13, 14]
     together = gpt.generate(PROMPTS, max_new_tokens=16, seed=seeds, **settings)
-    for prompt, seed, made in zip(PROMPTS, seeds, together, strict=True):
-        asked = dict(max_new_tokens=16, seed=seed, **settings)
-        assert gpt.generate(prompt, **{**asked, "seed": [seed]}) == made
-        assert "".join(gpt.stream(prompt, **asked)) == made
+    for prompt, seed, result in zip(PROMPTS, seeds, together, strict=True):
+        options = dict(max_new_tokens=16, seed=seed, **settings)
+        assert gpt.generate(prompt, **{**options, "seed": [seed]}) == result
+        assert "".join(gpt.stream(prompt, **options)) == result
     assert gpt.generate(PROMPTS, max_new_tokens=16, seed=11, **settings) == together
 
 
 @text
 def test_greedy_continuations_take_the_most_likely_tokens(gpt, tokenizer):
-    [made] = gpt.generate(PROMPTS[:1], max_new_tokens=12, temperature=0)
+    [result] = gpt.generate(PROMPTS[:1], max_new_tokens=12, temperature=0)
     tokens, total = tokenizer.encode(PROMPTS[:1]).to_list()[0], 0.0
     start = len(tokens)
     while len(tokens) < start + 12 and (len(tokens) == start or tokens[-1] != 0):
         gains = array(ops.log_softmax(gpt(np.array([tokens]))[0, -1]))
         tokens.append(int(gains.argmax()))
         total += float(gains.max())
-    assert made == tokenizer.text(tokens[start:]).decode("utf-8", "replace")
-    assert made.score == pytest.approx(total, abs=1e-3)
+    assert result == tokenizer.text(tokens[start:]).decode("utf-8", "replace")
+    assert result.score == pytest.approx(total, abs=1e-3)
 
 
 @text
@@ -138,7 +138,7 @@ def test_beam_search_finds_more_likely_texts(gpt):
     )
     for one, several in zip(greedy, wide, strict=True):
         assert several[0].score >= one.score - 1e-3
-        assert sorted(several, key=lambda made: -made.score) == several
+        assert sorted(several, key=lambda result: -result.score) == several
     alone = gpt.generate(PROMPTS[2:3], max_new_tokens=8, num_beams=4, length_penalty=0.0)
     assert alone == [wide[2][0]]
 
@@ -148,11 +148,11 @@ def test_a_stop_string_ends_the_text(gpt, monkeypatch, tmp_path):
     [whole] = gpt.generate(PROMPTS[:1], max_new_tokens=24, temperature=0)
     stop = whole[5:7]
     at = whole.find(stop)
-    for asked in (stop, [stop, "never there"]):
-        assert gpt.generate(PROMPTS[:1], max_new_tokens=24, temperature=0, stop=asked) == [
+    for strings in (stop, [stop, "never there"]):
+        assert gpt.generate(PROMPTS[:1], max_new_tokens=24, temperature=0, stop=strings) == [
             whole[:at]
         ]
-        pieces = list(gpt.stream(PROMPTS[0], max_new_tokens=24, temperature=0, stop=asked))
+        pieces = list(gpt.stream(PROMPTS[0], max_new_tokens=24, temperature=0, stop=strings))
         assert "".join(pieces) == whole[:at]
     monkeypatch.setattr(gpt, "config", dataclasses.replace(gpt.config, stop_strings=[stop]))
     settings = dict(max_new_tokens=24, temperature=0)
@@ -168,16 +168,16 @@ def test_a_stop_string_ends_the_text(gpt, monkeypatch, tmp_path):
 def test_stop_tokens_end_a_sequence(gpt, tokenizer):
     rows = tokenizer.encode(PROMPTS[:1]).to_list()
 
-    def made(**settings):
+    def search_tokens(**settings):
         search, _ = gpt._settings(12, settings)
         return array(gpt._run_search(gpt._batch(rows, search, 1), search, None).ended)[
             0, 0
         ].tolist()
 
-    free = made()
+    free = search_tokens()
     stop = free[4]
     at = free.index(stop)
-    assert made(stop_tokens=(299, stop)) == [*free[: at + 1], *[0] * (len(free) - at - 1)]
+    assert search_tokens(stop_tokens=(299, stop)) == [*free[: at + 1], *[0] * (len(free) - at - 1)]
 
 
 @text
@@ -204,9 +204,9 @@ def test_prompts_beyond_the_context_are_refused_or_truncated(gpt):
     with pytest.raises(ValueError, match="fewer tokens than the context of 64.*prompt 1 has"):
         gpt.generate(["a", long], max_new_tokens=8)
     with pytest.warns(UserWarning, match="1 of 2 prompts were truncated to their last 56 tokens"):
-        made = gpt.generate(["a", long], max_new_tokens=8, truncate=True, temperature=0)
+        result = gpt.generate(["a", long], max_new_tokens=8, truncate=True, temperature=0)
     [short] = gpt.generate(["a"], max_new_tokens=8, temperature=0)
-    assert made[0] == short and made[1]
+    assert result[0] == short and result[1]
     search, _ = gpt._settings(500, {})
     assert gpt._batch([[5] * 60, [5]], search, 2)[2].tolist() == [4, 63]  # ends with the context
 
@@ -250,54 +250,62 @@ def test_the_score_of_a_text_is_the_sum_of_its_tokens(gpt, tokenizer):
 
 @text
 def test_bad_arguments_are_refused(gpt):
-    ask = gpt.generate
+    generate = gpt.generate
     for error, message, call in (
         (
             TypeError,
             r"not a setting of Search or Sampling: \['heat'\]",
-            lambda: ask([], heat=1),
+            lambda: generate([], heat=1),
         ),
-        (ValueError, "top_k must be a positive integer", lambda: ask(["a"], top_k=-1)),
-        (ValueError, "beam search does not sample", lambda: ask(["a"], num_beams=2, top_k=3)),
+        (ValueError, "top_k must be a positive integer", lambda: generate(["a"], top_k=-1)),
+        (ValueError, "beam search does not sample", lambda: generate(["a"], num_beams=2, top_k=3)),
         (
             ValueError,
             "num_return_sequences must be a positive",
-            lambda: ask(["a"], num_return_sequences=0),
+            lambda: generate(["a"], num_return_sequences=0),
         ),
         (
             ValueError,
             "at most num_beams: 5, 2",
-            lambda: ask(["a"], num_return_sequences=5, num_beams=2),
+            lambda: generate(["a"], num_return_sequences=5, num_beams=2),
         ),
         (
             ValueError,
             "a seed for each continuation: 3, 1",
-            lambda: ask(["a"], seed=[1] * 3),
+            lambda: generate(["a"], seed=[1] * 3),
         ),
         (
             ValueError,
             "max_new_tokens must be a positive",
-            lambda: ask(["a"], max_new_tokens=0),
+            lambda: generate(["a"], max_new_tokens=0),
         ),
         (
             TypeError,
             "generate takes a string or a list of them: prompt 1 is None",
-            lambda: ask(["a", None]),
+            lambda: generate(["a", None]),
         ),
         (
             TypeError,
             "score takes a string or a list of them: text 1 is 5",
             lambda: gpt.score(["a", 5]),
         ),
-        (ValueError, "stop string must have at least one character", lambda: ask(["a"], stop="")),
-        (ValueError, "must have at least one character", lambda: ask(["a"], stop=["x", ""])),
+        (
+            ValueError,
+            "stop string must have at least one character",
+            lambda: generate(["a"], stop=""),
+        ),
+        (ValueError, "must have at least one character", lambda: generate(["a"], stop=["x", ""])),
         (ValueError, "stop string must have", lambda: gpt.stream("a", stop=[""])),
-        (ValueError, "batch_size must be a positive integer: 0", lambda: ask(["a"], batch_size=0)),
-        (ValueError, "a seed must be an integer: 1.5", lambda: ask(["a"], seed=1.5)),
+        (
+            ValueError,
+            "batch_size must be a positive integer: 0",
+            lambda: generate(["a"], batch_size=0),
+        ),
+        (ValueError, "a seed must be an integer: 1.5", lambda: generate(["a"], seed=1.5)),
         (
             ValueError,
             "at most the vocabulary's size, 300: 400",
-            lambda: ask(["a"], num_beams=400),
+            lambda: generate(["a"], num_beams=400),
         ),
         (TypeError, "stream takes a string: list", lambda: list(gpt.stream(["a"]))),
         (ValueError, "generate needs a tokenizer", lambda: GPT(GPTConfig(**SIZES)).generate(["a"])),
@@ -403,8 +411,8 @@ def test_greedy_text_matches_hugging_face_for_200_tokens(tokenizer, tmp_path):
     import torch
 
     prompts = ["The dog", "A man in a red coat"]
-    made = ours.generate(prompts, max_new_tokens=200, temperature=0)
-    for prompt, found in zip(prompts, made, strict=True):
+    result = ours.generate(prompts, max_new_tokens=200, temperature=0)
+    for prompt, found in zip(prompts, result, strict=True):
         tokens = torch.tensor(tokenizer.encode([prompt]).to_list())
         options = dict(do_sample=False, max_new_tokens=200, pad_token_id=0)
         ids = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
@@ -420,7 +428,9 @@ def test_the_repetition_penalty_matches_hugging_face(penalty, tokenizer, tmp_pat
     ours = GPT.from_pretrained(tmp_path)
     import torch
 
-    [made] = ours.generate(["A dog"], max_new_tokens=40, temperature=0, repetition_penalty=penalty)
+    [result] = ours.generate(
+        ["A dog"], max_new_tokens=40, temperature=0, repetition_penalty=penalty
+    )
     tokens = torch.tensor(tokenizer.encode(["A dog"]).to_list())
     ids = theirs.generate(
         tokens,
@@ -431,7 +441,7 @@ def test_the_repetition_penalty_matches_hugging_face(penalty, tokenizer, tmp_pat
         pad_token_id=0,
     )
     expected = tokenizer.text(ids[0, tokens.shape[1] :].tolist())
-    assert made == expected.decode("utf-8", "replace")
+    assert result == expected.decode("utf-8", "replace")
 
 
 @text
@@ -446,13 +456,13 @@ def test_no_repeat_ngrams_and_min_new_tokens_match_hugging_face(tokenizer, tmp_p
 
     prompt = "A dog and a dog and"  # its bigrams must not be repeated
     for beams in (1, 2):
-        [made] = ours.generate([prompt], max_new_tokens=30, num_beams=beams)
+        [result] = ours.generate([prompt], max_new_tokens=30, num_beams=beams)
         tokens = torch.tensor(tokenizer.ragged([prompt]).to_list())
         options = {**settings, "num_beams": beams, "max_new_tokens": 30, "do_sample": False}
         mask = torch.ones_like(tokens)
         ids = theirs.generate(tokens, attention_mask=mask, pad_token_id=0, **options)
         expected = tokenizer.text(ids[0, tokens.shape[1] :].tolist())
-        assert made == expected.decode("utf-8", "replace")
+        assert result == expected.decode("utf-8", "replace")
 
 
 @text
@@ -462,12 +472,12 @@ def test_beam_search_matches_hugging_face(tokenizer, tmp_path):
     ours = GPT.from_pretrained(tmp_path)
     import torch
 
-    [made] = ours.generate(["A dog"], max_new_tokens=24, num_beams=4, length_penalty=1.0)
+    [result] = ours.generate(["A dog"], max_new_tokens=24, num_beams=4, length_penalty=1.0)
     tokens = torch.tensor(tokenizer.encode(["A dog"]).to_list())
     options = dict(num_beams=4, length_penalty=1.0, max_new_tokens=24, do_sample=False)
     ids = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), pad_token_id=0, **options)
     expected = tokenizer.text(ids[0, tokens.shape[1] :].tolist())
-    assert made == expected.decode("utf-8", "replace")
+    assert result == expected.decode("utf-8", "replace")
 
 
 def test_shards_and_pickled_tensors_are_read(tmp_path):
@@ -600,10 +610,10 @@ def test_invalid_checkpoints_are_refused_and_named(tmp_path):
 def test_a_name_that_is_not_a_folder_is_loaded_from_the_hub(monkeypatch, tmp_path):
     hub = pytest.importorskip("huggingface_hub", reason="EXTRAS=hub")
     theirs = save_published(tmp_path / "fetched")
-    asked = []
+    requested = []
 
     def snapshot_download(name, allow_patterns):
-        asked.append(name)
+        requested.append(name)
         if name == "no/such":
             raise OSError("no network")
         return str(tmp_path / "fetched")
@@ -614,7 +624,7 @@ def test_a_name_that_is_not_a_folder_is_loaded_from_the_hub(monkeypatch, tmp_pat
         GPT.from_pretrained("no/such")
     with pytest.raises(FileNotFoundError, match="holds no model"):
         GPT.from_pretrained("../no such folder")
-    assert asked == ["somebody/gpt2", "no/such"]
+    assert requested == ["somebody/gpt2", "no/such"]
 
 
 @text
@@ -626,9 +636,9 @@ def test_padding_rows_of_the_embedding_are_never_generated(gpt, tokenizer):
         v.assign(rows if v.shape[0] == 310 else w)
     for settings in (dict(temperature=0), dict(seed=3), dict(num_beams=3)):
         settings |= {"max_new_tokens": 8, "scores": True}
-        made, expected = (m.generate(["The dog", "A"], **settings) for m in (padded, gpt))
-        assert [one.text for one in made] == [one.text for one in expected]
-        assert [one.score for one in made] == pytest.approx([one.score for one in expected], 1e-4)
+        result, expected = (m.generate(["The dog", "A"], **settings) for m in (padded, gpt))
+        assert [one.text for one in result] == [one.text for one in expected]
+        assert [one.score for one in result] == pytest.approx([one.score for one in expected], 1e-4)
     smaller = dataclasses.replace(gpt.config, vocab_size=299)
     with pytest.raises(ValueError, match="one vocabulary: vocab_size 300 and 299"):
         GPT(smaller, tokenizer)

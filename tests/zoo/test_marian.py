@@ -69,7 +69,7 @@ def separate(vocabulary, tmp_path_factory):
 def save_published(folder, vocabulary, generation=(), tokenizer=True, ends=7.0, **overrides):
     """A Marian with random weights, saved by Hugging Face's library to ``folder``.
 
-    ``ends`` is added to the logit of the end token, lest sentences never end, or at once.
+    ``ends`` is added to the logit of the end token, so that sentences end, but not at once.
     """
     source, size = vocabulary
     torch.manual_seed(0)
@@ -197,8 +197,8 @@ def test_tokenization_matches_the_reference(vocabulary, sample):
     theirs = transformers.MarianTokenizer.from_pretrained(folder)
     random = np.random.default_rng(0)
     letters = list("ab <>-ßé日🐻▁\u200d\t.") + ["the ", "dog"]
-    drawn = ["".join(random.choice(letters, 12)) for _ in range(100)]
-    texts = TEXTS + drawn + sample.sources[:50]
+    random_texts = ["".join(random.choice(letters, 12)) for _ in range(100)]
+    texts = TEXTS + random_texts + sample.sources[:50]
     rows = ours.encode(texts).to_list()
     assert rows == [theirs(text)["input_ids"] for text in texts]
     targets = ours.encode(sample.targets[:50], target=True)
@@ -278,11 +278,11 @@ def test_it_is_saved_exported_and_trained_like_other_models(vocabulary, sample, 
     texts = sample.sources[:3]
     assert again.translate(texts) == model.translate(texts)
     version = model.export(tmp_path / "export")
-    asked = subprocess.run(
+    answer = subprocess.run(
         [sys.executable, "-m", "polyhead.serving.loader", "--signature", "beam", version, *texts],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    served = [translations[0] for translations in json.loads(asked.stdout)["text"]]
+    served = [translations[0] for translations in json.loads(answer.stdout)["text"]]
     assert served == model.translate(texts)
     pairs = ParallelText(sample.sources[:64], sample.targets[:64])
     model.compile(jit_compile=False)

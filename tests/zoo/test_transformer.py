@@ -227,16 +227,16 @@ def test_caches_grow_for_long_translations(model, sample):
 
 @text
 def test_search_length_and_batch_size_are_limited(model, monkeypatch):
-    asked = []
+    calls = []
 
     def found(self, batch, search):
-        asked.append((len(batch), search.max_new_tokens))
+        calls.append((len(batch), search.max_new_tokens))
         return np.full((len(batch), 1, 1), 2), np.zeros((len(batch), 1))
 
     monkeypatch.setattr(type(model), "_run_search", found)
     model.translate(["A dog", "A cat"], max_new_tokens=10**6, batch_size=10**6)
     model.translate(["A dog", "A cat"], max_new_tokens=np.int64(7), batch_size=np.int32(8))
-    assert asked == [(32, 2 * 64 + 10), (8, 7)]
+    assert calls == [(32, 2 * 64 + 10), (8, 7)]
 
 
 @text

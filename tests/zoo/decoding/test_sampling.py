@@ -86,11 +86,11 @@ def test_sample_frequencies_match_the_filtered_softmax(settings):
     scaled = logits / settings.get("temperature", 1.0)
     filters = {k: v for k, v in settings.items() if k != "temperature"}
     expected = softmax(np.where(kept(scaled[None], **filters)[0], scaled, -1e9))
-    drawn = frequencies(logits, count, **settings)
-    assert not drawn[expected == 0].any()
+    sampled = frequencies(logits, count, **settings)
+    assert not sampled[expected == 0].any()
     # chi-squared: below its 99.99th percentile for this many degrees of freedom
     likely = expected > 0
-    distance = (count * (drawn - expected)[likely] ** 2 / expected[likely]).sum()
+    distance = (count * (sampled - expected)[likely] ** 2 / expected[likely]).sum()
     degrees = likely.sum() - 1
     assert distance < degrees + 4 * np.sqrt(2 * degrees) + 10
 
@@ -124,9 +124,9 @@ def test_each_row_has_its_own_settings():
         top_p=np.ones(3, "float32"),
         min_p=np.zeros(3, "float32"),
     )
-    likeliest = logits[0].argmax()
+    most_likely = logits[0].argmax()
     tokens = [array(sampler(logits, np.zeros((3, 1), "int32"), step)) for step in range(40)]
-    assert all(row[0] == row[1] == likeliest for row in tokens)
+    assert all(row[0] == row[1] == most_likely for row in tokens)
     assert len({int(row[2]) for row in tokens}) > 5
 
 
