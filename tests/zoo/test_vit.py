@@ -374,7 +374,7 @@ class TestHuggingFace:
         for said, message in (
             ({"do_rescale": False}, "do_rescale must be True: False"),
             ({"size": {"shortest_edge": 40}}, "size must be a height and a width"),
-            ({"size": 20, **cut}, "size must be a size from which"),
+            ({"size": 20, **cut}, "size must be at least crop_size"),
             ({"size": {"height": 40, "width": 50}, **cut}, "crop_size must be of the aspect ratio"),
             ({"size": "large"}, "size must be a number, a height and a width"),
             ({"size": {"shortest_edge": 40, "longest_edge": 50}, **cut}, "size must be a number"),

@@ -6,8 +6,8 @@ from .search import GREEDY, Found, Search, State, advance, begin, is_possible
 
 __all__ = [
     "GREEDY",
-    "Sampler",
     "Found",
+    "Sampler",
     "Sampling",
     "ScatterCache",
     "Search",
