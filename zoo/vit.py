@@ -84,7 +84,7 @@ class ViTConfig:
             values = getattr(self, name)
             if type(values) is not tuple or len(values) not in (1, self.channels):
                 raise ValueError(
-                    f"{name} must be of {self.channels} channels, or one for all: {values}"
+                    f"{name} must have {self.channels} values (channels), or one: {values}"
                 )
         check_real(
             self, "mean", lambda mean: 0 <= mean <= HUGE, "finite and not negative", several=True

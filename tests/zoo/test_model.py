@@ -444,7 +444,7 @@ SIZES = [
     ("gpt2", dict(n_inner=10**9), "c_fc.weight has shape"),
     ("ViT", dict(num_layers=10**9), r"lacks \['block_999999999/"),
     ("ViT", dict(image_size=40_000), "positions/embeddings has shape"),
-    ("ViT", dict(channels=10**9, mean=[0, 0, 1]), "mean must be of 1000000000 channels"),
+    ("ViT", dict(channels=10**9, mean=[0, 0, 1]), "mean must have 1000000000 values"),
     ("ViT", dict(channels=10**9, mean=[0.5], std=[0.5]), "projection/kernel has shape"),
     ("ViT", dict(num_classes=10**9), "head/kernel has shape"),
     ("vit", dict(num_hidden_layers=10**9), r"lacks \['vit.encoder.layer.999999999"),
