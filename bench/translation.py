@@ -91,7 +91,7 @@ def ours(folder, beams, batch):
     search, source = dataclasses.replace(model.config.search, num_beams=beams), sources(batch)
 
     def call():
-        tokens, _ = model._found(source, search)
+        tokens, _ = model._run_search(source, search)
         assert np.all(tokens[:, 0, TOKENS - 1] != model.config.pad_id)
 
     return timed(call)

@@ -1,7 +1,7 @@
 """Transformers for Keras 3 on TensorFlow: `polyhead.load`, `polyhead.GPT`, `polyhead.layers` ...
 
-Public names and subpackages are imported when they are first used, so that ``import polyhead``
-imports neither Keras nor TensorFlow.
+Public names and subpackages are imported on first use: ``import polyhead`` imports neither Keras
+nor TensorFlow.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from . import quiet  # noqa: F401  (before Keras and TensorFlow)
 __version__ = "0.1.0"
 
 SUBPACKAGES = ("data", "layers", "recipes", "serving", "training", "zoo")
-# The modules that public names are imported from. `__init__.pyi` tells type checkers the same.
+# The modules of the public names. `__init__.pyi` declares the same for type checkers.
 PUBLIC = {
     "zoo": (
         "Alignment",

@@ -1,12 +1,11 @@
 """Hides TensorFlow's log lines, unless the user sets TF_CPP_MIN_LOG_LEVEL.
 
-Importing this module is enough. TensorFlow honours the variable, except for the lines that its
-libraries write while they are loaded. Those are filtered here, wherever ``import tensorflow``
-stands. ``import polyhead`` imports this module first, and so does every import of a module in it;
-it imports neither Keras nor TensorFlow itself.
+Importing this module is enough; ``import polyhead`` does it first. TensorFlow respects the
+variable, except for the lines that its libraries write while they are loaded. This module filters
+those lines from the first ``import tensorflow``. It imports neither Keras nor TensorFlow itself.
 
-Where the process dies while it imports TensorFlow, nothing is shown: set TF_CPP_MIN_LOG_LEVEL=0 to
-see why.
+If the process dies while it imports TensorFlow, no line is shown: set TF_CPP_MIN_LOG_LEVEL=0 to
+see the reason.
 """
 
 import contextlib
@@ -21,14 +20,14 @@ from collections.abc import Iterator
 VARIABLE = "TF_CPP_MIN_LOG_LEVEL"  # 0: everything, 1: no INFO, 2: no WARNING, 3: no ERROR
 LINE = re.compile(rb"(?:[\d-]+ [\d:.]+: )?([IWEF])(?:\d{4} [\d:.]+ +\d+ \S+\]| \S+\])")
 HEADER = b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR"
-LOCK = threading.RLock()  # standard error is the process's
+LOCK = threading.RLock()  # all threads share standard error
 
 
 @contextlib.contextmanager
 def filtered_stderr() -> Iterator[None]:
-    """Within it the process's standard error loses the log lines that the variable excludes.
+    """Removes the log lines that the variable excludes from standard error, within a block.
 
-    What libraries write reaches the screen at the end of the block, lines of other kinds included.
+    All other lines reach the screen at the end of the block.
     """
     level = os.environ.get(VARIABLE, "")
     excluded = b"IWE"[: int(level)] if level.isdecimal() else b""
@@ -52,29 +51,29 @@ def filtered_stderr() -> Iterator[None]:
                 sys.stderr.flush()
             os.dup2(screen, 2)
             held.seek(0)
-            with contextlib.suppress(OSError):  # nobody reads standard error
+            with contextlib.suppress(OSError):  # standard error is closed
                 for line in held:
-                    found = LINE.match(line)
-                    if not (line.startswith(HEADER) or found and found[1] in excluded):
+                    match = LINE.match(line)
+                    if not (line.startswith(HEADER) or match and match[1] in excluded):
                         os.write(2, line)
 
 
 class QuietTensorFlow(importlib.abc.MetaPathFinder):
-    """Finds tensorflow as the other finders do, and filters what its import writes."""
+    """Finds tensorflow with the other finders, and filters the output of its import."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "tensorflow":
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
-        found = (finder.find_spec(name, path, target) for finder in others)
-        if (spec := next(filter(None, found), None)) and spec.loader:
+        specs = (finder.find_spec(name, path, target) for finder in others)
+        if (spec := next(filter(None, specs), None)) and spec.loader:
             execute = spec.loader.exec_module
 
-            def quietly(module):
+            def execute_quietly(module):
                 with filtered_stderr():
                     execute(module)
 
-            spec.loader.exec_module = quietly
+            spec.loader.exec_module = execute_quietly
         return spec
 
 

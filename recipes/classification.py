@@ -1,7 +1,7 @@
-"""Classification: images in, a trained ViT, its accuracy, its export.
+"""Image classification with ViT: train, evaluate, classify and export.
 
-CIFAR-10 from nothing, on 2 cores of an AMD EPYC with AVX-512 (2026-11-25): 82.94% of the test
-images after 29 minutes, 82.4% of the 5,000 training images kept for validation.
+CIFAR-10 from scratch, on 2 cores of an AMD EPYC with AVX-512 (2026-11-25): 82.94% accuracy on the
+test images after 29 minutes, 82.4% on the 5,000 training images held out for validation.
 
     polyhead train classification --data cifar10 --preset nano-4 --optimizer muon \\
         --stochastic-depth 0 --peak 2e-3 --warmup 700 --epochs 21 --out RUN
@@ -27,10 +27,19 @@ from .options import (
     RunFolder,
     Split,
 )
-from .run import Run, draw_curve, exclusive, load, save, save_average, shown, writable
+from .run import (
+    Run,
+    check_writable,
+    draw_curve,
+    load,
+    lock_folder,
+    save,
+    save_average,
+    show_progress,
+)
 from .settings import SAMPLE, RunSettings, Schedule, option, read_settings
 
-IN_MEMORY = 2**31  # bytes of pixels; larger sets are decoded again each epoch
+IN_MEMORY = 2**31  # bytes of pixels; larger data sets are decoded in every epoch
 
 Broken = Literal["refuse", "skip"]
 
@@ -44,19 +53,19 @@ class Settings(RunSettings):
 
     data: str = option(
         SAMPLE,
-        "A folder with a folder per class, or with train, val and test that each have one; or "
-        "TFRecords train*, val*, test* (features image, label) with labels.txt; or 'sample', "
-        "shapes drawn by polyhead. Without val, a tenth of train is kept for it.",
+        "A folder with a subfolder per class; or with train, val and test, each with a subfolder "
+        "per class; or TFRecords train*, val*, test* (features image, label) with labels.txt; or "
+        "'sample', shapes drawn by polyhead. Without val, a tenth of train is held out.",
         metavar="DIR|sample",
     )
     preset: str = option(
         "lite-4",
         "Size of the model: nano-4 or lite-4 for images of 32 pixels; ti-16, s-16, s-32, b-16, "
-        "b-32, l-16, h-14 for 224 pixels (the number is the side of a patch).",
+        "b-32, l-16, h-14 for 224 pixels (the number is the patch size).",
     )
     pretrained: str | None = option(
         None,
-        "Start from the weights of this model or run with a new head, not from a preset.",
+        "Fine-tune this model or run, with a new head, instead of training a preset.",
         metavar="DIR|NAME",
     )
     image_size: int | None = option(None, "Side in pixels. Default: the model's.")
@@ -64,9 +73,9 @@ class Settings(RunSettings):
     augment: Literal["none", "light", "strong"] = option(
         "light", "light: crops and flips; strong: RandAugment too."
     )
-    mix: bool = option(False, "Mix the images of a batch: MixUp and CutMix in turn.")
+    mix: bool = option(False, "Mix the images of a batch: MixUp and CutMix alternately.")
     broken: Broken = option(
-        "refuse", "Stop at an image that cannot be decoded, or skip it; it is named."
+        "refuse", "Stop at an image that cannot be decoded, or skip it; its name is shown."
     )
     stochastic_depth: float = option(0.1, "Stochastic depth: drop rate of the last block.")
     label_smoothing: float = option(0.1, "Label smoothing (Szegedy et al. 2016, section 7).")
@@ -77,7 +86,7 @@ class Settings(RunSettings):
     epochs: int = 30
 
 
-@exclusive
+@lock_folder
 def train(settings, out, restart=False, say=print):
     """Train a ViT to classify images, or fine-tune a published one.
 
@@ -95,15 +104,15 @@ def train(settings, out, restart=False, say=print):
 
     run = Run(settings, out, restart, say)
     settings = run.settings
-    images = {split: labelled(settings.data, split) for split in ("train", "val")}
+    images = {split: read_labelled(settings.data, split) for split in ("train", "val")}
     if images["val"].classes != images["train"].classes:
-        raise ValueError(f"{settings.data}: train and val are of different classes")
+        raise ValueError(f"{settings.data}: train and val have different classes")
     say(f"{len(images['train']):,} images of {len(images['train'].classes)} classes")
     with run.devices.scope():
         model = begin(settings, images["train"].classes)
     config = model.config
     for split in images:
-        images[split] = loaded(images[split], config, settings.broken)
+        images[split] = decode_small(images[split], config, settings.broken)
 
     def batches(split, **options):
         return image_batches(
@@ -116,9 +125,9 @@ def train(settings, out, restart=False, say=print):
             **options,
         )
 
-    drawn = {"augment": settings.augment if settings.augment != "none" else None}
-    drawn |= {"mix": settings.mix} | (config.fit if drawn["augment"] is None else {})
-    per_epoch = len(batches("train", **drawn))
+    augmented = {"augment": settings.augment if settings.augment != "none" else None}
+    augmented |= {"mix": settings.mix} | (config.fit if augmented["augment"] is None else {})
+    per_epoch = len(batches("train", **augmented))
     with run.devices.scope():
         optimizer = run.optimizer(
             keras.optimizers.AdamW,
@@ -132,10 +141,10 @@ def train(settings, out, restart=False, say=print):
         )
         accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
         model.compile(optimizer, loss, [accuracy], remat=settings.remat)
-    with by_name():
+    with naming_images():
         return run.fit(
             model,
-            lambda update: batches("train", start=update, **drawn),
+            lambda update: batches("train", start=update, **augmented),
             batches("val", shuffle=False, **config.fit),
             per_epoch,
             "val_accuracy",
@@ -147,20 +156,20 @@ def train(settings, out, restart=False, say=print):
 
 
 @contextlib.contextmanager
-def by_name():
+def naming_images():
     """Turns TensorFlow's error about a broken image into a ValueError that names the image."""
     import tensorflow as tf
 
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        if (found := re.search(r"ValueError: (.* cannot be read: .*)", str(error))) is None:
+        if (match := re.search(r"ValueError: (.* cannot be read: .*)", str(error))) is None:
             raise
-        raise ValueError(f"{found[1]} (--broken skip leaves it out)") from None
+        raise ValueError(f"{match[1]} (--broken skip leaves it out)") from None
 
 
 def begin(settings, classes):
-    """The model to train: a preset, or published weights."""
+    """Builds the model to train: a preset, or a pretrained model."""
     from ..zoo import ViT
 
     overrides = {"stochastic_depth": settings.stochastic_depth}
@@ -175,27 +184,27 @@ def begin(settings, classes):
             settings.preset, num_classes=len(classes), class_names=classes, **overrides
         )
     if model.config.channels not in (1, 3):
-        raise ValueError(f"a model of 1 or 3 channels is trained, not {model.config.channels}")
+        raise ValueError(f"the model must have 1 or 3 channels: {model.config.channels}")
     if settings.freeze:
         model.freeze(settings.freeze)
     return model
 
 
-def labelled(data, split):
-    """The images of a split of a run's data."""
+def read_labelled(data, split):
+    """Reads the images of a split of a run's data."""
     from ..data import read_images
     from ..data.shapes import shapes
 
     return shapes(split) if data == SAMPLE else read_images(Path(data), split)
 
 
-def loaded(images, config, broken):
-    """``images`` as an array of the model's size, if that is small and they fit in memory."""
+def decode_small(images, config, broken):
+    """Decodes ``images`` to an array of the model's size, if it is small and fits in memory."""
     height, width = config.image_size
     if config.channels * height * width * len(images) > IN_MEMORY or max(height, width) > 64:
         return images
     return images.pixels(
-        config.image_size, broken, shown("decoding"), channels=config.channels, **config.fit
+        config.image_size, broken, show_progress("decoding"), channels=config.channels, **config.fit
     )
 
 
@@ -212,25 +221,25 @@ def evaluate(
     batch_size=64,
     say=print,
 ):
-    """How well a run's best model classifies a split of its data, "val" by default.
+    """Evaluates a run's best model on a split of its data, "val" by default.
 
     Returns:
-        a dict: ``accuracy`` and ``top5``, shares of the ``images``, a number, and ``confusion``
-        (K, K), how many of each of the ``classes`` (row) were taken for each (column).
+        a dict: the top-1 ``accuracy``, the top-5 accuracy ``top5``, the number of ``images``, the
+        ``confusion`` matrix (true class, predicted class) of counts, and its ``classes``.
 
     Raises:
-        ValueError: the images are of other classes, or one is ``broken`` and not to be skipped.
+        ValueError: the images have other classes, or cannot be decoded and ``broken`` is "refuse".
     """
     import numpy as np
 
     from ..data import image_batches
 
-    writable(confusion)
+    check_writable(confusion)
     settings, model, split = read_settings(run), load(run), split or "val"
-    images = labelled(data or settings.data, split)
+    images = read_labelled(data or settings.data, split)
     c = model.config
     if images.classes != c.class_names:
-        raise ValueError(f"the images are of other classes than the model: {images.classes[:5]}")
+        raise ValueError(f"the images have other classes than the model: {images.classes[:5]}")
     batches = image_batches(
         images,
         c.image_size,
@@ -241,8 +250,8 @@ def evaluate(
         **c.fit,
     )
     counts, hits, total = np.zeros((c.num_classes,) * 2, int), 0, 0
-    with by_name():
-        for pixels, labels, weight in shown("evaluating")(batches):
+    with naming_images():
+        for pixels, labels, weight in show_progress("evaluating")(batches):
             logits = model.predict_on_batch(pixels)
             chosen = weight.numpy() > 0
             ranked, label = np.argsort(-logits, axis=1), labels.numpy().argmax(1)
@@ -250,7 +259,7 @@ def evaluate(
             hits += (ranked[:, :5] == label[:, None]).any(1)[chosen].sum()
             total += chosen.sum()
     if not total:
-        raise ValueError(f"of {len(images)} images none can be decoded")
+        raise ValueError(f"none of the {len(images)} images can be decoded")
     score = {
         "accuracy": counts.trace() / total,
         "top5": hits / total,
@@ -268,7 +277,7 @@ def evaluate(
 
 
 def average(run: RunFolder, last: Last = 10, say=print):
-    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and scores it."""
+    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
     save_average(run, last, evaluate, say)
 
 
@@ -281,14 +290,14 @@ def classify(
     ] = None,
     max_pixels: MaxPixels = None,
 ):
-    """Classify images: a line for each class, with the file and the probability."""
+    """Classify images: prints a line per class, with the file and the probability."""
     if not inputs:
         raise ValueError("pass at least one image file")
     if explain is not None and len(inputs) != 1:
         raise ValueError(f"--explain takes one image: {len(inputs)} given")
-    writable(explain)
+    check_writable(explain)
     model = load(run)
-    for start in shown("classifying")(range(0, len(inputs), 16)):
+    for start in show_progress("classifying")(range(0, len(inputs), 16)):
         names = inputs[start : start + 16]
         found = model.classify(names, top=top, max_pixels=max_pixels)
         for name, classes in zip(names, found, strict=True):
@@ -305,12 +314,12 @@ def export(
     top: Annotated[int | None, Option(help="Number of classes per image. Default: 5.")] = None,
     max_pixels: MaxPixels = None,
 ):
-    """Writes a run's best model for TensorFlow Serving, or in another ``format``."""
+    """Exports a run's best model for TensorFlow Serving, or in another ``format``."""
     print(load(run).export(folder, format=format, top=top, max_pixels=max_pixels))
 
 
 def draw_confusion(confusion, classes, path):
-    """Which classes (rows) were taken for which (columns), as a picture."""
+    """Draws a confusion matrix: true classes are rows, predicted classes are columns."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -318,8 +327,8 @@ def draw_confusion(confusion, classes, path):
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the row")
-    axes.set(xlabel="taken for", ylabel="class")
+    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="fraction of the row")
+    axes.set(xlabel="predicted class", ylabel="true class")
     if len(classes) <= 60:
         places = range(len(classes))
         axes.set_xticks(places, classes, rotation=90)
@@ -333,7 +342,7 @@ def draw_confusion(confusion, classes, path):
 
 
 def draw_rollout(model, image, path):
-    """An image beside where the model looks in it: attention rollout over it."""
+    """Draws an image, and beside it the image with its attention rollout."""
     from matplotlib.figure import Figure
 
     pixels = model.pixels(image)

@@ -1,4 +1,4 @@
-"""The `polyhead` command, made of the recipes. Heavy imports happen inside: --help is instant."""
+"""The `polyhead` command, built from the recipes. Heavy imports are deferred for a fast --help."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from . import classification, generation, translation
 from .diversify import diversify
 from .options import add_command, add_verb, argument, arguments
 from .run import task_of
-from .settings import VERBS, options, read_settings, settings_in
+from .settings import VERBS, load_settings, options, read_settings
 
 RECIPES = {recipe.Settings.task: recipe for recipe in (translation, generation, classification)}
 
@@ -52,7 +52,7 @@ def everywhere(
 
 @contextlib.contextmanager
 def resumable(start):
-    """Within it Ctrl-C says how to resume."""
+    """Makes Ctrl-C within a block print how to resume."""
     try:
         yield
     except KeyboardInterrupt:
@@ -70,7 +70,7 @@ def add_train(task, recipe):
         out, restart = given.pop("out"), given.pop("restart", False)
         settings = recipe.Settings()
         if file := given.pop("config", None):
-            settings = settings_in(file)
+            settings = load_settings(file)
             if settings.task != task:
                 raise ValueError(f"{file} has settings of {settings.task}, not of {task}")
         with resumable("the last checkpoint"):
@@ -135,7 +135,7 @@ add_verb(
     "predict",
     verbs,
     task_of,
-    "Translate sentences, continue text or classify images: what the run was trained for.",
+    "Translate sentences, continue text or classify images, according to the run's task.",
     inputs=Annotated[
         list[str] | None,
         typer.Argument(metavar="TEXT|IMAGE ...", help="Sentences, prompts or image files."),
@@ -148,7 +148,7 @@ add_command(app, "diversify", arguments(diversify), run_diversify, diversify.__d
 
 @app.command()
 def models():
-    """List the models: the formats that they load, and the presets with their parameters."""
+    """List the models with the formats that they load, and the presets with their parameters."""
     zoo = importlib.import_module("..zoo", __package__)
     for model in (getattr(zoo, name) for name in zoo.__all__):
         if not hasattr(model, "PRESETS"):
@@ -188,7 +188,7 @@ def main():
 
 
 def flush():
-    """Flushes standard output. A pipe that its reader has closed, as head does, is no error."""
+    """Flushes standard output. A pipe that its reader (such as head) has closed is not an error."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -1,6 +1,6 @@
-"""Data diversification (Nguyen et al. 2020): more training pairs, by translation.
+"""Data diversification (Nguyen et al. 2020): augment parallel text with translations.
 
-Train a model for each direction, add their translations of the training data, train on the result:
+Train a model for each direction, add their translations of the training data, and train on both:
 
     polyhead train translation --source en --target de --data DIR --out EN-DE
     polyhead train translation --source de --target en --data DIR --out DE-EN
@@ -17,11 +17,11 @@ from typing import Annotated, Unpack
 from typer import Argument, Option
 
 from .options import Search
-from .run import load, model_folder, shown
+from .run import load, model_folder, show_progress
 from .settings import read_settings
 from .translation import Settings, read
 
-MADE = "made"  # the subfolder of translations
+MADE = "made"  # subfolder of the translations
 CHUNK = 4096  # sentences per saved file of translations
 
 
@@ -65,15 +65,15 @@ def diversify(
     from ..training import locked
 
     out, runs = Path(out), [Path(run).resolve() for run in runs]
-    settings = [settings_of(run) for run in runs]
+    settings = [read_run(run) for run in runs]
     first = settings[0]
     for run, own in zip(runs, settings, strict=True):
-        for said, theirs, ours in (
+        for name, theirs, ours in (
             ("languages", {own.source, own.target}, {first.source, first.target}),
             ("variant", own.variant, first.variant),
         ):
             if theirs != ours:
-                raise ValueError(f"{said} of {run} must be those of {runs[0]}: {theirs}, {ours}")
+                raise ValueError(f"{name} of {run} must be those of {runs[0]}: {theirs}, {ours}")
     splits = {"train": read(first, "train", data), "val": read(first, "val", data)}
     with contextlib.suppress(FileNotFoundError):
         splits["test"] = read(first, "test", data)
@@ -91,7 +91,7 @@ def extend(splits, runs, settings, out, batch_size, say, search):
     from ..training import bleu
 
     if {path.name for path in out.iterdir()} - {".lock"} and not (out / MADE).is_dir():
-        raise FileExistsError(f"{out} holds something other than such data: choose another folder")
+        raise FileExistsError(f"{out} holds something other than this data: choose another folder")
     (out / MADE).mkdir(exist_ok=True)
 
     first = settings[0]
@@ -101,9 +101,9 @@ def extend(splits, runs, settings, out, batch_size, say, search):
     for run, own in zip(runs, settings, strict=True):
         forward = own.source == first.source
         texts, references = (sources, targets) if forward else (targets, sources)
-        made = translations(run, texts, out / MADE, own.target, batch_size, search)
-        score = bleu(made, references, own.bleu).score
-        new = dict.fromkeys(zip(*((texts, made) if forward else (made, texts)), strict=True))
+        results = translate(run, texts, out / MADE, own.target, batch_size, search)
+        score = bleu(results, references, own.bleu).score
+        new = dict.fromkeys(zip(*((texts, results) if forward else (results, texts)), strict=True))
         new = [pair for pair in new if pair not in known and all(map(str.strip, pair))]
         known.update(new)
         pairs += new
@@ -116,8 +116,8 @@ def extend(splits, runs, settings, out, batch_size, say, search):
     return splits["train"]
 
 
-def settings_of(run):
-    """The settings of a translation run that has a model."""
+def read_run(run):
+    """Reads the settings of a translation run that has a model."""
     settings = read_settings(run)
     if not isinstance(settings, Settings):
         raise ValueError(f"{run} is a run of {settings.task}, not of {Settings.task}")
@@ -125,25 +125,25 @@ def settings_of(run):
     return settings
 
 
-def translations(run, texts, folder, language, batch_size, search):
+def translate(run, texts, folder, language, batch_size, search):
     """Translates ``texts`` with a run's model; existing translations are read from ``folder``.
 
-    A file's name is a hash of everything that its translations depend on.
+    A file's name is a hash of the model, the settings and the texts.
     """
     model = None
     files = [model_folder(run) / name for name in ("config.json", "model.safetensors")]
     weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    made = []
-    for start in shown(f"translating into {language}")(range(0, len(texts), CHUNK)):
+    results = []
+    for start in show_progress(f"translating into {language}")(range(0, len(texts), CHUNK)):
         chunk = texts[start : start + CHUNK]
         key = json.dumps([weights, search, chunk], sort_keys=True)
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.{language}"
         if not path.is_file():
             model = model or load(run)
-            found = model.translate(chunk, batch_size=batch_size, **search)
-            write_lines(path, [" ".join(text.split("\n")) for text in found])
-        made += path.read_bytes().decode().split("\n")[:-1]
-    return made
+            translated = model.translate(chunk, batch_size=batch_size, **search)
+            write_lines(path, [" ".join(text.split("\n")) for text in translated])
+        results += path.read_bytes().decode().split("\n")[:-1]
+    return results
 
 
 def write_lines(path, lines):

@@ -1,6 +1,6 @@
-"""Generation: text in, a trained GPT, its perplexity, its continuations, its export.
+"""Text generation with GPT: train, evaluate, generate and export.
 
-Shakespeare by characters, on 2 cores of an AMD EPYC with AVX-512 (2026-11-25): a validation loss
+Character-level Shakespeare, on 2 cores of an AMD EPYC with AVX-512 (2026-11-25): a validation loss
 of 1.766 after 63 seconds; nanoGPT's at these sizes is 1.88.
 
     polyhead train generation --data tinyshakespeare/input.txt --preset char-small --steps 2000 \\
@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar, Unpack
 from typer import Argument, Option
 
 from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Search, Split
-from .run import Run, draw_curve, exclusive, load, save_average, shown
+from .run import Run, draw_curve, load, lock_folder, save_average, show_progress
 from .settings import SAMPLE, RunSettings, Schedule, option, read_settings
 
 
@@ -32,13 +32,13 @@ class Settings(RunSettings):
 
     data: str = option(
         SAMPLE,
-        "A text file, whose last tenth is for validation; a folder with train.txt and val.txt, or "
-        "of documents *.txt; or 'sample', text included in polyhead.",
+        "A text file (its last tenth is for validation); a folder with train.txt and val.txt, or "
+        "with documents *.txt; or 'sample', text included in polyhead.",
         metavar="FILE|DIR|sample",
     )
     preset: str = option(
         "char-small",
-        "Size of the model: char-small or char, whose tokens are characters; gpt2, gpt2-medium, "
+        "Size of the model: char-small or char, with character tokens; gpt2, gpt2-medium, "
         "gpt2-large or gpt2-xl, with byte-level BPE learned from the text.",
     )
     vocab_size: int = option(8000, "Maximum size of a learned vocabulary.")
@@ -53,7 +53,7 @@ class Settings(RunSettings):
 
 
 class Decoding(Search, total=False):
-    """Settings of beam search and of sampling. The keys are the model's arguments."""
+    """Settings of beam search and sampling. The keys are the model's arguments."""
 
     max_new_tokens: Annotated[int, Option(help="Maximum number of new tokens.")]
     temperature: Annotated[float, Option(help="Sampling temperature; 0 is greedy.")]
@@ -70,7 +70,7 @@ class Decoding(Search, total=False):
     ]
 
 
-@exclusive
+@lock_folder
 def train(settings, out, restart=False, say=print):
     """Train a GPT on text, or fine-tune a published one.
 
@@ -131,7 +131,7 @@ def train(settings, out, restart=False, say=print):
 
 
 def begin(settings, run, texts):
-    """The model before training: a preset or published weights."""
+    """Builds the model to train: a preset, or a pretrained model."""
     from ..data import BytePairs, Characters
     from ..zoo import GPT
 
@@ -160,7 +160,7 @@ def begin(settings, run, texts):
 
 
 def documents(data, split):
-    """The texts of a split of a run's data."""
+    """Reads the texts of a split of a run's data."""
     from ..data import read_text
 
     if data == SAMPLE:
@@ -170,7 +170,7 @@ def documents(data, split):
 
 
 def evaluate(run: RunFolder, data: Data = None, split: Split = None, batch_size=8, say=print):
-    """How well a run's best model predicts a split of its data, "val" by default.
+    """Evaluates a run's best model on a split of its data, "val" by default.
 
     Returns:
         a dict: ``loss`` in nats a token, ``perplexity``, ``bits_per_byte``, ``tokens``, ``bytes``.
@@ -186,7 +186,7 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, batch_size=
     )
     model.compile()
     total = 0.0
-    for tokens, labels, weight in shown("evaluating")(batches):
+    for tokens, labels, weight in show_progress("evaluating")(batches):
         total += float(model.test_on_batch(tokens, labels, weight)) * float(weight.numpy().sum())
     count = sum(len(text.encode()) for text in texts)
     score = {
@@ -205,7 +205,7 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, batch_size=
 
 
 def average(run: RunFolder, last: Last = 10, say=print):
-    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and scores it."""
+    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
     save_average(run, last, evaluate, say)
 
 
@@ -216,7 +216,7 @@ def generate(
         Argument(metavar="TEXT ...", help="Prompts. Default: the text of standard input."),
     ] = None,
     num_return_sequences: Annotated[
-        int | None, Option(help="Number of continuations per text.")
+        int | None, Option(help="Number of continuations per prompt.")
     ] = None,
     stop: Annotated[list[str] | None, Option(help="Stop at this text, which is left out.")] = None,
     seed: Annotated[int | None, Option(help="Random seed for sampling.")] = None,
@@ -243,5 +243,5 @@ def export(
     format: Format = "tf_saved_model",
     **decoding: Unpack[Decoding],
 ):
-    """Writes a run's best model for TensorFlow Serving, or in another ``format``."""
+    """Exports a run's best model for TensorFlow Serving, or in another ``format``."""
     print(load(run).export(folder, format=format, **decoding))

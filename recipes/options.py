@@ -1,8 +1,8 @@
-"""Options of the `polyhead` command. Each is declared once, beside the code that reads it.
+"""The options of the `polyhead` command. Each is declared once, beside the code that reads it.
 
-An option of a training run is a field of its recipe's ``Settings``. An option of another
-verb is an argument of the recipe's function, annotated with `typer.Option`; options that several
-verbs pass to a model are a TypedDict, the type of their ``**options``.
+Options of `train` are fields of the recipe's ``Settings``. Options of another verb are arguments of
+the recipe's function, annotated with `typer.Option`; those that several verbs pass to a model are
+fields of a TypedDict, the type of their ``**options``.
 """
 
 import copy
@@ -47,7 +47,7 @@ class Search(TypedDict, total=False):
 
 
 def arguments(function):
-    """The arguments of a function that are annotated for the command, those of ``**`` included."""
+    """Yields the arguments of a function that are annotated for the command, ``**`` included."""
     hints = typing.get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
         kind = hints.get(name)
@@ -68,8 +68,8 @@ def add_command(app, name, parameters, run, doc):
 
     Args:
         parameters: arguments, annotated for Typer.
-        run: a function of the dictionary of what the user gave.
-        doc: a docstring, of which the sections for Python are left out.
+        run: a function of the dictionary of options that the user gave.
+        doc: a docstring; its sections for Python are left out.
     """
 
     def command(context, **values):
@@ -84,10 +84,10 @@ def add_command(app, name, parameters, run, doc):
 
 
 def add_verb(app, name, functions, task_of, doc, **override):
-    """Adds a command with a run as its argument, for runs of several tasks.
+    """Adds a command whose argument is a run, for several tasks.
 
-    It has the options of all functions, and calls that of the run's task. An option that only some
-    tasks have stands in a panel that names them, and is an error for a run of another task.
+    It has the options of all functions, and calls the function of the run's task. Options of only
+    some tasks are listed under a heading that names these, and are an error for other runs.
 
     Args:
         functions: ``{task: function}``; each takes ``run``.
@@ -103,7 +103,7 @@ def add_verb(app, name, functions, task_of, doc, **override):
         found[option] = found[option].replace(annotation=kind)
     common = [p for p in found.values() if len(tasks[p.name]) == len(functions)]
     others = [p for p in found.values() if len(tasks[p.name]) < len(functions)]
-    others = [in_panel(p, " and ".join(tasks[p.name]).capitalize()) for p in others]
+    others = [move_to_panel(p, " and ".join(tasks[p.name]).capitalize()) for p in others]
 
     def run(given):
         task = task_of(given["run"])
@@ -111,21 +111,23 @@ def add_verb(app, name, functions, task_of, doc, **override):
             raise ValueError(f"{given['run']} is for {task}, not for {' or '.join(functions)}")
         for option in given:
             if task not in tasks[option]:
-                raise ValueError(f"{flag(found[option])}: for {' and '.join(tasks[option])} only")
+                raise ValueError(
+                    f"{format_flag(found[option])}: for {' and '.join(tasks[option])} only"
+                )
         functions[task](**given)
 
     add_command(app, name, common + others, run, doc)
 
 
-def in_panel(parameter, title):
-    """The argument under a heading of its own in --help."""
+def move_to_panel(parameter, title):
+    """Lists the argument under a separate heading in --help."""
     kind = parameter.annotation
     info = copy.copy(kind.__metadata__[0])
     info.rich_help_panel = title
     return parameter.replace(annotation=Annotated[kind.__origin__, info])
 
 
-def flag(parameter):
+def format_flag(parameter):
     """The name of an option on the command line."""
     name = parameter.annotation.__metadata__[0].default
     return name if isinstance(name, str) else f"--{parameter.name.replace('_', '-')}"

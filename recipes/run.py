@@ -18,8 +18,8 @@ class Run:
     Args:
         settings: an instance of a dataclass that extends `RunSettings`.
         out: the folder.
-        restart: deletes the existing run first.
-        say: prints a line.
+        restart: delete the existing run first.
+        say: a function that prints a line.
 
     Raises:
         FileExistsError, NotADirectoryError: the folder holds something other than a run.
@@ -41,13 +41,15 @@ class Run:
             settings = dataclasses.replace(settings, pretrained=str(folder))
         for name in ("accumulate", "interval", "epochs", "updates"):
             if (value := getattr(settings, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more: {value}")
+                raise ValueError(f"{name} must be at least 1: {value}")
         self.restart = restart
         self.say = say
         self.chief = is_chief()
         self.devices = strategy(settings.devices, say)
         self.resumes = bool(from_chief(self.devices, check_run(settings, self.out, restart)))
-        self.settings = adapted(settings, read_settings(self.out)) if self.resumes else settings
+        self.settings = (
+            keep_adapted(settings, read_settings(self.out)) if self.resumes else settings
+        )
         keras.utils.set_random_seed(settings.seed)
         keras.config.set_dtype_policy(settings.precision)
 
@@ -57,16 +59,16 @@ class Run:
         return limit if self.settings.updates is None else min(limit, self.settings.updates)
 
     def optimizer(self, kind, rate, per_epoch, floor=0.0, **options):
-        """A Keras optimizer with the run's learning rate, clipping, accumulation and EMA.
+        """Builds a Keras optimizer with the run's learning rate, clipping, accumulation and EMA.
 
-        Where the settings give no warm-up, it is decided here and becomes one of the settings.
+        If the settings give no warm-up, it is chosen here and added to the settings.
 
         Args:
-            kind: the class of the optimizer, for the setting "adam". With "muon" it is Muon, which
-                uses the ``options`` for what is not a matrix.
+            kind: the class of the optimizer, for the setting "adam". The setting "muon" uses Muon,
+                with the ``options`` for parameters that are not matrices.
             rate: a function of the warm-up that returns an `InverseSquareRoot`.
-            per_epoch: batches per epoch of the data.
-            floor: what a cosine schedule ends at, as a fraction of its peak.
+            per_epoch: batches per epoch.
+            floor: the last learning rate of a cosine schedule, as a fraction of the peak.
         """
         from ..training import Muon
 
@@ -109,11 +111,11 @@ class Run:
         Args:
             batches: a function of the first update that returns an endless dataset.
             validation: a dataset.
-            per_epoch: batches per epoch of the data.
-            monitor: the log that decides which checkpoint is best, by ``mode`` "max" or "min".
-            callbacks: callbacks that add logs; they run before the others.
-            draw: a function of the history and a path that writes a picture.
-            unit: what the weights of a batch count.
+            per_epoch: batches per epoch.
+            monitor: the metric that selects the best checkpoint, by ``mode`` "max" or "min".
+            callbacks: callbacks that add metrics; they run before the others.
+            draw: a function of the history and a path that draws the curves.
+            unit: the unit of the sample weights, for progress: "tokens" or "images".
         """
         from ..training import Checkpoints, Curves, EvaluateAverages, Progress
 
@@ -140,13 +142,13 @@ class Run:
             epochs = checkpoints.updates / per_epoch
             say(f"resuming after update {checkpoints.updates}, {epochs:.4g} epochs")
 
-        def why():
+        def stop_reason():
             if checkpoints.updates >= s.epochs * per_epoch:
                 return f"{s.epochs} epochs done"
             return checkpoints.finished
 
-        if why():
-            say(f"nothing to do: {why()}")
+        if stop_reason():
+            say(f"nothing to do: {stop_reason()}")
             return checkpoints.history
         callbacks = list(callbacks)
         progress = Progress(unit, per_epoch, checkpoints.updates, say)
@@ -162,17 +164,17 @@ class Run:
                 epochs=done - (checkpoints.updates - limit) // interval,  # rounded up
                 validation_data=validation,
                 callbacks=[*callbacks, checkpoints],
-                shuffle=False,  # the dataset does that
+                shuffle=False,  # the dataset is shuffled already
                 verbose=0,
             )
         finally:
             if self.chief:
-                progress.on_train_end()  # restores the terminal, after Ctrl-C too
+                progress.on_train_end()  # restores the terminal, also after Ctrl-C
                 checkpoints.wait()
             if checkpoints.history and self.chief and draw is not None:
                 draw(checkpoints.history, self.out / "curve.png")
         best = checkpoints.history[checkpoints.best_epoch()]
-        say(why())
+        say(stop_reason())
         say(
             f"best: epoch {best['epoch']}, {monitor} {best[monitor]:.4g}; "
             f"the model is in {self.out / 'best'}"
@@ -180,26 +182,26 @@ class Run:
         return checkpoints.history
 
 
-def exclusive(train):
-    """Makes a recipe's ``train`` hold the run's folder: another process that wants it is refused.
+def lock_folder(train):
+    """Makes a recipe's ``train`` lock the run's folder: other processes cannot write to it.
 
-    With several machines the chief holds it for all.
+    With several machines, the chief holds the lock.
     """
 
     @functools.wraps(train)
-    def alone(settings, out, restart=False, say=print):
+    def train_locked(settings, out, restart=False, say=print):
         from ..training import is_chief, locked
 
         with locked(out) if is_chief() else contextlib.nullcontext():
             return train(settings, out, restart, say)
 
-    return alone
+    return train_locked
 
 
 def learning_rate(settings, rate, updates, floor=0.0):
-    """The schedule of a training run of ``updates``: "sqrt" (Vaswani et al. 2017) or "cosine".
+    """The learning rate schedule of ``updates``: "sqrt" (Vaswani et al. 2017) or "cosine".
 
-    Where the settings give no peak, it is the peak of ``rate``, an `InverseSquareRoot`.
+    The default peak is that of ``rate``, an `InverseSquareRoot`.
     """
     import keras
 
@@ -227,14 +229,14 @@ def learning_rate(settings, rate, updates, floor=0.0):
 def save_average(run, last, evaluate, say=print):
     """Saves the mean weights of a run's ``last`` checkpoints as the model ``RUN/average``.
 
-    ``evaluate`` then scores it and the best model on the validation data.
+    Then ``evaluate`` scores it and the best model on the validation data.
     """
     from ..training import locked, mean_weights
 
     weights, updates = mean_weights(run, last)
     folder = Path(run) / "average"
-    with locked(run, "average"):  # the run itself may be training
-        for left in Path(run).glob(".average.*/"):  # by a process that was killed
+    with locked(run, "average"):  # not the run's own lock: it may be training
+        for left in Path(run).glob(".average.*/"):  # left by a killed process
             shutil.rmtree(left)
         load(run).save_pretrained(folder, weights=weights)
     mean = f"the mean of updates {updates[0]} to {updates[-1]}"
@@ -244,14 +246,14 @@ def save_average(run, last, evaluate, say=print):
 
 
 def load(run):
-    """The best model of a run, or the model of a folder that `save_pretrained` wrote."""
+    """Loads the best model of a run, or the model in a folder."""
     from ..zoo import load as load_model
 
     return load_model(model_folder(run))
 
 
 def task_of(run):
-    """The task of a run; of a model from elsewhere, the first one that its class can do."""
+    """The task of a run; for a model that is not of a run, the first task of its class."""
     from ..zoo.loading import model_class
 
     folder = model_folder(run)
@@ -264,7 +266,7 @@ def task_of(run):
 def model_folder(run):
     run = Path(run)
     if not run.is_dir():
-        raise FileNotFoundError(f"no folder {run}")
+        raise FileNotFoundError(f"there is no folder {run}")
     if (run / "config.json").exists():
         return run
     if not (run / "best").is_dir():
@@ -272,8 +274,8 @@ def model_folder(run):
     return run / "best"
 
 
-def shown(title):
-    """A function that iterates over batches; on a terminal it shows a progress bar."""
+def show_progress(title):
+    """Returns a function that iterates over batches, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
 
@@ -282,7 +284,7 @@ def shown(title):
 
 
 def check_run(settings, out, restart):
-    """Whether ``out`` is a run to resume. Raises if these settings cannot resume it."""
+    """Returns whether ``out`` is a run to resume; raises an error if the settings differ."""
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file, not a folder")
     if not (out / "settings.json").exists():
@@ -301,32 +303,32 @@ def check_run(settings, out, restart):
     free = {field.name for field in dataclasses.fields(settings) if field.metadata["limit"]}
     if settings.schedule == "cosine":  # it depends on its end
         free -= {"epochs", "updates"}
-    old, new = dataclasses.asdict(old), dataclasses.asdict(adapted(settings, old))
+    old, new = dataclasses.asdict(old), dataclasses.asdict(keep_adapted(settings, old))
     changed = [f"{k} {old[k]} -> {new[k]}" for k in new if old[k] != new[k] and k not in free]
     if changed:
         raise ValueError(
-            f"{out} was begun with other settings ({', '.join(changed)}): "
-            "repeat them, or start over with --restart"
+            f"{out} was started with other settings ({', '.join(changed)}): "
+            "use the same settings, or start over with --restart"
         )
     return True
 
 
-def adapted(settings, old):
-    """``settings`` with the ``old`` run's values of adapted settings that are not given."""
+def keep_adapted(settings, old):
+    """Fills adaptive settings that are not given with the values of the ``old`` run."""
     names = [field.name for field in dataclasses.fields(old) if field.metadata["adapts"]]
     kept = {name: getattr(old, name) for name in names if getattr(settings, name) is None}
     return dataclasses.replace(settings, **kept)
 
 
 def write_run(settings, out, tokenizer, restart):
-    """Writes a run's folder: the settings come last, since they make the folder a run."""
+    """Writes a run's folder; the settings last, because they mark the folder as a run."""
     from ..training import write_file
 
     out.mkdir(parents=True, exist_ok=True)
     for path in out.iterdir() if restart else ():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "settings.json" and path.suffix != ".lock":  # still a locked run
+        elif path.name != "settings.json" and path.suffix != ".lock":  # it stays a locked run
             path.unlink()
     if tokenizer is not None:
         tokenizer.save(out)
@@ -334,14 +336,14 @@ def write_run(settings, out, tokenizer, restart):
     write_file(out / "settings.json", content.encode())
 
 
-def writable(file):
-    """Raises an error if a picture cannot be written, before it is computed."""
+def check_writable(file):
+    """Checks that a picture can be written, before it is computed."""
     if file is not None and not file.resolve().parent.is_dir():
-        raise FileNotFoundError(f"no folder {file.resolve().parent}")
+        raise FileNotFoundError(f"there is no folder {file.resolve().parent}")
 
 
 def draw_curve(history, path, score=None, label=None):
-    """Draws losses, and a validation score if there is one, against wall time."""
+    """Plots the losses, and a validation score if there is one, over training time."""
     from matplotlib.figure import Figure
 
     minutes = [epoch["seconds"] / 60 for epoch in history]
@@ -360,7 +362,7 @@ def draw_curve(history, path, score=None, label=None):
 
 
 def save(figure, path):
-    """Writes a picture atomically."""
+    """Saves a figure atomically."""
     from ..training import write_file
 
     picture = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The settings of a training run: what they are, their options, and the file that keeps them."""
+"""The settings of a training run, their command-line options, and their file."""
 
 import dataclasses
 import importlib
@@ -12,20 +12,20 @@ from typer import Option
 from .options import argument
 
 SAMPLE = "sample"
-# The tasks, and the method that a model for the task has.
+# The tasks, and the method of a model for each.
 VERBS = {"translation": "translate", "generation": "generate", "classification": "classify"}
 
 Schedule = Literal["sqrt", "cosine"]
 
 
 def option(default, help, *flags, limit=False, adapts=False, **cli) -> Any:
-    """A field of a run's settings that is an option of the command.
+    """Declares a field of a run's settings that is also an option of the command.
 
     Args:
-        help: may name class variables of the settings: ``{settings.task}``.
-        flags: the option's name, if it is not the field's.
+        help: may refer to class variables of the settings: ``{settings.task}``.
+        flags: the option's name, if it differs from the field's.
         limit: the setting may change when a run is resumed.
-        adapts: None is replaced by a choice from the data; a resumed run keeps the first choice.
+        adapts: None is replaced by a value that depends on the data; a resumed run keeps it.
         cli: arguments of `typer.Option`.
     """
     metadata = {"help": help, "flags": flags, "limit": limit, "adapts": adapts, "cli": cli}
@@ -34,9 +34,9 @@ def option(default, help, *flags, limit=False, adapts=False, **cli) -> Any:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The settings that every training run has, named like the command's options.
+    """The settings of every training run, named like the command's options.
 
-    A recipe's settings extend them; a field that only has a new default stays the same option.
+    A recipe's settings extend them; it may give a field a new default without repeating the option.
     """
 
     task: ClassVar[str]
@@ -45,31 +45,31 @@ class RunSettings:
     data: str = option(SAMPLE, "Training data.")
     pretrained: str | None = option(
         None,
-        "Start from the weights and the tokenizer of this model or run, not from a preset.",
+        "Fine-tune this model or run, with its tokenizer, instead of training a preset.",
         metavar="DIR|NAME",
     )
     dropout: float | None = option(None, "Dropout rate. Default: the preset's.")
     peak: float | None = option(None, "Peak learning rate.")
     warmup: int | None = option(
         None,
-        "Updates until the learning rate's peak. Default: a tenth of all updates, at most "
+        "Warm-up updates of the learning rate. Default: a tenth of all updates, at most "
         "{settings.longest_warmup}.",
         adapts=True,
     )
     schedule: Schedule = option(
         "sqrt",
         "Decay of the learning rate: 1 / sqrt(update), or a cosine that ends after --epochs or "
-        "--steps (--minutes and --patience cut it short).",
+        "--steps (a stop by --minutes or --patience cuts it short).",
     )
     clip: float = option(1.0, "Maximum global norm of the gradient.")
-    accumulate: int = option(1, "Number of batches whose gradients make one update.")
+    accumulate: int = option(1, "Gradient accumulation: number of batches per update.")
     ema: float | None = option(
-        None, "Momentum of EMA weights, e.g. 0.999, which are then evaluated and saved."
+        None, "Momentum of EMA weights, e.g. 0.999; these are evaluated and saved."
     )
     optimizer: Literal["adam", "muon"] = option(
         "adam",
-        "muon: orthogonalizes the updates of matrices; often needs fewer steps from scratch, and a "
-        "step takes slightly longer.",
+        "muon: orthogonalizes the updates of matrices; often needs fewer steps from scratch, but "
+        "each takes slightly longer.",
     )
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = option(
         "float32", "Keras's dtype policy."
@@ -101,7 +101,7 @@ class RunSettings:
 
 
 def options(settings):
-    """The options of a class of settings, as arguments of a command: first those of its task."""
+    """Yields the options of a settings class as arguments of a command, those of its task first."""
     shared = {field.name for field in dataclasses.fields(RunSettings)} - {"data", "pretrained"}
     for field in sorted(dataclasses.fields(settings), key=lambda field: field.name in shared):
         about = field.metadata
@@ -114,22 +114,22 @@ def options(settings):
 
 
 def read_settings(run):
-    """The settings of a run, an instance of its task's class.
+    """Reads the settings of a run, an instance of its task's class.
 
     Raises:
         FileNotFoundError: there is no run.
-        ValueError: its ``settings.json`` is not that of a run.
+        ValueError: its ``settings.json`` is invalid.
     """
     run = Path(run).resolve()
     if run.name in ("best", "average") and not (run / "settings.json").is_file():
         run = run.parent
     if not (run / "settings.json").exists():
         raise FileNotFoundError(f"{run} is not a run: it has no settings.json")
-    return settings_in(run / "settings.json")
+    return load_settings(run / "settings.json")
 
 
-def settings_in(file):
-    """The settings that a run's ``settings.json`` holds. Raises a ValueError if it is not one."""
+def load_settings(file):
+    """Reads the settings in a run's ``settings.json``. Raises a ValueError if it is invalid."""
     if file.exists() and not file.is_file():
         raise ValueError(f"{file} is not a regular file")
     try:
@@ -142,11 +142,11 @@ def settings_in(file):
             check_type(field.name, getattr(settings, field.name), field.type)
         return settings
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is not the settings of a run: {error}") from None
+        raise ValueError(f"{file} does not hold the settings of a run: {error}") from None
 
 
 def check_type(name, value, kind):
-    """Checks a value that JSON gave against the type of its field."""
+    """Checks a value from JSON against the type of its field."""
     kinds = get_args(kind) or (kind,)
     if get_origin(kind) is Literal:
         if value not in kinds:

@@ -1,8 +1,8 @@
-"""Translation: parallel text in, a trained Transformer, its BLEU, its translations, its export.
+"""Translation with the Transformer: train, evaluate, translate and export.
 
 Multi30k, English to German, lowercased and tokenized, on 2 cores of an AMD EPYC with AVX-512
-(2026-11-25): 43.53 BLEU on validation and 42.24 on test2016. Five trainings that lead to each
-other take 202 minutes, and 22 more the translations of the training data.
+(2026-11-25): 43.53 BLEU on validation and 42.24 on test2016. The five training runs take 202
+minutes, the translations of the training data 22 minutes.
 
     D="--variant lc.norm.tok --bleu none --keep 10 --patience 99"
     M="--optimizer muon --schedule cosine"
@@ -26,7 +26,7 @@ other take 202 minutes, and 22 more the translations of the training data.
     polyhead average RUN --num-beams 5 --length-penalty 1
     polyhead evaluate RUN/average --split test --num-beams 5 --length-penalty 1
 
-Raw text, greedy, on 2 cores of an AMD EPYC with AVX2: 38.92 and 37.70 after 77 minutes.
+Raw text, greedy search, on 2 cores of an AMD EPYC with AVX2: 38.92 and 37.70 after 77 minutes.
 
     polyhead train translation --data multi30k --vocab-size 6000 --tokens 2048 --dropout 0.2 \\
         --minutes 75 --out RUN
@@ -43,10 +43,10 @@ from typing import Annotated, ClassVar, Literal, Unpack
 from typer import Argument, Option
 
 from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Search, Split
-from .run import Run, draw_curve, exclusive, load, save_average, shown, writable
+from .run import Run, check_writable, draw_curve, load, lock_folder, save_average, show_progress
 from .settings import SAMPLE, RunSettings, option, read_settings
 
-VOCAB_SIZE = 8000  # at most, where the settings give no size
+VOCAB_SIZE = 8000  # the maximum, if the settings give no size
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Settings(RunSettings):
     data: str = option(
         SAMPLE,
         "A folder with train, val and test as in Multi30k (train.en, train.de, plain or .gz) or as "
-        "TSV (train.tsv); one TSV file, a tenth of which is for validation; or 'sample', a small "
-        "corpus included in polyhead.",
+        "TSV (train.tsv); a TSV file (a tenth is for validation); or 'sample', a small corpus "
+        "included in polyhead.",
         metavar="DIR|FILE|sample",
     )
     source: str = option("en", "Language to translate from, as in the file names.")
@@ -71,7 +71,7 @@ class Settings(RunSettings):
     preset: str = option("tiny", "Size of the model: tiny, base or big.")
     vocab_size: int | None = option(
         None,
-        f"Size of the shared vocabulary. Default: {VOCAB_SIZE}, or less for a small text.",
+        f"Size of the shared vocabulary. Default: {VOCAB_SIZE}, or less for a small corpus.",
         adapts=True,
     )
     norm: str | None = option(
@@ -95,7 +95,7 @@ class Settings(RunSettings):
     )
 
 
-@exclusive
+@lock_folder
 def train(settings, out, restart=False, say=print):
     """Train a translation model, by default from English to German, or fine-tune one.
 
@@ -152,7 +152,7 @@ def train(settings, out, restart=False, say=print):
 
 
 def begin(settings, run, pairs):
-    """The model before training: a preset or a pretrained model."""
+    """Builds the model to train: a preset, or a pretrained model."""
     from ..data import Subwords
     from ..zoo import Transformer
 
@@ -193,10 +193,14 @@ def evaluate(
     say=print,
     **search: Unpack[Search],
 ):
-    """The BLEU of a run's best model on a split, the split's name and pairs, and the translations.
+    """Evaluates a run's best model with sacrebleu's BLEU.
 
-    Without a ``split`` it is "test"; or "val" where the run's data is one file, and where ``data``
-    is one, all of it.
+    Args:
+        split: default: "test". If the run's data is a single file, "val"; if ``data`` is a file,
+            all of it.
+
+    Returns:
+        the BLEU score, the split's name, its pairs, and the translations.
     """
     from ..data import read_tsv
     from ..training import bleu
@@ -209,7 +213,7 @@ def evaluate(
         split = split or ("val" if one_file else "test")
         pairs = read(settings, split, data, variant)
     translations = load(run).translate(
-        pairs.sources, batch_size=batch_size, progress=shown("translating"), **search
+        pairs.sources, batch_size=batch_size, progress=show_progress("translating"), **search
     )
     score = bleu(translations, pairs.targets, settings.bleu)
     for i in range(min(show, len(pairs))):
@@ -221,7 +225,7 @@ def evaluate(
 
 
 def average(run: RunFolder, last: Last = 10, say=print, **search: Unpack[Search]):
-    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and scores it."""
+    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
     save_average(run, last, functools.partial(evaluate, show=0, **search), say)
 
 
@@ -240,7 +244,7 @@ def translate(
     **search: Unpack[Search],
 ):
     """Translate sentences, or the lines of standard input."""
-    writable(attention)
+    check_writable(attention)
     model = load(run)
     if not inputs:
         if sys.stdin.isatty():
@@ -248,7 +252,7 @@ def translate(
         inputs = [line.rstrip("\n") for line in sys.stdin]
     if attention is not None and len(inputs) != 1:
         raise ValueError(f"--attention takes one text: {len(inputs)} given")
-    progress = shown("translating")
+    progress = show_progress("translating")
     scores = num_return_sequences is not None
     count = num_return_sequences if scores else 1
     found = model.translate(inputs, count, progress=progress, **search)
@@ -265,16 +269,16 @@ def export(
     format: Format = "tf_saved_model",
     **search: Unpack[Search],
 ):
-    """Writes a run's best model for TensorFlow Serving, or in another ``format``."""
+    """Exports a run's best model for TensorFlow Serving, or in another ``format``."""
     print(load(run).export(folder, format=format, **search))
 
 
 def read(settings, split, data=None, variant=None):
-    """A split of a run's data, or of other ``data``, in the run's languages."""
+    """Reads a split of a run's data, or of other ``data``, in the run's languages."""
     from ..data import read_split
 
     return read_split(
-        folder_of(data or settings.data),
+        find_data(data or settings.data),
         split,
         settings.source,
         settings.target,
@@ -282,7 +286,7 @@ def read(settings, split, data=None, variant=None):
     )
 
 
-def folder_of(data):
+def find_data(data):
     if data == SAMPLE:
         return importlib.resources.files("polyhead.data") / "samples" / "translation"
     return Path(data)

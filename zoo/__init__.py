@@ -1,4 +1,4 @@
-"""Ready models: a file is a network; what users do with it is its task base class."""
+"""Models: each file is a network; the base classes have the task methods."""
 
 from .alignment import Alignment
 from .causal_lm import CausalLM, Generation, Score

@@ -1,27 +1,33 @@
-"""Which source pieces a translation attends to, as a picture."""
+"""The cross-attention map of a translation."""
 
 import io
+from os import PathLike
 from typing import Any, NamedTuple
 
 from ..training import write_file
 
 
 class Alignment(NamedTuple):
-    """What `Transformer.attention` finds: S ``source`` and T ``target`` pieces, end included.
+    """The result of `Transformer.attention`: cross-attention weights and their tokens.
 
-    ``weights`` (layers, H, T, S): how much of each source piece every head of every decoder block
-    takes in when the target piece is predicted; over the source they sum to 1.
+    ``source`` (S) and ``target`` (T) are the tokens, including the end token. ``weights``
+    (layers, H, T, S) are the weights of the source tokens in each head of each decoder block when
+    a target token is predicted; they sum to 1 over the source.
+
+    >>> weights = np.full([4, 2, 2, 3], 1 / 3)  # 4 layers of 2 heads
+    >>> alignment = polyhead.Alignment(["A", "dog", "</s>"], ["Hund", "</s>"], weights)
+    >>> alignment.draw("attention.png")
     """
 
     source: list[str]
     target: list[str]
     weights: Any
 
-    def picture(self, layer=None):
-        """A PNG's bytes: (T, S), the mean over the heads of one ``layer``.
+    def picture(self, layer: int | None = None) -> bytes:
+        """The bytes of a PNG that shows (T, S), the mean over the heads of one ``layer``.
 
-        That is the last but one where none is given, whose mean is nearest to how people align
-        words (Garg et al. 2019, arXiv 1909.02074, section 4.1).
+        Default: the penultimate layer, whose mean is closest to human word alignments
+        (Garg et al. 2019, arXiv 1909.02074, section 4.1).
         """
         from matplotlib.figure import Figure
 
@@ -42,8 +48,8 @@ class Alignment(NamedTuple):
         figure.savefig(content, dpi=min(120, 10_000 / max(size)))  # at most 10,000 pixels
         return content.getvalue()
 
-    def draw(self, path, layer=None):
-        """Writes the `picture` to a file, complete or not at all."""
+    def draw(self, path: str | PathLike[str], layer: int | None = None) -> None:
+        """Writes the `picture` to a file atomically."""
         write_file(path, self.picture(layer))
 
 

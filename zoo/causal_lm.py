@@ -1,11 +1,13 @@
-"""Causal language models: what users do with a decoder that continues text."""
+"""The task methods of causal language models: generate, stream, score and export."""
 
 import codecs
 import dataclasses
 import secrets
 import warnings
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -14,7 +16,7 @@ from keras import ops
 from ..layers import KeyValueCache
 from ..layers.arguments import plain
 from ..training import SmoothedCrossEntropy
-from .decoding import Draw, Sampling, ScatterCache, advance, begin, possible
+from .decoding import Sampler, Sampling, ScatterCache, Search, State, advance, begin, is_possible
 from .model import (
     Pretrained,
     ScoredText,
@@ -25,7 +27,7 @@ from .model import (
     in_batches,
 )
 
-# Warm-up requests of an export, which it must answer before it counts as written.
+# Warm-up requests: an export must answer them before it is renamed into place.
 EXAMPLES = [
     "The old lighthouse keeper",
     "",
@@ -35,50 +37,81 @@ EXAMPLES = [
 
 
 class Generation(ScoredText):
-    """A continuation; ``score`` is its log-probability, by beams what `Search` calls its worth."""
+    """A continuation: a string with a ``score``.
+
+    The score is its log-probability; with beam search, the length-normalized one (see `Search`).
+
+    >>> text = polyhead.Generation(" upon a time", -3.5)
+    >>> text.upper(), text.score
+    (' UPON A TIME', -3.5)
+    """
 
 
 class Score(NamedTuple):
-    """How likely a text is: the log-likelihood of all its ``tokens``, in nats."""
+    """The log-likelihood of a text, in nats, and its number of tokens.
+
+    >>> score = polyhead.Score(log_likelihood=-12.0, tokens=4)
+    >>> round(float(np.exp(-score.log_likelihood / score.tokens)), 2)  # perplexity
+    20.09
+    """
 
     log_likelihood: float
     tokens: int
 
 
 class CausalLM(Pretrained):
-    """The base of decoders that continue text: `generate`, `stream`, `score`, `export`.
+    """Base class of decoders that generate text: `generate`, `stream`, `score`, `export`.
 
     A subclass is a network. Its configuration has ``vocab_size``, ``max_length`` (the context),
-    ``end_id`` (ends a document, and stands before the first), ``search`` and ``sampling``. It has a
-    list ``blocks`` of `TransformerBlock`s and two methods:
+    ``end_id`` (the token that ends a document and precedes the first token), ``search`` and
+    ``sampling``. The network has a list ``blocks`` of `TransformerBlock`s and two methods:
 
     - ``features(tokens, start=0, mask=None, caches=None)``: ``tokens`` (B, T), the first at
       position ``start``, a number or (B, 1) -> (B, T, D), and the extended caches;
     - ``logits(x)``: (B, T, D) -> float32 logits (B, T, V).
+
+    >>> tokenizer = polyhead.data.Characters.train(["a dog runs. "], 20)
+    >>> model = polyhead.GPT.preset("char-small", tokenizer, num_layers=1)
+    >>> isinstance(model, polyhead.CausalLM)
+    True
+    >>> model.generate("a dog", max_new_tokens=20, seed=1)  # doctest: +SKIP
+    ' runs. a dog runs. a'
+    >>> for text in model.stream("a dog", max_new_tokens=20):  # doctest: +SKIP
+    ...     print(text, end="")
+    >>> model.score("a dog runs.")  # doctest: +SKIP
+    Score(log_likelihood=-25.8, tokens=11)
+    >>> model.export("exported")  # doctest: +SKIP
+    PosixPath('exported/1')
     """
 
-    def call(self, tokens):
+    def call(self, tokens: Any) -> Any:
         x, _ = self.features(tokens)
         return self.logits(x)
 
     def find(
         self,
-        prompt,
-        count,
-        limit,
-        length,
-        search,
-        draw=None,
-        cache=KeyValueCache,
-        state=None,
-        until=None,
-    ):
-        """Continues ``prompt`` (B, P): a decoding's `State`.
+        prompt: Any,
+        count: Any,
+        limit: Any,
+        length: int,
+        search: Search,
+        sampler: Sampler | None = None,
+        cache: type[KeyValueCache] = KeyValueCache,
+        state: State | None = None,
+        until: Any = None,
+    ) -> State:
+        """Continues ``prompt`` (B, P) and returns the `State` of the search.
 
-        A prompt's ``count`` (B,) tokens stand on the right, padding on the left: so that all rows
-        go on at the same place, and positions are counted from the first token. It gets at most
-        ``limit`` (B,) tokens, of ``length``; ``cache`` is how keys and values are kept. Where there
-        is a ``state`` of the same prompts, it goes on from there.
+        Prompts are padded on the left, so that all rows generate at the same index; positions are
+        counted from the first token of each prompt.
+
+        Args:
+            prompt: tokens (B, P); the last ``count`` (B,) of a row are its prompt.
+            limit: (B,) the maximum number of new tokens of each row.
+            length: the maximum of any row.
+            cache: the class of the key-value caches.
+            state: resumes from this state of the same prompts.
+            until: the number of tokens to stop at.
         """
         c, beams = self.config, search.num_beams
         batch, width = ops.shape(prompt)
@@ -87,7 +120,7 @@ class CausalLM(Pretrained):
         mask = (ops.arange(room) >= padding)[:, None, None, :]
         if state is None:
             caches = empty_caches(self.blocks, batch, room, cache)
-            # The last token is left to the first step.
+            # The first step computes the prompt's last token.
             first = mask[::beams]
             _, caches = self.features(prompt[:, :-1], count[:, None] - width, first, caches)
             if beams > 1:
@@ -97,92 +130,109 @@ class CausalLM(Pretrained):
 
         def step(tokens, caches):
             x, caches = self.features(tokens, caches[0].index - padding, mask, caches)
-            return self.with_text(self.logits(x)), caches
+            return self.drop_padding(self.logits(x)), caches
 
         known = ops.where(ops.arange(width) >= (width - count)[:, None], prompt, -1)
-        return advance(step, state, limit, c.end_id, search, draw, until, known)
+        return advance(step, state, limit, c.end_id, search, sampler, until, known)
 
     def generate(
         self,
-        prompts,
-        max_new_tokens=None,
-        num_return_sequences=None,
-        seed=None,
-        stop=None,
-        truncate=False,
-        batch_size=8,
-        progress=False,
-        **settings,
-    ):
-        """Continues a string, or a list of strings.
+        prompts: str | Sequence[str],
+        max_new_tokens: int | None = None,
+        num_return_sequences: int | None = None,
+        seed: int | Iterable[int] | None = None,
+        stop: str | Sequence[str] | None = None,
+        truncate: bool = False,
+        batch_size: int = 8,
+        progress: bool | Callable = False,
+        **settings: Any,
+    ) -> Generation | list:
+        """Continues a string, or each of a list of strings.
 
-        Prompts are sorted by length, batched and padded to a few lengths, for each of which the
-        search is compiled once. A row's tokens do not depend on the others. An empty prompt is the
-        beginning of a document.
+        Prompts are sorted by length, batched and padded to a few lengths; the search is compiled
+        once per length. The tokens of a row do not depend on the other rows. An empty prompt starts
+        a new document.
 
         Args:
-            max_new_tokens: the most tokens of a continuation; the model's own setting if absent,
-                and never more than the context has room for.
-            num_return_sequences: the number of continuations of each prompt; with beams, the best
+            max_new_tokens: maximum number of new tokens. Default: the model's own setting. It is
+                limited by the context.
+            num_return_sequences: number of continuations per prompt; with beam search, the best
                 ones.
-            seed: sampling is the same for the same seed: an integer, of which the i-th
-                continuation gets ``seed + i``, or one for each continuation.
-            stop: a string or several; the first one found ends a continuation, which does not
-                include it. By default the configuration's ``stop_strings``; () for none.
-            truncate: keep only the end of a prompt that does not fit in the context together with
-                ``max_new_tokens``. Without it, a prompt as long as the context is an error.
+            seed: the random seed, for reproducible samples: an integer (continuation i uses
+                ``seed + i``), or one integer per continuation.
+            stop: a string or several; generation stops at the first match, which is left out.
+                Default: the configuration's ``stop_strings``; () for none.
+            truncate: keep only the last tokens of a prompt that does not fit in the context
+                together with ``max_new_tokens``. Otherwise a prompt as long as the context is an
+                error.
             progress: True shows a progress bar; or a function that wraps the batches.
-            settings: of `Sampling` and of `Search`, instead of the model's own:
+            settings: of `Sampling` and `Search`, instead of the model's own:
                 ``temperature=0.8, top_p=0.95``, or ``num_beams=4, length_penalty=1.0``.
 
         Returns:
-            a `Generation`, a string with a ``score``, or a list of them in the order of
-            ``prompts``; with ``num_return_sequences``, lists of them.
+            a `Generation`, or a list of them in the order of ``prompts``; with
+            ``num_return_sequences``, a list for each prompt.
 
         Raises:
-            ValueError: naming a prompt that is too long, or a setting out of its range.
+            ValueError: a prompt is too long, or a setting is out of range.
+
+        >>> model = polyhead.load("gpt2")  # doctest: +SKIP
+        >>> model.generate("Once upon a time", temperature=0.8, seed=1)  # doctest: +SKIP
         """
         tokenizer = self._need_tokenizer("generate")
         prompts, single = as_list("generate", prompts, "prompt")
         stop, batch_size = self._stop(stop), check_count(batch_size, "batch_size")
         search, sampling = self._settings(max_new_tokens, settings)
         count = check_count(num_return_sequences)
-        # Samples are rows of their own; the best of a beam search come together.
-        kept, drawn = (1, count) if search.num_beams == 1 else (count, 1)
+        # Each sample is a row of its own; a beam search returns several sequences for one row.
+        kept, samples = (1, count) if search.num_beams == 1 else (count, 1)
         if kept > search.num_beams:
             raise ValueError(
                 f"num_return_sequences must be at most num_beams: {kept}, {search.num_beams}"
             )
-        seeds = self._seeds(seed, len(prompts) * drawn)
+        seeds = self._seeds(seed, len(prompts) * samples)
         rows = self._prompts(prompts, search.max_new_tokens, truncate)
-        rows = [row for row in rows for _ in range(drawn)]
+        rows = [row for row in rows for _ in range(samples)]
         size = min(batch_size, len(rows))
 
         def run(rows):
             tokens, seeds = zip(*rows, strict=True)
             batch = self._batch(tokens, search, size)
-            draw = sampling.draw([*seeds, *[0] * (len(batch[0]) - len(rows))])
-            found, score, _ = self._found(batch, search, draw).found
-            found, score = (np.asarray(x)[: len(rows), :kept] for x in (found, score))
-            for hypotheses, worth in zip(found.tolist(), score.tolist(), strict=True):
+            sampler = sampling.sampler([*seeds, *[0] * (len(batch[0]) - len(rows))])
+            tokens, scores, _ = self._run_search(batch, search, sampler).found
+            tokens, scores = (np.asarray(x)[: len(rows), :kept] for x in (tokens, scores))
+            for hypotheses, row_scores in zip(tokens.tolist(), scores.tolist(), strict=True):
                 yield [
                     Generation(cut(tokenizer.text(ids).decode("utf-8", "replace"), stop), s)
-                    for k, (ids, s) in enumerate(zip(hypotheses, worth, strict=True))
-                    if k == 0 or possible(s)  # a search may find fewer
+                    for k, (ids, s) in enumerate(zip(hypotheses, row_scores, strict=True))
+                    if k == 0 or is_possible(s)  # a search may find fewer
                 ]
 
         rows = list(zip(rows, seeds, strict=True))
-        made = in_batches(rows, batch_size, run, lambda row: len(row[0]), progress)
+        results = in_batches(rows, batch_size, run, lambda row: len(row[0]), progress)
         if search.num_beams == 1:
-            made = [sum(made[i : i + drawn], []) for i in range(0, len(made), drawn)]
+            starts = range(0, len(results), samples)
+            results = [sum(results[i : i + samples], []) for i in starts]
         if num_return_sequences is None:
-            made = [several[0] for several in made]
-        return made[0] if single else made
+            results = [several[0] for several in results]
+        return results[0] if single else results
 
-    def stream(self, prompt, max_new_tokens=None, seed=None, stop=None, truncate=False, **settings):
-        """`generate` for one string, whose continuation comes piece by piece, as it is found.
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        truncate: bool = False,
+        **settings: Any,
+    ) -> Iterator[str]:
+        """Continues a string and yields the text while it is generated.
 
-        Together the pieces are what `generate` gives; none ends within a character.
+        The arguments are those of `generate`; the joined strings equal its result. A string ends
+        at a whole character.
+
+        >>> for text in model.stream("Once upon a time"):  # doctest: +SKIP
+        ...     print(text, end="", flush=True)
         """
         tokenizer = self._need_tokenizer("stream")
         if not isinstance(prompt, str):
@@ -190,24 +240,24 @@ class CausalLM(Pretrained):
         stop = self._stop(stop)
         search, sampling = self._settings(max_new_tokens, settings)
         if search.num_beams > 1:
-            raise ValueError(f"beams end together, so stream takes one: {search.num_beams}")
+            raise ValueError(f"stream does not support beam search: num_beams {search.num_beams}")
         [seed] = self._seeds(seed, 1)
         batch = self._batch(self._prompts([prompt], search.max_new_tokens, truncate), search, 1)
-        draw = sampling.draw([seed] * len(batch[0]))
-        return self._pieces(tokenizer, batch, search, draw, stop)
+        sampler = sampling.sampler([seed] * len(batch[0]))
+        return self._stream_text(tokenizer, batch, search, sampler, stop)
 
-    def _pieces(self, tokenizer, batch, search, draw, stop):
+    def _stream_text(self, tokenizer, batch, search, sampler, stop):
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         state, read, text, given = None, 0, "", 0
         while state is None or not np.all(state.done):
-            state = self._found(batch, search, draw, state, read + 1)
+            state = self._run_search(batch, search, sampler, state, read + 1)
             read += 1
             done = bool(np.all(state.done))
             row = np.asarray(state.ended if done else state.tokens)[0, 0, read - 1 : read]
             text += decoder.decode(tokenizer.text(row.tolist()), final=done)
             whole = cut(text, stop)
-            # What may be the beginning of a stop string waits.
-            held = 0 if done else max((overlap(whole, s) for s in stop), default=0)
+            # Hold back text that may be the beginning of a stop string.
+            held = 0 if done else max((count_overlap(whole, s) for s in stop), default=0)
             if len(whole) - held > given:
                 yield whole[given : len(whole) - held]
                 given = len(whole) - held
@@ -215,13 +265,13 @@ class CausalLM(Pretrained):
                 return
 
     def _settings(self, max_new_tokens, settings):
-        """The `Search` and the `Sampling` of ``settings``; a prompt has one token at least."""
+        """The `Search` and `Sampling` that ``settings`` give; a prompt has at least one token."""
         parts = []
         for own in (self.config.search, self.config.sampling):
             names = [field.name for field in dataclasses.fields(own)]
             parts.append({name: settings.pop(name) for name in names if name in settings})
         if settings:
-            raise TypeError(f"no setting of Search or Sampling: {sorted(settings)}")
+            raise TypeError(f"not a setting of Search or Sampling: {sorted(settings)}")
         search = dataclasses.replace(self.config.search, **parts[0])
         if max_new_tokens is not None:
             search = dataclasses.replace(search, max_new_tokens=max_new_tokens)
@@ -231,7 +281,9 @@ class CausalLM(Pretrained):
         sampling = dataclasses.replace(self.config.sampling, **parts[1])
         if search.num_beams > 1:
             if parts[1]:
-                raise ValueError(f"beams do not draw: {search.num_beams} beams, {parts[1]}")
+                raise ValueError(
+                    f"beam search does not sample: num_beams {search.num_beams}, {parts[1]}"
+                )
             sampling = Sampling(temperature=0)
         return search, sampling
 
@@ -250,7 +302,7 @@ class CausalLM(Pretrained):
         return seeds
 
     def _prompts(self, prompts, max_new_tokens, truncate):
-        """The tokens of ``prompts``, lists, each of which leaves room for some more."""
+        """Tokenizes ``prompts`` to lists that leave room for new tokens."""
         context = self.config.max_length
         rows = self.tokenizer.encode(prompts).to_list() if prompts else []
         rows = [row or [self.config.end_id] for row in rows]
@@ -263,13 +315,13 @@ class CausalLM(Pretrained):
             )
         if long:
             warnings.warn(
-                f"of {len(long)} of {len(rows)} prompts, the last {longest} tokens were kept",
+                f"{len(long)} of {len(rows)} prompts were truncated to their last {longest} tokens",
                 stacklevel=3,
             )
         return [row[-longest:] for row in rows]
 
     def _batch(self, rows, search, size):
-        """``rows`` of tokens as `find` takes them, padded to few shapes: prompt, count, limit."""
+        """The arguments prompt, count and limit of `find`, padded to one of a few shapes."""
         # XLA multiplies two rows by a matrix faster than one.
         size = max(bucket(max(size, len(rows)), start=1), 2 if search.num_beams == 1 else 1)
         width = bucket(max(map(len, rows)))
@@ -281,33 +333,45 @@ class CausalLM(Pretrained):
             limit[i] = min(search.max_new_tokens, self.config.max_length - len(row))
         return prompt, count, limit
 
-    def _found(self, batch, search, draw, state=None, until=None):
-        """`find`, compiled: once for each shape, and for settings that are not of rows."""
+    def _run_search(self, batch, search, sampler, state=None, until=None):
+        """Runs `find`, compiled once per shape and per settings that all rows share."""
         length = bucket(search.max_new_tokens)
         search = dataclasses.replace(search, max_new_tokens=None)
         key = (search, length, state is None, until is None)
-        # Weights are compared once, not for every token of a stream.
+        # `_compiled` compares the weights: once per stream, not once per token.
         found = self._searches.get(key) if state is not None else None
         found = found or self._compiled(
             key,
-            lambda prompt, count, limit, draw, state, until: self.find(
-                prompt, count, limit, length, search, draw, state=state, until=until
+            lambda prompt, count, limit, sampler, state, until: self.find(
+                prompt, count, limit, length, search, sampler, state=state, until=until
             ),
             "generate",
         )
-        if draw is not None and draw.repetition_penalty is not None:
-            draw = draw._replace(seen=seen(*batch[:2]))
+        if sampler is not None and sampler.repetition_penalty is not None:
+            sampler = sampler._replace(seen=fill_padding(*batch[:2]))
         until = None if until is None else np.int32(until)
-        return found(*batch, draw, state, until)
+        return found(*batch, sampler, state, until)
 
-    def score(self, texts, truncate=False, batch_size=8, progress=False):
-        """How likely a string, or each of a list of strings, is: a `Score`, or a list of them.
+    def score(
+        self,
+        texts: str | Sequence[str],
+        truncate: bool = False,
+        batch_size: int = 8,
+        progress: bool | Callable = False,
+    ) -> Score | list[Score]:
+        """Returns the log-likelihood of a string, or of each of a list of strings, as a `Score`.
 
-        Each of its tokens counts, the first as what follows the end of a document.
+        All tokens count; the first one is predicted from the end token.
+
+        Args:
+            truncate: score only the first tokens of a text that is longer than the context, with a
+                warning.
 
         Raises:
-            ValueError: a text has more tokens than the context; with ``truncate`` only the first
-                count, with a warning.
+            ValueError: a text has more tokens than the context, without ``truncate``.
+
+        >>> score = model.score("It rains.")  # doctest: +SKIP
+        >>> score.log_likelihood / score.tokens  # doctest: +SKIP
         """
         self._need_tokenizer("score")
         (texts, single), context = as_list("score", texts), self.config.max_length
@@ -320,7 +384,10 @@ class CausalLM(Pretrained):
                 f"truncated: text {long[0]} has {len(rows[long[0]])}"
             )
         if long:
-            warnings.warn(f"of {len(long)} texts, the first {context} tokens count", stacklevel=2)
+            warnings.warn(
+                f"{len(long)} of {len(rows)} texts were truncated to their first {context} tokens",
+                stacklevel=2,
+            )
         log_likelihood = self._compiled("score", self.log_likelihood, "score")
 
         def run(rows):
@@ -337,41 +404,55 @@ class CausalLM(Pretrained):
         scores = in_batches(rows, batch_size, run, progress=progress)
         return scores[0] if single else scores
 
-    def log_likelihood(self, labels, count):
+    def log_likelihood(self, labels: Any, count: Any) -> Any:
         """The log-probability (B,) of the first ``count`` (B,) tokens of ``labels`` (B, T)."""
         start = ops.full_like(labels[:, :1], self.config.end_id)
         x, _ = self.features(ops.concatenate([start, labels[:, :-1]], axis=1))
 
-        def one(row):  # logits of one text at a time: those of a batch may be gigabytes
+        def score_row(row):  # one text at a time: the logits of a batch may take gigabytes
             x, labels, count = row
             logits = self.logits(x[None])[0]
             chosen = ops.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
             gain = chosen - ops.logsumexp(logits, axis=-1)
             return ops.sum(ops.where(ops.arange(ops.shape(labels)[0]) < count, gain, 0.0))
 
-        return ops.map(one, (x, labels, count))
+        return ops.map(score_row, (x, labels, count))
 
-    def export(self, filepath, format="tf_saved_model", max_new_tokens=None, **settings):
+    def export(
+        self,
+        filepath: str | PathLike[str],
+        format: str | None = "tf_saved_model",
+        max_new_tokens: int | None = None,
+        **settings: Any,
+    ) -> Path:
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
-        Its signatures take ``text`` (B,), of which the last tokens count where there are more than
-        the context has room for before ``max_new_tokens`` (the model's own setting if not given,
-        and at most half of the context):
+        All signatures take ``text`` (B,):
 
-        - ``serving_default`` gives ``text`` (B,), what follows, by the model's own settings or
-          ``settings`` of `Search` and `Sampling`; what is drawn is the same for the same text;
-        - ``generate`` takes a tensor (B,) of each setting too, so that the server can batch
-          requests that differ: ``max_new_tokens`` (at most that of the export), ``temperature``,
-          ``top_k`` (0: all), ``top_p``, ``min_p`` and ``seed``; and gives ``text``;
-        - ``score`` gives ``log_likelihood`` and ``tokens`` (B,): how likely the text is, of which
-          the first tokens count where there are more than the context.
+        - ``serving_default`` returns the continuations, ``text`` (B,), with the model's own
+          settings or ``settings``. Sampling is deterministic: equal texts get equal continuations;
+        - ``generate`` also takes a tensor (B,) for each setting, so that the server can batch
+          requests with different ones: ``max_new_tokens`` (at most the export's), ``temperature``,
+          ``top_k`` (0: all), ``top_p``, ``min_p`` and ``seed``. It returns ``text``;
+        - ``score`` returns ``log_likelihood`` and ``tokens`` (B,). Texts longer than the context
+          are truncated to their first tokens.
 
-        Tokens end a text in the graph (the end token and ``stop_tokens``); stop strings work in
-        Python only: if the configuration has any, there is a warning. Returns the version's
-        folder; see `polyhead.serving.export`.
+        The first two truncate texts to the last tokens that leave room for ``max_new_tokens`` in
+        the context. In the graph, only tokens end a text (the end token and ``stop_tokens``); stop
+        strings work in Python only, and an export of a model that has any warns.
 
-        The ``format`` "onnx", "litert" or "openvino" writes a file of the network alone instead,
-        ``tokens`` (B, T) in and logits (B, T, V) out: see `polyhead.serving.formats`.
+        Args:
+            format: "onnx", "litert" or "openvino" writes a file of the network alone instead:
+                ``tokens`` (B, T) in, logits (B, T, V) out; see `polyhead.serving.formats`.
+            max_new_tokens: maximum number of new tokens. Default: the model's own setting, at most
+                half of the context.
+            settings: of `Search` and `Sampling`.
+
+        Returns:
+            the version's folder; see `polyhead.serving.export`.
+
+        >>> model.export("exported", max_new_tokens=50)  # doctest: +SKIP
+        PosixPath('exported/1')
         """
         from ..serving.export import export
 
@@ -381,7 +462,7 @@ class CausalLM(Pretrained):
             return self._export_network(filepath, format, tokens, self.config.vocab_size, settings)
         tokenizer = self._need_tokenizer("export")
         search, sampling = self._settings(max_new_tokens, dict(settings))
-        if (whole := self._whole()) is not self:
+        if (whole := self._without_lora()) is not self:
             return whole.export(filepath, max_new_tokens=max_new_tokens, **settings)
         if stop := list(self.config.stop_strings):
             warnings.warn(f"an export does not end texts at stop strings: {stop}", stacklevel=2)
@@ -394,40 +475,40 @@ class CausalLM(Pretrained):
                 f"{max_new_tokens}, {context}"
             )
 
-        def follow(text, search, draw, limit=None):
+        def follow(text, search, sampler, limit=None):
             prompt, count = tokenizer.prompts(text, context - length)
             most = ops.full_like(count, length)
             limit = most if limit is None else ops.clip(limit, 0, length)
-            if draw is not None and draw.repetition_penalty is not None:
-                draw = draw._replace(seen=seen(prompt, count))
-            state = self.find(prompt, count, limit, length, search, draw, cache=ScatterCache)
+            if sampler is not None and sampler.repetition_penalty is not None:
+                sampler = sampler._replace(seen=fill_padding(prompt, count))
+            state = self.find(prompt, count, limit, length, search, sampler, cache=ScatterCache)
             return {"text": tokenizer.decode(state.ended[:, 0])}
 
         def default(text):
-            one = sampling.draw([0])
+            one = sampling.sampler([0])
             if one is None:
                 return follow(text, search, None)
             batch = ops.shape(text)[:1]
             rows = [None if x is None else ops.broadcast_to(x, batch) for x in one]
-            return follow(text, search, Draw(*rows))
+            return follow(text, search, Sampler(*rows))
 
         def generate(text, max_new_tokens, temperature, top_k, top_p, min_p, seed):
-            draw = Draw(seed, temperature, top_k, top_p, min_p)
+            sampler = Sampler(seed, temperature, top_k, top_p, min_p)
             plain = dataclasses.replace(search, num_beams=1)
-            return follow(text, plain, draw, max_new_tokens)
+            return follow(text, plain, sampler, max_new_tokens)
 
         def score(text):
             labels = tokenizer.encode(text)[:, :context]
             count = ops.cast(labels.row_lengths(), "int32")
-            # One token at least, lest there be none to compute.
+            # Pad to at least one token, so that the shapes are not empty.
             labels = ops.pad(labels.to_tensor(self.config.end_id), [(0, 0), (0, 1)])[:, :context]
             return {"log_likelihood": self.log_likelihood(labels, count), "tokens": count}
 
         spec = tokenizer.spec
         numbers = {"max_new_tokens": "int32", "temperature": "float32", "top_k": "int32"}
         numbers |= {"top_p": "float32", "min_p": "float32", "seed": "int32"}
-        asked = {"text": spec("text")}
-        asked |= {name: spec(name, dtype) for name, dtype in numbers.items()}
+        inputs = {"text": spec("text")}
+        inputs |= {name: spec(name, dtype) for name, dtype in numbers.items()}
         texts = {"text": examples(tokenizer)}
         chosen = {
             "max_new_tokens": [8, length, 1, 0],
@@ -439,13 +520,13 @@ class CausalLM(Pretrained):
         }
         signatures = {
             "serving_default": (default, {"text": spec("text")}, texts),
-            "generate": (generate, asked, {**texts, **chosen}),
+            "generate": (generate, inputs, {**texts, **chosen}),
             "score": (score, {"text": spec("text")}, texts),
         }
         return export(filepath, "generation", signatures, self.weights, tracked=[tokenizer])
 
-    def compile(self, optimizer=None, loss=None, **kwargs):
-        """Keras's `compile`; by default AdamW at 3e-4 with betas 0.9 and 0.95 (GPT-3, B)."""
+    def compile(self, optimizer: Any = None, loss: Any = None, **kwargs: Any) -> None:
+        """Keras's `compile`. Default: AdamW at 3e-4 with betas 0.9, 0.95 (GPT-3, appendix B)."""
         if optimizer is None:
             optimizer = keras.optimizers.AdamW(
                 3e-4, weight_decay=0.1, beta_1=0.9, beta_2=0.95, epsilon=1e-8, global_clipnorm=1.0
@@ -455,7 +536,7 @@ class CausalLM(Pretrained):
 
 
 def examples(tokenizer):
-    """`EXAMPLES`, or parts of the vocabulary where it lacks their characters."""
+    """`EXAMPLES`, or parts of the vocabulary if it lacks their characters."""
     try:
         tokenizer.encode(EXAMPLES)
         return EXAMPLES
@@ -464,32 +545,32 @@ def examples(tokenizer):
         return [known[:4], "", known[:9], known[-3:]]
 
 
-def seen(prompt, count):
-    """``prompt`` (B, P) with its last token in the place of padding."""
+def fill_padding(prompt, count):
+    """Replaces the padding of ``prompt`` (B, P) by the prompt's last token."""
     width = ops.shape(prompt)[1]
     padding = ops.arange(width) < (width - ops.convert_to_tensor(count))[:, None]
     return ops.where(padding, prompt[:, -1:], prompt)
 
 
 def check_stop(stop):
-    """``stop``, a string or several, as a list.
+    """Returns the stop strings, one or several, as a list.
 
     Raises:
-        ValueError: one is empty, or not a string.
+        ValueError: a stop string is empty, or not a string.
     """
     stop = [stop] if isinstance(stop, str) else list(stop)
     if bad := [s for s in stop if not isinstance(s, str) or not s]:
-        raise ValueError(f"a stop string must have a character at least: {bad[0]!r}")
+        raise ValueError(f"a stop string must have at least one character: {bad[0]!r}")
     return stop
 
 
 def cut(text, stop):
-    """``text`` up to the first of the strings ``stop``."""
+    """Cuts ``text`` at the first of the strings ``stop``."""
     found = [text.find(s) for s in stop if s in text]
     return text[: min(found)] if found else text
 
 
-def overlap(text, stop):
-    """The length of the end of ``text`` with which ``stop`` may begin."""
+def count_overlap(text, stop):
+    """The length of the longest end of ``text`` that is a beginning of ``stop``."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,6 +1,8 @@
-"""GPT-2 (Radford et al. 2019): a decoder that continues text."""
+"""GPT-2 (Radford et al. 2019): a decoder that generates text."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 from keras import ops
@@ -21,7 +23,11 @@ from .model import block_shapes, check_sizes, norm_shapes, read_parts, stack
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes of a GPT; the defaults are the smallest GPT-2's."""
+    """Configuration of a `GPT`; the defaults are those of the smallest GPT-2.
+
+    >>> polyhead.GPTConfig().parameters
+    124439808
+    """
 
     vocab_size: int = 50257
     max_length: int = 1024  # of prompt and continuation, in tokens: the context
@@ -33,11 +39,11 @@ class GPTConfig:
     attention_dropout: float = 0.1
     activation: str = "gelu_tanh"
     epsilon: float = 1e-5
-    tied: bool = True  # the embedding gives the logits too
-    end_id: int = 50256  # ends a document, and stands before the first
-    search: Search = Search(max_new_tokens=100)  # of `generate` and `export`, unless told otherwise
+    tied: bool = True  # the token embedding also computes the logits
+    end_id: int = 50256  # ends a document and precedes the first token
+    search: Search = Search(max_new_tokens=100)  # defaults of `generate` and `export`
     sampling: Sampling = Sampling()
-    stop_strings: tuple[str, ...] = ()  # each ends a text of `generate` and `stream`
+    stop_strings: tuple[str, ...] = ()  # `generate` and `stream` stop at these
 
     def __post_init__(self):
         read_parts(self, search=Search, sampling=Sampling)
@@ -49,7 +55,7 @@ class GPTConfig:
         self.search.within(self.vocab_size, self.max_length)
 
     @property
-    def parameters(self):
+    def parameters(self) -> int:
         """The number of parameters, counted by formula."""
         d, inner = self.dim, self.intermediate_dim or 4 * self.dim
         attention, feed_forward, norm = 4 * (d * d + d), d * inner + inner + inner * d + d, 2 * d
@@ -59,13 +65,13 @@ class GPTConfig:
 
 
 PRESETS = {
-    # Radford et al. 2019, table 2; the sizes of the files that OpenAI published.
+    # Radford et al. 2019, table 2, with the sizes of the published weights.
     "gpt2": GPTConfig(),
     "gpt2-medium": GPTConfig(num_layers=24, dim=1024, num_heads=16),
     "gpt2-large": GPTConfig(num_layers=36, dim=1280, num_heads=20),
     "gpt2-xl": GPTConfig(num_layers=48, dim=1600, num_heads=25),
-    # nanoGPT's for Shakespeare by characters (A. Karpathy, github.com/karpathy/nanoGPT): on a GPU,
-    # and on a CPU.
+    # nanoGPT's sizes for character-level Shakespeare (A. Karpathy, github.com/karpathy/nanoGPT),
+    # for a GPU and for a CPU.
     "char": GPTConfig(
         vocab_size=66,
         max_length=256,
@@ -93,23 +99,32 @@ PRESETS = {
 class GPT(CausalLM):
     """Decoder-only Transformer with pre-norm and learned positions (Radford et al. 2019, 2.3).
 
-    Called on ``tokens`` (B, T), it gives the logits (B, T, V) of what follows each. One matrix
-    embeds tokens and gives the logits, unless the configuration says that they are not ``tied``.
-    `generate`, `stream` and `score` are for strings.
+    ``tokens`` (B, T) -> logits (B, T, V) of the next token at each position. One matrix embeds the
+    tokens and computes the logits, unless ``tied`` is False. `generate`, `stream` and `score` take
+    strings.
 
     Args:
         config: a `GPTConfig`.
-        tokenizer: `polyhead.data.BytePairs` or `Characters`; needed for strings only.
+        tokenizer: `polyhead.data.BytePairs` or `Characters`; only needed for strings.
+        initialize: False skips the paper's initialization, when weights are about to be loaded.
 
     Raises:
-        ValueError: the tokenizer's vocabulary is not the configuration's.
+        ValueError: tokenizer and configuration have different vocabularies.
+
+    >>> model = polyhead.GPT(polyhead.GPTConfig(vocab_size=20, end_id=0, num_layers=1, dim=24))
+    >>> model(np.zeros([2, 5], "int32")).shape.as_list()
+    [2, 5, 20]
+    >>> model = polyhead.GPT.from_pretrained("gpt2")  # doctest: +SKIP
+    >>> model.generate("Once upon a time")  # doctest: +SKIP
     """
 
     Config = GPTConfig
     PRESETS = PRESETS
     FAMILIES = {"gpt2": ".published.gpt2"}
 
-    def __init__(self, config, tokenizer=None, initialize=True, **kwargs):
+    def __init__(
+        self, config: GPTConfig, tokenizer: Any = None, initialize: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(config, tokenizer, **kwargs)
         dtype = self.dtype_policy
         self.tokens = TokenEmbedding(
@@ -141,10 +156,11 @@ class GPT(CausalLM):
         if initialize:
             self.initialize()
 
-    def initialize(self):
-        """Draws the weights anew as GPT-2 does (section 2.3, and its code).
+    def initialize(self) -> None:
+        """Initializes the weights as GPT-2 does (section 2.3, and its code).
 
-        Matrices from N(0, 0.02), those that end a residual branch from N(0, 0.02 / sqrt(2 L)).
+        Matrices are sampled from N(0, 0.02), those at the end of a residual branch from
+        N(0, 0.02 / sqrt(2 L)), L the number of layers.
         """
         for v in self.trainable_variables:
             if v.name in ("kernel", "embeddings"):
@@ -153,7 +169,7 @@ class GPT(CausalLM):
                 v.assign(keras.random.normal(v.shape, stddev=scale, dtype=v.dtype))
 
     @classmethod
-    def shapes(cls, config):
+    def shapes(cls, config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         c = config
         yield "tokens/embeddings", (c.vocab_size, c.dim)
         yield "positions/embeddings", (c.max_length, c.dim)
@@ -162,11 +178,13 @@ class GPT(CausalLM):
         if not c.tied:
             yield "head/kernel", (c.dim, c.vocab_size)
 
-    def features(self, tokens, start=0, mask=None, caches=None):
+    def features(
+        self, tokens: Any, start: Any = 0, mask: Any = None, caches: list | None = None
+    ) -> tuple[Any, list | None]:
         x = self.dropout(self.positions(self.tokens(tokens), start=start))
         mask = decoder_mask(x, mask, caches and caches[0])
         x, caches = stack(self.blocks, x, caches, mask=mask)
         return self.norm(x), caches
 
-    def logits(self, x):
+    def logits(self, x: Any) -> Any:
         return self.tokens.logits(x) if self.head is None else ops.cast(self.head(x), "float32")

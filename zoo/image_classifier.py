@@ -1,9 +1,11 @@
-"""Image classifiers: what users do with a network that labels images."""
+"""The task methods of image classifiers: classify, attention, adapt and export."""
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import keras
 import numpy as np
@@ -14,28 +16,44 @@ from .model import Pretrained, bucket, check_count, in_batches
 
 
 class Classification(NamedTuple):
-    """What an image shows; a class without a name is its number."""
+    """A class of an image and its probability; the label of a class without a name is its number.
+
+    >>> label, probability = polyhead.Classification("cat", 0.9)
+    >>> label
+    'cat'
+    """
 
     label: str
     probability: float
 
 
 class ImageClassifier(Pretrained):
-    """The base of networks that label images: `classify`, `attention`, `export`.
+    """Base class of image classifiers: `classify`, `attention`, `export`.
 
-    A subclass is a network of images (B, Y, X, C), pixels from 0 to 255, which gives logits
-    (B, classes). Its configuration has ``image_size``, ``channels``, ``num_classes``,
-    ``class_names``, ``patch_size`` and ``fit``. It has ``blocks``, a ``head`` or None, a class
-    ``token`` or None, and the methods ``features(images)`` and ``embed(images)``, what the first
-    block gets.
+    A subclass is a network: images (B, Y, X, C), pixels from 0 to 255 -> logits (B, classes). Its
+    configuration has ``image_size``, ``channels``, ``num_classes``, ``class_names``,
+    ``patch_size`` and ``fit``. The network has ``blocks``, a ``head`` or None, a class ``token`` or
+    None, and the methods ``features(images)`` and ``embed(images)``, the input of the first block.
+
+    >>> model = polyhead.ViT.preset("nano-4", num_layers=1)
+    >>> isinstance(model, polyhead.ImageClassifier)
+    True
+    >>> image = np.zeros([40, 30, 3], "uint8")  # or a path, or the bytes of a file
+    >>> model.classify(image)  # doctest: +SKIP
+    Classification(label='0', probability=0.1)
+    >>> model.classify([image, image], top=5)  # doctest: +SKIP
+    >>> model.attention(image).shape  # doctest: +SKIP
+    (8, 8)
+    >>> model.export("exported", top=3)  # doctest: +SKIP
+    PosixPath('exported/1')
     """
 
-    def rollout(self, images):
-        """How much of the class token comes from each patch (B, Y / P, X / P), of sum 1.
+    def rollout(self, images: Any) -> Any:
+        """The share (B, Y / P, X / P) of each patch in the class token; shares sum to 1.
 
-        Attention rollout (Abnar & Zuidema 2020, equation 1): of each block the mean of its heads'
-        weights and of the residual, multiplied through all blocks. Without a class token it is
-        the mean over the patches.
+        Attention rollout (Abnar & Zuidema 2020, equation 1): the product over all blocks of
+        (W + I) / 2, W the attention weights averaged over heads. Without a class token it is the
+        mean over the patches.
         """
         grid = tuple(side // self.config.patch_size for side in images.shape[1:3])
         x, rolled = self.embed(images), None
@@ -48,24 +66,35 @@ class ImageClassifier(Pretrained):
         shares = shares / ops.sum(shares, axis=1, keepdims=True)
         return ops.reshape(shares, (-1, *grid))
 
-    def classify(self, images, top=None, batch_size=16, progress=False, max_pixels=None):
-        """Classifies an image, or a list of images.
+    def classify(
+        self,
+        images: Any,
+        top: int | None = None,
+        batch_size: int = 16,
+        progress: bool | Callable = False,
+        max_pixels: int | None = None,
+    ) -> Classification | list:
+        """Classifies an image, or each of a list of images.
 
         Args:
             images: paths, encoded bytes (JPEG, PNG, GIF, BMP or WebP), or arrays (Y, X, C) of
                 pixels from 0 to 255, of any size.
-            top: the number of most likely classes to return for each image.
-            batch_size: the number of images per call of the network.
+            top: number of most likely classes to return per image.
+            batch_size: number of images per call of the network.
             progress: True shows a progress bar; or a function that wraps the batches.
-            max_pixels: an encoded image with more pixels is refused; 60 million by default.
+            max_pixels: refuse encoded images with more pixels. Default: 60 million.
 
         Returns:
-            a `Classification`, or a list of them in the order of ``images``; with ``top``, lists.
+            a `Classification`, or a list of them in the order of ``images``; with ``top``, a list
+            for each image.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: naming the image that cannot be read, by its path or its index; or the
-                model has no head.
+            FileNotFoundError: a file does not exist.
+            ValueError: an image cannot be read (named by its path or its index), or the model has
+                no head.
+
+        >>> model.classify(["cat.jpg", "dog.png"])  # doctest: +SKIP
+        [Classification(label='cat', probability=0.92), ...]
         """
         single = isinstance(images, str | bytes | Path) or getattr(images, "ndim", 4) == 3
         images = [images] if single else list(images)
@@ -97,25 +126,30 @@ class ImageClassifier(Pretrained):
         found = in_batches(range(len(images)), batch_size, run, lambda i: 0, progress)
         return found[0] if single else found
 
-    def label(self, i):
+    def label(self, i: int) -> str:
+        """The name of class ``i``, or its number."""
         return str(i) if self.config.class_names is None else self.config.class_names[i]
 
-    def pixels(self, image, max_pixels=None):
+    def pixels(self, image: Any, max_pixels: int | None = None) -> np.ndarray:
         """Reads a path, encoded bytes or an array as pixels (Y, X, C) of the model's size.
 
         Raises:
-            ValueError: it cannot be decoded, or has more than ``max_pixels`` (60 million).
+            ValueError: the image cannot be decoded, or has more than ``max_pixels`` (60 million).
         """
         return self._reader(max_pixels).read(image)
 
-    def attention(self, image):
-        """Where the model looks in an image: shares (Y / P, X / P), of sum 1; see `rollout`."""
+    def attention(self, image: Any) -> np.ndarray:
+        """The attention map of an image: shares (Y / P, X / P) that sum to 1; see `rollout`.
+
+        >>> model.attention("cat.jpg").shape  # doctest: +SKIP
+        (14, 14)
+        """
         [shares] = ops.convert_to_numpy(self.rollout(self.pixels(image)[None]))
         return shares
 
     @functools.cached_property
-    def preprocessor(self):
-        """How images are decoded and fitted: a `polyhead.data.images.Pixels`."""
+    def preprocessor(self) -> Any:
+        """Decodes images and fits them to the model's size: a `polyhead.data.images.Pixels`."""
         from ..data.images import Pixels
 
         return Pixels.from_config(self.config)
@@ -125,20 +159,28 @@ class ImageClassifier(Pretrained):
             return self.preprocessor
         return dataclasses.replace(self.preprocessor, max_pixels=plain(max_pixels))
 
-    def adapted(self, num_classes=None, class_names=None, **overrides):
-        """A new model with these weights for other classes, or images of another size.
+    def adapt(
+        self,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Returns a model with these weights for other classes, or for images of another size.
 
         Args:
-            num_classes: with another number, or other ``class_names``, the head is new.
-            overrides: of the configuration; with another ``image_size``, positions are
-                interpolated (section 3.2).
+            num_classes: another number, or other ``class_names``, gives the model a new head.
+            overrides: changes to the configuration. For another ``image_size``, positions are
+                interpolated (Dosovitskiy et al. 2020, section 3.2).
 
         Raises:
             ValueError: the model is quantized.
+
+        >>> model = polyhead.load("google/vit-base-patch16-224")  # doctest: +SKIP
+        >>> model = model.adapt(class_names=["cat", "dog"], image_size=384)  # doctest: +SKIP
         """
         if self._quantization():
             raise ValueError("a quantized model cannot be adapted: quantize the adapted model")
-        old, whole = self.config, self._whole()
+        old, whole = self.config, self._without_lora()
         names = class_names
         if names is not None:
             names = names if isinstance(names, str) else plain(tuple(names))
@@ -159,26 +201,42 @@ class ImageClassifier(Pretrained):
 
     @classmethod
     def from_pretrained(
-        cls, folder, num_classes=None, class_names=None, image_size=None, **overrides
-    ):
-        """The model that `save_pretrained` wrote to ``folder``, or a published one.
+        cls,
+        folder: str | PathLike[str],
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Loads the model that `save_pretrained` wrote to ``folder``, or a published one.
 
-        As for all models of the zoo (`Pretrained.from_pretrained`); of Hugging Face's ViT, or of
-        timm's. With ``num_classes`` or ``class_names`` it gets a new head, with another
-        ``image_size`` interpolated positions: see `adapted`.
+        See `Pretrained.from_pretrained`. With ``num_classes`` or ``class_names`` the model gets a
+        new head, with another ``image_size`` interpolated positions: see `adapt`.
+
+        >>> model = polyhead.ViT.from_pretrained(
+        ...     "google/vit-base-patch16-224", class_names=["cat", "dog"]
+        ... )  # doctest: +SKIP
         """
         model = super().from_pretrained(folder, **overrides)
         sized = {} if image_size is None else {"image_size": image_size}
         if num_classes is None and class_names is None and not sized:
             return model
-        return model.adapted(num_classes, class_names, **sized)
+        return model.adapt(num_classes, class_names, **sized)
 
-    def compile(self, optimizer=None, loss=None, metrics=None, weighted_metrics=None, **kwargs):
-        """Keras's `compile`; by default AdamW and label smoothing of 0.1.
+    def compile(
+        self,
+        optimizer: Any = None,
+        loss: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keras's `compile`. Default: AdamW, and cross-entropy with label smoothing of 0.1.
 
-        As Steiner et al. 2021 (section 3.3) train from scratch: a learning rate of 1e-3, weight
-        decay of matrices, gradients clipped at 1. Labels are class probabilities (B, N), as
-        `polyhead.data.image_batches` gives them, and all metrics weight images by sample weight.
+        The optimizer is that of Steiner et al. 2021 (section 3.3) for training from scratch: a
+        learning rate of 1e-3, weight decay of matrices, gradients clipped at norm 1. Labels are
+        class probabilities (B, N), as `polyhead.data.image_batches` returns them. All metrics use
+        the sample weights.
         """
         if optimizer is None:
             optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1, global_clipnorm=1.0)
@@ -188,20 +246,34 @@ class ImageClassifier(Pretrained):
         metrics = [*(metrics or ()), *(weighted_metrics or ())] or None
         super().compile(optimizer, loss, weighted_metrics=metrics, **kwargs)
 
-    def export(self, filepath, format="tf_saved_model", top=None, max_pixels=None, **settings):
+    def export(
+        self,
+        filepath: str | PathLike[str],
+        format: str | None = "tf_saved_model",
+        top: int | None = None,
+        max_pixels: int | None = None,
+        **settings: Any,
+    ) -> Path:
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
-        - ``serving_default`` takes ``image_bytes`` (B,), JPEG, PNG, GIF, BMP or WebP, and gives the
-          ``top`` most likely ``labels`` (B, top), strings, and their ``probabilities``;
+        Both signatures return the most likely ``labels`` (B, top), strings, and their
+        ``probabilities``:
+
+        - ``serving_default`` takes ``image_bytes`` (B,): JPEG, PNG, GIF, BMP or WebP. One invalid
+          image is an error for the whole batch;
         - ``pixels`` takes ``images`` (B, Y, X, C), floats from 0 to 255, of the model's size.
 
-        ``top`` is 5 by default. Bytes that cannot be decoded, or an image with more than
-        ``max_pixels`` (60 million by default), are an error for the whole batch. Returns the
-        version's folder; see `polyhead.serving.export`.
+        Args:
+            format: "onnx", "litert" or "openvino" writes a file of the network alone instead:
+                ``images`` (B, Y, X, C) in, logits (B, classes) out; see `polyhead.serving.formats`.
+            top: number of classes. Default: 5.
+            max_pixels: refuse images with more pixels. Default: 60 million.
 
-        The ``format`` "onnx", "litert" or "openvino" writes a file of the network alone instead,
-        ``images`` (B, Y, X, C) in and logits (B, N) out, N the number of classes: see
-        `polyhead.serving.formats`.
+        Returns:
+            the version's folder; see `polyhead.serving.export`.
+
+        >>> model.export("exported", top=3)  # doctest: +SKIP
+        PosixPath('exported/1')
         """
         from ..data.images import named
         from ..serving.export import export

@@ -1,4 +1,4 @@
-"""`load`: a model of whichever class a folder holds."""
+"""`load`, which finds the class of a saved model."""
 
 from os import PathLike
 from pathlib import Path
@@ -18,7 +18,7 @@ MODELS = (GPT, Transformer, ViT)
 def load(name: str | PathLike[str], **overrides: Any) -> Pretrained:
     """Loads a model that polyhead saved, or one that another library published.
 
-    The class is found from the ``config.json``; `GPT.from_pretrained` and its like do the rest.
+    The ``config.json`` decides the class, whose `from_pretrained` then loads the model.
 
     >>> polyhead.GPT.preset("char-small", vocab_size=10).save_pretrained("saved")
     >>> polyhead.load("saved", dropout=0.1).config.vocab_size

@@ -1,4 +1,4 @@
-"""The base class of the zoo's models: configuration, tokenizer, files."""
+"""The base class of all models: configuration, tokenizer, saving and loading."""
 
 import contextlib
 import dataclasses
@@ -8,9 +8,11 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Callable, Iterator
+from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import keras
 import numpy as np
@@ -29,31 +31,41 @@ from ..training.averages import inner
 from ..training.states import assign, by_path, some
 from .published import family, open_checkpoint, read_json, write_checkpoint
 
-# The files that `save_pretrained` may write beside the tokenizer's.
+# Files that `save_pretrained` may write, apart from the tokenizer's.
 BESIDE = ("generation_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 class Pretrained(Model):
-    """A model made from a configuration, which saves and loads itself as a folder of data.
+    """A model with a configuration and a tokenizer that is saved to a folder.
 
-    ``config.json``, ``model.safetensors`` (the variables' paths are the tensors' names) and,
-    where there is a tokenizer, its file. Nothing in them is code.
+    The folder holds ``config.json``, ``model.safetensors`` (the tensors' names are the variables'
+    paths) and the tokenizer's file, if there is one. None of them contains code.
 
-    Without ``initialize`` weights are not drawn as the model's paper has it, which costs memory:
-    of a model whose weights will be read.
+    Args:
+        config: an instance of ``Config``.
+        tokenizer: needed by the methods that take strings.
+        initialize: False skips the paper's initialization, when weights are about to be loaded.
     """
 
     Config: ClassVar[type]
     PRESETS: ClassVar[dict]
-    # What a configuration and its tokenizer must agree on; a size may be larger than its own.
+    # Fields in which configuration and tokenizer must agree; a configuration's size may be larger.
     VOCABULARY: ClassVar[tuple] = ("vocab_size", "end_id")
-    # Modules of `published` for other libraries' checkpoints, by the ``model_type`` of their
-    # config.json, or "timm".
+    # {family: module of `published`}; the family is the ``model_type`` of a config.json, or "timm".
     FAMILIES: ClassVar[dict] = {}
 
     @classmethod
-    def preset(cls, name, tokenizer=None, **overrides):
-        """A published size with fresh weights; the tokenizer says how large the vocabulary is."""
+    def preset(cls, name: str, tokenizer: Any = None, **overrides: Any) -> Self:
+        """Builds a model of a published size with new weights.
+
+        Args:
+            name: a key of ``PRESETS``.
+            tokenizer: sets the size of the vocabulary and the special tokens.
+            overrides: changes to the configuration.
+
+        >>> polyhead.GPT.preset("char-small", num_layers=1).config.dim
+        128
+        """
         if name not in cls.PRESETS:
             raise ValueError(f"{cls.__name__} has presets {', '.join(cls.PRESETS)}: {name!r}")
         if tokenizer is not None:
@@ -61,18 +73,21 @@ class Pretrained(Model):
                 overrides.setdefault(agreed, getattr(tokenizer, agreed))
         return cls(dataclasses.replace(cls.PRESETS[name], **overrides), tokenizer)
 
-    def __init__(self, config, tokenizer=None, initialize=True, **kwargs):
+    def __init__(
+        self, config: Any, tokenizer: Any = None, initialize: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        # Keras wraps `quantize` of each object to check its arguments; ours checks them itself.
+        # Keras wraps each object's `quantize` to check its arguments; ours checks them itself.
         del self.quantize
         self.config = config
         self.tokenizer = tokenizer
-        self._searches = {}  # compiled functions, for decoding above all
-        # What they were compiled for; a namespace, so that Keras does not track it.
+        self._searches = {}  # compiled functions
+        # The variables that they use; in a namespace, so that Keras does not track them.
         self._compiled_for = SimpleNamespace(variables=[])
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Any:
+        """The tokenizer, or None."""
         return self._tokenizer
 
     @tokenizer.setter
@@ -87,22 +102,22 @@ class Pretrained(Model):
         self._tokenizer = tokenizer
         getattr(self, "_searches", {}).clear()  # compiled for another vocabulary
 
-    def get_config(self):
-        """The configuration, with what a copy must also know: dtype, quantization, frozen weights.
+    def get_config(self) -> dict:
+        """The configuration, with dtype policy, quantization and frozen weights.
 
-        A ``.keras`` file holds it, and so do `pickle` and `copy.deepcopy`, which use that format.
+        It is saved in ``.keras`` files, which `pickle` and `copy.deepcopy` use too.
         """
         config = {
             **dataclasses.asdict(self.config),
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "quantization": self._quantization(),
         }
-        if not self._merges():  # else the frozen kernels are merged, and trainable again
+        if not self._has_lora():  # a copy with merged adapters is trainable
             config["frozen"] = [v.path for v in self.weights if not v.trainable]
         return config
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> Self:
         config = dict(config)
         dtype = keras.dtype_policies.deserialize(config.pop("dtype", None))
         quantization, frozen = config.pop("quantization", {}), set(config.pop("frozen", ()))
@@ -113,30 +128,35 @@ class Pretrained(Model):
                 v.trainable = False
         return model
 
-    def save_assets(self, folder):
-        """Puts the tokenizer into a ``.keras`` file."""
+    def save_assets(self, folder: str) -> None:
+        """Saves the tokenizer in a ``.keras`` file."""
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
 
-    def load_assets(self, folder):
+    def load_assets(self, folder: str | None) -> None:
         if folder is not None:  # Keras passes None for a nested model without a tokenizer
             self.tokenizer = self.load_tokenizer(Path(folder), self.config)
 
-    def with_text(self, logits):
-        """``logits`` (..., V) without those of rows that pad the embedding, which have no text.
+    def drop_padding(self, logits: Any) -> Any:
+        """Drops the ``logits`` (..., V) beyond the tokenizer's vocabulary.
 
-        Published embeddings are padded to sizes such as 50,304; there may be fewer tokens.
+        Published embeddings are often padded, to 50,304 rows for example.
         """
         size = None if self.tokenizer is None else self.tokenizer.vocab_size
         return logits if size in (None, logits.shape[-1]) else logits[..., :size]
 
-    def freeze(self, pattern):
-        """Excludes the weights whose paths match a regular expression from training.
+    def freeze(self, pattern: str) -> None:
+        """Freezes the weights whose paths match a regular expression.
 
-        Call `compile` after it. Paths are those of ``[v.path for v in model.weights]``.
+        Call `compile` afterwards. The paths are ``[v.path for v in model.weights]``.
 
         Raises:
             ValueError: no path matches, or ``pattern`` is not a regular expression.
+
+        >>> model = polyhead.GPT.preset("char-small", num_layers=2)
+        >>> model.freeze("^(tokens|positions|block_0)/")
+        >>> sorted({v.path.split("/")[0] for v in model.trainable_weights})
+        ['block_1', 'norm']
         """
         try:
             frozen = [v for v in self.weights if re.search(pattern, v.path)]
@@ -147,20 +167,25 @@ class Pretrained(Model):
         for v in frozen:
             v.trainable = False
 
-    def enable_lora(self, rank, alpha=None):
-        """Adds LoRA adapters to the query and value of every attention, and freezes all else.
+    def enable_lora(self, rank: int, alpha: float | None = None) -> None:
+        """Adds LoRA adapters to all query and value projections, and freezes all other weights.
 
-        (Hu et al. 2021, arXiv 2106.09685.) Call `compile` after it. All files and exports hold
-        the model with the adapters merged into its weights.
+        (Hu et al. 2021, arXiv 2106.09685.) Call `compile` afterwards. Saved files and exports have
+        the adapters merged into the weights.
 
         Args:
-            rank: of the adapters.
-            alpha: they are scaled by ``alpha`` / rank; by 1 where it is not given.
+            rank: rank of the adapters.
+            alpha: scales the adapters by ``alpha`` / rank. Default: ``rank``.
 
         Raises:
             ValueError: LoRA is enabled already, or the model is quantized.
+
+        >>> model = polyhead.GPT.preset("char-small", num_layers=1)
+        >>> model.enable_lora(rank=4)
+        >>> sum(v.trainable for v in model.weights)
+        4
         """
-        if self._merges():
+        if self._has_lora():
             raise ValueError("LoRA is enabled already")
         if self._quantization():
             raise ValueError("the model is quantized: enable LoRA before quantize")
@@ -171,18 +196,25 @@ class Pretrained(Model):
             v.trainable = False
         self.train_function = self.test_function = self.predict_function = None
 
-    def quantize(self, mode=None, config=None, filters=None, **kwargs):
-        """Keras's `quantize`, for inference: "int8" stores weights as 8-bit integers with scales.
+    def quantize(
+        self, mode: str | None = None, config: Any = None, filters: Any = None, **kwargs: Any
+    ) -> None:
+        """Quantizes the weights to 8-bit integers with scales, for inference.
 
-        All matrices are quantized, the token embedding included; LoRA adapters are merged before.
-        Files and exports stay quantized. The size is a quarter of float32's.
+        It overrides Keras's `quantize`. All matrices are quantized, the token embedding included;
+        LoRA adapters are merged first. Saved files and exports are quantized too, with a quarter of
+        float32's size.
 
         Args:
-            filters: which layers: a regular expression for their names, a list of those, or a
-                function of a layer.
+            mode: "int8".
+            filters: selects layers: a regular expression for their names, a list of expressions,
+                or a function of a layer.
 
         Raises:
-            ValueError: another mode, or quantizers of your own in ``config``.
+            ValueError: another mode, or custom quantizers in ``config``.
+
+        >>> model = polyhead.GPT.preset("char-small", num_layers=1)
+        >>> model.quantize("int8")  # doctest: +SKIP
         """
         default = keras.quantizers.Int8QuantizationConfig()
         mode = config.mode if mode is None and config is not None else mode
@@ -191,9 +223,9 @@ class Pretrained(Model):
         if config is not None and config.get_config() != default.get_config():
             raise ValueError("quantize supports Keras's default quantizers only: leave out config")
         with warnings.catch_warnings(), cheap_collections():
-            # Keras names each layer without weights to quantize: dropout, normalization.
+            # Keras warns about each layer without a matrix: dropout, normalization.
             warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method")
-            for layer in self._adapted():
+            for layer in self._lora_layers():
                 layer.merge()
             super().quantize(mode, filters=filters, **kwargs)
 
@@ -211,16 +243,18 @@ class Pretrained(Model):
         if not modes:
             return
         if not isinstance(modes, dict) or any(mode != "int8" for mode in modes.values()):
-            raise ValueError(f"quantization must be of layers by 'int8': {modes!r:.100}")
+            raise ValueError(f"quantization must map layers to 'int8': {modes!r:.100}")
         self.quantize("int8", filters=lambda layer: layer.path in modes)
         if unknown := sorted(modes.keys() - self._quantization().keys()):
-            raise ValueError(f"quantization names layers that the model has not: {some(unknown)}")
+            raise ValueError(
+                f"quantization names layers that the model does not have: {some(unknown)}"
+            )
 
     def _compiled(self, key, function, name):
-        """``function``, which calls the model for ``name``, compiled once for each ``key``.
+        """Compiles ``function`` once per ``key``; ``name`` is what it calls the model for.
 
-        Compiled functions hold the variables that they were traced with. Where layers have got
-        others (`quantize` and `enable_lora`, of the model or of a layer), all are compiled again.
+        A compiled function holds the variables that it was traced with. When layers have got new
+        variables (by `quantize` or `enable_lora`), all functions are compiled again.
         """
         variables, traced = self.weights, self._compiled_for.variables
         if len(variables) != len(traced) or any(
@@ -228,15 +262,15 @@ class Pretrained(Model):
         ):
             self._searches.clear()
             self._compiled_for.variables = variables
-        if (found := self._searches.get(key)) is None:
-            found = self._searches[key] = compiled(self, function, name)
-        return found
+        if (result := self._searches.get(key)) is None:
+            result = self._searches[key] = compiled(self, function, name)
+        return result
 
-    def make_train_function(self, force=False):
-        """Keras's, which every training method calls first.
+    def make_train_function(self, force: bool = False) -> None:
+        """Overrides Keras's, which every training method calls first, to check the model.
 
         Raises:
-            ValueError: training would not change the weights that are trainable now.
+            ValueError: the optimizer was built for other weights than those that are trainable now.
         """
         if self._quantization():
             raise ValueError("a quantized model cannot be trained: quantize it after training")
@@ -248,19 +282,19 @@ class Pretrained(Model):
         super().make_train_function(force)
 
     def _optimizer_fits(self):
-        """Whether the optimizer, once built, is of the weights that are trainable now."""
+        """Whether the optimizer is not built yet, or built for the current trainable weights."""
         built = getattr(inner(getattr(self, "optimizer", None)), "_trainable_variables", [])
         return not built or list(map(id, built)) == list(map(id, self.trainable_variables))
 
     def _attentions(self):
         return [x for x in self._flatten_layers() if isinstance(x, MultiHeadAttention)]
 
-    def _adapted(self):
+    def _lora_layers(self):
         """The layers that have a LoRA adapter."""
         return [x for x in self._flatten_layers() if getattr(x, "adapter", None) is not None]
 
-    def _merged(self, weights):
-        """``weights``, ``{path: array}``, with LoRA adapters merged into their kernels."""
+    def _merge_lora(self, weights):
+        """Merges LoRA adapters into the kernels of ``weights``, ``{path: array}``."""
         weights = dict(weights)
 
         def merge(layer, names, product):
@@ -269,66 +303,74 @@ class Pretrained(Model):
             # Not in place: the arrays are the caller's.
             weights[paths["kernel"]] = weights[paths["kernel"]] + change
 
-        for layer in self._adapted():
+        for layer in self._lora_layers():
             merge(layer, ("down", "up"), layer.adapter.product)
-        for layer in self._keras_lora():
+        for layer in self._keras_lora_layers():
             if layer.quantization_mode is not None:
                 raise ValueError(f"{layer.path} is quantized and has LoRA: it cannot be saved")
             scale = layer.lora_alpha / layer.lora_rank
             merge(layer, ("lora_kernel_a", "lora_kernel_b"), lambda a, b, s=scale: s * (a @ b))
         return weights
 
-    def _keras_lora(self):
-        """The layers whose `enable_lora`, Keras's own, was called."""
+    def _keras_lora_layers(self):
+        """The layers with LoRA adapters of Keras, by the layer's own `enable_lora`."""
         return [x for x in self._flatten_layers() if getattr(x, "lora_enabled", False)]
 
-    def _merges(self):
-        """Whether a file or an export of this model has LoRA adapters merged into its weights."""
-        return bool(self._adapted() or self._keras_lora())
+    def _has_lora(self):
+        """Whether the model has LoRA adapters, to be merged in files and exports."""
+        return bool(self._lora_layers() or self._keras_lora_layers())
 
-    def _whole(self):
-        """The model, or where it has LoRA adapters, another that has them merged."""
-        if not self._merges():
+    def _without_lora(self):
+        """The model itself or, if it has LoRA adapters, a copy that has them merged."""
+        if not self._has_lora():
             return self
         return self._copy(self.tokenizer)
 
     def _copy(self, tokenizer):
-        """Another model of the same weights, with LoRA adapters merged."""
+        """Copies the model and its weights, with LoRA adapters merged."""
         model = type(self)(self.config, tokenizer, initialize=False, dtype=self.dtype_policy)
         model._restore_quantization(self._quantization())
         weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
-        assign(by_path(model.weights), self._merged(weights), "this model")
+        assign(by_path(model.weights), self._merge_lora(weights), "this model")
         return model
 
     def _export_network(self, filepath, format, signature, limit, settings):
-        """`export` in another format than TensorFlow Serving's; see `polyhead.serving.formats`."""
+        """Exports the network to ONNX, LiteRT or OpenVINO; see `polyhead.serving.formats`."""
         from ..serving.formats import export_network
 
-        # Without its tokenizer, whose tables would be converted too.
+        # Without the tokenizer, whose tables would be converted too.
         return export_network(self._copy(None), filepath, format, signature, limit, **settings)
 
-    def save_pretrained(self, folder, weights=None, format="polyhead"):
-        """Writes the model to ``folder`` atomically; an older one is replaced.
+    def save_pretrained(
+        self,
+        folder: str | PathLike[str],
+        weights: dict[str, np.ndarray] | None = None,
+        format: str = "polyhead",
+    ) -> None:
+        """Writes the model to ``folder`` atomically; an existing model is replaced.
 
         Args:
             weights: ``{path: array}``, written instead of the model's own.
-            format: "polyhead", or a format of ``FAMILIES``: "huggingface" for a checkpoint that
-                Hugging Face's library loads, for ViT also "timm".
+            format: "polyhead"; "huggingface" for Hugging Face's library; for ViT also "timm".
 
         Raises:
-            FileExistsError: the folder holds something else than a model.
-            ValueError: a format or a setting that cannot be written.
+            FileExistsError: the folder holds something other than a model.
+            ValueError: the format is unknown, or cannot express a setting.
+
+        >>> model = polyhead.GPT.preset("char-small", num_layers=1)
+        >>> model.save_pretrained("saved")
+        >>> model.save_pretrained("for-transformers", format="huggingface")
         """
         from ..serving.folder import temporary_folder
 
         if weights is None:
             weights = {path: v.numpy() for path, v in by_path(self.weights).items()}
-        files = write_checkpoint(self, format, self._merged(weights))
+        files = write_checkpoint(self, format, self._merge_lora(weights))
         folder = Path(folder)
         if folder.is_file():
             raise FileExistsError(f"{folder} is a file; a model is saved as a folder")
-        if folder.exists() and not self.replaceable(folder):
-            raise FileExistsError(f"{folder} holds something else than a {type(self).__name__}")
+        if folder.exists() and not self.is_replaceable(folder):
+            raise FileExistsError(f"{folder} holds something other than a {type(self).__name__}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(folder.parent, folder.name) as beside:
             try:
@@ -339,28 +381,33 @@ class Pretrained(Model):
                         write_tensors(beside / name, content)
                 if self.tokenizer is not None:
                     self.tokenizer.save(beside)
-                beside.chmod(0o755)  # mkdtemp's folders are their owner's alone
+                beside.chmod(0o755)  # mkdtemp's folders are private
                 replace_folder(beside, folder)
-            except OSError as error:  # as of a full disk
+            except OSError as error:  # for example, the disk is full
                 if isinstance(error.filename, str):
                     error.filename = error.filename.replace(str(beside), str(folder))
                 raise
 
     @classmethod
-    def from_pretrained(cls, folder, **overrides):
+    def from_pretrained(cls, folder: str | PathLike[str], **overrides: Any) -> Self:
         """Loads the model that `save_pretrained` wrote to ``folder``, or a published one.
 
-        Published models are those that Hugging Face's library saves, as safetensors, whole or in
-        shards, or as ``.bin`` where torch is installed. The class lists the families that it
-        reads. Every tensor and every setting must be known, and all weights finite. Sizes are
-        compared with the file's before memory is allocated, and tensors are read one at a time.
-        Where there is no such folder,
-        ``folder`` is the name of a model on Hugging Face's hub. ``overrides`` change the
-        configuration: ``dropout=0.2``.
+        Published models are those that Hugging Face's library saves, as safetensors (one file or
+        shards), or as ``.bin`` if torch is installed; ``FAMILIES`` lists the supported families.
+        Unknown tensors or settings and non-finite weights are errors. Sizes are checked before
+        memory is allocated, and tensors are read one at a time.
+
+        Args:
+            folder: a folder; if there is none, the name of a model on the Hugging Face hub.
+            overrides: changes to the configuration: ``dropout=0.2``.
 
         Raises:
             FileNotFoundError: there is no model.
-            CheckpointError: it is another model's, or broken; the message names the file.
+            CheckpointError: it is a model of another class, or invalid; the message names the file.
+
+        >>> polyhead.GPT.preset("char-small", num_layers=1).save_pretrained("saved")
+        >>> polyhead.GPT.from_pretrained("saved", dropout=0.2).config.dropout
+        0.2
         """
         checkpoint = open_checkpoint(folder, cls)
         config = checkpoint.config(overrides)
@@ -368,23 +415,23 @@ class Pretrained(Model):
         return checkpoint.load(lambda: cls(config, tokenizer, initialize=False))
 
     @classmethod
-    def shapes(cls, config):
-        """Yields the path and the shape of each weight of a model of ``config``.
+    def shapes(cls, config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yields the path and the shape of each weight of a model with ``config``.
 
-        It allocates nothing: files are compared with it before the model is built. Blocks come in
-        descending order, so that one too many is found at once.
+        Files are compared with them before the model is built and memory is allocated. The last
+        block comes first, so that a wrong number of blocks is detected immediately.
         """
         raise NotImplementedError
 
     @classmethod
-    def load_tokenizer(cls, folder, config):
-        """The tokenizer saved in ``folder`` beside a model of ``config``, or None."""
+    def load_tokenizer(cls, folder: Path, config: Any) -> Any:
+        """Loads the tokenizer in the ``folder`` of a model with ``config``, or returns None."""
         from ..data.tokenizers import load
 
         return load(folder, config.end_id) if hasattr(config, "end_id") else None
 
     @classmethod
-    def replaceable(cls, folder):
+    def is_replaceable(cls, folder: Path) -> bool:
         """Whether a folder is empty, or holds only files that `save_pretrained` wrote."""
         from ..data.tokenizers import FILES
 
@@ -407,8 +454,8 @@ class Pretrained(Model):
             )
         return self.tokenizer
 
-    def fit(self, *args, **kwargs):
-        """As `keras.Model.fit`; a model that is not compiled is compiled with its defaults first.
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains the model like `keras.Model.fit`, and compiles it first if that is not done.
 
         >>> model = polyhead.GPT.preset("char-small", num_layers=1)
         >>> x = np.ones([2, 8], "int32")
@@ -422,8 +469,8 @@ class Pretrained(Model):
                 self.compile()
         return super().fit(*args, **kwargs)
 
-    def compile(self, *args, remat=False, **kwargs):
-        """Keras's `compile`; with ``remat`` the backward pass recomputes blocks.
+    def compile(self, *args: Any, remat: bool = False, **kwargs: Any) -> None:
+        """Keras's `compile`; with ``remat`` the backward pass recomputes activations.
 
         Training then keeps only the input of each `TransformerBlock`: less memory, more time.
         """
@@ -432,38 +479,38 @@ class Pretrained(Model):
                 layer.remat = remat
         super().compile(*args, **kwargs)
 
-    def get_compile_config(self):
-        """Keras's; None where the optimizer's state does not belong to the weights in the file."""
-        if self._merges() or self._quantization() or not self._optimizer_fits():
+    def get_compile_config(self) -> Any:
+        """Keras's; None if the optimizer's state does not fit the weights in the file."""
+        if self._has_lora() or self._quantization() or not self._optimizer_fits():
             return None
         config = super().get_compile_config()
         return config and {**config, "optimizer_built": self.optimizer.built}
 
-    def compile_from_config(self, config):
-        # Keras leaves models uncompiled whose `compile` has defaults of its own.
+    def compile_from_config(self, config: dict) -> None:
+        # Keras does not compile models that override `compile`.
         config = keras.saving.deserialize_keras_object(config)
         built = config.pop("optimizer_built", False)
         self.compile(**config)
         if built:
-            build_optimizer(self)  # for its state, which is read next
+            build_optimizer(self)  # Keras loads its state next
 
 
 @contextlib.contextmanager
 def cheap_collections():
-    """Within it garbage collections skip the objects that exist already.
+    """Makes garbage collections skip the existing objects within a block.
 
-    Keras runs one for each weight that it quantizes: a second where TensorFlow is loaded.
+    Keras collects once per quantized weight, which takes a second if TensorFlow is loaded.
     """
     gc.freeze()
     try:
         yield
     finally:
         gc.unfreeze()
-        gc.collect()  # the weights before, once
+        gc.collect()  # frees the old weights
 
 
 def replace_folder(new, folder):
-    """Renames ``new`` to ``folder``; one that was there is set aside, and goes at the end."""
+    """Renames ``new`` to ``folder``; deletes the old folder once that has succeeded."""
     old = None
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
@@ -479,9 +526,9 @@ def replace_folder(new, folder):
 
 
 class ScoredText(str):
-    """A string that also has a ``score``: what a model's text is worth to the model."""
+    """A string that also has a ``score``, which the model gives it."""
 
-    def __new__(cls, text, score):
+    def __new__(cls, text: str, score: float) -> Self:
         self = super().__new__(cls, text)
         self.score = score
         return self
@@ -491,7 +538,7 @@ class ScoredText(str):
 
 
 def stack(blocks, x, caches=None, memories=None, **masks):
-    """``x`` (B, T, D) through ``blocks``, each with its cache and its memory where there are any.
+    """Applies ``blocks`` to ``x`` (B, T, D), each with its cache and its memory, if given.
 
     Returns:
         x, and the caches extended by T positions, or None.
@@ -508,19 +555,25 @@ def stack(blocks, x, caches=None, memories=None, **masks):
 
 
 def empty_caches(blocks, rows, length, kind=KeyValueCache):
-    """A cache of ``kind`` for each of ``blocks``: ``rows`` rows, room for ``length`` positions."""
+    """Makes a cache of class ``kind`` for each block, of ``rows`` rows and ``length`` positions."""
     parts = [block.attention for block in blocks]
     return [kind.empty(rows, length, a.num_kv_heads, a.head_dim, a.compute_dtype) for a in parts]
 
 
-def in_batches(rows, batch_size, run, length=len, progress=False):
-    """Applies ``run`` to ``rows`` in batches, and returns its results in the order of ``rows``.
+def in_batches(
+    rows: list,
+    batch_size: int,
+    run: Callable,
+    length: Callable = len,
+    progress: bool | Callable = False,
+) -> list:
+    """Applies ``run`` to ``rows`` in batches, and returns the results in the order of ``rows``.
 
-    Rows of one ``length`` share a batch, so that little is padded.
+    Rows are sorted by length before they are batched, which reduces padding.
 
     Args:
         run: a function of a list of rows that returns, or yields, a result for each.
-        length: a function of a row: rows are sorted by it.
+        length: a function that returns the length of a row.
         progress: True shows a progress bar on a terminal; or a function that wraps the iteration
             over batches.
     """
@@ -543,11 +596,11 @@ def progress_bar(batches):
     return track(batches, "batches", console=console, disable=not console.is_terminal)
 
 
-def as_list(verb, texts, name="text"):
-    """``texts``, a string or several, as a list, and whether it is one string.
+def as_list(verb: str, texts: Any, name: str = "text") -> tuple[list, bool]:
+    """Returns ``texts``, a string or several, as a list, and whether it is one string.
 
     Raises:
-        TypeError: an item is not a string; ``verb`` is the method that it was passed to.
+        TypeError: an item is not a string. The message names the method, ``verb``.
     """
     single = isinstance(texts, str | bytes)
     texts = [texts] if single else list(texts)
@@ -557,16 +610,16 @@ def as_list(verb, texts, name="text"):
     return texts, single
 
 
-def check_count(value, name="num_return_sequences"):
-    """``value`` as a positive integer; 1 if it is None."""
+def check_count(value: Any, name: str = "num_return_sequences") -> int:
+    """Returns ``value`` as a positive integer; 1 if it is None."""
     value = 1 if value is None else plain(value)
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} must be a positive integer: {value!r}")
     return value
 
 
-def bucket(length, start=8):
-    """The least of 8, 16, 32, ... that holds ``length``: few sizes to compile for."""
+def bucket(length: int, start: int = 8) -> int:
+    """Rounds ``length`` up to 8, 16, 32, ..., so that there are few sizes to compile for."""
     size = start
     while size < length:
         size *= 2
@@ -574,12 +627,15 @@ def bucket(length, start=8):
 
 
 def read_parts(config, **kinds):
-    """Makes the fields of a configuration plain, and those of ``kinds`` instances of their class.
+    """Converts fields of a configuration: NumPy scalars to Python's, dictionaries to ``kinds``.
 
-    A dictionary is what was read from a file. For the beginning of ``__post_init__``.
+    Call it at the beginning of ``__post_init__``. Configurations read from files have dictionaries.
+
+    Args:
+        kinds: the class of each field that has its own settings.
 
     Raises:
-        ValueError: a field is of another kind.
+        ValueError: a field has another type.
     """
     plain_fields(config)
     for name, kind in kinds.items():
@@ -591,9 +647,9 @@ def read_parts(config, **kinds):
 
 
 def block_shapes(kind, count, config, intermediate_dim, cross=False):
-    """Yields the paths and shapes of ``count`` `TransformerBlock`s, ``kind``_0 to the last one.
+    """Yields the paths and shapes of ``count`` `TransformerBlock`s, named ``kind``_0 and so on.
 
-    The last comes first; see `Pretrained.shapes`.
+    The last block comes first; see `Pretrained.shapes`.
     """
     dim, heads = config.dim, config.num_heads
     split = (heads, dim // heads)
@@ -621,14 +677,14 @@ def norm_shapes(name, dim):
 
 
 def check_sizes(config, *sizes, optional=(), tokens=()):
-    """Checks the settings that many configurations have, after `plain_fields`.
+    """Checks the settings that many configurations share, after `plain_fields`.
 
-    ``sizes`` are positive integers below 2^31, ``optional`` ones may be None, and ``tokens`` are
-    below ``vocab_size``. ``num_heads`` divides ``dim``. Where the configuration has them, rates of
-    dropout are in [0, 1), ``epsilon`` is in (0, 1), and Keras knows the ``activation``.
+    ``sizes`` must be positive integers below 2^31, ``optional`` ones may be None, and ``tokens``
+    must be below ``vocab_size``. ``num_heads`` must divide ``dim``. If the configuration has them,
+    dropout rates must be in [0, 1), ``epsilon`` in (0, 1), and ``activation`` a name in Keras.
 
     Raises:
-        ValueError: naming the setting.
+        ValueError: a setting is invalid; the message names it.
     """
     for name in (*sizes, *optional):
         if getattr(config, name) is None and name in optional:
@@ -648,10 +704,10 @@ def check_sizes(config, *sizes, optional=(), tokens=()):
 
 
 def check_integer(config, name, least, rule, limit=None):
-    """Checks that a setting is an integer from ``least`` to below ``limit``, or 2^31.
+    """Checks that a setting is an integer of at least ``least``, below ``limit`` and 2^31.
 
     Raises:
-        ValueError: with the ``rule`` that it breaks.
+        ValueError: it is not; the message states the ``rule``.
     """
     value = getattr(config, name)
     if type(value) is not int or value < least or (limit is not None and value >= limit):
@@ -661,9 +717,9 @@ def check_integer(config, name, least, rule, limit=None):
 
 
 def check_real(config, name, holds, rule, several=False):
-    """Checks that ``holds`` is true of a setting, a number, or of ``several`` in a tuple.
+    """Checks that ``holds`` is true for a number, or with ``several`` for each of a tuple.
 
-    NaN makes every comparison false.
+    NaN fails: all comparisons with it are False.
     """
     value = getattr(config, name)
     for x in value if several else (value,):
@@ -672,7 +728,7 @@ def check_real(config, name, holds, rule, several=False):
 
 
 def check_activation(name):
-    """Checks that a name is one of Keras's activations, or our own "gelu_tanh"."""
+    """Checks that a name is an activation of Keras, or "gelu_tanh"."""
     if name == "gelu_tanh":
         return
     try:
@@ -680,8 +736,8 @@ def check_activation(name):
             raise ValueError
         keras.activations.get(name)
     except ValueError:
-        raise ValueError(f"activation must be a name that Keras knows: {name!r}") from None
+        raise ValueError(f"activation must be a name in Keras: {name!r}") from None
 
 
-# float32's smallest normal number and its largest.
+# The smallest normal and the largest number of float32.
 TINY, HUGE = (float(x) for x in (np.finfo("float32").tiny, np.finfo("float32").max))

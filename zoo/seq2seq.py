@@ -1,7 +1,11 @@
-"""Sequence-to-sequence models: what users do with an encoder-decoder."""
+"""The task methods of encoder-decoders: translate, attention and export."""
 
 import dataclasses
 import warnings
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,7 +13,7 @@ from keras import ops
 
 from ..layers import KeyValueCache, decoder_mask, padding_mask
 from .alignment import Alignment
-from .decoding import GREEDY, ScatterCache, advance, begin, possible
+from .decoding import GREEDY, Found, ScatterCache, Search, advance, begin, is_possible
 from .model import (
     Pretrained,
     ScoredText,
@@ -20,7 +24,7 @@ from .model import (
     in_batches,
 )
 
-# Warm-up requests of an export, which it must answer before it counts as written.
+# Warm-up requests: an export must answer them before it is renamed into place.
 EXAMPLES = [
     "A dog runs.",
     "Two men.",
@@ -34,46 +38,71 @@ EXAMPLES = [
 
 
 class Translation(ScoredText):
-    """What a source became; ``score`` is what `Search` calls its worth.
+    """A translation: a string with a ``score``.
 
-    By greedy search that is the log-probability of the whole translation.
+    The score is its log-probability; with beam search, the length-normalized one (see `Search`).
+
+    >>> text = polyhead.Translation("Ein Hund.", -0.5)
+    >>> text.lower(), text.score
+    ('ein hund.', -0.5)
     """
 
 
 class Seq2Seq(Pretrained):
-    """The base of encoder-decoders: `translate`, `attention`, `export`.
+    """Base class of encoder-decoders: `translate`, `attention`, `export`.
 
     A subclass is a network. Its configuration has ``vocab_size``, ``source_vocab_size``,
-    ``max_length`` (of a source), ``pad_id``, ``start_id``, ``end_id`` and ``search``. It has a list
-    ``decoder`` of `TransformerBlock`s with cross-attention and these methods:
+    ``max_length`` (of a source), ``pad_id``, ``start_id``, ``end_id`` and ``search``. The network
+    has a list ``decoder`` of `TransformerBlock`s with cross-attention and these methods:
 
     - ``encode(source, mask)``: (B, S) -> memory (B, S, D);
-    - ``embed_target(tokens, start=0)``: (B, T) -> (B, T, D), what the first decoder block gets;
+    - ``embed_target(tokens, start=0)``: (B, T) -> (B, T, D), the input of the first decoder block;
     - ``decode(target, memories, mask, caches=None)``: (B, T) -> logits (B, T, V), and the extended
-      caches; ``memories`` are a memory for each block, or what the block's `project` made of it.
+      caches; ``memories`` has, for each block, a memory or the block's `project` of it.
+
+    >>> issubclass(polyhead.Transformer, polyhead.Seq2Seq)
+    True
+    >>> model = polyhead.load("Helsinki-NLP/opus-mt-en-de")  # doctest: +SKIP
+    >>> model.translate("A dog runs.")  # doctest: +SKIP
+    'Ein Hund rennt.'
+    >>> model.translate(["A dog runs.", "Two men."], num_beams=5)  # doctest: +SKIP
+    ['Ein Hund rennt.', 'Zwei Männer.']
+    >>> model.attention("A dog runs.").draw("attention.png")  # doctest: +SKIP
+    >>> model.export("exported")  # doctest: +SKIP
+    PosixPath('exported/1')
     """
 
     VOCABULARY = ("vocab_size", "source_vocab_size", "pad_id", "start_id", "end_id")
 
-    def call(self, inputs):
+    def call(self, inputs: dict) -> Any:
         mask = self.source_mask(inputs["source"])
         memories = [self.encode(inputs["source"], mask)] * len(self.decoder)
         logits, _ = self.decode(inputs["target"], memories, mask)
         return logits
 
-    def source_mask(self, source):
+    def source_mask(self, source: Any) -> Any:
         return padding_mask(source, self.config.pad_id)
 
-    def project(self, memory):
-        """The keys and values of every decoder block's cross-attention, computed once."""
+    def project(self, memory: Any) -> list:
+        """Computes the keys and values of each decoder block's cross-attention once."""
         return [block.project(memory) for block in self.decoder]
 
-    def find(self, source, search=GREEDY, length=None, cache=KeyValueCache):
-        """What ``search`` finds for ``source`` (B, S): a `Found`.
+    def find(
+        self,
+        source: Any,
+        search: Search = GREEDY,
+        length: int | None = None,
+        cache: type[KeyValueCache] = KeyValueCache,
+    ) -> Found:
+        """Runs ``search`` on ``source`` (B, S) and returns what it finds, a `Found`.
 
-        A translation gets at most ``search.max_new_tokens``. Where that or the ``length`` of the
-        caches is not given, it gets twice the tokens of its source and ten more; an empty source
-        (its end token alone) gets none. ``cache`` is how keys and values are kept.
+        A translation has at most ``search.max_new_tokens`` tokens. Without that, or without
+        ``length``, it has at most twice the tokens of its source plus ten. An empty source (only
+        the end token) gets an empty translation.
+
+        Args:
+            length: size of the caches, in tokens.
+            cache: class of the key-value caches.
         """
         c = self.config
         mask = self.source_mask(source)
@@ -95,29 +124,39 @@ class Seq2Seq(Pretrained):
 
         def step(tokens, caches):
             logits, caches = self.decode(tokens, memories, mask, caches)
-            return self.with_text(logits), caches
+            return self.drop_padding(logits), caches
 
         return advance(step, state, limit, c.end_id, search).found
 
-    def translate(self, texts, num_return_sequences=None, batch_size=32, progress=False, **search):
-        """Translates a string, or a list of strings.
+    def translate(
+        self,
+        texts: str | Sequence[str],
+        num_return_sequences: int | None = None,
+        batch_size: int = 32,
+        progress: bool | Callable = False,
+        **search: Any,
+    ) -> Translation | list:
+        """Translates a string, or each of a list of strings.
 
-        Sources are sorted by length, batched and padded to a few lengths, for each of which the
-        search is compiled once (for a batch size; one text alone has its own).
+        Sources are sorted by length, batched and padded to a few lengths; the search is compiled
+        once per length and batch size (a single text has batch size 1).
 
         Args:
-            num_return_sequences: the number of translations of each text, the best first; at most
-                the number of beams.
+            num_return_sequences: number of translations per text, the best first; at most the
+                beam width.
             progress: True shows a progress bar; or a function that wraps the batches.
             search: settings of `Search` instead of the model's own:
                 ``num_beams=5, length_penalty=0.6``.
 
         Returns:
-            a `Translation`, a string with a ``score``, or a list of them in the order of ``texts``.
-            With ``num_return_sequences``, lists of them: fewer where the search finds fewer.
+            a `Translation`, or a list of them in the order of ``texts``. With
+            ``num_return_sequences``, a list for each text; it is shorter if the search finds fewer.
 
         Warns:
             UserWarning: sources with more than ``config.max_length`` tokens are truncated.
+
+        >>> model.translate("A dog runs.", num_beams=5)  # doctest: +SKIP
+        'Ein Hund rennt.'
         """
         tokenizer = self._need_tokenizer("translate")
         texts, single = as_list("translate", texts)
@@ -130,8 +169,8 @@ class Seq2Seq(Pretrained):
                 f"num_return_sequences must be at most num_beams: {count}, {search.num_beams}"
             )
         batch_size = min(batch_size, bucket(len(texts), start=32))
-        # A short batch costs what a full one does, but needs no compilation of its own;
-        # one text alone is common enough to have one.
+        # A short batch is padded: it costs as much as a full one, but compiles nothing new.
+        # A single text is common enough to get its own compiled search.
         size = 1 if len(texts) == 1 else batch_size
 
         def run(rows):
@@ -139,13 +178,13 @@ class Seq2Seq(Pretrained):
             batch = np.full((size, width), self.config.pad_id, "int32")
             for i, row in enumerate(rows):
                 batch[i, : len(row)] = row
-            tokens, score = (x[: len(rows), :count] for x in self._found(batch, search))
+            tokens, score = (x[: len(rows), :count] for x in self._run_search(batch, search))
             decoded = np.asarray(tokenizer.decode(tokens.reshape(-1, tokens.shape[-1])))
-            for made, worth in zip(decoded.reshape(score.shape), score.tolist(), strict=True):
+            for row, row_scores in zip(decoded.reshape(score.shape), score.tolist(), strict=True):
                 found = [
                     Translation(text.decode(), s)
-                    for k, (text, s) in enumerate(zip(made, worth, strict=True))
-                    if k == 0 or possible(s)  # a search may find fewer
+                    for k, (text, s) in enumerate(zip(row, row_scores, strict=True))
+                    if k == 0 or is_possible(s)  # a search may find fewer
                 ]
                 yield found if num_return_sequences is not None else found[0]
 
@@ -153,11 +192,11 @@ class Seq2Seq(Pretrained):
         found = in_batches(rows, batch_size, run, progress=progress)
         return found[0] if single else found
 
-    def _found(self, batch, search):
-        """Tokens (B, K, L) and scores (B, K) for ``batch`` (B, S), by a compiled search.
+    def _run_search(self, batch, search):
+        """Runs the compiled search on ``batch`` (B, S): tokens (B, K, L) and scores (B, K).
 
-        Translations are seldom longer than twice their source, so that where more is allowed,
-        room for it is made only once it is needed.
+        Translations are rarely longer than twice their source: if more is allowed, the caches grow
+        only when a longer translation is found.
         """
         rows = len(batch)
         if rows * search.num_beams == 1:
@@ -177,12 +216,14 @@ class Seq2Seq(Pretrained):
                 return np.asarray(found.tokens)[:rows], np.asarray(found.score)[:rows]
             length *= 2
 
-    def attention(self, source, target=None):
-        """What a translation attends to, as an `Alignment`, which draws itself.
+    def attention(self, source: str, target: str | None = None) -> Alignment:
+        """Returns the cross-attention weights of a translation, as an `Alignment`.
 
         Args:
             source: a string.
-            target: its translation, as a string; the model's own if there is none.
+            target: its translation. Default: the model's own.
+
+        >>> model.attention("A dog runs.").draw("attention.png")  # doctest: +SKIP
         """
         tokenizer = self._need_tokenizer("attention")
         if not isinstance(source, str) or not isinstance(target, str | None):
@@ -207,20 +248,33 @@ class Seq2Seq(Pretrained):
             np.concatenate([ops.convert_to_numpy(found) for found in weights]),
         )
 
-    def export(self, filepath, format="tf_saved_model", **search):
+    def export(
+        self,
+        filepath: str | PathLike[str],
+        format: str | None = "tf_saved_model",
+        **search: Any,
+    ) -> Path:
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
-        Its signature ``serving_default`` takes ``text`` (B,) and gives ``text`` and ``score``
-        (B,), by greedy search. Its signature ``beam`` gives ``text`` and ``score`` (B, K), the
-        best first, by the model's own search with the settings ``search``; where that is greedy
-        and no ``num_beams`` is given, by 4 beams. Where there are fewer than K, as of an
-        empty text, the others are empty and score -1e9. A translation has at most twice the
-        tokens of its source and ten more. Returns the version's folder; see
-        `polyhead.serving.export`.
+        Both signatures take ``text`` (B,). A translation has at most twice the tokens of its source
+        plus ten.
 
-        The ``format`` "onnx", "litert" or "openvino" writes a file of the network alone instead,
-        ``source`` (B, S) and ``target`` (B, T) in, tokens, and logits (B, T, V) out: see
-        `polyhead.serving.formats`.
+        - ``serving_default`` returns ``text`` and ``score`` (B,), by greedy search;
+        - ``beam`` returns ``text`` and ``score`` (B, K), the best first, by beam search. If it
+          finds fewer than K, the rest are empty strings with score -1e9.
+
+        Args:
+            format: "onnx", "litert" or "openvino" writes a file of the network alone instead:
+                ``source`` (B, S) and ``target`` (B, T), tokens, in, logits (B, T, V) out; see
+                `polyhead.serving.formats`.
+            search: settings of `Search` for ``beam``, instead of the model's own. Default beam
+                width: the model's own; 4 if that is greedy.
+
+        Returns:
+            the version's folder; see `polyhead.serving.export`.
+
+        >>> model.export("exported", num_beams=5)  # doctest: +SKIP
+        PosixPath('exported/1')
         """
         from ..serving.export import export
 
@@ -233,7 +287,7 @@ class Seq2Seq(Pretrained):
             limit = min(c.vocab_size, c.source_vocab_size or c.vocab_size)
             return self._export_network(filepath, format, tokens, limit, search)
         tokenizer = self._need_tokenizer("export")
-        if (whole := self._whole()) is not self:
+        if (whole := self._without_lora()) is not self:
             return whole.export(filepath, **search)
         own = self.config.search
         if own.num_beams == 1:
@@ -241,7 +295,7 @@ class Seq2Seq(Pretrained):
         beam = dataclasses.replace(own, **search)
         beam = beam.within(self.config.vocab_size, room(self.config.max_length))
 
-        def translation(search):
+        def make_translate(search):
             def translate(text):
                 source = tokenizer.encode(text, self.config.max_length)
                 source = source.to_tensor(self.config.pad_id)
@@ -253,11 +307,11 @@ class Seq2Seq(Pretrained):
             return translate
 
         def greedy(text):
-            text, score = translation(dataclasses.replace(own, num_beams=1))(text)
+            text, score = make_translate(dataclasses.replace(own, num_beams=1))(text)
             return {"text": text[:, 0], "score": score[:, 0]}
 
         def beam_search(text):
-            text, score = translation(beam)(text)
+            text, score = make_translate(beam)(text)
             return {"text": text, "score": score}
 
         inputs = {"text": tokenizer.spec("text")}
@@ -274,7 +328,7 @@ class Seq2Seq(Pretrained):
         )
 
     def _sources(self, texts):
-        """The tokens of ``texts``, lists, truncated with a warning to what the model can take."""
+        """Tokenizes ``texts`` to lists, truncated to ``max_length`` with a warning."""
         rows, limit = self.tokenizer.encode(texts).to_list(), self.config.max_length
         if long := sum(len(row) > limit for row in rows):
             warnings.warn(
@@ -286,5 +340,5 @@ class Seq2Seq(Pretrained):
 
 
 def room(length):
-    """The most tokens that a translation of ``length`` tokens gets, unless more is asked for."""
+    """The default maximum number of tokens of a translation of ``length`` source tokens."""
     return 2 * length + 10

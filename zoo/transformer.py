@@ -1,6 +1,8 @@
 """The Transformer of Vaswani et al. 2017, for translation."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
@@ -21,12 +23,17 @@ from .seq2seq import Seq2Seq
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes of an encoder-decoder Transformer; the defaults are the paper's base model."""
+    """Configuration of a `Transformer`; the defaults are those of the paper's base model.
+
+    >>> config = polyhead.TransformerConfig(vocab_size=8000, dim=256, num_layers=3)
+    >>> config.num_heads
+    8
+    """
 
     vocab_size: int = 37000
-    source_vocab_size: int | None = None  # None: one vocabulary, and one matrix, for both sides
-    num_layers: int = 6  # in the encoder
-    decoder_layers: int | None = None  # None: as many
+    source_vocab_size: int | None = None  # None: source and target share vocabulary and embedding
+    num_layers: int = 6  # of the encoder
+    decoder_layers: int | None = None  # None: num_layers
     dim: int = 512
     intermediate_dim: int = 2048
     num_heads: int = 8
@@ -36,11 +43,11 @@ class TransformerConfig:
     scale_embeddings: bool = True
     interleaved_positions: bool = True
     logits_bias: bool = False
-    max_length: int = 256  # longest source, in pieces with the end token
+    max_length: int = 256  # of a source, in tokens including the end token
     pad_id: int = 0
     start_id: int = 1
     end_id: int = 2
-    search: Search = GREEDY  # of `translate` and `export`, unless they are told otherwise
+    search: Search = GREEDY  # defaults of `translate` and `export`
 
     def __post_init__(self):
         read_parts(self, search=Search)
@@ -52,7 +59,7 @@ class TransformerConfig:
         check_sizes(self, *sizes, optional=optional, tokens=("pad_id", "start_id", "end_id"))
         self.search.within(self.vocab_size, self.max_length)
         if self.dim % 2:
-            raise ValueError(f"dim must be even, of sines and cosines: {self.dim}")
+            raise ValueError(f"dim must be even for sinusoidal positions: {self.dim}")
         if self.norm not in ("pre", "post"):
             raise ValueError(f"norm must be 'pre' or 'post': {self.norm!r}")
 
@@ -61,8 +68,8 @@ PRESETS = {
     # Vaswani et al. 2017, table 3.
     "base": TransformerConfig(),
     "big": TransformerConfig(dim=1024, intermediate_dim=4096, num_heads=16, dropout=0.3),
-    # Transformer-Tiny for Multi30k: Wu et al. 2021 (arXiv 2105.14462), section 3. Pre-norm is
-    # ours: post-norm learns to attend too, after a warm-up of half an hour on 2 cores.
+    # Transformer-Tiny for Multi30k: Wu et al. 2021 (arXiv 2105.14462), section 3. Pre-norm is our
+    # choice: post-norm also trains, but needs a warm-up of half an hour on 2 cores.
     "tiny": TransformerConfig(
         vocab_size=10000,
         num_layers=4,
@@ -79,24 +86,32 @@ PRESETS = {
 class Transformer(Seq2Seq):
     """Encoder-decoder Transformer (Vaswani et al. 2017, figure 1).
 
-    Called on ``{"source": (B, S), "target": (B, T)}``, tokens, it gives the logits (B, T, V) of
-    what follows each target token. One matrix embeds both languages and gives the logits
-    (section 3.4), unless there is a vocabulary of the source's own. `translate` is for strings.
+    Tokens ``{"source": (B, S), "target": (B, T)}`` -> logits (B, T, V) of the next token at each
+    target position. One matrix embeds both languages and computes the logits (section 3.4), unless
+    ``source_vocab_size`` is set: then the source has its own embedding. `translate` takes strings.
 
     Args:
         config: a `TransformerConfig`.
-        tokenizer: `polyhead.data.Subwords` or `MarianPieces`; needed by `translate` and
-            `export` only.
+        tokenizer: `polyhead.data.Subwords` or `MarianPieces`; only needed for strings.
 
     Raises:
-        ValueError: the tokenizer's vocabulary is not the configuration's.
+        ValueError: tokenizer and configuration have different vocabularies.
+
+    >>> config = polyhead.TransformerConfig(vocab_size=20, num_layers=1, dim=16, num_heads=2)
+    >>> model = polyhead.Transformer(config)
+    >>> source, target = np.ones([2, 7], "int32"), np.ones([2, 5], "int32")
+    >>> model({"source": source, "target": target}).shape.as_list()
+    [2, 5, 20]
+    >>> model = polyhead.Transformer.from_pretrained("Helsinki-NLP/opus-mt-en-de")  # doctest: +SKIP
+    >>> model.translate("A dog runs.")  # doctest: +SKIP
+    'Ein Hund rennt.'
     """
 
     Config = TransformerConfig
     PRESETS = PRESETS
     FAMILIES = {"marian": ".published.marian"}
 
-    def __init__(self, config, tokenizer=None, **kwargs):
+    def __init__(self, config: TransformerConfig, tokenizer: Any = None, **kwargs: Any) -> None:
         super().__init__(config, tokenizer, **kwargs)
         dtype = self.dtype_policy
         embed = dict(dim=config.dim, scale=config.scale_embeddings, dtype=dtype)
@@ -143,7 +158,7 @@ class Transformer(Seq2Seq):
         self.built = True
 
     @classmethod
-    def shapes(cls, config):
+    def shapes(cls, config: TransformerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         c = config
         yield "tokens/embeddings", (c.vocab_size, c.dim)
         if c.logits_bias:
@@ -157,17 +172,19 @@ class Transformer(Seq2Seq):
             yield from norm_shapes("encoder_norm", c.dim).items()
             yield from norm_shapes("decoder_norm", c.dim).items()
 
-    def embed(self, embedding, tokens, start=0):
+    def embed(self, embedding: TokenEmbedding, tokens: Any, start: Any = 0) -> Any:
         return self.dropout(self.positions(embedding(tokens), start=start))
 
-    def embed_target(self, tokens, start=0):
+    def embed_target(self, tokens: Any, start: Any = 0) -> Any:
         return self.embed(self.tokens, tokens, start)
 
-    def encode(self, source, mask):
+    def encode(self, source: Any, mask: Any) -> Any:
         x, _ = stack(self.encoder, self.embed(self.source_tokens, source), mask=mask)
         return self.encoder_norm(x) if self.config.norm == "pre" else x
 
-    def decode(self, target, memories, mask, caches=None):
+    def decode(
+        self, target: Any, memories: list, mask: Any, caches: list | None = None
+    ) -> tuple[Any, list | None]:
         x = self.embed_target(target, 0 if caches is None else caches[0].index)
         masks = dict(mask=decoder_mask(x, cache=caches and caches[0]), cross_mask=mask)
         x, caches = stack(self.decoder, x, caches, memories, **masks)
@@ -175,8 +192,8 @@ class Transformer(Seq2Seq):
             x = self.decoder_norm(x)
         return self.tokens.logits(x), caches
 
-    def compile(self, optimizer=None, loss=None, **kwargs):
-        """Keras's `compile`, with the optimizer and the loss of the paper's sections 5.3, 5.4."""
+    def compile(self, optimizer: Any = None, loss: Any = None, **kwargs: Any) -> None:
+        """Keras's `compile`. Default: the paper's optimizer and loss (sections 5.3 and 5.4)."""
         if optimizer is None:
             rate = InverseSquareRoot.of_width(self.config.dim, warmup=4000)
             optimizer = keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.98, epsilon=1e-9)

@@ -1,6 +1,8 @@
 """ViT (Dosovitskiy et al. 2020): a Transformer that classifies images."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -31,9 +33,14 @@ from .model import (
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of a ViT, and how images become its pixels; the defaults are B/16's."""
+    """Configuration of a `ViT` and its image preprocessing; the defaults are those of B/16.
 
-    image_size: int | tuple[int, int] = 224  # pixels; height and width, where they differ
+    >>> config = polyhead.ViTConfig(class_names=("cat", "dog"), num_classes=2)
+    >>> config.grid, config.parameters
+    ((14, 14), 85800194)
+    """
+
+    image_size: int | tuple[int, int] = 224  # pixels: one side, or height and width
     patch_size: int = 16
     channels: int = 3
     num_classes: int = 1000  # 0: no head, features instead of logits
@@ -41,18 +48,18 @@ class ViTConfig:
     dim: int = 768
     intermediate_dim: int = 3072
     num_heads: int = 12
-    pooling: str = "token"  # or "mean", of the patches, without a class token
+    pooling: str = "token"  # or "mean": over the patches, without a class token
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    stochastic_depth: float = 0.0  # the rate of the last block; it grows linearly
+    stochastic_depth: float = 0.0  # rate of the last block; it grows linearly from 0
     activation: str = "gelu"
     epsilon: float = 1e-6
     class_names: tuple[str, ...] | None = None
-    mean: tuple[float, ...] = (0.5,)  # of pixels from 0 to 1: of all channels, or by channel
+    mean: tuple[float, ...] = (0.5,)  # of pixels in [0, 1]: for all channels, or for each
     std: tuple[float, ...] = (0.5,)
-    interpolation: str = "bilinear"  # of resizing
-    squash: bool = True  # images of another shape; else what goes beyond the shape is cut off
-    crop: float = 1.0  # the share of each side that is seen, in the middle
+    interpolation: str = "bilinear"  # for resizing
+    squash: bool = True  # resize to another aspect ratio; False: keep the ratio and crop the rest
+    crop: float = 1.0  # fraction of each side that is kept (center crop)
 
     def __post_init__(self):
         plain_fields(self)
@@ -77,7 +84,7 @@ class ViTConfig:
             values = getattr(self, name)
             if type(values) is not tuple or len(values) not in (1, self.channels):
                 raise ValueError(
-                    f"{name} must be of {self.channels} channels, or one for all: {values}"
+                    f"{name} must have {self.channels} values (channels), or one: {values}"
                 )
         check_real(
             self, "mean", lambda mean: 0 <= mean <= HUGE, "finite and not negative", several=True
@@ -89,7 +96,9 @@ class ViTConfig:
             if len(set(values := getattr(self, name))) == 1:
                 object.__setattr__(self, name, values[:1])
         if self.interpolation not in ("bilinear", "bicubic", "nearest"):
-            raise ValueError(f"no interpolation: {self.interpolation!r}")
+            raise ValueError(
+                f"interpolation must be 'bilinear', 'bicubic' or 'nearest': {self.interpolation!r}"
+            )
         check_real(self, "crop", lambda crop: TINY <= crop <= 1, "in (0, 1]")
         if type(self.squash) is not bool:
             raise ValueError(f"squash must be True or False: {self.squash!r}")
@@ -103,17 +112,17 @@ class ViTConfig:
                 )
 
     @property
-    def fit(self):
-        """How an image is fitted to the size, as `polyhead.data.image_batches` takes it."""
+    def fit(self) -> dict:
+        """The arguments of `polyhead.data.image_batches` that fit images to the model's size."""
         return {"interpolation": self.interpolation, "squash": self.squash, "crop": self.crop}
 
     @property
-    def grid(self):
-        """Rows and columns of patches."""
+    def grid(self) -> tuple[int, ...]:
+        """The numbers of rows and columns of patches."""
         return tuple(side // self.patch_size for side in self.image_size)
 
     @property
-    def parameters(self):
+    def parameters(self) -> int:
         """The number of parameters, counted by formula."""
         d, inner, rows, columns = self.dim, self.intermediate_dim, *self.grid
         token = self.pooling == "token"
@@ -132,7 +141,7 @@ def preset(dim, num_layers, num_heads, patch_size, **others):
 
 PRESETS = {
     # B, L and H: Dosovitskiy et al. 2020, table 1; Ti: Touvron et al. 2020 (DeiT), table 1; S:
-    # Steiner et al. 2021, table 2. The number is the side of a patch.
+    # Steiner et al. 2021, table 2. The number is the patch size.
     "ti-16": preset(192, 12, 3, 16),
     "s-16": preset(384, 12, 6, 16),
     "s-32": preset(384, 12, 6, 32),
@@ -145,7 +154,7 @@ PRESETS = {
         image_size=32, patch_size=4, num_classes=10, num_layers=7, dim=256, intermediate_dim=512,
         num_heads=4,
     ),
-    # Ours, for what 2 cores can do in half an hour.
+    # Ours, for half an hour of training on 2 cores.
     "nano-4": ViTConfig(
         image_size=32,
         patch_size=4,
@@ -163,19 +172,29 @@ PRESETS = {
 class ViT(ImageClassifier):
     """Vision Transformer (Dosovitskiy et al. 2020, section 3.1, equations 1 to 4).
 
-    Called on ``images`` (B, Y, X, C), pixels from 0 to 255, it gives logits (B, classes). Images
-    of another size than the configuration's have interpolated positions (section 3.2).
-    `classify` is for files, bytes and arrays of any size.
+    ``images`` (B, Y, X, C), pixels from 0 to 255 -> logits (B, classes). For images of another
+    size than the configuration's, positions are interpolated (section 3.2). `classify` takes
+    files, bytes and arrays of any size.
 
     Args:
         config: a `ViTConfig`.
+        tokenizer: unused; all models of the zoo have the same arguments.
+        initialize: False skips the initialization, when weights are about to be loaded.
+
+    >>> model = polyhead.ViT(polyhead.ViTConfig(image_size=32, num_classes=5, num_layers=1, dim=24))
+    >>> model(np.zeros([2, 32, 32, 3], "float32")).shape.as_list()
+    [2, 5]
+    >>> model = polyhead.ViT.from_pretrained("google/vit-base-patch16-224")  # doctest: +SKIP
+    >>> model.classify("cat.jpg")  # doctest: +SKIP
     """
 
     Config = ViTConfig
     PRESETS = PRESETS
     FAMILIES = {"vit": ".published.vit_huggingface", "timm": ".published.vit_timm"}
 
-    def __init__(self, config, tokenizer=None, initialize=True, **kwargs):
+    def __init__(
+        self, config: ViTConfig, tokenizer: Any = None, initialize: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(config, None, **kwargs)
         dtype = self.dtype_policy
         token = config.pooling == "token"
@@ -215,7 +234,7 @@ class ViT(ImageClassifier):
             attention.initialize_mimetic()
 
     @classmethod
-    def shapes(cls, config):
+    def shapes(cls, config: ViTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         c, token = config, config.pooling == "token"
         rows, columns = c.grid
         yield "patches/projection/kernel", (c.patch_size**2 * c.channels, c.dim)
@@ -229,17 +248,17 @@ class ViT(ImageClassifier):
             yield "head/kernel", (c.dim, c.num_classes)
             yield "head/bias", (c.num_classes,)
 
-    def call(self, images):
+    def call(self, images: Any) -> Any:
         x = self.features(images)
         return ops.cast(self.head(x), "float32") if self.head else x
 
-    def features(self, images):
+    def features(self, images: Any) -> Any:
         """``images`` (B, Y, X, C) -> (B, D): the class token, or the mean of the patches."""
         x, _ = stack(self.blocks, self.embed(images))
         return self.norm(x)[:, 0] if self.token else self.norm(ops.mean(x, axis=1))
 
-    def embed(self, images):
-        """``images`` (B, Y, X, C) -> patches with their positions (B, N, D), after the token."""
+    def embed(self, images: Any) -> Any:
+        """``images`` (B, Y, X, C) -> (B, N, D): the class token and the patches, with positions."""
         c = self.config
         pixels = ops.cast(images, "float32") / 255
         pixels = (pixels - np.float32(c.mean)) / np.float32(c.std)

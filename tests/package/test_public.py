@@ -1,4 +1,4 @@
-"""What `import polyhead` gives."""
+"""The public names of `polyhead`."""
 
 import importlib
 import json
@@ -23,7 +23,7 @@ def test_importing_polyhead_imports_neither_keras_nor_tensorflow():
     assert done.returncode == 0, done.stderr
 
 
-def test_every_public_name_is_what_its_module_exports():
+def test_public_names_are_those_of_their_modules():
     for name in polyhead.SUBPACKAGES:
         assert getattr(polyhead, name) is importlib.import_module(f"polyhead.{name}")
     for module, names in polyhead.PUBLIC.items():
@@ -35,7 +35,7 @@ def test_every_public_name_is_what_its_module_exports():
         _ = polyhead.BERT
 
 
-def test_type_checkers_are_told_the_same_names():
+def test_the_stub_file_declares_the_same_names():
     from tests.test_package import ROOT
 
     stub = (ROOT / "package" / "__init__.pyi").read_text()
@@ -62,7 +62,7 @@ def test_load_finds_the_class_of_our_own_folders(tmp_path):
                 path.unlink()
 
 
-def test_load_passes_overrides_on(tmp_path):
+def test_load_applies_overrides(tmp_path):
     zoo.GPT.preset("char-small", num_layers=1, vocab_size=20).save_pretrained(tmp_path / "model")
     assert polyhead.load(tmp_path / "model", dropout=0.3).config.dropout == 0.3
 
@@ -84,7 +84,7 @@ def test_load_finds_the_class_of_published_folders(config, model, tmp_path, monk
     assert polyhead.load(tmp_path) == (model, tmp_path)
 
 
-def test_load_says_what_it_cannot_load(tmp_path):
+def test_load_names_models_that_it_cannot_load(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no model: there is no config.json in it"):
         polyhead.load(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bloom"}')

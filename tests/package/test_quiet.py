@@ -26,7 +26,7 @@ def test_log_lines_below_the_users_level_are_filtered(level, kept, monkeypatch, 
     assert capfd.readouterr().err == "".join(LINES.splitlines(True)[kept:])
 
 
-def test_a_closed_standard_error_is_no_error(monkeypatch, capfd):
+def test_a_closed_standard_error_is_not_an_error(monkeypatch, capfd):
     class Closed:
         def flush(self):
             raise ValueError("I/O operation on closed file")
@@ -39,7 +39,7 @@ def test_a_closed_standard_error_is_no_error(monkeypatch, capfd):
         assert capfd.readouterr().err == "kept\n"
 
 
-def test_threads_filter_one_after_the_other(monkeypatch, capfd):
+def test_threads_filter_one_at_a_time(monkeypatch, capfd):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
 
     def write(i):

@@ -1,4 +1,4 @@
-"""Recipes are tested with models that compile in seconds; `make demo` trains a preset as it is."""
+"""Recipes are tested with models that compile in seconds; `make demo` trains a real preset."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def small_presets():
-    """Presets with a block or two, and a narrow one."""
+    """Presets with one or two narrow blocks."""
     from polyhead.zoo import GPT, Transformer, ViT
 
     with pytest.MonkeyPatch.context() as patch:
@@ -27,7 +27,7 @@ def small_presets():
 
 @pytest.fixture(scope="module")
 def shared_models():
-    """Commands that load the same folder share a model, and what is compiled for it."""
+    """Commands that load the same folder share a model and its compiled functions."""
     from polyhead.recipes import classification, generation, run, translation
 
     load = functools.cache(run.load)
@@ -39,7 +39,7 @@ def shared_models():
 
 @contextlib.contextmanager
 def without_xla():
-    """Within it models train without XLA, which compiles for longer than a short run takes."""
+    """Trains models without XLA, whose compilation takes longer than a short run."""
     from polyhead.training import Model
 
     with pytest.MonkeyPatch.context() as patch:

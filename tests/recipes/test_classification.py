@@ -12,7 +12,7 @@ SMALL = dict(batch_size=16, peak=3e-3)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images of two colours, by class."""
+    """Images of two colors, one per class."""
     folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for label, name in enumerate(("blue", "red")):
         (folder / name).mkdir()
@@ -42,7 +42,7 @@ def polyhead(monkeypatch, capfd, *arguments):
     return status, *capfd.readouterr()
 
 
-def test_a_run_is_evaluated_and_predicts(trained, folder, tmp_path, monkeypatch, capfd):
+def test_a_run_is_evaluated_and_classifies(trained, folder, tmp_path, monkeypatch, capfd):
     picture = tmp_path / "confusion.png"
     status, out, _ = polyhead(monkeypatch, capfd, "evaluate", trained, "--confusion", picture)
     assert status == 0 and "accuracy 100.00%" in out and "8 images of val" in out
@@ -89,7 +89,7 @@ def test_a_run_is_evaluated_and_predicts(trained, folder, tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
-def test_a_grey_model_is_trained_and_evaluated(folder, tmp_path):
+def test_a_grayscale_model_is_trained_and_evaluated(folder, tmp_path):
     sizes = dict(
         image_size=16, patch_size=8, num_layers=1, dim=16, intermediate_dim=16, num_heads=2
     )

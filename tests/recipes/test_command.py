@@ -46,7 +46,7 @@ def data(sample, tmp_path_factory):
 
 
 def polyhead(monkeypatch, capfd, *arguments, stdin=None):
-    """The command in this process: its exit status and what it wrote."""
+    """Runs the command in this process; returns its exit status and output."""
     monkeypatch.setattr(sys, "argv", ["polyhead", *map(str, arguments)])
     if stdin is not None:
         path = Path(arguments[1]) / "stdin.txt"
@@ -69,7 +69,7 @@ def trained(data, shared_models, tmp_path_factory):
     return run
 
 
-def test_a_run_holds_all_that_it_should(trained):
+def test_a_run_has_the_documented_files(trained):
     names = {p.name for p in trained.iterdir()}
     assert {"settings.json", "tokenizer.model", "best", "history.csv", "curve.png", "logs"} <= names
     rows = list(csv.DictReader((trained / "history.csv").open()))
@@ -96,7 +96,7 @@ def test_predict_reads_arguments_or_lines(trained, monkeypatch, capfd):
     assert piped[1] == out
 
 
-def test_beams_and_attention_can_be_asked_for(trained, monkeypatch, capfd, tmp_path):
+def test_beam_search_and_attention_are_options(trained, monkeypatch, capfd, tmp_path):
     picture = tmp_path / "attention.png"
     ask = (
         "predict",
@@ -140,8 +140,8 @@ def test_checkpoints_are_averaged(trained, monkeypatch, capfd, tmp_path):
     assert status == 1 and "has 2 checkpoints, of which 10 cannot be averaged" in err
 
 
-def backward(run, copy):
-    """A copy of a run of translation that says it is of the reverse direction."""
+def copy_reversed(run, copy):
+    """Copies a translation run, with the languages swapped."""
     shutil.copytree(run, copy)
     settings = json.loads((copy / "settings.json").read_text())
     turned = {**settings, "source": "de", "target": "en"}
@@ -150,8 +150,10 @@ def backward(run, copy):
 
 
 @pytest.mark.slow
-def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capfd, tmp_path):
-    back, more = backward(trained, tmp_path / "back"), tmp_path / "more"
+def test_diversify_adds_translations_of_both_directions(
+    trained, data, monkeypatch, capfd, tmp_path
+):
+    back, more = copy_reversed(trained, tmp_path / "back"), tmp_path / "more"
     turned = json.loads((back / "settings.json").read_text())
     pairs = read_split(data, "train", "en", "de")
     translate, calls = Transformer.translate, []
@@ -162,7 +164,7 @@ def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capf
             raise KeyboardInterrupt
         return translate(model, texts, *arguments, **options)
 
-    # Interrupted, it keeps what is translated; and a run more is translated alone.
+    # An interrupted call keeps its translations; a further run is translated alone.
     monkeypatch.setattr("polyhead.recipes.diversify.CHUNK", 80)
     monkeypatch.setattr(Transformer, "translate", counted)
     ask = ("diversify", trained, "--num-beams", 2, "--out", more)
@@ -190,7 +192,7 @@ def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capf
     (back / "settings.json").write_text(json.dumps({**turned, "variant": "lc"}))
     for arguments, message in (
         ((*ask, back), "variant of"),
-        (("diversify", trained, "--out", trained), "holds something other than such data"),
+        (("diversify", trained, "--out", trained), "holds something other than this data"),
         (("diversify", trained, "--out", data), "another folder than the data's"),
         (("diversify", trained, "--data", more, "--out", more), "another folder than the data's"),
         (("diversify", tmp_path, "--out", tmp_path / "new"), "no settings.json"),
@@ -201,7 +203,7 @@ def test_runs_of_both_directions_make_more_data(trained, data, monkeypatch, capf
 
 
 @pytest.mark.slow
-def test_training_begins_with_a_pretrained_model(trained, data, tmp_path):
+def test_training_starts_from_a_pretrained_model(trained, data, tmp_path):
     options = dict(pretrained=str(trained), tokens=1024, buckets=1, max_length=64)
     settings = Settings(data=str(data), epochs=1, peak=1e-9, **options)
     train(settings, tmp_path / "tuned", say=lambda line: None)
@@ -222,7 +224,7 @@ def test_training_begins_with_a_pretrained_model(trained, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_export_writes_a_version_and_says_which(trained, monkeypatch, capfd, tmp_path):
+def test_export_writes_and_prints_a_version(trained, monkeypatch, capfd, tmp_path):
     code, out, _ = polyhead(monkeypatch, capfd, "export", trained, tmp_path / "export")
     assert code == 0 and out.strip() == str(tmp_path / "export" / "1")
     assert (tmp_path / "export" / "1" / "saved_model.pb").is_file()
@@ -244,9 +246,12 @@ def test_errors_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
         ([*begin, tmp_path / "nowhere", "--out", tmp_path / "run"], "no folder"),
         ([*begin, data, "--out", tmp_path / "mine"], "holds something other than a run"),
         ([*begin, data, "--out", tmp_path / "mine", "--restart"], "something other than a run"),
-        ([*begin, data, "--out", tmp_path / "editor", "--restart"], "is not the settings of a run"),
+        (
+            [*begin, data, "--out", tmp_path / "editor", "--restart"],
+            "does not hold the settings of a run",
+        ),
         ([*begin, data, "--out", trained, "--preset", "huge", *SMALL, "--restart"], "has presets"),
-        ([*begin, data, "--out", trained, "--seed", "4"], "begun with other settings"),
+        ([*begin, data, "--out", trained, "--seed", "4"], "started with other settings"),
         ([*begin, data, "--out", tmp_path / "a", "--preset", "huge", *SMALL], "has presets"),
         ([*begin, data, "--out", tmp_path / "b", "--vocab-size", "99999"], "no vocabulary of"),
         ([*begin, data, "--out", tmp_path / "c", "--devices", "0", *SMALL], "devices must be"),
@@ -260,7 +265,7 @@ def test_errors_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
     assert not [name for name in ("run", "a", "b", "c") if (tmp_path / name).exists()]
 
 
-def test_the_learning_rate_is_the_papers_or_a_cosine_that_ends_at_zero():
+def test_the_learning_rate_is_the_papers_or_a_cosine_to_zero():
     rate = InverseSquareRoot.of_width(64, 10)
     paper = learning_rate(Settings(), rate, 100)
     assert float(paper(9)) == pytest.approx(64**-0.5 * 10**-0.5)
@@ -332,7 +337,7 @@ def test_a_second_process_in_one_folder_is_refused(trained, data, monkeypatch, c
     }
 
 
-def test_a_run_that_is_done_says_so(trained, data, monkeypatch, capfd):
+def test_a_finished_run_reports_that_nothing_is_left(trained, data, monkeypatch, capfd):
     options = ["--data", data, "--out", trained, *SMALL, "--epochs", 3]
     code, out, err = polyhead(monkeypatch, capfd, "train", "translation", *options)
     assert code == 0, err
@@ -346,7 +351,7 @@ def test_the_command_shows_its_version_and_help(monkeypatch, capfd):
     assert "Usage: polyhead" in out + err and "evaluate" in out + err
 
 
-def test_output_that_cannot_be_written_is_no_traceback(monkeypatch, capfd):
+def test_unwritable_output_prints_no_traceback(monkeypatch, capfd):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         code, _, err = polyhead(monkeypatch, capfd, "--version")
@@ -367,7 +372,7 @@ def start(data, run, *options):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A shell's background jobs ignore Ctrl-C, and so would their children.
+        # Background jobs of a shell ignore Ctrl-C, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -378,7 +383,7 @@ def wait_for(condition, process):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_resumed_it_ends_as_the_uninterrupted_run(data, tmp_path):
+def test_killed_and_resumed_runs_equal_the_uninterrupted_run(data, tmp_path):
     options = ["--epochs", 6, "--interval", 1, "--ema", 0.9, "--accumulate", 2]
     whole = start(data, tmp_path / "whole", *options)
     assert whole.wait() == 0, whole.stdout.read()

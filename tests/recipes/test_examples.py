@@ -16,7 +16,7 @@ import typer
 from polyhead.recipes import command
 from polyhead.recipes.run import load
 from polyhead.zoo import ViT
-from tests.recipes.test_command import backward, polyhead
+from tests.recipes.test_command import copy_reversed, polyhead
 from tests.test_package import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -27,7 +27,7 @@ RECIPES += [ROOT / "recipes" / "classification.py", ROOT / "recipes" / "demo.sh"
 
 
 def leaves(group):
-    """The commands of a group and of its groups."""
+    """Yields the commands of a group and its subgroups."""
     for child in group.commands.values():
         yield from leaves(child) if hasattr(child, "commands") else [child]
 
@@ -72,7 +72,7 @@ def test_every_example_is_a_command_with_options_that_exist():
 
 @pytest.fixture
 def folder(sample, tmp_path, monkeypatch):
-    """A working directory with the data that the examples name, but little of it."""
+    """A working directory with small versions of the data that the examples name."""
     (tmp_path / "multi30k").mkdir()
     for split, rows in (
         ("train", slice(0, 24)),
@@ -111,7 +111,7 @@ def run(monkeypatch, capfd, arguments):
     if arguments[0] == "train":
         small = {"translation": ["--buckets", 1, "--max-length", 32]}
         small = small.get(arguments[1], ["--batch-size", 4])
-        if "--keep" in arguments:  # as many checkpoints as `average` takes
+        if "--keep" in arguments:  # `average` needs this many checkpoints
             small += ["--interval", 1, "--steps", 10]
         arguments = [*arguments, "--steps", 2, *small]
     status, out, err = polyhead(monkeypatch, capfd, *arguments)
@@ -128,7 +128,7 @@ def test_the_commands_of_the_guide_run(task, folder, monkeypatch, capfd):
     ]
     for arguments, _ in commands(block):
         if arguments[0] == "diversify":
-            backward(folder / "RUN", folder / "REVERSE")
+            copy_reversed(folder / "RUN", folder / "REVERSE")
         run(monkeypatch, capfd, arguments)
     if task == "translation":
         served = re.search(r"`python (-m polyhead\.serving\.loader .*?)`", README)[1]

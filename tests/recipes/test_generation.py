@@ -29,7 +29,7 @@ def trained(text, shared_models, tmp_path_factory):
     return run
 
 
-def test_a_run_learns_and_keeps_the_best(trained):
+def test_training_lowers_the_loss_and_keeps_the_best_model(trained):
     rows = list(csv.DictReader((trained / "history.csv").open()))
     losses = [float(row["val_loss"]) for row in rows]
     assert [row["updates"] for row in rows] == ["20", "40", "60"]
@@ -42,7 +42,7 @@ def test_a_run_learns_and_keeps_the_best(trained):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(trained, text, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(trained, text, tmp_path):
     settings = Settings(data=str(text), **{**SMALL, "schedule": "sqrt"})
     train(settings, tmp_path / "whole", say=lambda line: None)
     stopped = Settings(data=str(text), **{**SMALL, "schedule": "sqrt", "updates": 40})
@@ -81,7 +81,7 @@ def test_the_command_continues_text(trained, monkeypatch, capfd, tmp_path):
 
 
 @pytest.mark.slow
-def test_published_weights_are_fine_tuned_by_low_rank_changes(trained, text, tmp_path):
+def test_published_weights_are_fine_tuned_with_lora(trained, text, tmp_path):
     options = {**SMALL, "updates": 20, "peak": 1e-2}
     settings = Settings(data=str(text), pretrained=str(trained / "best"), lora=2, **options)
     train(settings, tmp_path / "tuned", say=lambda line: None)

@@ -1,4 +1,4 @@
-"""Options are declared once, and each command takes those of its task."""
+"""Options are declared once, and each command has those of its task."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from polyhead.recipes import command, generation
 from polyhead.recipes.settings import read_settings
 from tests.recipes.test_command import polyhead
 
-# Names that users have in their scripts.
+# Names that users have in scripts: they must not change.
 TRAINING = (
     "out data preset pretrained dropout peak warmup schedule clip accumulate ema optimizer "
     "precision seed epochs steps minutes patience interval keep devices remat restart config "
@@ -39,7 +39,7 @@ OPTIONS = {
 
 
 def commands(group, name=""):
-    """The commands by name, those of groups included."""
+    """The commands by name, including those of subgroups."""
     for child, found in group.commands.items():
         if hasattr(found, "commands"):
             yield from commands(found, f"{name}{child} ")
@@ -73,7 +73,7 @@ def test_the_options_of_training_are_the_settings_of_the_recipe(task):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """What `polyhead train generation` trains, instead of training."""
+    """Records what `polyhead train generation` would train."""
     calls = []
     monkeypatch.setattr(generation, "train", lambda *arguments: calls.append(arguments))
     return calls
@@ -90,7 +90,7 @@ def test_the_settings_of_a_run_are_a_config_that_options_override(
     )
     assert read_settings(tmp_path) == settings
     ask = ("train", "generation", "--out", tmp_path / "new", "--config", file)
-    # The default, given as an option, overrides too.
+    # An option with the default value overrides too.
     assert polyhead(monkeypatch, capfd, *ask, "--epochs", 10, "--steps", 5)[0] == 0
     assert polyhead(monkeypatch, capfd, *ask, "--restart")[0] == 0
     changed = dataclasses.replace(settings, epochs=10, updates=5)
@@ -102,7 +102,7 @@ def test_the_settings_of_a_run_are_a_config_that_options_override(
         ({"task": "generation", "epochs": True}, "epochs must be int: True"),
         ({"task": "generation", "ema": "high"}, "ema must be float | None: 'high'"),
         ({"task": "generation", "schedule": "linear"}, "schedule must be sqrt or cosine: 'linear'"),
-        ([], "is not the settings of a run"),
+        ([], "does not hold the settings of a run"),
     ):
         file.write_text(json.dumps(content))
         status, _, err = polyhead(monkeypatch, capfd, *ask)
@@ -152,7 +152,7 @@ def test_export_passes_the_format_and_the_options_of_the_task(monkeypatch, capfd
             assert out == f"{((Path('EXPORT'),), dict(format=format, **options))}\n", err
 
 
-def test_options_of_some_tasks_stand_in_panels_that_name_them(monkeypatch, capfd):
+def test_options_of_some_tasks_are_listed_under_their_names(monkeypatch, capfd):
     _, out, _ = polyhead(monkeypatch, capfd, "predict", "--help")
     panels = re.findall(r"╭─ (.*?) ─+╮", out)
     tasks = ["Translation and generation", "Translation", "Generation", "Classification"]

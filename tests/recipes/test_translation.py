@@ -13,7 +13,7 @@ def test_a_single_file_of_pairs_is_data_for_training_and_validation(tmp_path):
     assert read(settings, "val") == ParallelText(["s9"], ["t9"])
 
 
-def test_a_file_is_evaluated_whole_and_the_runs_own_on_validation(tmp_path, monkeypatch):
+def test_a_file_is_evaluated_whole_and_the_runs_data_on_validation(tmp_path, monkeypatch):
     class Model:
         def translate(self, sources, **options):
             return [source.replace("s", "t") for source in sources]

@@ -67,7 +67,7 @@ def test_the_server_gives_what_python_gives(gpt, exported):
         ("score", {"text": texts}),
         ("serving_default", {"text": []}),
     )
-    with pytest.warns(UserWarning, match="the last 48 tokens were kept"):
+    with pytest.warns(UserWarning, match="truncated to their last 48 tokens"):
         expected = gpt.generate(texts, max_new_tokens=LENGTH, temperature=0, truncate=True)
     assert plain["text"] == expected and none["text"] == []
     for i, text in enumerate(texts[:-1]):
@@ -76,7 +76,7 @@ def test_the_server_gives_what_python_gives(gpt, exported):
         count, seed = row.pop("max_new_tokens"), row.pop("seed")
         made = gpt.generate([text], max_new_tokens=count, seed=[seed], **row)[0] if count else ""
         assert drawn["text"][i] == made
-    with pytest.warns(UserWarning, match="the first 64 tokens count"):
+    with pytest.warns(UserWarning, match="truncated to their first 64 tokens"):
         known = gpt.score(texts, truncate=True)
     np.testing.assert_allclose(
         scores["log_likelihood"], [s.log_likelihood for s in known], atol=1e-2
@@ -100,7 +100,7 @@ def test_low_rank_changes_are_merged_in_what_is_exported(gpt, tmp_path):
     for v in model.trainable_variables:
         v.assign(np.random.default_rng(1).normal(size=v.shape) * 0.3)
     assert {v.path.split("/")[2] for v in model.trainable_variables} == {"query_lora", "value_lora"}
-    whole = model._whole()
+    whole = model._without_lora()
     tokens = np.arange(12)[None]
     np.testing.assert_allclose(model(tokens), whole(tokens), atol=1e-4)
     assert np.abs(np.asarray(model(tokens)) - np.asarray(gpt(tokens))).max() > 0.1

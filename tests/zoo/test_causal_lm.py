@@ -1,4 +1,4 @@
-"""What a new decoder costs: this one is whole, from its configuration to an export."""
+"""A minimal new decoder, from its configuration to an export."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class ToyConfig:
 
 @keras.saving.register_keras_serializable("tests")
 class Toy(CausalLM):
-    """A decoder without positions: causal attention alone tells tokens apart."""
+    """A decoder without positional encodings."""
 
     Config = ToyConfig
     PRESETS = {"toy": ToyConfig()}
@@ -107,11 +107,11 @@ def test_a_new_decoder_trains_with_adapters_generates_and_is_saved(tokenizer, tm
     model.fit(batches(tokenizer), verbose=0)
     changed = [not (a == b).all() for a, b in zip(before, model.get_weights(), strict=True)]
     assert sum(changed) == 2 * 2 * 2  # A and B of query and value in each block
-    [made] = model.generate(["the cat"])
-    assert "".join(model.stream("the cat")) == made
+    [text] = model.generate(["the cat"])
+    assert "".join(model.stream("the cat")) == text
     model.save_pretrained(tmp_path / "toy")
     again = Toy.from_pretrained(tmp_path / "toy")
-    assert again.generate("the cat") == made
+    assert again.generate("the cat") == text
 
 
 @tensorflow

@@ -1,4 +1,4 @@
-"""`fit` of a model that nobody compiled."""
+"""`fit` of a model that is not compiled."""
 
 import contextlib
 
@@ -13,8 +13,8 @@ from tests.conftest import TENSORFLOW
 X = np.random.default_rng(0).integers(0, 66, (8, 9))
 
 
-def trained(compiles=False, strategy=None):
-    """The losses of an epoch."""
+def train_losses(compiles=False, strategy=None):
+    """Trains for an epoch, and returns the losses."""
     keras.utils.set_random_seed(0)
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = GPT.preset("char-small", num_layers=1, dim=16, num_heads=2)
@@ -33,12 +33,12 @@ def test_fit_without_compile_uses_the_models_defaults(monkeypatch):
 
 
 @pytest.mark.slow
-def test_fit_without_compile_is_fit_after_compile():
-    assert trained() == trained(compiles=True)
+def test_fit_without_compile_equals_fit_after_compile():
+    assert train_losses() == train_losses(compiles=True)
 
 
 @pytest.mark.slow
-def test_fit_keeps_what_compile_was_given():
+def test_fit_keeps_the_arguments_of_compile():
     model = GPT.preset("char-small", num_layers=1, dim=16, num_heads=2)
     model.compile(keras.optimizers.SGD(0.0))
     before = model.get_weights()
@@ -52,4 +52,4 @@ def test_fit_without_compile_works_under_a_strategy():
     from polyhead.training import strategy
 
     replicas = strategy(2, say=lambda line: None)
-    assert trained(strategy=replicas) == pytest.approx(trained(), rel=1e-5)
+    assert train_losses(strategy=replicas) == pytest.approx(train_losses(), rel=1e-5)

@@ -20,8 +20,8 @@ def array(x):
     return ops.convert_to_numpy(x)
 
 
-def lively(model, seed=0):
-    """``model`` with weights whose next token depends on all before it."""
+def randomize(model, seed=0):
+    """Gives ``model`` weights with which the next token depends on all previous ones."""
     random = np.random.default_rng(seed)
     for v in model.weights:
         if v.name in ("kernel", "gamma", "embeddings"):
@@ -39,7 +39,7 @@ def tokenizer(sample):
 @pytest.fixture(scope="module")
 def gpt(tokenizer):
     keras.utils.set_random_seed(1)
-    return lively(GPT(GPTConfig(**SIZES), tokenizer))
+    return randomize(GPT(GPTConfig(**SIZES), tokenizer))
 
 
 PROMPTS = ["The dog", "", "A man on a bicycle rides past a large house", " a"]
@@ -61,7 +61,7 @@ def test_presets_have_the_published_numbers_of_parameters():
     assert GPT.preset("char-small").count_params() == counts["char-small"]
 
 
-def test_weights_begin_as_gpt2s_do():
+def test_weights_are_initialized_like_gpt2s():
     model = GPT(GPTConfig(**{**SIZES, "dim": 128}))
     deviations = {v.path: array(v).std() for v in model.weights}
     assert deviations["tokens/embeddings"] == pytest.approx(0.02, rel=0.05)
@@ -69,8 +69,8 @@ def test_weights_begin_as_gpt2s_do():
     assert deviations["block_1/feed_forward/contract/kernel"] == pytest.approx(0.01, rel=0.05)
 
 
-def test_the_future_does_not_change_the_past():
-    model = lively(GPT(GPTConfig(**SIZES)))
+def test_future_tokens_cannot_change_the_past():
+    model = randomize(GPT(GPTConfig(**SIZES)))
     tokens = np.random.default_rng(0).integers(0, 300, (2, 12))
     changed = tokens.copy()
     changed[:, 8:] = 7
@@ -79,7 +79,7 @@ def test_the_future_does_not_change_the_past():
     assert np.abs(before[:, 8:] - after[:, 8:]).max() > 0.1
 
 
-def test_it_overfits_a_batch():
+def test_it_overfits_one_batch():
     model = GPT(GPTConfig(**SIZES, dropout=0.0, attention_dropout=0.0))
     model.compile(keras.optimizers.Adam(3e-3))
     tokens = np.random.default_rng(0).integers(0, 300, (4, 17))
@@ -96,31 +96,31 @@ def test_it_overfits_a_batch():
         pytest.param(dict(top_k=20, top_p=0.9, min_p=0.01), marks=pytest.mark.slow),
     ],
 )
-def test_a_batch_and_a_stream_give_what_each_gets_alone(gpt, settings):
+def test_batches_and_streams_equal_single_generations(gpt, settings):
     seeds = [11, 12, 13, 14]
     together = gpt.generate(PROMPTS, max_new_tokens=16, seed=seeds, **settings)
-    for prompt, seed, made in zip(PROMPTS, seeds, together, strict=True):
-        asked = dict(max_new_tokens=16, seed=seed, **settings)
-        assert gpt.generate(prompt, **{**asked, "seed": [seed]}) == made
-        assert "".join(gpt.stream(prompt, **asked)) == made
+    for prompt, seed, result in zip(PROMPTS, seeds, together, strict=True):
+        options = dict(max_new_tokens=16, seed=seed, **settings)
+        assert gpt.generate(prompt, **{**options, "seed": [seed]}) == result
+        assert "".join(gpt.stream(prompt, **options)) == result
     assert gpt.generate(PROMPTS, max_new_tokens=16, seed=11, **settings) == together
 
 
 @text
-def test_a_continuation_is_what_the_model_finds_likeliest(gpt, tokenizer):
-    [made] = gpt.generate(PROMPTS[:1], max_new_tokens=12, temperature=0)
+def test_greedy_continuations_take_the_most_likely_tokens(gpt, tokenizer):
+    [result] = gpt.generate(PROMPTS[:1], max_new_tokens=12, temperature=0)
     tokens, total = tokenizer.encode(PROMPTS[:1]).to_list()[0], 0.0
     start = len(tokens)
     while len(tokens) < start + 12 and (len(tokens) == start or tokens[-1] != 0):
         gains = array(ops.log_softmax(gpt(np.array([tokens]))[0, -1]))
         tokens.append(int(gains.argmax()))
         total += float(gains.max())
-    assert made == tokenizer.text(tokens[start:]).decode("utf-8", "replace")
-    assert made.score == pytest.approx(total, abs=1e-3)
+    assert result == tokenizer.text(tokens[start:]).decode("utf-8", "replace")
+    assert result.score == pytest.approx(total, abs=1e-3)
 
 
 @text
-def test_several_samples_differ_and_a_seed_repeats_them(gpt):
+def test_samples_differ_and_a_seed_reproduces_them(gpt):
     first = gpt.generate(PROMPTS[:2], max_new_tokens=8, num_return_sequences=3, seed=5)
     assert [len(several) for several in first] == [3, 3] and len(set(first[0])) == 3
     assert gpt.generate(PROMPTS[:2], max_new_tokens=8, num_return_sequences=3, seed=5) == first
@@ -131,14 +131,14 @@ def test_several_samples_differ_and_a_seed_repeats_them(gpt):
 
 
 @text
-def test_beams_find_what_is_likelier(gpt):
+def test_beam_search_finds_more_likely_texts(gpt):
     greedy = gpt.generate(PROMPTS, max_new_tokens=8, temperature=0)
     wide = gpt.generate(
         PROMPTS, max_new_tokens=8, num_beams=4, length_penalty=0.0, num_return_sequences=3
     )
     for one, several in zip(greedy, wide, strict=True):
         assert several[0].score >= one.score - 1e-3
-        assert sorted(several, key=lambda made: -made.score) == several
+        assert sorted(several, key=lambda result: -result.score) == several
     alone = gpt.generate(PROMPTS[2:3], max_new_tokens=8, num_beams=4, length_penalty=0.0)
     assert alone == [wide[2][0]]
 
@@ -148,11 +148,11 @@ def test_a_stop_string_ends_the_text(gpt, monkeypatch, tmp_path):
     [whole] = gpt.generate(PROMPTS[:1], max_new_tokens=24, temperature=0)
     stop = whole[5:7]
     at = whole.find(stop)
-    for asked in (stop, [stop, "never there"]):
-        assert gpt.generate(PROMPTS[:1], max_new_tokens=24, temperature=0, stop=asked) == [
+    for strings in (stop, [stop, "never there"]):
+        assert gpt.generate(PROMPTS[:1], max_new_tokens=24, temperature=0, stop=strings) == [
             whole[:at]
         ]
-        pieces = list(gpt.stream(PROMPTS[0], max_new_tokens=24, temperature=0, stop=asked))
+        pieces = list(gpt.stream(PROMPTS[0], max_new_tokens=24, temperature=0, stop=strings))
         assert "".join(pieces) == whole[:at]
     monkeypatch.setattr(gpt, "config", dataclasses.replace(gpt.config, stop_strings=[stop]))
     settings = dict(max_new_tokens=24, temperature=0)
@@ -168,23 +168,25 @@ def test_a_stop_string_ends_the_text(gpt, monkeypatch, tmp_path):
 def test_stop_tokens_end_a_sequence(gpt, tokenizer):
     rows = tokenizer.encode(PROMPTS[:1]).to_list()
 
-    def made(**settings):
+    def search_tokens(**settings):
         search, _ = gpt._settings(12, settings)
-        return array(gpt._found(gpt._batch(rows, search, 1), search, None).ended)[0, 0].tolist()
+        return array(gpt._run_search(gpt._batch(rows, search, 1), search, None).ended)[
+            0, 0
+        ].tolist()
 
-    free = made()
+    free = search_tokens()
     stop = free[4]
     at = free.index(stop)
-    assert made(stop_tokens=(299, stop)) == [*free[: at + 1], *[0] * (len(free) - at - 1)]
+    assert search_tokens(stop_tokens=(299, stop)) == [*free[: at + 1], *[0] * (len(free) - at - 1)]
 
 
 @text
-def test_pieces_of_a_stream_are_whole_characters(tokenizer):
-    model = lively(GPT(GPTConfig(**SIZES), tokenizer))
+def test_streamed_strings_end_at_whole_characters(tokenizer):
+    model = randomize(GPT(GPTConfig(**SIZES), tokenizer))
     tokens = tokenizer.encode(["dé😀f"]).to_list()[0]
 
     class Scripted(GPT):
-        def _found(self, batch, search, draw, state=None, until=None):
+        def _run_search(self, batch, search, sampler, state=None, until=None):
             from polyhead.zoo.decoding import State
 
             ended = np.array([[tokens]])
@@ -201,10 +203,10 @@ def test_prompts_beyond_the_context_are_refused_or_truncated(gpt):
     long = "a dog and a cat " * 40
     with pytest.raises(ValueError, match="fewer tokens than the context of 64.*prompt 1 has"):
         gpt.generate(["a", long], max_new_tokens=8)
-    with pytest.warns(UserWarning, match="of 1 of 2 prompts, the last 56 tokens were kept"):
-        made = gpt.generate(["a", long], max_new_tokens=8, truncate=True, temperature=0)
+    with pytest.warns(UserWarning, match="1 of 2 prompts were truncated to their last 56 tokens"):
+        result = gpt.generate(["a", long], max_new_tokens=8, truncate=True, temperature=0)
     [short] = gpt.generate(["a"], max_new_tokens=8, temperature=0)
-    assert made[0] == short and made[1]
+    assert result[0] == short and result[1]
     search, _ = gpt._settings(500, {})
     assert gpt._batch([[5] * 60, [5]], search, 2)[2].tolist() == [4, 63]  # ends with the context
 
@@ -223,7 +225,7 @@ def test_new_tokens_are_limited_by_the_context(gpt):
 
 
 @text
-def test_numpy_scalars_are_settings_like_pythons_numbers(gpt, tmp_path):
+def test_numpy_scalars_are_accepted_as_settings(gpt, tmp_path):
     sizes = {name: np.int64(size) for name, size in SIZES.items()}
     config = GPTConfig(**sizes, dropout=np.float32(0.5))
     assert config == GPTConfig(**SIZES, dropout=0.5)
@@ -247,55 +249,63 @@ def test_the_score_of_a_text_is_the_sum_of_its_tokens(gpt, tokenizer):
 
 
 @text
-def test_what_is_asked_wrongly_is_refused(gpt):
-    ask = gpt.generate
+def test_bad_arguments_are_refused(gpt):
+    generate = gpt.generate
     for error, message, call in (
         (
             TypeError,
-            r"no setting of Search or Sampling: \['heat'\]",
-            lambda: ask([], heat=1),
+            r"not a setting of Search or Sampling: \['heat'\]",
+            lambda: generate([], heat=1),
         ),
-        (ValueError, "top_k must be a positive integer", lambda: ask(["a"], top_k=-1)),
-        (ValueError, "beams do not draw", lambda: ask(["a"], num_beams=2, top_k=3)),
+        (ValueError, "top_k must be a positive integer", lambda: generate(["a"], top_k=-1)),
+        (ValueError, "beam search does not sample", lambda: generate(["a"], num_beams=2, top_k=3)),
         (
             ValueError,
             "num_return_sequences must be a positive",
-            lambda: ask(["a"], num_return_sequences=0),
+            lambda: generate(["a"], num_return_sequences=0),
         ),
         (
             ValueError,
             "at most num_beams: 5, 2",
-            lambda: ask(["a"], num_return_sequences=5, num_beams=2),
+            lambda: generate(["a"], num_return_sequences=5, num_beams=2),
         ),
         (
             ValueError,
             "a seed for each continuation: 3, 1",
-            lambda: ask(["a"], seed=[1] * 3),
+            lambda: generate(["a"], seed=[1] * 3),
         ),
         (
             ValueError,
             "max_new_tokens must be a positive",
-            lambda: ask(["a"], max_new_tokens=0),
+            lambda: generate(["a"], max_new_tokens=0),
         ),
         (
             TypeError,
             "generate takes a string or a list of them: prompt 1 is None",
-            lambda: ask(["a", None]),
+            lambda: generate(["a", None]),
         ),
         (
             TypeError,
             "score takes a string or a list of them: text 1 is 5",
             lambda: gpt.score(["a", 5]),
         ),
-        (ValueError, "stop string must have a character", lambda: ask(["a"], stop="")),
-        (ValueError, "stop string must have a character", lambda: ask(["a"], stop=["x", ""])),
+        (
+            ValueError,
+            "stop string must have at least one character",
+            lambda: generate(["a"], stop=""),
+        ),
+        (ValueError, "must have at least one character", lambda: generate(["a"], stop=["x", ""])),
         (ValueError, "stop string must have", lambda: gpt.stream("a", stop=[""])),
-        (ValueError, "batch_size must be a positive integer: 0", lambda: ask(["a"], batch_size=0)),
-        (ValueError, "a seed must be an integer: 1.5", lambda: ask(["a"], seed=1.5)),
+        (
+            ValueError,
+            "batch_size must be a positive integer: 0",
+            lambda: generate(["a"], batch_size=0),
+        ),
+        (ValueError, "a seed must be an integer: 1.5", lambda: generate(["a"], seed=1.5)),
         (
             ValueError,
             "at most the vocabulary's size, 300: 400",
-            lambda: ask(["a"], num_beams=400),
+            lambda: generate(["a"], num_beams=400),
         ),
         (TypeError, "stream takes a string: list", lambda: list(gpt.stream(["a"]))),
         (ValueError, "generate needs a tokenizer", lambda: GPT(GPTConfig(**SIZES)).generate(["a"])),
@@ -306,21 +316,21 @@ def test_what_is_asked_wrongly_is_refused(gpt):
 
 
 @text
-def test_a_saved_model_is_the_same_again(gpt, tmp_path):
+def test_save_and_load_round_trip(gpt, tmp_path):
     gpt.save_pretrained(tmp_path / "saved")
     again = GPT.from_pretrained(tmp_path / "saved")
     assert again.config == gpt.config
     assert again.generate(PROMPTS, seed=1, max_new_tokens=8) == gpt.generate(
         PROMPTS, seed=1, max_new_tokens=8
     )
-    gpt.save_pretrained(tmp_path / "saved")  # over itself
+    gpt.save_pretrained(tmp_path / "saved")  # replaces itself
 
 
 # Against Hugging Face's GPT-2.
 
 
-def published(folder, seed=0, **settings):
-    """A checkpoint of random weights, and the model of Hugging Face's that it holds."""
+def save_published(folder, seed=0, **settings):
+    """Saves Hugging Face's model with random weights to ``folder``, and returns it."""
     torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(seed)
@@ -334,7 +344,7 @@ def published(folder, seed=0, **settings):
     return model
 
 
-def same_logits(theirs, ours, tolerance=1e-4):
+def assert_same_logits(theirs, ours, tolerance=1e-4):
     import torch
 
     tokens = np.random.default_rng(0).integers(0, 300, (2, 40))
@@ -354,10 +364,10 @@ def same_logits(theirs, ours, tolerance=1e-4):
         dict(activation_function="silu", attn_pdrop=0.0, resid_pdrop=0.2, embd_pdrop=0.2),
     ],
 )
-def test_logits_are_those_of_hugging_face_in_and_out(settings, tmp_path):
-    theirs = published(tmp_path / "theirs", **settings)
+def test_logits_match_hugging_face_after_loading_and_saving(settings, tmp_path):
+    theirs = save_published(tmp_path / "theirs", **settings)
     ours = GPT.from_pretrained(tmp_path / "theirs")
-    same_logits(theirs, ours)
+    assert_same_logits(theirs, ours)
     import transformers
 
     ours.save_pretrained(tmp_path / "ours", format="huggingface")
@@ -365,28 +375,28 @@ def test_logits_are_those_of_hugging_face_in_and_out(settings, tmp_path):
         tmp_path / "ours", output_loading_info=True
     )
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    same_logits(again.eval(), ours)
+    assert_same_logits(again.eval(), ours)
     assert again.config.resid_pdrop == theirs.config.resid_pdrop
     assert again.generation_config.max_new_tokens == 100 and not again.generation_config.do_sample
 
 
-def test_a_head_of_its_own_is_read_and_written(tmp_path):
-    theirs = published(tmp_path / "theirs", tie_word_embeddings=False)
+def test_an_untied_head_is_read_and_written(tmp_path):
+    theirs = save_published(tmp_path / "theirs", tie_word_embeddings=False)
     ours = GPT.from_pretrained(tmp_path / "theirs")
     assert not ours.config.tied and ours.count_params() == ours.config.parameters
-    same_logits(theirs, ours)
+    assert_same_logits(theirs, ours)
     import transformers
     from safetensors.numpy import load_file, save_file
 
     ours.save_pretrained(tmp_path / "ours", format="huggingface")
-    same_logits(transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval(), ours)
+    assert_same_logits(transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval(), ours)
     again = GPT.from_pretrained(tmp_path / "ours")
     assert again.config == ours.config
     again.quantize("int8")
-    # The tensors decide: a file that says that they are tied, and has two.
+    # The tensors decide: a file whose settings say tied, but which has two tensors.
     config = tmp_path / "ours" / "config.json"
     config.write_text(config.read_text().replace('"tie_word_embeddings": false', '"n_ctx": 1'))
-    same_logits(theirs, GPT.from_pretrained(tmp_path / "ours"))
+    assert_same_logits(theirs, GPT.from_pretrained(tmp_path / "ours"))
     weights = tmp_path / "ours" / "model.safetensors"
     tensors = load_file(weights)
     save_file({**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}, weights)
@@ -394,15 +404,15 @@ def test_a_head_of_its_own_is_read_and_written(tmp_path):
 
 
 @text
-def test_greedy_text_is_that_of_hugging_face_over_200_tokens(tokenizer, tmp_path):
-    theirs = published(tmp_path, seed=3, n_positions=256)
+def test_greedy_text_matches_hugging_face_for_200_tokens(tokenizer, tmp_path):
+    theirs = save_published(tmp_path, seed=3, n_positions=256)
     tokenizer.save(tmp_path)
     ours = GPT.from_pretrained(tmp_path)
     import torch
 
     prompts = ["The dog", "A man in a red coat"]
-    made = ours.generate(prompts, max_new_tokens=200, temperature=0)
-    for prompt, found in zip(prompts, made, strict=True):
+    result = ours.generate(prompts, max_new_tokens=200, temperature=0)
+    for prompt, found in zip(prompts, result, strict=True):
         tokens = torch.tensor(tokenizer.encode([prompt]).to_list())
         options = dict(do_sample=False, max_new_tokens=200, pad_token_id=0)
         ids = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
@@ -412,13 +422,15 @@ def test_greedy_text_is_that_of_hugging_face_over_200_tokens(tokenizer, tmp_path
 
 @text
 @pytest.mark.parametrize("penalty", [1.2, 0.8])
-def test_the_repetition_penalty_is_that_of_hugging_face(penalty, tokenizer, tmp_path):
-    theirs = published(tmp_path, seed=4)
+def test_the_repetition_penalty_matches_hugging_face(penalty, tokenizer, tmp_path):
+    theirs = save_published(tmp_path, seed=4)
     tokenizer.save(tmp_path)
     ours = GPT.from_pretrained(tmp_path)
     import torch
 
-    [made] = ours.generate(["A dog"], max_new_tokens=40, temperature=0, repetition_penalty=penalty)
+    [result] = ours.generate(
+        ["A dog"], max_new_tokens=40, temperature=0, repetition_penalty=penalty
+    )
     tokens = torch.tensor(tokenizer.encode(["A dog"]).to_list())
     ids = theirs.generate(
         tokens,
@@ -429,12 +441,12 @@ def test_the_repetition_penalty_is_that_of_hugging_face(penalty, tokenizer, tmp_
         pad_token_id=0,
     )
     expected = tokenizer.text(ids[0, tokens.shape[1] :].tolist())
-    assert made == expected.decode("utf-8", "replace")
+    assert result == expected.decode("utf-8", "replace")
 
 
 @text
-def test_repeated_sequences_and_early_ends_are_those_of_hugging_face(tokenizer, tmp_path):
-    theirs = published(tmp_path, seed=5)
+def test_no_repeat_ngrams_and_min_new_tokens_match_hugging_face(tokenizer, tmp_path):
+    theirs = save_published(tmp_path, seed=5)
     path = tmp_path / "generation_config.json"
     settings = dict(no_repeat_ngram_size=2, min_new_tokens=9, num_beams=2, eos_token_id=[0, 64, 68])
     path.write_text(json.dumps(settings))
@@ -442,50 +454,50 @@ def test_repeated_sequences_and_early_ends_are_those_of_hugging_face(tokenizer, 
     ours = GPT.from_pretrained(tmp_path)
     import torch
 
-    prompt = "A dog and a dog and"  # whose pairs must not come again
+    prompt = "A dog and a dog and"  # its bigrams must not be repeated
     for beams in (1, 2):
-        [made] = ours.generate([prompt], max_new_tokens=30, num_beams=beams)
+        [result] = ours.generate([prompt], max_new_tokens=30, num_beams=beams)
         tokens = torch.tensor(tokenizer.encode([prompt]).to_list())
         options = {**settings, "num_beams": beams, "max_new_tokens": 30, "do_sample": False}
         mask = torch.ones_like(tokens)
         ids = theirs.generate(tokens, attention_mask=mask, pad_token_id=0, **options)
         expected = tokenizer.text(ids[0, tokens.shape[1] :].tolist())
-        assert made == expected.decode("utf-8", "replace")
+        assert result == expected.decode("utf-8", "replace")
 
 
 @text
-def test_beams_are_those_of_hugging_face(tokenizer, tmp_path):
-    theirs = published(tmp_path, seed=5)
+def test_beam_search_matches_hugging_face(tokenizer, tmp_path):
+    theirs = save_published(tmp_path, seed=5)
     tokenizer.save(tmp_path)
     ours = GPT.from_pretrained(tmp_path)
     import torch
 
-    [made] = ours.generate(["A dog"], max_new_tokens=24, num_beams=4, length_penalty=1.0)
+    [result] = ours.generate(["A dog"], max_new_tokens=24, num_beams=4, length_penalty=1.0)
     tokens = torch.tensor(tokenizer.encode(["A dog"]).to_list())
     options = dict(num_beams=4, length_penalty=1.0, max_new_tokens=24, do_sample=False)
     ids = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), pad_token_id=0, **options)
     expected = tokenizer.text(ids[0, tokens.shape[1] :].tolist())
-    assert made == expected.decode("utf-8", "replace")
+    assert result == expected.decode("utf-8", "replace")
 
 
 def test_shards_and_pickled_tensors_are_read(tmp_path):
-    theirs = published(tmp_path / "whole")
+    theirs = save_published(tmp_path / "whole")
     import torch
 
     theirs.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
-    same_logits(theirs, GPT.from_pretrained(tmp_path / "shards"))
-    # As older versions wrote: pickled, without the prefix, with masks and a tied head.
+    assert_same_logits(theirs, GPT.from_pretrained(tmp_path / "shards"))
+    # As written by older versions: pickled, without the prefix, with masks and a tied head.
     (tmp_path / "whole" / "model.safetensors").unlink()
     old = {name.removeprefix("transformer."): v for name, v in theirs.state_dict().items()}
     old |= {f"h.{i}.attn.bias": torch.ones(1, 1, 256, 256).tril() for i in range(3)}
     old |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(3)}
     torch.save(old, tmp_path / "whole" / "pytorch_model.bin")
-    same_logits(theirs, GPT.from_pretrained(tmp_path / "whole"))
+    assert_same_logits(theirs, GPT.from_pretrained(tmp_path / "whole"))
 
 
 def test_pickled_tensors_larger_than_their_file_are_refused(tmp_path):
-    published(tmp_path)
+    save_published(tmp_path)
     import torch
 
     (tmp_path / "model.safetensors").unlink()
@@ -504,8 +516,8 @@ def test_pickled_tensors_larger_than_their_file_are_refused(tmp_path):
         GPT.from_pretrained(tmp_path)
 
 
-def test_generation_config_is_honoured(tmp_path):
-    published(tmp_path)
+def test_generation_config_is_applied(tmp_path):
+    save_published(tmp_path)
     path = tmp_path / "generation_config.json"
     content = json.loads(path.read_text())
     config = GPT.from_pretrained(tmp_path).config
@@ -522,17 +534,17 @@ class Harm:
         return (print, ("code was run",))
 
 
-def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
+def test_invalid_checkpoints_are_refused_and_named(tmp_path):
     folder = tmp_path / "gpt2"
 
-    def refused(message, error=CheckpointError):
+    def check_refused(message, error=CheckpointError):
         with pytest.raises(error, match=message):
             GPT.from_pretrained(folder)
         for path in folder.iterdir():
             path.unlink()
-        published(folder)
+        save_published(folder)
 
-    published(folder)
+    save_published(folder)
     import torch
     from safetensors.numpy import load_file, save_file
 
@@ -555,7 +567,7 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
         (dict(scale_attn_weights="no"), "scale_attn_weights must be True or False: 'no'"),
     ):
         config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
-        refused(message)
+        check_refused(message)
 
     def with_tensors(change):
         tensors = load_file(weights)
@@ -563,25 +575,25 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
         save_file(tensors, weights)
 
     with_tensors(lambda t: t.update(surplus=np.zeros(3, "f")))
-    refused(r"the model has no \['surplus'\]")
+    check_refused(r"the model has no \['surplus'\]")
     with_tensors(lambda t: t.pop("transformer.h.1.attn.c_attn.bias"))
-    refused(r"it lacks \['transformer.h.1.attn.c_attn.bias'\]")
+    check_refused(r"it lacks \['transformer.h.1.attn.c_attn.bias'\]")
     with_tensors(lambda t: t.update({"transformer.h.1.attn.c_attn.bias": np.zeros(95, "f")}))
-    refused(r"c_attn.bias has shape \(95,\), expected \(96,\)")
+    check_refused(r"c_attn.bias has shape \(95,\), expected \(96,\)")
     with_tensors(lambda t: t.update({"lm_head.weight": np.zeros((299, 32), "f")}))
-    refused(r"lm_head.weight has shape \(299, 32\), expected \(300, 32\)")
+    check_refused(r"lm_head.weight has shape \(299, 32\), expected \(300, 32\)")
     weights.write_bytes(weights.read_bytes()[:-10])
-    refused("not a complete safetensors file")
+    check_refused("not a complete safetensors file")
     weights.unlink()
-    refused("has no model.safetensors", FileNotFoundError)
+    check_refused("has no model.safetensors", FileNotFoundError)
     weights.unlink()
     torch.save({"wte.weight": Harm()}, folder / "pytorch_model.bin")
-    refused("pytorch_model.bin is not a file of tensors")
+    check_refused("pytorch_model.bin is not a file of tensors")
     weights.rename(folder / "pytorch_model.bin")
     find = importlib.util.find_spec
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda n: None if n == "torch" else find(n))
-        refused("is read by torch, which is not installed", FileNotFoundError)
+        check_refused("is read by torch, which is not installed", FileNotFoundError)
     index = folder / "model.safetensors.index.json"
     for file, message in (
         ("../gpt2/model.safetensors", "names a file outside of its folder"),
@@ -589,44 +601,44 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(tmp_path):
     ):
         weights.unlink()
         index.write_text(json.dumps({"weight_map": {"wte.weight": file}}))
-        refused(message)
+        check_refused(message)
     weights.rename(folder / "part.safetensors")
     index.write_text(json.dumps({"weight_map": {"wte.weight": "part.safetensors"}}))
-    refused("part.safetensors is not what the index says")
+    check_refused("part.safetensors is not what the index says")
 
 
-def test_a_name_that_is_no_folder_is_asked_of_the_hub(monkeypatch, tmp_path):
+def test_a_name_that_is_not_a_folder_is_loaded_from_the_hub(monkeypatch, tmp_path):
     hub = pytest.importorskip("huggingface_hub", reason="EXTRAS=hub")
-    theirs = published(tmp_path / "fetched")
-    asked = []
+    theirs = save_published(tmp_path / "fetched")
+    requested = []
 
     def snapshot_download(name, allow_patterns):
-        asked.append(name)
+        requested.append(name)
         if name == "no/such":
             raise OSError("no network")
         return str(tmp_path / "fetched")
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    same_logits(theirs, GPT.from_pretrained("somebody/gpt2"))
-    with pytest.raises(FileNotFoundError, match="no folder no/such, and the hub gave none: no net"):
+    assert_same_logits(theirs, GPT.from_pretrained("somebody/gpt2"))
+    with pytest.raises(FileNotFoundError, match="no folder no/such, .* the hub failed: no net"):
         GPT.from_pretrained("no/such")
     with pytest.raises(FileNotFoundError, match="holds no model"):
         GPT.from_pretrained("../no such folder")
-    assert asked == ["somebody/gpt2", "no/such"]
+    assert requested == ["somebody/gpt2", "no/such"]
 
 
 @text
-def test_rows_that_pad_the_embedding_are_never_emitted(gpt, tokenizer):
+def test_padding_rows_of_the_embedding_are_never_generated(gpt, tokenizer):
     padded = GPT(dataclasses.replace(gpt.config, vocab_size=310), tokenizer)
     embeddings = array(gpt.tokens.embeddings)
-    rows = np.concatenate([embeddings, 9 * embeddings[:10]])  # likelier than all others
+    rows = np.concatenate([embeddings, 9 * embeddings[:10]])  # more likely than all others
     for v, w in zip(padded.weights, gpt.weights, strict=True):
         v.assign(rows if v.shape[0] == 310 else w)
     for settings in (dict(temperature=0), dict(seed=3), dict(num_beams=3)):
         settings |= {"max_new_tokens": 8}
-        made, expected = (m.generate(["The dog", "A"], **settings) for m in (padded, gpt))
-        assert made == expected
-        assert [one.score for one in made] == pytest.approx([one.score for one in expected], 1e-4)
+        result, expected = (m.generate(["The dog", "A"], **settings) for m in (padded, gpt))
+        assert result == expected
+        assert [one.score for one in result] == pytest.approx([one.score for one in expected], 1e-4)
     smaller = dataclasses.replace(gpt.config, vocab_size=299)
     with pytest.raises(ValueError, match="one vocabulary: vocab_size 300 and 299"):
         GPT(smaller, tokenizer)

@@ -1,4 +1,4 @@
-"""Against Hugging Face's Marian in PyTorch, on random weights that it saves itself."""
+"""Compares with Hugging Face's Marian in PyTorch, on random weights that it saves."""
 
 import json
 import re
@@ -33,7 +33,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def vocabulary(sample, tmp_path_factory):
-    """The files of a tokenizer, trained on the sample, with separate vocabularies as well."""
+    """The files of a tokenizer trained on the sample, also with separate vocabularies."""
     folder = tmp_path_factory.mktemp("vocabulary")
     pieces = []
     for name, texts in (("source.spm", sample.sources), ("target.spm", sample.targets)):
@@ -52,7 +52,7 @@ def vocabulary(sample, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def separate(vocabulary, tmp_path_factory):
-    """The same, with a vocabulary for the target alone."""
+    """The same files, with a separate target vocabulary."""
     folder = tmp_path_factory.mktemp("separate")
     shutil.copytree(vocabulary[0], folder, dirs_exist_ok=True)
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "target.spm"))
@@ -66,10 +66,10 @@ def separate(vocabulary, tmp_path_factory):
     return folder, vocabulary[1]
 
 
-def published(folder, vocabulary, generation=(), tokenizer=True, ends=7.0, **overrides):
+def save_published(folder, vocabulary, generation=(), tokenizer=True, ends=7.0, **overrides):
     """A Marian with random weights, saved by Hugging Face's library to ``folder``.
 
-    ``ends`` is added to the logit of the end token, lest sentences never end, or at once.
+    ``ends`` is added to the logit of the end token, so that sentences end, but not at once.
     """
     source, size = vocabulary
     torch.manual_seed(0)
@@ -97,7 +97,7 @@ def published(folder, vocabulary, generation=(), tokenizer=True, ends=7.0, **ove
     return theirs
 
 
-def draw(batch, length, vocab, pad, seed=0):
+def random_tokens(batch, length, vocab, pad, seed=0):
     tokens = np.random.default_rng(seed).integers(3, vocab - 1, (batch, length)).astype("int32")
     tokens[:, -1] = 0
     tokens[-1, length // 2 - 1] = 0
@@ -122,14 +122,17 @@ CONFIGURATIONS = {
 )
 def pair(request, vocabulary, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    theirs = published(folder, vocabulary, **CONFIGURATIONS[request.param])
+    theirs = save_published(folder, vocabulary, **CONFIGURATIONS[request.param])
     return theirs, Transformer.from_pretrained(folder), folder
 
 
-def test_logits_are_those_of_the_reference(pair):
+def test_logits_match_the_reference(pair):
     theirs, ours, _ = pair
     pad, vocab = ours.config.pad_id, ours.config.vocab_size
-    source, target = draw(3, 8, vocab, pad), draw(3, 6, vocab, pad, seed=1)[:, :-1]
+    source, target = (
+        random_tokens(3, 8, vocab, pad),
+        random_tokens(3, 6, vocab, pad, seed=1)[:, :-1],
+    )
     logits = ops.convert_to_numpy(ours({"source": source, "target": target}))
     with torch.no_grad():
         expected = theirs(
@@ -160,7 +163,7 @@ def test_logits_are_those_of_the_reference(pair):
     ],
     ids=str,
 )
-def test_translations_are_those_of_the_reference(pair, options, tmp_path):
+def test_translations_match_the_reference(pair, options, tmp_path):
     theirs, _, folder = pair
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -168,7 +171,7 @@ def test_translations_are_those_of_the_reference(pair, options, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({**generation, **options}))
     ours = Transformer.from_pretrained(tmp_path)
     pad, vocab = ours.config.pad_id, ours.config.vocab_size
-    source = draw(24, 8, vocab, pad, seed=2)
+    source = random_tokens(24, 8, vocab, pad, seed=2)
     found = ours.find(source, ours.config.search, length=23)
     best = options["num_beams"]
     theirs.generation_config = transformers.GenerationConfig(
@@ -186,7 +189,7 @@ def test_translations_are_those_of_the_reference(pair, options, tmp_path):
     tokens = ops.convert_to_numpy(found.tokens)
     np.testing.assert_array_equal(tokens[..., : sequences.shape[-1]], sequences)
     assert (tokens[..., sequences.shape[-1] :] == pad).all()
-    if options.get("early_stopping") != "never" and longest > 5:  # which favour one length
+    if options.get("early_stopping") != "never" and longest > 5:  # these favor one length
         assert len(set((tokens[:, 0] != pad).sum(1))) > 1
     if best > 1:
         scores = expected.sequences_scores.numpy().reshape(24, best)
@@ -194,14 +197,14 @@ def test_translations_are_those_of_the_reference(pair, options, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
-def test_text_is_cut_and_joined_as_by_the_reference(vocabulary, sample):
+def test_tokenization_matches_the_reference(vocabulary, sample):
     folder, _ = vocabulary
     ours = MarianPieces.load(folder)
     theirs = transformers.MarianTokenizer.from_pretrained(folder)
     random = np.random.default_rng(0)
     letters = list("ab <>-ßé日🐻▁\u200d\t.") + ["the ", "dog"]
-    drawn = ["".join(random.choice(letters, 12)) for _ in range(100)]
-    texts = TEXTS + drawn + sample.sources[:50]
+    random_texts = ["".join(random.choice(letters, 12)) for _ in range(100)]
+    texts = TEXTS + random_texts + sample.sources[:50]
     rows = ours.encode(texts).to_list()
     assert rows == [theirs(text)["input_ids"] for text in texts]
     targets = ours.encode(sample.targets[:50], target=True)
@@ -212,8 +215,8 @@ def test_text_is_cut_and_joined_as_by_the_reference(vocabulary, sample):
 
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
-def test_each_side_may_have_its_own_pieces(separate, sample, tmp_path):
-    published(
+def test_source_and_target_may_have_separate_vocabularies(separate, sample, tmp_path):
+    save_published(
         tmp_path, separate, share_encoder_decoder_embeddings=False, decoder_vocab_size=separate[1]
     )
     ours = Transformer.from_pretrained(tmp_path)
@@ -232,8 +235,8 @@ def test_each_side_may_have_its_own_pieces(separate, sample, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
-def test_strings_are_translated_as_by_the_reference(vocabulary, sample, tmp_path):
-    theirs = published(tmp_path, vocabulary, **CONFIGURATIONS["opus"])
+def test_translated_strings_match_the_reference(vocabulary, sample, tmp_path):
+    theirs = save_published(tmp_path, vocabulary, **CONFIGURATIONS["opus"])
     ours = Transformer.from_pretrained(tmp_path)
     tokenizer = transformers.MarianTokenizer.from_pretrained(tmp_path)
     texts = sample.sources[:12]
@@ -243,12 +246,12 @@ def test_strings_are_translated_as_by_the_reference(vocabulary, sample, tmp_path
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 @pytest.mark.parametrize("shared", [True, False])
-def test_what_is_written_is_translated_by_the_reference(
+def test_the_reference_translates_with_saved_checkpoints(
     shared, vocabulary, separate, sample, tmp_path
 ):
     options = {} if shared else dict(decoder_vocab_size=separate[1])
     options |= dict(share_encoder_decoder_embeddings=shared, activation_function="swish")
-    published(tmp_path / "theirs", vocabulary if shared else separate, **options)
+    save_published(tmp_path / "theirs", vocabulary if shared else separate, **options)
     ours = Transformer.from_pretrained(tmp_path / "theirs")
     ours.save_pretrained(tmp_path / "ours", format="huggingface")
     theirs, info = transformers.MarianMTModel.from_pretrained(
@@ -267,13 +270,13 @@ def test_what_is_written_is_translated_by_the_reference(
 
 @pytest.mark.skipif(not TENSORFLOW, reason="exports are TensorFlow's")
 @pytest.mark.slow
-def test_it_is_saved_exported_and_trained_as_any_other(vocabulary, sample, tmp_path):
+def test_it_is_saved_exported_and_trained_like_other_models(vocabulary, sample, tmp_path):
     import subprocess
     import sys
 
     from polyhead.data import ParallelText, translation_batches
 
-    published(tmp_path / "theirs", vocabulary, **CONFIGURATIONS["opus"])
+    save_published(tmp_path / "theirs", vocabulary, **CONFIGURATIONS["opus"])
     model = Transformer.from_pretrained(tmp_path / "theirs")
     model.save_pretrained(tmp_path / "ours")
     again = Transformer.from_pretrained(tmp_path / "ours")
@@ -281,11 +284,11 @@ def test_it_is_saved_exported_and_trained_as_any_other(vocabulary, sample, tmp_p
     texts = sample.sources[:3]
     assert again.translate(texts) == model.translate(texts)
     version = model.export(tmp_path / "export")
-    asked = subprocess.run(
+    answer = subprocess.run(
         [sys.executable, "-m", "polyhead.serving.loader", "--signature", "beam", version, *texts],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    served = [translations[0] for translations in json.loads(asked.stdout)["text"]]
+    served = [translations[0] for translations in json.loads(answer.stdout)["text"]]
     assert served == model.translate(texts)
     pairs = ParallelText(sample.sources[:64], sample.targets[:64])
     model.compile(jit_compile=False)
@@ -293,8 +296,8 @@ def test_it_is_saved_exported_and_trained_as_any_other(vocabulary, sample, tmp_p
     assert losses.history["loss"][1] < losses.history["loss"][0]
 
 
-def test_attention_is_that_of_the_reference(vocabulary, sample, tmp_path):
-    published(tmp_path, vocabulary, **CONFIGURATIONS["opus"])
+def test_attention_matches_the_reference(vocabulary, sample, tmp_path):
+    save_published(tmp_path, vocabulary, **CONFIGURATIONS["opus"])
     theirs = transformers.MarianMTModel.from_pretrained(tmp_path, attn_implementation="eager")
     ours = Transformer.from_pretrained(tmp_path)
     source, target = sample.sources[0], sample.targets[0]
@@ -312,20 +315,20 @@ def test_attention_is_that_of_the_reference(vocabulary, sample, tmp_path):
     assert alignment.target[-1] == "</s>" and len(alignment.source) == len(rows)
 
 
-def changed(path, **settings):
+def change_settings(path, **settings):
     content = {**json.loads(path.read_text()), **settings}
     path.write_text(json.dumps(content))
 
 
-def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
+def test_invalid_checkpoints_are_refused_and_named(vocabulary, tmp_path):
     folder = tmp_path / "marian"
 
-    def refused(message, error=CheckpointError):
+    def check_refused(message, error=CheckpointError):
         with pytest.raises(error, match=message):
             Transformer.from_pretrained(folder)
-        published(folder, vocabulary)
+        save_published(folder, vocabulary)
 
-    published(folder, vocabulary)
+    save_published(folder, vocabulary)
     config, weights = folder / "config.json", folder / "model.safetensors"
     for settings, message in (
         (dict(colour="red"), r"config.json has unknown settings \['colour'\]"),
@@ -343,10 +346,10 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
         (dict(pad_token_id=10**6), "pad_token_id must be 1000000: 347"),
         (dict(share_encoder_decoder_embeddings="no"), "must be True or False: 'no'"),
         (dict(model_type=["marian"]), r"holds a \['marian'\], not a Transformer"),
-        (dict(vocab_size=None), "config.json does not say vocab_size"),
+        (dict(vocab_size=None), "config.json has no setting vocab_size"),
     ):
-        changed(config, **settings)
-        refused(message)
+        change_settings(config, **settings)
+        check_refused(message)
     for settings, message in (
         (dict(do_sample=True), "generation_config.json: do_sample must be False: True"),
         (dict(no_repeat_ngram_size=-3), "no_repeat_ngram_size must be a non-negative integer: -3"),
@@ -362,16 +365,16 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
         (dict(length_penalty="1"), "length_penalty must be a number: '1'"),
         (dict(bad_words_ids="all"), "banned must be sequences of tokens"),
     ):
-        changed(folder / "generation_config.json", **settings)
-        refused(message)
+        change_settings(folder / "generation_config.json", **settings)
+        check_refused(message)
     config.write_text("{")
-    refused("config.json is not valid JSON")
+    check_refused("config.json is not valid JSON")
     config.write_text("[1]")
-    refused("config.json is not a configuration: it holds a list")
+    check_refused("config.json is not a configuration: it holds a list")
     weights.write_bytes(weights.read_bytes()[:-100])
-    refused("model.safetensors is not a complete safetensors file")
+    check_refused("model.safetensors is not a complete safetensors file")
     weights.rename(folder / "pytorch_model.bin")
-    refused("pytorch_model.bin is not a file of tensors")
+    check_refused("pytorch_model.bin is not a file of tensors")
 
     def with_tensors(change):
         tensors = load_file(weights)
@@ -379,16 +382,16 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
         save_file(tensors, weights)
 
     with_tensors(lambda t: t.update(surplus=np.zeros(3, "float32")))
-    refused(r"the model has no \['surplus'\]")
+    check_refused(r"the model has no \['surplus'\]")
     with_tensors(lambda t: t.pop("model.decoder.layers.1.fc2.bias"))
-    refused(r"it lacks \['model.decoder.layers.1.fc2.bias'\]")
+    check_refused(r"it lacks \['model.decoder.layers.1.fc2.bias'\]")
     with_tensors(lambda t: t.update({"model.encoder.layers.0.fc2.weight": np.zeros((48, 32), "f")}))
-    refused(re.escape("fc2.weight has shape (48, 32), expected (32, 48)"))
+    check_refused(re.escape("fc2.weight has shape (48, 32), expected (32, 48)"))
     with_tensors(lambda t: t.update({"lm_head.weight": 2 * t["model.shared.weight"]}))
-    refused("lm_head.weight differs from model.shared.weight")
-    positions = "model.encoder.embed_positions.weight"  # a table of this width would fill memory
+    check_refused("lm_head.weight differs from model.shared.weight")
+    positions = "model.encoder.embed_positions.weight"  # its table would not fit in memory
     with_tensors(lambda t: t.update({positions: np.zeros((64, 1), "f")}))
-    refused(rf"the model has no \['{positions}'\]")
+    check_refused(rf"the model has no \['{positions}'\]")
     for name, content, message in (
         ("source.spm", b"x", "source.spm is not a SentencePiece model"),
         ("vocab.json", b"{", "vocab.json is not valid JSON"),
@@ -399,15 +402,15 @@ def test_what_is_wrong_is_named_and_nothing_half_loaded(vocabulary, tmp_path):
         ("vocab.json", b'{"a": 1, "b": 1}', "vocab.json must number its pieces"),
     ):
         (folder / name).write_bytes(content)
-        refused(message, ValueError)
+        check_refused(message, ValueError)
     (folder / "target.spm").unlink()
-    refused("target.spm", FileNotFoundError)
+    check_refused("target.spm", FileNotFoundError)
 
 
 def test_files_that_older_versions_wrote_are_read(vocabulary, tmp_path):
-    theirs = published(tmp_path, vocabulary)
+    theirs = save_published(tmp_path, vocabulary)
     ours = Transformer.from_pretrained(tmp_path)
-    changed(
+    change_settings(
         tmp_path / "config.json", bad_words_ids=[[5]], num_beams=6, max_length=12,
         static_position_embeddings=True, normalize_before=False, num_hidden_layers=2,
         extra_pos_embeddings=theirs.config.pad_token_id + 1, add_final_layer_norm=False,
@@ -431,10 +434,10 @@ def test_files_that_older_versions_wrote_are_read(vocabulary, tmp_path):
 
 @pytest.mark.skipif(not TENSORFLOW, reason="the recipe is TensorFlow's")
 @pytest.mark.slow
-def test_the_recipe_fine_tunes_it_and_goes_on(vocabulary, sample, tmp_path):
+def test_the_recipe_fine_tunes_it_and_resumes(vocabulary, sample, tmp_path):
     from polyhead.recipes.translation import Settings, evaluate, train
 
-    published(tmp_path / "theirs", vocabulary, **CONFIGURATIONS["opus"])
+    save_published(tmp_path / "theirs", vocabulary, **CONFIGURATIONS["opus"])
     for split, rows in (("train", slice(64)), ("val", slice(64, 72)), ("test", slice(72, 80))):
         lines = zip(sample.sources[rows], sample.targets[rows], strict=True)
         text = "".join(f"{source}\t{target}\n" for source, target in lines)

@@ -25,7 +25,7 @@ def saved(tmp_path):
     return tmp_path / "saved"
 
 
-def test_a_saved_model_is_the_same_again(tmp_path):
+def test_save_and_load_round_trip(tmp_path):
     model = small(norm="pre")
     model.save_pretrained(tmp_path / "new" / "saved")
     again = Transformer.from_pretrained(tmp_path / "new" / "saved")
@@ -42,7 +42,7 @@ def test_names_of_tensors_read_as_english(saved):
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
-def test_the_tokenizer_goes_with_the_model(model, tmp_path):
+def test_the_tokenizer_is_saved_with_the_model(model, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     again = Transformer.from_pretrained(tmp_path / "saved")
     assert again.translate(["The dog."]) == model.translate(["The dog."])
@@ -54,17 +54,17 @@ def test_an_older_model_is_replaced_and_other_files_are_not(saved, tmp_path):
     assert Transformer.from_pretrained(saved).config.num_layers == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="holds something else than a Transformer"):
+    with pytest.raises(FileExistsError, match="holds something other than a Transformer"):
         model.save_pretrained(tmp_path / "mine")
     (saved / "thesis.txt").write_text("beside the model")
-    with pytest.raises(FileExistsError, match="holds something else than a Transformer"):
+    with pytest.raises(FileExistsError, match="holds something other than a Transformer"):
         model.save_pretrained(saved)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="is a file"):
         model.save_pretrained(tmp_path / "file")
 
 
-def test_a_failed_save_leaves_the_model_before_it(saved, monkeypatch):
+def test_a_failed_save_keeps_the_previous_model(saved, monkeypatch):
     before = (saved / "model.safetensors").read_bytes()
 
     def full(fd):
@@ -88,7 +88,7 @@ def change_tensors(saved, change):
     write_tensors(saved / "model.safetensors", tensors)
 
 
-def test_what_does_not_fit_is_named(saved, tmp_path):
+def test_mismatches_are_named(saved, tmp_path):
     def refused(message):
         return pytest.raises(CheckpointError, match=message)
 
@@ -143,8 +143,8 @@ def array(x):
     return ops.convert_to_numpy(ops.cast(x, "float32"))
 
 
-def drawn(model, names=("kernel", "embeddings", "bias")):
-    """``model`` with other weights than those that it begins with."""
+def randomize(model, names=("kernel", "embeddings", "bias")):
+    """Gives ``model`` random weights other than its initial ones."""
     random = np.random.default_rng(1)
     for v in model.weights:
         if v.name in names:
@@ -152,13 +152,13 @@ def drawn(model, names=("kernel", "embeddings", "bias")):
     return model
 
 
-def near(found, expected):
+def assert_close(found, expected):
     return np.abs(found - expected).mean() < 0.05 * expected.std()
 
 
 @pytest.mark.parametrize("make, inputs", MODELS)
 def test_copies_of_a_model_are_equal_and_share_nothing(make, inputs, tmp_path):
-    model = drawn(make())
+    model = randomize(make())
     model.freeze("query")
     model._compiled("a compiled function", lambda x: model(x), "copies")
     expected = array(model(inputs))
@@ -178,7 +178,7 @@ def test_copies_of_a_model_are_equal_and_share_nothing(make, inputs, tmp_path):
 
 def test_a_copy_keeps_the_dtype_policy():
     keras.config.set_dtype_policy("mixed_bfloat16")
-    model = drawn(transformer(logits_bias=True))
+    model = randomize(transformer(logits_bias=True))
     keras.config.set_dtype_policy("float32")
     again = copy.deepcopy(model)
     assert again.compute_dtype == "bfloat16"
@@ -186,7 +186,7 @@ def test_a_copy_keeps_the_dtype_policy():
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
-def test_a_keras_file_gives_the_tokenizer_back(tokenizer, tmp_path):
+def test_a_keras_file_keeps_the_tokenizer(tokenizer, tmp_path):
     transformer(tokenizer=tokenizer).save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert again.tokenizer is not tokenizer
@@ -198,15 +198,15 @@ def test_a_keras_file_gives_the_tokenizer_back(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("make, inputs", MODELS)
-def test_a_quantized_model_is_nearly_the_same_in_every_file(make, inputs, tmp_path):
-    model = drawn(make())
+def test_a_quantized_model_round_trips_through_every_file(make, inputs, tmp_path):
+    model = randomize(make())
     before = array(model(inputs))
     model.quantize("int8")
     quantized = {v.path for v in model.weights if v.dtype == "int8"}
     names = ("kernel", "tokens/embeddings")
     assert quantized == {v.path for v in model.weights if v.path.endswith(names)}
     expected = array(model(inputs))
-    assert near(expected, before) and np.any(expected != before)
+    assert assert_close(expected, before) and np.any(expected != before)
     model.save_pretrained(tmp_path / "saved")
     for again in (copy.deepcopy(model), type(model).from_pretrained(tmp_path / "saved")):
         np.testing.assert_array_equal(array(again(inputs)), expected)
@@ -214,7 +214,7 @@ def test_a_quantized_model_is_nearly_the_same_in_every_file(make, inputs, tmp_pa
 
 
 def test_layers_can_be_left_out_of_quantization(tmp_path):
-    model = drawn(gpt())
+    model = randomize(gpt())
     model.quantize("int8", filters=["query", "expand"])
     assert model._quantization() == {
         "block_0/attention/query": "int8",
@@ -225,16 +225,16 @@ def test_layers_can_be_left_out_of_quantization(tmp_path):
     tokens = np.arange(4)[None]
     np.testing.assert_array_equal(array(again(tokens)), array(model(tokens)))
     for quantization, message in (
-        ({"block_9": "int8"}, r"quantization names layers that the model has not: \['block_9'\]"),
-        ({"tokens": "int1"}, "quantization must be of layers by 'int8'"),
-        ("int8", "quantization must be of layers by 'int8'"),
+        ({"block_9": "int8"}, r"layers that the model does not have: \['block_9'\]"),
+        ({"tokens": "int1"}, "quantization must map layers to 'int8'"),
+        ("int8", "quantization must map layers to 'int8'"),
     ):
         change_config(tmp_path / "saved", quantization=quantization)
         with pytest.raises(CheckpointError, match=f"config.json: {message}"):
             GPT.from_pretrained(tmp_path / "saved")
 
 
-def test_what_cannot_be_quantized_is_refused(tmp_path):
+def test_unsupported_quantization_is_refused(tmp_path):
     model = vit()
     for mode in ("int4", "float8", "gptq", "awq", None):
         with pytest.raises(ValueError, match=f"ViT supports the quantization 'int8': {mode!r}"):
@@ -246,17 +246,17 @@ def test_what_cannot_be_quantized_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a quantized model is saved as 'polyhead' only"):
         model.save_pretrained(tmp_path, format="huggingface")
     with pytest.raises(ValueError, match="a quantized model cannot be adapted"):
-        model.adapted(num_classes=3)
+        model.adapt(num_classes=3)
     model.compile(run_eagerly=True)
     with pytest.raises(ValueError, match="a quantized model cannot be trained"):
         model.fit(PIXELS, np.eye(2), verbose=0)
 
 
-def test_what_was_compiled_before_is_compiled_again_for_other_weights():
-    model = drawn(vit())
+def test_functions_are_compiled_again_for_new_variables():
+    model = randomize(vit())
     before, [probability] = array(model(PIXELS)), model.classify([PIXELS[0]])
     model.quantize("int8", filters="expand")
-    model.blocks[0].attention.key.enable_lora(2)  # of a layer: the model is not told
+    model.blocks[0].attention.key.enable_lora(2)  # of a layer: the model does not know
     lora = model.blocks[0].attention.key.lora_kernel_b
     lora.assign(np.random.default_rng(2).normal(size=lora.shape))
     expected = array(ops.softmax(model(PIXELS[:1])))
@@ -267,10 +267,10 @@ def test_what_was_compiled_before_is_compiled_again_for_other_weights():
 
 @pytest.mark.parametrize("make, inputs", MODELS)
 def test_lora_adapters_are_merged_in_every_file(make, inputs, tmp_path):
-    model = drawn(make())
+    model = randomize(make())
     plain = array(model(inputs))
     model.enable_lora(2)
-    drawn(model, ("down", "up"))
+    randomize(model, ("down", "up"))
     expected = array(model(inputs))
     assert np.abs(expected - plain).max() > 0.01
     model.save_pretrained(tmp_path / "saved")
@@ -281,30 +281,30 @@ def test_lora_adapters_are_merged_in_every_file(make, inputs, tmp_path):
     saved = type(model).from_pretrained(tmp_path / "saved")
     for again in (copy.deepcopy(model), loaded, saved, model):
         np.testing.assert_allclose(array(again(inputs)), expected, atol=1e-5)
-    drawn(model, ("up",))
+    randomize(model, ("up",))
     expected = array(model(inputs))
     model.quantize("int8")
     assert len(model.weights) > len(saved.weights)
     assert not any("lora" in v.path for v in model.weights)
-    assert near(array(model(inputs)), expected)
+    assert assert_close(array(model(inputs)), expected)
 
 
-def test_kerass_lora_on_layers_is_merged_in_every_file(tmp_path):
-    model = drawn(vit())
+def test_lora_of_keras_layers_is_merged_in_every_file(tmp_path):
+    model = randomize(vit())
     for layer in (model.head, model.blocks[0].attention.query):
         layer.enable_lora(2)
-    drawn(model, ("lora_kernel_b",))
+    randomize(model, ("lora_kernel_b",))
     expected = array(model(PIXELS))
     model.save_pretrained(tmp_path / "saved")
     saved = ViT.from_pretrained(tmp_path / "saved")
-    for again in (copy.deepcopy(model), saved, model.adapted(dropout=0.5)):
+    for again in (copy.deepcopy(model), saved, model.adapt(dropout=0.5)):
         np.testing.assert_allclose(array(again(PIXELS)), expected, atol=1e-5)
 
 
 def test_saving_does_not_change_the_weights_that_are_passed(tmp_path):
-    model = drawn(transformer())
+    model = randomize(transformer())
     model.enable_lora(2)
-    drawn(model, ("down", "up"))
+    randomize(model, ("down", "up"))
     weights = {v.path: array(v) for v in model.weights}
     before = {path: value.copy() for path, value in weights.items()}
     model.save_pretrained(tmp_path / "saved", weights=weights)
@@ -313,7 +313,7 @@ def test_saving_does_not_change_the_weights_that_are_passed(tmp_path):
 
 
 def test_training_is_refused_until_compile_sees_the_trainable_weights():
-    model = drawn(vit())
+    model = randomize(vit())
 
     def fit():
         model.fit(PIXELS, np.eye(2), verbose=0)
@@ -339,7 +339,7 @@ def test_training_is_refused_until_compile_sees_the_trainable_weights():
 
 
 def test_a_frozen_model_keeps_its_optimizers_state_in_a_keras_file(tmp_path):
-    model = drawn(vit())
+    model = randomize(vit())
     model.freeze("block_0")
     model.compile(run_eagerly=True)
     model.fit(PIXELS, np.eye(2), verbose=0)
@@ -348,14 +348,14 @@ def test_a_frozen_model_keeps_its_optimizers_state_in_a_keras_file(tmp_path):
     for a, b in zip(model.optimizer.variables, again.optimizer.variables, strict=True):
         np.testing.assert_array_equal(array(a), array(b))
     model.freeze("norm")
-    assert not copy.deepcopy(model).compiled  # the optimizer is of other weights
+    assert not copy.deepcopy(model).compiled  # the optimizer was built for other weights
     model.quantize("int8")
     assert not copy.deepcopy(model).compiled
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Small models of every format: what `save_pretrained` writes, Marian's and timm's."""
+    """Folders of small models in every format."""
     folder = tmp_path_factory.mktemp("folders")
     sizes = dict(num_layers=2, dim=8, num_heads=2, intermediate_dim=12)
     gpt = GPT(GPTConfig(vocab_size=20, max_length=16, end_id=0, **sizes))
@@ -389,7 +389,7 @@ CLASSES = {
 
 @pytest.fixture
 def refused(folders, tmp_path, monkeypatch):
-    """Checks that a changed folder is refused in one line, before anything is built from it."""
+    """Checks that a changed folder is refused with one line, before a model is built."""
 
     def build(*args, **kwargs):
         raise AssertionError("a model is built")
@@ -421,7 +421,7 @@ def refused(folders, tmp_path, monkeypatch):
         (Transformer, dict(vocab_size=20, norm="pre", decoder_layers=1)),
     ],
 )
-def test_the_shapes_of_a_configuration_are_those_of_the_model_built(model):
+def test_shapes_equal_those_of_the_built_model(model):
     cls, config = model
     if isinstance(config, dict):
         sizes = dict(num_layers=2, dim=8, num_heads=2, intermediate_dim=12)
@@ -430,7 +430,7 @@ def test_the_shapes_of_a_configuration_are_those_of_the_model_built(model):
     built = {v.path: tuple(v.shape) for v in cls(config, initialize=False).weights}
     assert dict(cls.shapes(config)) == built
     first = next(path for path, _ in cls.shapes(config) if "_norm" in path)
-    assert first.partition("/")[0].endswith(f"_{config.num_layers - 1}")  # the last comes first
+    assert first.partition("/")[0].endswith(f"_{config.num_layers - 1}")  # last block first
 
 
 SIZES = [
@@ -444,7 +444,7 @@ SIZES = [
     ("gpt2", dict(n_inner=10**9), "c_fc.weight has shape"),
     ("ViT", dict(num_layers=10**9), r"lacks \['block_999999999/"),
     ("ViT", dict(image_size=40_000), "positions/embeddings has shape"),
-    ("ViT", dict(channels=10**9, mean=[0, 0, 1]), "mean must be of 1000000000 channels"),
+    ("ViT", dict(channels=10**9, mean=[0, 0, 1]), "mean must have 1000000000 values"),
     ("ViT", dict(channels=10**9, mean=[0.5], std=[0.5]), "projection/kernel has shape"),
     ("ViT", dict(num_classes=10**9), "head/kernel has shape"),
     ("vit", dict(num_hidden_layers=10**9), r"lacks \['vit.encoder.layer.999999999"),
@@ -552,7 +552,7 @@ FILES += ("vocab.json", "target.spm", "tokenizer.model", "characters.txt", "pyto
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_anything_but_a_regular_file_is_refused_by_name(kind, refused):
+def test_files_that_are_not_regular_are_refused_and_named(kind, refused):
     for file in (*FILES, "model.safetensors.index.json", "preprocessor_config.json"):
         error = FileNotFoundError if kind in ("broken link", "loop") else CheckpointError
 
@@ -573,7 +573,7 @@ def test_an_empty_tensor_and_a_small_table_of_positions_are_refused(refused):
     refused("gpt2", empty, "model.safetensors: 'transformer.h' is empty")
 
 
-def test_weights_that_are_not_finite_are_refused_by_name(folders, tmp_path):
+def test_non_finite_weights_are_refused_and_named(folders, tmp_path):
     for name, tensor in (("GPT", "block_1/feed_forward/expand/bias"),
                          ("gpt2", "transformer.h.1.mlp.c_fc.bias"),
                          ("vit", "vit.encoder.layer.1.intermediate.dense.bias")):  # fmt: skip
@@ -583,7 +583,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(folders, tmp_path):
             CLASSES[name].from_pretrained(folder)
 
 
-def test_numbers_of_numpy_become_pythons():
+def test_numpy_scalars_become_python_numbers():
     config = GPTConfig(
         vocab_size=np.int64(20), dim=np.int32(8), num_layers=np.uint8(1), num_heads=2,
         end_id=np.int64(3), dropout=np.float32(0.5), epsilon=np.float64(1e-3),
@@ -629,7 +629,7 @@ def test_a_folder_with_a_pipe_for_its_configuration_is_not_replaced(tmp_path):
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
-def test_a_tokenizers_file_is_named_when_the_disk_is_full(tokenizer, tmp_path):
+def test_a_full_disk_names_the_tokenizers_file(tokenizer, tmp_path):
     from polyhead.data import BytePairs, Characters
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -646,7 +646,7 @@ def test_a_tokenizers_file_is_named_when_the_disk_is_full(tokenizer, tmp_path):
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
-def test_an_empty_vocabulary_is_refused_by_name(tokenizer, tmp_path):
+def test_an_empty_vocabulary_is_refused_and_named(tokenizer, tmp_path):
     from polyhead.data import MarianPieces, Subwords
 
     table = json.dumps({"<unk>": 0, "</s>": 1, "<pad>": 2})

@@ -18,18 +18,18 @@ def array(x):
     return ops.convert_to_numpy(x)
 
 
-def draw(*shape, seed=0):
+def random_tokens(*shape, seed=0):
     return np.random.default_rng(seed).integers(3, 40, shape).astype("int32")
 
 
 # Vaswani et al. 2017, table 3, says 65 and 213 million for a vocabulary of "about 37000". Of the
-# base model 44.1 million are in the blocks, which leaves room for 40,700 pieces; of the big one
+# base model 44.1 million are in the blocks, which leaves 40,700 tokens; of the big one
 # 176.4 million, for 35,800. With 37,000 both counts are within 3% of the table's.
 COUNTS = {"base": 63_082_496, "big": 214_245_376, "tiny": 2_605_568}
 
 
 def count(c):
-    """By formula, so that the big one need not be built."""
+    """Counts parameters by formula, without building the big model."""
     attention = 4 * (c.dim**2 + c.dim)
     feed_forward = 2 * c.dim * c.intermediate_dim + c.intermediate_dim + c.dim
     norms = {"encoder": 2, "decoder": 3}
@@ -40,7 +40,7 @@ def count(c):
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_presets_have_the_papers_parameters(name):
+def test_presets_have_the_papers_parameter_counts(name):
     assert set(COUNTS) == set(Transformer.PRESETS)
     assert count(Transformer.PRESETS[name]) == COUNTS[name]
     if name in ("base", "big"):
@@ -48,14 +48,14 @@ def test_presets_have_the_papers_parameters(name):
 
 
 @pytest.mark.parametrize("name", ["base", "tiny"])
-def test_a_built_preset_has_as_many(name):
+def test_a_built_preset_has_the_same_count(name):
     assert Transformer.preset(name).count_params() == COUNTS[name]
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_cached_decoding_equals_the_full_forward(norm):
     model = small(norm=norm)
-    source, target = draw(2, 6), draw(2, 5, seed=1)
+    source, target = random_tokens(2, 6), random_tokens(2, 5, seed=1)
     source[0, 4:] = 0
     full = array(model({"source": source, "target": target}))
     mask = model.source_mask(source)
@@ -80,8 +80,8 @@ def test_both_caches_write_the_same():
         )
 
 
-def test_padding_a_source_changes_nothing():
-    model, source, target = small(), draw(2, 6), draw(2, 5, seed=1)
+def test_padding_of_the_source_changes_nothing():
+    model, source, target = small(), random_tokens(2, 6), random_tokens(2, 5, seed=1)
     padded = np.concatenate([source, np.zeros((2, 3), "int32")], 1)
     np.testing.assert_allclose(
         array(model({"source": padded, "target": target})),
@@ -91,7 +91,7 @@ def test_padding_a_source_changes_nothing():
 
 
 def test_future_tokens_cannot_change_the_past():
-    model, source, target = small(), draw(2, 6), draw(2, 5, seed=1)
+    model, source, target = small(), random_tokens(2, 6), random_tokens(2, 5, seed=1)
     changed = target.copy()
     changed[:, 3:] = 7
     before, after = (array(model({"source": source, "target": t})) for t in (target, changed))
@@ -99,8 +99,8 @@ def test_future_tokens_cannot_change_the_past():
     assert np.abs(before[:, 3:] - after[:, 3:]).max() > 1e-3
 
 
-def test_search_takes_the_likeliest_token_and_scores_it():
-    model, source = small(), draw(3, 5)
+def test_greedy_search_takes_the_most_likely_token_and_scores_it():
+    model, source = small(), random_tokens(3, 5)
     source[:, -1] = 2
     tokens, score = (array(x)[:, 0] for x in model.find(source)[:2])
     assert tokens.shape == (3, 20)
@@ -117,9 +117,9 @@ def test_search_takes_the_likeliest_token_and_scores_it():
         assert score[row] == pytest.approx(total, abs=1e-3)
 
 
-def test_search_gives_a_batch_what_each_gets_alone():
+def test_batched_search_equals_single_searches():
     model = small()
-    sources = [draw(1, n, seed=n) for n in (3, 5, 8)]
+    sources = [random_tokens(1, n, seed=n) for n in (3, 5, 8)]
     batch = np.zeros((3, 8), "int32")
     for row, source in enumerate(sources):
         batch[row, : source.shape[1]] = source
@@ -137,8 +137,8 @@ def test_an_empty_source_gets_no_tokens():
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_half_precision_is_near_float32(policy):
-    source, target = draw(2, 6), draw(2, 5, seed=1)
+def test_half_precision_is_close_to_float32(policy):
+    source, target = random_tokens(2, 6), random_tokens(2, 5, seed=1)
     full = small()
     keras.config.set_dtype_policy(policy)
     half = small()
@@ -151,15 +151,15 @@ def test_half_precision_is_near_float32(policy):
     assert np.isfinite(array(half.find(source).score)).all()
 
 
-def test_it_goes_through_its_configuration():
+def test_config_round_trip():
     model = small(norm="pre")
     again = Transformer.from_config(model.get_config())
     again.set_weights(model.get_weights())
-    inputs = {"source": draw(2, 6), "target": draw(2, 5)}
+    inputs = {"source": random_tokens(2, 6), "target": random_tokens(2, 5)}
     np.testing.assert_array_equal(array(again(inputs)), array(model(inputs)))
 
 
-def test_a_keras_file_keeps_it(tmp_path):
+def test_keras_file_round_trip(tmp_path):
     model = small()
     model.compile()
     model.save(tmp_path / "model.keras")
@@ -167,11 +167,11 @@ def test_a_keras_file_keeps_it(tmp_path):
         tmp_path / "model.keras", custom_objects={"Transformer": Transformer}
     )
     assert again.compiled and again.loss.smoothing == 0.1
-    inputs = {"source": draw(2, 6), "target": draw(2, 5)}
+    inputs = {"source": random_tokens(2, 6), "target": random_tokens(2, 5)}
     np.testing.assert_array_equal(array(again(inputs)), array(model(inputs)))
 
 
-def test_sizes_that_cannot_be_are_refused():
+def test_invalid_sizes_are_refused():
     for options, message in (
         (dict(dim=10, num_heads=4), "num_heads must divide dim: 10 / 4"),
         (dict(num_layers=0), "num_layers must be a positive integer: 0"),
@@ -190,7 +190,7 @@ def test_lengths_fall_into_few_buckets():
 
 @text
 @pytest.mark.slow
-def test_translate_keeps_the_order_whatever_the_batches(model, sample):
+def test_translate_keeps_the_order_for_any_batch_size(model, sample):
     texts = ["", *sample.sources[:9], "🐻 日本語 кот"]
     together = model.translate(texts, batch_size=4)
     assert (together[0], together[0].score) == ("", 0.0) and len(together) == len(texts)
@@ -217,31 +217,31 @@ def test_translate_gives_the_best_hypotheses(model, sample):
 
 
 @text
-def test_room_for_a_translation_grows_where_it_may(model, sample):
+def test_caches_grow_for_long_translations(model, sample):
     texts = sample.sources[:2]
     short, long = (model.translate(texts, max_new_tokens=n)[0] for n in (30, 100))
-    assert long.score < short.score  # an untrained model ends at the limit
+    assert long.score < short.score  # an untrained model stops at the limit
     lengths = {length for search, length in model._searches if search.max_new_tokens == 100}
     assert max(lengths) == 100 and min(lengths) < 100
 
 
 @text
-def test_translations_and_batches_are_limited_by_the_model_and_the_texts(model, monkeypatch):
-    asked = []
+def test_search_length_and_batch_size_are_limited(model, monkeypatch):
+    calls = []
 
     def found(self, batch, search):
-        asked.append((len(batch), search.max_new_tokens))
+        calls.append((len(batch), search.max_new_tokens))
         return np.full((len(batch), 1, 1), 2), np.zeros((len(batch), 1))
 
-    monkeypatch.setattr(type(model), "_found", found)
+    monkeypatch.setattr(type(model), "_run_search", found)
     model.translate(["A dog", "A cat"], max_new_tokens=10**6, batch_size=10**6)
     model.translate(["A dog", "A cat"], max_new_tokens=np.int64(7), batch_size=np.int32(8))
-    assert asked == [(32, 2 * 64 + 10), (8, 7)]
+    assert calls == [(32, 2 * 64 + 10), (8, 7)]
 
 
 @text
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_attention_is_drawn_with_its_pieces(tokenizer, norm, tmp_path):
+def test_attention_is_drawn_with_its_tokens(tokenizer, norm, tmp_path):
     model = small(tokenizer, norm=norm)
     source, target = "Ein $ Hund", "A dog"
     alignment = model.attention(source, target)
@@ -249,7 +249,7 @@ def test_attention_is_drawn_with_its_pieces(tokenizer, norm, tmp_path):
     sizes = (2, 4, len(alignment.target), len(alignment.source))
     assert alignment.weights.shape == sizes
     np.testing.assert_allclose(alignment.weights.sum(-1), 1, atol=1e-5)
-    longer = model.attention(source, "A dog runs.")  # what follows changes nothing
+    longer = model.attention(source, "A dog runs.")  # later tokens change nothing
     np.testing.assert_allclose(longer.weights[:, :, :3], alignment.weights[:, :, :3], atol=1e-5)
     alignment.draw(tmp_path / "attention.png", layer=-1)
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
@@ -287,7 +287,7 @@ def test_long_sources_are_truncated_with_a_warning(model):
 
 
 @text
-def test_translate_says_what_it_needs(model):
+def test_missing_tokenizer_and_bad_arguments_are_named(model):
     with pytest.raises(
         TypeError, match="translate takes a string or a list of them: text 1 is nan"
     ):

@@ -29,7 +29,7 @@ def small(**overrides):
 @pytest.mark.parametrize(
     "name, count",
     [
-        # Of the checkpoints that DeiT, timm and the paper published, with 1,000 classes.
+        # The published checkpoints of DeiT, timm and the paper, with 1,000 classes.
         ("ti-16", 5_717_416),
         ("s-16", 22_050_664),
         ("s-32", 22_878_952),
@@ -37,12 +37,12 @@ def small(**overrides):
         ("b-32", 88_224_232),
         ("l-16", 304_326_632),
         ("h-14", 632_045_800),
-        # Hassani et al. 2021 count 3.717M: the biases of queries, keys and values are left out.
+        # Hassani et al. 2021 count 3.717M: they have no biases of queries, keys and values.
         ("lite-4", 3_716_874 + 7 * 3 * 256),
         ("nano-4", 810_890),
     ],
 )
-def test_presets_have_their_papers_sizes(name, count):
+def test_presets_have_the_published_parameter_counts(name, count):
     config = ViT.PRESETS[name]
     assert config.parameters == count
     if count < 30e6:
@@ -50,16 +50,16 @@ def test_presets_have_their_papers_sizes(name, count):
 
 
 @pytest.mark.parametrize("pooling", ["token", "mean"])
-def test_the_formula_counts_what_is_built(pooling):
+def test_the_formula_counts_the_built_parameters(pooling):
     model = small(pooling=pooling, image_size=(32, 48))
     assert model.count_params() == model.config.parameters
 
 
-def test_patches_are_squares_row_by_row():
+def test_patches_are_squares_in_row_major_order():
     model = small(image_size=(16, 24))
     images = np.random.default_rng(1).normal(size=(1, 16, 24, 3)).astype("float32")
     kernel = ops.convert_to_numpy(model.patches.projection.kernel)
-    square = images[0, 8:16, 16:24].reshape(-1)  # the last of two rows of three
+    square = images[0, 8:16, 16:24].reshape(-1)  # the last patch of 2 rows of 3
     found = ops.convert_to_numpy(model.patches(images))
     assert found.shape == (1, 6, 32)
     np.testing.assert_allclose(found[0, 5], square @ kernel, atol=1e-4)
@@ -67,7 +67,7 @@ def test_patches_are_squares_row_by_row():
         model.patches(images[:, :, :20])
 
 
-def test_an_example_skips_whole_sublayers():
+def test_stochastic_depth_skips_whole_sublayers_per_example():
     from polyhead.layers import TransformerBlock
 
     block = TransformerBlock(2, 16, order="pre", stochastic_depth=0.5)
@@ -75,7 +75,7 @@ def test_an_example_skips_whole_sublayers():
     block.build(x.shape)
     kept = ops.convert_to_numpy(block(x, training=True)) - x
     skipped = np.abs(kept).reshape(64, -1).max(1) < 1e-6
-    assert 6 <= skipped.sum() <= 28  # both of two, a quarter of the examples
+    assert 6 <= skipped.sum() <= 28  # a quarter of the examples skips both of 2
     same = ops.convert_to_numpy(block(x))
     assert np.abs(same - x).reshape(64, -1).max(1).min() > 1e-3
 
@@ -88,8 +88,8 @@ def test_an_example_skips_whole_sublayers():
         (dict(pooling="max"), "pooling must be"),
         (dict(std=(0, 1, 1)), "std must be positive"),
         (dict(std=(float("nan"), 1, 1)), "std must be positive and finite"),
-        (dict(std=(1, 1)), "std must be of 3 channels"),
-        (dict(std=0.5), "std must be of 3 channels"),
+        (dict(std=(1, 1)), "std must have 3 values"),
+        (dict(std=0.5), "std must have 3 values"),
         (dict(mean=(float("inf"), 0, 0)), "mean must be finite and not negative"),
         (dict(mean=(-0.1, 0, 0)), "mean must be finite and not negative"),
         (dict(mean=("0.5", 0, 0)), "mean must be finite and not negative"),
@@ -104,12 +104,12 @@ def test_an_example_skips_whole_sublayers():
         (dict(stochastic_depth=1.0), "stochastic_depth must be in"),
     ],
 )
-def test_bad_settings_are_refused(setting, message):
+def test_invalid_settings_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         ViTConfig(**{**SIZES, **setting})
 
 
-def test_numpys_numbers_are_settings():
+def test_numpy_scalars_are_accepted_as_settings():
     config = ViTConfig(
         **{name: np.int64(value) for name, value in SIZES.items()},
         mean=np.float32([0.5, 0.25, 0.5]), std=np.ones(3), crop=np.float64(0.5),
@@ -122,7 +122,7 @@ def test_numpys_numbers_are_settings():
     assert config == expected and json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def test_images_that_cannot_be_read_are_named(tmp_path):
+def test_unreadable_images_are_named(tmp_path):
     model = small()
     classes = model.classify([PIXELS[0]] * 3, top=np.int64(2), batch_size=np.int64(2))
     assert [len(found) for found in classes] == [2, 2, 2]
@@ -149,10 +149,10 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
         with pytest.raises(ValueError, match=next(iter(options))):
             model.classify([png], **options)
     with pytest.raises(ValueError, match="class_names must be strings: 'abc'"):
-        model.adapted(class_names="abc")
+        model.adapt(class_names="abc")
 
 
-def drawn(model, seed=0):
+def randomize(model, seed=0):
     random = np.random.default_rng(seed)
     for v in model.weights:
         if v.name != "gamma":
@@ -160,7 +160,7 @@ def drawn(model, seed=0):
     return model
 
 
-def test_positions_begin_as_sinusoids_of_rows_and_columns():
+def test_positions_are_initialized_with_2d_sinusoids():
     model = small(dim=30, num_heads=5, image_size=(32, 48), pooling="mean")
     table = np.array(model.positions.embeddings).reshape(4, 6, 30)
     rows, columns = table[..., :16], table[..., 16:]
@@ -172,8 +172,8 @@ def test_positions_begin_as_sinusoids_of_rows_and_columns():
     assert 0.01 < token.std() < 0.03
 
 
-def test_it_comes_back_from_a_folder(tmp_path):
-    model = drawn(small(class_names=("a", "b", "c", "d", "e"), mean=(0.1, 0.2, 0.3), crop=0.8))
+def test_save_and_load_round_trip(tmp_path):
+    model = randomize(small(class_names=("a", "b", "c", "d", "e"), mean=(0.1, 0.2, 0.3), crop=0.8))
     model.save_pretrained(tmp_path / "saved")
     again = ViT.from_pretrained(tmp_path / "saved")
     assert again.config == model.config
@@ -182,7 +182,7 @@ def test_it_comes_back_from_a_folder(tmp_path):
 
 def test_the_rollout_is_a_distribution_over_patches():
     for pooling in ("token", "mean"):
-        shares = ops.convert_to_numpy(drawn(small(pooling=pooling)).rollout(PIXELS))
+        shares = ops.convert_to_numpy(randomize(small(pooling=pooling)).rollout(PIXELS))
         assert shares.shape == (3, 4, 4) and shares.min() >= 0
         np.testing.assert_allclose(shares.sum((1, 2)), 1, atol=1e-5)
 
@@ -190,7 +190,7 @@ def test_the_rollout_is_a_distribution_over_patches():
 @pytest.mark.parametrize(
     "optimizer", [keras.optimizers.Adam, pytest.param(Muon, marks=pytest.mark.slow)]
 )
-def test_it_overfits_a_batch(optimizer):
+def test_it_overfits_one_batch(optimizer):
     keras.utils.set_random_seed(0)
     model = small()
     model.compile(optimizer(3e-3), metrics=["accuracy"])
@@ -199,8 +199,8 @@ def test_it_overfits_a_batch(optimizer):
     assert (ops.convert_to_numpy(model(PIXELS)).argmax(1) == [0, 3, 4]).all()
 
 
-def test_changes_of_low_rank_are_seen_and_kept():
-    model = drawn(small())
+def test_lora_adapters_are_used_and_kept_by_adapt():
+    model = randomize(small())
     before = model.classify(list(PIXELS))
     model.enable_lora(2)
     for v in model.trainable_variables:
@@ -209,12 +209,12 @@ def test_changes_of_low_rank_are_seen_and_kept():
     assert all(
         abs(a.probability - b.probability) > 1e-4 for a, b in zip(before, after, strict=True)
     )
-    adapted = model.adapted(class_names=("v", "w", "x", "y", "z"))
+    adapted = model.adapt(class_names=("v", "w", "x", "y", "z"))
     np.testing.assert_allclose(adapted.features(PIXELS), model.features(PIXELS), atol=1e-4)
 
 
-def test_a_compiled_model_comes_back_from_kerass_file(tmp_path):
-    model = drawn(small())
+def test_a_compiled_model_round_trips_through_a_keras_file(tmp_path):
+    model = randomize(small())
     model.compile(metrics=["accuracy"], weighted_metrics=[keras.metrics.CategoricalAccuracy()])
     model.fit(PIXELS, np.eye(5, dtype="float32")[[0, 3, 4]], verbose=0)
     model.save(tmp_path / "model.keras")
@@ -223,7 +223,7 @@ def test_a_compiled_model_comes_back_from_kerass_file(tmp_path):
 
 
 class TestHuggingFace:
-    """Random-weight models that the reference library itself saves."""
+    """Compares models of random weights that the reference library saves."""
 
     @pytest.fixture(autouse=True)
     def library(self):
@@ -262,13 +262,13 @@ class TestHuggingFace:
             dict(qkv_bias=False, hidden_act="relu", num_labels=2),
         ],
     )
-    def test_logits_are_the_references(self, settings, tmp_path):
+    def test_logits_match_the_reference(self, settings, tmp_path):
         theirs = self.saved(tmp_path / "theirs", **settings)
         model = ViT.from_pretrained(tmp_path / "theirs")
         expected = self.logits(theirs, PIXELS).logits.numpy()
         np.testing.assert_allclose(model(PIXELS), expected, atol=1e-4)
 
-    def test_features_without_a_head_are_the_references(self, tmp_path):
+    def test_features_without_a_head_match_the_reference(self, tmp_path):
         theirs = self.saved(tmp_path / "theirs", head=False)
         model = ViT.from_pretrained(tmp_path / "theirs")
         assert model.config.num_classes == 0
@@ -277,14 +277,14 @@ class TestHuggingFace:
         with pytest.raises(ValueError, match="without a head"):
             model.classify([PIXELS[0]])
 
-    def test_names_of_both_versions_are_read(self, tmp_path):
+    def test_tensor_names_of_both_versions_are_read(self, tmp_path):
         from safetensors.numpy import load_file, save_file
 
         theirs = self.saved(tmp_path / "theirs")
         expected = self.logits(theirs, PIXELS).logits.numpy()
         file = tmp_path / "theirs" / "model.safetensors"
         newer = {name: p.detach().numpy() for name, p in theirs.state_dict().items()}
-        older = {older_name(name): array for name, array in newer.items()}
+        older = {convert_name(name): array for name, array in newer.items()}
         assert older.keys() != newer.keys()
         assert load_file(file).keys() in (older.keys(), newer.keys())
         for tensors in (newer, older):
@@ -293,7 +293,7 @@ class TestHuggingFace:
             np.testing.assert_allclose(model(PIXELS), expected, atol=1e-4)
 
     @pytest.mark.parametrize("size", [(48, 48), (64, 32), (16, 24)])
-    def test_other_sizes_have_the_references_positions(self, size, tmp_path):
+    def test_interpolated_positions_match_the_reference(self, size, tmp_path):
         theirs = self.saved(tmp_path / "theirs")
         model = ViT.from_pretrained(tmp_path / "theirs")
         pixels = np.random.default_rng(2).integers(0, 256, (2, *size, 3)).astype("float32")
@@ -303,7 +303,7 @@ class TestHuggingFace:
         assert adapted.config.image_size == size
         np.testing.assert_allclose(adapted(pixels), expected, atol=1e-4)
 
-    def test_a_new_head_has_other_classes(self, tmp_path):
+    def test_a_new_head_has_the_new_classes(self, tmp_path):
         self.saved(tmp_path / "theirs")
         old = ViT.from_pretrained(tmp_path / "theirs")
         model = ViT.from_pretrained(tmp_path / "theirs", class_names=["x", "y", "z"])
@@ -313,10 +313,10 @@ class TestHuggingFace:
         same = ViT.from_pretrained(tmp_path / "theirs", num_classes=5)
         np.testing.assert_array_equal(same(PIXELS), old(PIXELS))
 
-    def test_what_is_written_is_read_there(self, tmp_path):
+    def test_saved_checkpoints_load_in_the_reference(self, tmp_path):
         from transformers import ViTForImageClassification
 
-        model = drawn(small(class_names=("a", "b", "c", "d", "e"), activation="gelu_tanh"))
+        model = randomize(small(class_names=("a", "b", "c", "d", "e"), activation="gelu_tanh"))
         model.save_pretrained(tmp_path / "ours", format="huggingface")
         theirs, info = ViTForImageClassification.from_pretrained(
             tmp_path / "ours", output_loading_info=True
@@ -325,7 +325,7 @@ class TestHuggingFace:
         assert theirs.config.id2label[4] == "e"
         expected = self.logits(theirs.eval(), PIXELS).logits.numpy()
         np.testing.assert_allclose(model(PIXELS), expected, atol=1e-4)
-        model.save_pretrained(tmp_path / "ours", format="huggingface")  # over itself
+        model.save_pretrained(tmp_path / "ours", format="huggingface")  # replaces itself
         again = ViT.from_pretrained(tmp_path / "ours")
         assert again.config == model.config
         np.testing.assert_array_equal(model(PIXELS), again(PIXELS))
@@ -336,7 +336,7 @@ class TestHuggingFace:
             model.save_pretrained(tmp_path / "fit", format="huggingface")
             config = ViT.from_pretrained(tmp_path / "fit").config
             assert config.squash == model.config.squash
-            assert config.crop == pytest.approx(model.config.crop, abs=0.02)  # whole pixels there
+            assert config.crop == pytest.approx(model.config.crop, abs=0.02)  # in whole pixels
         with pytest.raises(ValueError, match="pooling must be 'token' in the format .*: 'mean'"):
             small(pooling="mean").save_pretrained(tmp_path / "mean", format="huggingface")
 
@@ -345,11 +345,11 @@ class TestHuggingFace:
         [
             (dict(hidden_act="selu"), "hidden_act must be one of"),
             (dict(new_setting=1), r"unknown settings \['new_setting'\]"),
-            (dict(patch_size=[8, 16]), "patch_size must be a square's"),
+            (dict(patch_size=[8, 16]), "patch_size must be a square"),
             (dict(hidden_size=36), "shape"),
         ],
     )
-    def test_what_is_not_honoured_is_refused(self, change, message, tmp_path):
+    def test_unsupported_settings_are_refused(self, change, message, tmp_path):
         self.saved(tmp_path / "theirs")
         file = tmp_path / "theirs" / "config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
@@ -367,15 +367,15 @@ class TestHuggingFace:
         assert config.crop == 0.8 and not config.squash
         cut = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
         for size, squash in ((40, True), ({"height": 40, "width": 40}, True), (40, False)):
-            # As DeiT's checkpoints have it, squashed to 40 x 40 and then cut.
+            # Like DeiT's checkpoints: resized to 40 x 40, then cropped.
             file.write_text(json.dumps({"size": size, "default_to_square": squash, **cut}))
             config = ViT.from_pretrained(tmp_path / "theirs").config
             assert (config.squash, config.crop) == (squash, 0.8)
         for said, message in (
             ({"do_rescale": False}, "do_rescale must be True: False"),
             ({"size": {"shortest_edge": 40}}, "size must be a height and a width"),
-            ({"size": 20, **cut}, "size must be a size from which"),
-            ({"size": {"height": 40, "width": 50}, **cut}, "crop_size must be of the shape"),
+            ({"size": 20, **cut}, "size must be at least crop_size"),
+            ({"size": {"height": 40, "width": 50}, **cut}, "crop_size must be of the aspect ratio"),
             ({"size": "large"}, "size must be a number, a height and a width"),
             ({"size": {"shortest_edge": 40, "longest_edge": 50}, **cut}, "size must be a number"),
             ({"size": 40, "do_center_crop": True}, "crop_size must be a number"),
@@ -386,7 +386,7 @@ class TestHuggingFace:
                 ViT.from_pretrained(tmp_path / "theirs")
 
     def test_timms_checkpoints_are_read(self, tmp_path, monkeypatch):
-        """timm's file, with queries, keys and values in one tensor; made of the reference's."""
+        """timm's file has queries, keys and values in one tensor; from the reference."""
         from safetensors.numpy import save_file
 
         from polyhead.zoo.published import vit_timm
@@ -396,14 +396,14 @@ class TestHuggingFace:
         tensors = {name: p.numpy() for name, p in theirs.state_dict().items()}
         model = ViT.from_pretrained(tmp_path / "theirs")
         timm = {}
-        for name, array in timm_names(model, tensors).items():
+        for name, array in convert_to_timm(model, tensors).items():
             timm[name] = np.ascontiguousarray(array)
         folder = tmp_path / "timm"
         folder.mkdir()
         save_file(timm, folder / "model.safetensors")
         cfg = dict(input_size=[3, 32, 32], crop_pct=1.0, interpolation="bicubic", num_classes=5)
         config = dict(architecture="vit_tiny_patch8_32", num_classes=5, pretrained_cfg=cfg)
-        # As timm 1.0.31 writes them.
+        # As written by timm 1.0.31.
         config["model_args"] = dict(img_size=[32, 32], in_chans=3, global_pool="token")
         (folder / "config.json").write_text(json.dumps(config))
         read = ViT.from_pretrained(folder)
@@ -424,8 +424,8 @@ class TestHuggingFace:
             ViT.from_pretrained(folder)
 
 
-def older_name(name):
-    """The name of a tensor before version 5 of Hugging Face's library, from that or the newer."""
+def convert_name(name):
+    """Converts the name of a tensor to the one before version 5 of transformers."""
     for newer, older in {
         "vit.layers.": "vit.encoder.layer.", "attention.q_proj": "attention.attention.query",
         "attention.k_proj": "attention.attention.key", "attention.v_proj":
@@ -436,9 +436,9 @@ def older_name(name):
     return name
 
 
-def timm_names(model, tensors):
-    """timm's tensors, by its names, from Hugging Face's of either version."""
-    named = {older_name(name): array for name, array in tensors.items()}
+def convert_to_timm(model, tensors):
+    """Converts Hugging Face's tensors, of either version, to timm's."""
+    named = {convert_name(name): array for name, array in tensors.items()}
     embeddings = "vit.embeddings."
     timm = {
         "cls_token": named[f"{embeddings}cls_token"],

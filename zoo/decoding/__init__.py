@@ -1,18 +1,18 @@
-"""Decoding: from a decoder's logits to sequences, by greedy or beam search or by sampling."""
+"""Decoding: greedy search, beam search and sampling."""
 
 from .cache import ScatterCache
-from .sampling import Draw, Sampling
-from .search import GREEDY, Found, Search, State, advance, begin, possible
+from .sampling import Sampler, Sampling
+from .search import GREEDY, Found, Search, State, advance, begin, is_possible
 
 __all__ = [
     "GREEDY",
-    "Draw",
     "Found",
+    "Sampler",
     "Sampling",
     "ScatterCache",
     "Search",
     "State",
     "advance",
     "begin",
-    "possible",
+    "is_possible",
 ]

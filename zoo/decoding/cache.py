@@ -6,13 +6,13 @@ from ...layers import KeyValueCache
 
 
 class ScatterCache(KeyValueCache):
-    """A cache that writes by scattering, which TensorFlow Serving accepts.
+    """A cache that writes with `ops.scatter_update`, which TensorFlow Serving can run.
 
-    `ops.slice_update` becomes an operation of XLA's, which the stock server does not link.
+    `ops.slice_update` becomes an XLA operation, which the stock server does not link.
     """
 
     def append(self, key, value):
-        # (B T, 2): the row and the position that each of the new vectors (H, K) is written to.
+        # (B T, 2): the row and the position of each new vector (H, K).
         batch, count = ops.shape(key)[:2]
         if key.shape[1] == 1:
             row, position = ops.arange(batch), ops.broadcast_to(self.index, (batch,))

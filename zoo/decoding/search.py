@@ -1,4 +1,4 @@
-"""Decoding: the engine that turns a step of a decoder into sequences."""
+"""Greedy search, beam search and sampling, given one step of a decoder."""
 
 import dataclasses
 import functools
@@ -8,37 +8,42 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from ...layers.arguments import plain_fields
-from .sampling import IMPOSSIBLE, among, check_finite
+from .sampling import IMPOSSIBLE, check_finite, mark_tokens
 
 MOST_BEAMS = 1024
 
 
 @dataclass(frozen=True)
 class Search:
-    """How sequences are looked for.
+    """Settings of greedy and beam search.
 
     Args:
         num_beams: K, the beam width, at most 1,024; 1 is greedy search.
-        length_penalty: an exponent a: a hypothesis of n tokens (its end token included)
-            and log-probability s is worth s / penalty(n). 0 is none, as for one beam.
-        penalty: "power", n^a, as Hugging Face has it; or "gnmt", ((5 + n) / 6)^a
+        length_penalty: an exponent a: the score of a hypothesis of n tokens (its end token
+            included) is its log-probability divided by penalty(n). 0 is no penalty; greedy search
+            has none.
+        penalty: "power", n^a, as in Hugging Face's library; or "gnmt", ((5 + n) / 6)^a
             (Wu et al. 2016, arXiv 1609.08144, equation 14).
-        early_stopping: when K hypotheses have ended: True stops; False stops once no unfinished
-            hypothesis, at its present length, is worth more than the worst of them; "never" stops
-            once none could be at its maximum length.
-        max_new_tokens: the most tokens of a sequence, its end token included; None leaves it to the
-            model.
-        min_new_tokens: the fewest tokens before the end token or a stop token.
-        forced_begin: the first token that is generated; None for any.
+        early_stopping: when to stop once K hypotheses have ended. True: at once. False: when no
+            unfinished hypothesis, at its current length, has a better score than the worst of
+            them. "never": when none could have one at its maximum length.
+        max_new_tokens: maximum number of tokens, the end token included; None: the model's limit.
+        min_new_tokens: minimum number of tokens before the end token or a stop token.
+        forced_begin: the first generated token; None for any.
         forced_end: force the end token at ``max_new_tokens``.
-        no_repeat_ngram_size: no sequence of this many tokens comes twice, the prompt of a
-            continuation included; 0 for no such limit.
+        no_repeat_ngram_size: n-grams of this size occur only once, those of a prompt included; 0
+            disables it.
         banned: sequences of tokens that are never generated.
-        renormalized: the probability of banned tokens is given to the others.
-        stop_tokens: tokens that end a sequence as its end token does.
+        renormalized: renormalize the probabilities after removing banned tokens.
+        stop_tokens: tokens that end a sequence, beside the end token.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
+
+    >>> search = polyhead.Search(num_beams=5, length_penalty=0.6)
+    >>> search.max_new_tokens is None
+    True
+    >>> config = polyhead.TransformerConfig(search=search)  # the model's default
     """
 
     num_beams: int = 1
@@ -94,11 +99,11 @@ class Search:
             raise ValueError(f"stop_tokens must be tokens: {self.stop_tokens!r}")
         object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
 
-    def within(self, vocab_size, max_new_tokens):
-        """This search with at most ``max_new_tokens`` tokens: the most that a model has room for.
+    def within(self, vocab_size: int, max_new_tokens: int) -> "Search":
+        """Limits ``max_new_tokens`` to what a model supports.
 
         Raises:
-            ValueError: there are more beams than tokens in the vocabulary.
+            ValueError: the beam width is larger than the vocabulary.
         """
         if self.num_beams > vocab_size:
             raise ValueError(
@@ -108,8 +113,8 @@ class Search:
             return self
         return dataclasses.replace(self, max_new_tokens=max_new_tokens)
 
-    def worth(self, score, tokens):
-        """What a hypothesis of so many ``tokens`` and log-probability ``score`` is worth."""
+    def normalize_score(self, score: Any, tokens: Any) -> Any:
+        """The length-normalized score of a hypothesis with this log-probability and length."""
         if self.num_beams == 1 or self.length_penalty == 0:
             return score
         tokens = ops.cast(tokens, "float32")
@@ -122,10 +127,10 @@ GREEDY = Search()
 
 
 class Found(NamedTuple):
-    """What a search found, the best first.
+    """The result of a search: K hypotheses per sequence, the best first.
 
-    ``tokens`` (B, K, L), each hypothesis with its end token and then padding; ``score`` (B, K),
-    what each is worth; ``complete`` (B,), False where L tokens were too few to end the search.
+    ``tokens`` (B, K, L): each hypothesis with its end token, then padding; ``score`` (B, K);
+    ``complete`` (B,): False if the search has not ended within L tokens.
     """
 
     tokens: Any
@@ -133,17 +138,18 @@ class Found(NamedTuple):
     complete: Any
 
 
-def possible(score):
-    """Whether a hypothesis with ``score`` may be: sums with `IMPOSSIBLE` are not that exactly."""
+def is_possible(score):
+    """Whether ``score`` is that of a possible hypothesis, not `IMPOSSIBLE` or a sum with it."""
     return score > IMPOSSIBLE / 2
 
 
 class State(NamedTuple):
-    """Where a decoding stands: ``index`` tokens were looked for, for B sequences of K hypotheses.
+    """The state of a search after ``index`` tokens, for B sequences with K hypotheses each.
 
-    ``current`` (B K, 1) are their last tokens, ``tokens`` (B, K, L) all of them and ``score``
-    (B, K) their log-probabilities; ``ended`` (B, K, L) and ``worth`` (B, K) are the best that
-    have ended; ``done`` (B,) says which sequences need no more.
+    Of unfinished hypotheses: ``current`` (B K, 1) their last tokens, ``tokens`` (B, K, L) all
+    tokens, ``score`` (B, K) the log-probabilities. Of the best that have ended: ``ended``
+    (B, K, L) the tokens, ``best`` (B, K) the scores. ``done`` (B,): the sequences whose search has
+    ended.
     """
 
     index: Any
@@ -151,47 +157,45 @@ class State(NamedTuple):
     tokens: Any
     score: Any
     ended: Any
-    worth: Any
+    best: Any
     done: Any
     caches: Any
 
     @property
     def found(self):
-        return Found(self.ended, self.worth, self.done)
+        return Found(self.ended, self.best, self.done)
 
 
 def begin(current, caches, limit, length, pad_id, beams=1):
     """The `State` before the first token.
 
     Args:
-        current: (B,) the token that each sequence begins with, and that no cache holds yet.
-        caches: a list of `KeyValueCache`s of B K rows; the K hypotheses of a sequence follow each
-            other.
-        limit: (B,) the most tokens each sequence may get, its end token included.
-        length: L, the most of any.
+        current: (B,) the first token of each sequence, which is not in the caches yet.
+        caches: a list of `KeyValueCache`s of B K rows; the K hypotheses of a sequence are adjacent.
+        limit: (B,) the maximum number of tokens of each sequence, its end token included.
+        length: L, the maximum of any sequence.
     """
     batch = ops.shape(limit)[0]
-    nothing = ops.full((batch, beams, length), pad_id, "int32")
+    empty = ops.full((batch, beams, length), pad_id, "int32")
     first = ops.where(ops.arange(beams) == 0, 0.0, IMPOSSIBLE)[None, :]
     return State(
         ops.zeros((), "int32"),
         ops.repeat(ops.cast(current, "int32")[:, None], beams, axis=0),
-        nothing,
+        empty,
         ops.broadcast_to(first, (batch, beams)),
-        nothing,
-        ops.where(limit[:, None] <= 0, first, IMPOSSIBLE),  # nothing is what they shall get
+        empty,
+        ops.where(limit[:, None] <= 0, first, IMPOSSIBLE),  # limit 0: the empty sequence
         limit <= 0,
         caches,
     )
 
 
-def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, prompt=None):
-    """Goes on from a `State` until all sequences are done, or have ``until`` tokens.
+def advance(step, state, limit, end_id, search=GREEDY, sampler=None, until=None, prompt=None):
+    """Continues a `State` until all sequences are done, or have ``until`` tokens.
 
-    Beam search: at each step the K likeliest continuations of K hypotheses are kept. Of 2 K
-    candidates those among the first K that end are set aside, and the K best of those that do not
-    end go on, as in Hugging Face's search. With one beam this is greedy search, the likeliest
-    token at each step until it is an end token; or, with a ``draw``, sampling.
+    Beam search as in Hugging Face's library: each step ranks the 2 K most likely continuations of
+    K hypotheses. Those of the first K that end are set aside; the K best that do not end are
+    continued. With one beam this is greedy search or, with a ``sampler``, sampling.
 
     Args:
         step: ``(tokens (B K, 1), caches) -> (logits (B K, 1, V), caches)``; it reads and extends
@@ -199,8 +203,8 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, pr
         limit: as for `begin`.
         end_id: the token that ends a sequence, beside those of ``search``.
         search: a `Search`.
-        draw: a `Draw`, by which one beam's tokens are drawn.
-        prompt: tokens (B, P) that stand before those of the state, and -1 before a shorter one.
+        sampler: a `Sampler` that chooses the tokens; for one beam.
+        prompt: tokens (B, P) that precede those of the state, with -1 as padding on the left.
     """
     beams = search.num_beams
     batch, _, length = ops.shape(state.tokens)
@@ -209,7 +213,7 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, pr
     rows = ops.arange(batch)[:, None] * beams
 
     def keep(kept, *tensors):
-        """Of ``tensors`` (B, C, ...) those that ``kept`` (B, K) names."""
+        """Gathers the candidates ``kept`` (B, K) from ``tensors`` (B, C, ...)."""
         return [
             ops.take_along_axis(
                 x, ops.reshape(kept, (-1, beams, *[1] * (len(x.shape) - 2))), axis=1
@@ -217,61 +221,61 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, pr
             for x in tensors
         ]
 
-    def ending(token):
+    def is_end(token):
         return functools.reduce(
             ops.logical_or, [token == end for end in (end_id, *search.stop_tokens)]
         )
 
-    def unfinished(index, current, tokens, score, ended, worth, done, caches):
+    def is_unfinished(index, current, tokens, score, ended, best, done, caches):
         return ops.logical_and(index < until, ops.logical_not(ops.all(done)))
 
-    def extend(index, current, tokens, score, ended, worth, done, caches):
+    def extend(index, current, tokens, score, ended, best, done, caches):
         logits, caches = step(current, caches)
         logits = ops.reshape(ops.cast(logits[:, 0], "float32"), (-1, beams, logits.shape[-1]))
         last = index + 1 >= limit
-        logits, lost = permitted(logits, tokens, index, last)
-        # V is large: log-probabilities are only taken of the few that may be chosen, and their
-        # normalizer, a logsumexp, has found its largest logit already.
-        if draw is None:
+        logits, lost = constrain(logits, tokens, index, last)
+        # V is large: log-probabilities are computed for the candidates only, and their normalizer,
+        # a logsumexp, reuses the largest logit.
+        if sampler is None:
             gain, token = ops.top_k(logits, min(2 * beams, logits.shape[-1]))
             most = ops.max(gain, axis=-1, keepdims=True)  # a slice would hide the top_k from XLA
         else:
-            token = draw(logits[:, 0], tokens[:, 0], index)[:, None, None]
+            token = sampler(logits[:, 0], tokens[:, 0], index)[:, None, None]
             gain = ops.take_along_axis(logits, token, axis=-1)
             most = ops.max(logits, axis=-1, keepdims=True)
         rest = most + ops.log(ops.sum(ops.exp(logits - most), axis=-1, keepdims=True))
         normalizer = ops.logsumexp(ops.concatenate([rest, *lost], axis=-1), -1, keepdims=True)
         total = score[..., None] + (gain - normalizer)
-        total, candidate = ops.top_k(flat(total), min(2 * beams, beams * gain.shape[-1]))
+        total, candidate = ops.top_k(flatten(total), min(2 * beams, beams * gain.shape[-1]))
         parent = candidate // gain.shape[-1]
-        token = ops.take_along_axis(flat(token), candidate, axis=1)
+        token = ops.take_along_axis(flatten(token), candidate, axis=1)
         longer = ops.take_along_axis(tokens, parent[..., None], axis=1)
         longer = ops.where(position == index, token[..., None], longer)
-        ends = ops.logical_or(ending(token), last[:, None])
+        ends = ops.logical_or(is_end(token), last[:, None])
 
-        # Those that end ...
+        # Hypotheses that end ...
         enters = ops.logical_and(ends, ops.arange(total.shape[-1]) < beams)
         enters = ops.logical_and(enters, ops.logical_not(done)[:, None])
-        enters = ops.logical_and(enters, possible(total))
-        entering = ops.where(enters, search.worth(total, index + 1), IMPOSSIBLE)
-        worth, kept = ops.top_k(ops.concatenate([worth, entering], axis=1), beams)
+        enters = ops.logical_and(enters, is_possible(total))
+        entering = ops.where(enters, search.normalize_score(total, index + 1), IMPOSSIBLE)
+        best, kept = ops.top_k(ops.concatenate([best, entering], axis=1), beams)
         [ended] = keep(kept, ops.concatenate([ended, longer], axis=1))
 
-        # ... and those that go on.
+        # ... and those that continue.
         score, kept = ops.top_k(ops.where(ends, IMPOSSIBLE, total), beams)
         tokens, current, parent = keep(kept, longer, token, parent)
         if beams > 1:
-            taken = ops.reshape(rows + parent, (-1,))
-            caches = [cache.take(taken) for cache in caches]
+            parents = ops.reshape(rows + parent, (-1,))
+            caches = [cache.take(parents) for cache in caches]
         done = ops.logical_or(done, last)
-        done = ops.logical_or(done, decided(score[:, 0], worth[:, -1], index + 1))
+        done = ops.logical_or(done, is_decided(score[:, 0], best[:, -1], index + 1))
         current = ops.reshape(current, (-1, 1))
-        return index + 1, current, tokens, score, ended, worth, done, caches
+        return index + 1, current, tokens, score, ended, best, done, caches
 
-    def permitted(logits, tokens, index, last):
-        """``logits`` (B, K, V) without what the search forbids.
+    def constrain(logits, tokens, index, last):
+        """Removes the tokens that the search forbids from ``logits`` (B, K, V).
 
-        And those that it forbids, (B, K, 1) each, where they still count for the probabilities.
+        Also returns their log-masses, a list of (B, K, 1), which still count in the normalizer.
         """
         token = ops.arange(logits.shape[-1])
         lost = []
@@ -287,9 +291,11 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, pr
                 before = ops.repeat(prompt[:, None], beams, axis=1)
                 before = ops.concatenate([before, tokens], axis=-1)
             count = ops.shape(before)[-1] - length + index
-            logits = forbid(logits, repeating(before, count, search.no_repeat_ngram_size, logits))
+            logits = forbid(
+                logits, find_repeats(before, count, search.no_repeat_ngram_size, logits)
+            )
         if search.min_new_tokens:
-            logits = forbid(logits, ops.logical_and(ending(token), index < search.min_new_tokens))
+            logits = forbid(logits, ops.logical_and(is_end(token), index < search.min_new_tokens))
         for *before, banned in search.banned:
             matched = ops.full((1, 1), True)
             for back, expected in enumerate(reversed(before), start=1):
@@ -311,27 +317,27 @@ def advance(step, state, limit, end_id, search=GREEDY, draw=None, until=None, pr
             lost = [ops.where(now, IMPOSSIBLE, x) for x in lost]
         return logits, lost
 
-    def flat(x):
+    def flatten(x):
         """``x`` (B, K, C) -> (B, K C)."""
         return ops.reshape(x, (-1, beams * x.shape[-1]))
 
-    def decided(score, worst, tokens):
-        """Whether no hypothesis with ``score`` may replace the one that is worth ``worst``."""
-        full = possible(worst)
+    def is_decided(score, worst, tokens):
+        """Whether no hypothesis with ``score`` can replace the one with the score ``worst``."""
+        full = is_possible(worst)
         if search.early_stopping is True or beams == 1:
             return full
         longest = search.early_stopping == "never" and search.length_penalty > 0
-        best = search.worth(score, limit if longest else tokens)
+        best = search.normalize_score(score, limit if longest else tokens)
         return ops.logical_and(full, best <= worst)
 
-    return State(*ops.while_loop(unfinished, extend, tuple(state)))
+    return State(*ops.while_loop(is_unfinished, extend, tuple(state)))
 
 
-def repeating(tokens, count, size, logits):
-    """Which tokens would end a sequence of ``size`` tokens that was there: a mask (B, K, V).
+def find_repeats(tokens, count, size, logits):
+    """The mask (B, K, V) of the tokens that would repeat an n-gram of ``size`` tokens.
 
     Args:
-        tokens: (B, K, N), of which the first ``count`` are known; -1 is padding at the beginning.
+        tokens: (B, K, N), the first ``count`` valid; -1 is padding on the left.
         logits: (B, K, V).
     """
     vocab_size = logits.shape[-1]
@@ -339,15 +345,15 @@ def repeating(tokens, count, size, logits):
     count = count + size
     position = ops.arange(ops.shape(tokens)[-1])
     starts = ops.shape(tokens)[-1] - size + 1
-    # Whether each sequence that was there begins as the last ``size`` - 1 tokens do.
+    # Whether the first ``size`` - 1 tokens of each n-gram equal the last ones of the sequence.
     matched = position[:starts] + size <= count
     matched = ops.logical_and(matched, tokens[..., :starts] >= 0)
     for i in range(size - 1):
         last = ops.where(position == count - size + 1 + i, tokens, 0)
         last = ops.sum(last, axis=-1, keepdims=True)
         matched = ops.logical_and(matched, tokens[..., i : starts + i] == last)
-    # A token beyond the vocabulary stands for none.
+    # The token V, beyond the vocabulary, means none.
     found = ops.where(matched, tokens[..., size - 1 :], vocab_size)
     wide = ops.reshape(ops.pad(logits, [(0, 0), (0, 0), (0, 1)]), (-1, vocab_size + 1))
-    found = among(ops.reshape(found, (-1, starts)), wide)[:, :vocab_size]
+    found = mark_tokens(ops.reshape(found, (-1, starts)), wide)[:, :vocab_size]
     return ops.reshape(found, (-1, *logits.shape[1:]))

@@ -1,7 +1,7 @@
-"""Checkpoints that other libraries publish, and our own: read and written by tables.
+"""Reads and writes checkpoints, our own and those of other libraries, by tables.
 
-A model's class names its formats in ``FAMILIES``, by the ``model_type`` of their config.json (or
-"timm"): modules with a `FORMAT`. `open_checkpoint` reads, `write_checkpoint` writes.
+``FAMILIES`` of a model's class maps the ``model_type`` of a config.json (or "timm") to a module
+with a `FORMAT`. `open_checkpoint` reads, `write_checkpoint` writes.
 """
 
 import dataclasses
@@ -17,15 +17,14 @@ from keras import ops
 from ...training import CheckpointError
 from ...training.states import by_path, check_shapes, check_values, some
 from . import table
-from .files import Tensors, check_files, find_folder, named, read_json
+from .files import Tensors, check_files, find_folder, naming_errors, read_json
 from .settings import Settings, write_settings
 
 __all__ = ["family", "open_checkpoint", "read_json", "write_checkpoint"]
 
 CONFIG = "config.json"
 PACKAGE = __package__.rpartition(".")[0]  # the zoo; FAMILIES are relative to it
-# Fields of our own configurations (of Search and Sampling too) that had another name in an older
-# version: {old: new}.
+# Fields of our configurations, Search and Sampling that were renamed: {old: new}.
 OLDER_FIELDS = {
     "hidden_dim": "intermediate_dim",
     "labels": "class_names",
@@ -36,19 +35,19 @@ OLDER_FIELDS = {
 
 
 def family(config):
-    """The class or the family that a config.json, a dictionary, is of."""
-    if from_keras_hub(config):
+    """The class or the family that a ``config`` (a config.json's content) belongs to."""
+    if is_keras_hub(config):
         return {"GPT2Backbone": "GPT", "ViTBackbone": "ViT"}.get(config.get("class_name"))
     timm = "timm" if "pretrained_cfg" in config else None
     return config.get("model") or timm or config.get("model_type")
 
 
-def from_keras_hub(config):
+def is_keras_hub(config):
     return str(config.get("registered_name")).startswith("keras_hub>")
 
 
-def formats(cls):
-    """``{family: Format}`` of a model's class."""
+def load_formats(cls):
+    """Imports the formats of a model's class: ``{family: Format}``."""
     return {
         name: importlib.import_module(module, PACKAGE).FORMAT
         for name, module in cls.FAMILIES.items()
@@ -56,15 +55,16 @@ def formats(cls):
 
 
 def open_checkpoint(name, cls):
-    """A checkpoint of the class ``cls`` in the folder ``name``, or of this name on the hub.
+    """Opens a checkpoint of the class ``cls`` in the folder ``name``, or of this name on the hub.
 
-    It has three methods: ``config(overrides)`` gives the configuration, of which every tensor's
-    shape was compared with the file's header; ``tokenizer(config)`` gives the tokenizer, or None;
-    ``load(make)`` gives the model that the function ``make`` builds, with the file's weights.
+    The checkpoint has three methods: ``config(overrides)`` returns the configuration, after
+    comparing all shapes with the file's header; ``tokenizer(config)`` returns the tokenizer, or
+    None; ``load(make)`` returns the model that the function ``make`` builds, with the file's
+    weights.
 
     Raises:
         FileNotFoundError: there is no model.
-        CheckpointError: it is another model's.
+        CheckpointError: it is a model of another class.
     """
     folder = find_folder(name)
     check_files(folder)
@@ -72,31 +72,31 @@ def open_checkpoint(name, cls):
         raise FileNotFoundError(f"{folder} holds no model: there is no {CONFIG} in it")
     config = read_json(folder / CONFIG)
     kind = family(config)
-    if from_keras_hub(config):
+    if is_keras_hub(config):
         return importlib.import_module(".keras_hub", __package__).Preset(folder, cls, config)
     if kind == cls.__name__:
         return Own(folder, cls, config)
     if "model" not in config and kind in list(cls.FAMILIES):
-        return Published(folder, cls, config, formats(cls)[kind])
+        return Published(folder, cls, config, load_formats(cls)[kind])
     plain = isinstance(kind, str) and kind.isidentifier()
     kind = kind if plain else reprlib.repr(kind)
     raise CheckpointError(f"{folder} holds a {kind:.80}, not a {cls.__name__}")
 
 
 class Own:
-    """A folder that `save_pretrained` wrote: tensors by the paths of variables."""
+    """A folder that `save_pretrained` wrote; the tensors' names are the variables' paths."""
 
     def __init__(self, folder, cls, config):
         self.folder, self._cls = folder, cls
         self._quantization = config.pop("quantization", {})
-        self._config = newer({name: config[name] for name in config if name != "model"})
+        self._config = rename_fields({name: config[name] for name in config if name != "model"})
 
     def config(self, overrides):
         file, config = self.folder / CONFIG, self._cls.Config
         known = {field.name for field in dataclasses.fields(config)}
         if unknown := sorted(set(self._config) - known):
             raise CheckpointError(f"{file} has unknown settings {some(unknown)}")
-        with named(file):
+        with naming_errors(file):
             config = config(**{**self._config, **overrides})
         self._tensors = Tensors(self.folder)
         check_shapes(self._cls.shapes(config), self._tensors.headers, self._tensors.file)
@@ -123,7 +123,7 @@ class Own:
         if not self._quantization:
             return build(make, read, check)
         model = make()
-        with named(self.folder / CONFIG):
+        with naming_errors(self.folder / CONFIG):
             model._restore_quantization(self._quantization)
         check(model)
         for variable in model.weights:
@@ -131,10 +131,10 @@ class Own:
         return model
 
 
-def newer(values):
-    """``values`` with the names of `OLDER_FIELDS` replaced, in objects within it too."""
+def rename_fields(values):
+    """Replaces the names of `OLDER_FIELDS` in ``values``, in nested objects too."""
     return {
-        OLDER_FIELDS.get(name, name): newer(value) if isinstance(value, dict) else value
+        OLDER_FIELDS.get(name, name): rename_fields(value) if isinstance(value, dict) else value
         for name, value in values.items()
     }
 
@@ -150,7 +150,7 @@ class Published:
         form, settings = self._format, self._settings
         beside = self.folder / (form.beside or CONFIG)
         others = read_json(beside) if form.beside and beside.is_file() else {}
-        with named(settings.file):
+        with naming_errors(settings.file):
             settings.fixed(form.fixed | form.older)
             fields = settings.read(form.settings)
             fields |= form.read(settings, Settings(beside, others), fields) | form.ours
@@ -159,13 +159,13 @@ class Published:
         for line in settings.warnings:
             warnings.warn(line, stacklevel=3)
         self._tensors = Tensors(self.folder)
-        self._names = self._canonical()
-        config = self._untied(config)
+        self._names = self._map_names()
+        config = self._set_tied(config)
         self._match(config)
         return config
 
-    def _canonical(self):
-        """``{the table's name: the file's}`` of the tensors that are read."""
+    def _map_names(self):
+        """Maps the table's names to the file's: ``{name in the table: name in the file}``."""
         names = {}
         for name in self._tensors.headers:
             ours = table.rename(name, self._format.renamed)
@@ -184,10 +184,10 @@ class Published:
             names[ours] = name
         return names
 
-    def _untied(self, config):
-        """The configuration, ``tied`` as the tensors say: where both are there, if they are equal.
+    def _set_tied(self, config):
+        """Sets ``tied`` by the tensors: True unless the head exists and differs from the embedding.
 
-        So does Hugging Face's library, whatever the file's settings say.
+        Hugging Face's library does the same, whatever the file's settings are.
         """
         head, embedding = (self._names.get(name) for name in self._format.head or (None, None))
         if head is None:
@@ -200,7 +200,7 @@ class Published:
         return dataclasses.replace(config, tied=tied)
 
     def _match(self, config):
-        """Finds each variable's tensor, and compares names and shapes."""
+        """Finds the tensor of each variable, and checks all names and shapes."""
         form, file, headers = self._format, self._tensors.file, self._tensors.headers
         rows, shapes = form.rows(config, self._settings), self._cls.shapes(config)
         entries, missing = table.match(rows, shapes, form.sizes(config), self._names)
@@ -212,7 +212,7 @@ class Published:
         held = {entry.name for entry in entries}
         held |= {name for name, expected in copies.items() if expected is not None}
         unread = sorted(self._names[name] for name in self._names.keys() - held)
-        if len(missing) > 5:  # not all shapes were looked at
+        if len(missing) > 5:  # `match` stopped at the sixth
             raise CheckpointError(f"{file} does not fit the model: it lacks {missing[:5]} and more")
         check_names(missing, unread, file)
         for entry in entries:
@@ -224,8 +224,8 @@ class Published:
             self._check_copy(self._names[name], copies[name])
 
     def _check_copy(self, name, expected):
-        """Checks that a tensor equals another one, or an array."""
-        tensors, other = self._tensors, "what it should be"
+        """Checks that a tensor equals another tensor or an array."""
+        tensors, other = self._tensors, "its expected values"
         if isinstance(expected, str):
             other = self._names[expected]
             shape, needed = (tensors.headers[n].shape for n in (name, other))
@@ -239,7 +239,7 @@ class Published:
 
     def load(self, make):
         places = {part.path: entry for entry in self._entries for part in entry.parts}
-        held = {}  # parts of fused tensors that were read
+        held = {}  # parts of fused tensors, until they are used
 
         def read(variable):
             entry, path = places[variable.path], variable.path
@@ -256,10 +256,10 @@ class Published:
 
 
 def build(make, read, check=lambda model: None):
-    """The model of ``make()``, each of whose variables begins as what ``read`` gives for it.
+    """Builds the model ``make()`` with the values that ``read(variable)`` returns.
 
-    No other values are ever allocated for a variable, so that memory holds the model and what
-    ``read`` gives for one variable. ``check`` is called with the model before.
+    Variables are never allocated with other values: peak memory is the model plus the values of one
+    variable. ``check(model)`` is called before any value is read.
     """
     failed = []
 
@@ -275,8 +275,8 @@ def build(make, read, check=lambda model: None):
 
         return values
 
-    # Within this scope variables have no values; at its end Keras calls their initializers, all of
-    # them even if one fails.
+    # Within this scope variables have no values; at its end Keras calls all initializers, even if
+    # one fails.
     with keras.StatelessScope():
         model = make()
         try:
@@ -291,20 +291,20 @@ def build(make, read, check=lambda model: None):
 
 
 def write_checkpoint(model, format, weights):
-    """The files of a model by name: JSON, and tensors ``{name: array}``.
+    """Returns the contents of a model's files by name: JSON objects, and ``{name: array}``.
 
     Args:
         weights: ``{path: array}``.
 
     Raises:
-        ValueError: a format or a setting that cannot be written.
+        ValueError: the format is unknown, or cannot express a setting.
     """
     config, kind, quantization = model.config, type(model).__name__, model._quantization()
     if format == "polyhead":
         settings = {"model": kind, **dataclasses.asdict(config)}
         settings |= {"quantization": quantization} if quantization else {}
         return {CONFIG: settings, "model.safetensors": weights}
-    forms = {form.name: form for form in formats(type(model)).values()}
+    forms = {form.name: form for form in load_formats(type(model)).values()}
     if format not in forms:
         raise ValueError(f"{kind} is saved as {['polyhead', *forms]}: {format!r}")
     if quantization:
@@ -329,7 +329,7 @@ def check_shape(name, shape, expected, source):
 
 
 def check_names(missing, unread, source):
-    """Raises a `CheckpointError` if there are tensors that are missing or left over."""
+    """Raises a `CheckpointError` if tensors are missing or left over."""
     if missing or unread:
         raise CheckpointError(
             f"{source} does not fit the model: it lacks {some(missing)}, "

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: found, checked, and read one tensor at a time."""
+"""Finds and checks the files of a checkpoint, and reads them one tensor at a time."""
 
 import contextlib
 import importlib.util
@@ -13,22 +13,22 @@ from safetensors import SafetensorError, safe_open
 from ...training import CheckpointError
 from ...training.states import check_file
 
-# The files of a model on the hub that are fetched; pickled weights only where there are no others.
+# The files that are downloaded from the hub; pickled weights only if there are no others.
 FILES = ("*.json", "*.txt", "*.spm", "*.model", "*.safetensors")
 
 
 def find_folder(name):
-    """The folder ``name`` or, where there is none, that of the model of this name on the hub.
+    """Returns the folder ``name``; if there is none, downloads the model ``name`` from the hub.
 
     Raises:
-        FileNotFoundError: there is neither, or the hub cannot be reached.
+        FileNotFoundError: neither exists, or the hub cannot be reached.
     """
     folder = Path(name)
     if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)):
         return folder
     if importlib.util.find_spec("huggingface_hub") is None:
         raise FileNotFoundError(
-            f"there is no folder {name}; to fetch a model of this name from the hub, install "
+            f"there is no folder {name}; to download a model of this name from the hub, install "
             "polyhead[hub]"
         )
     import huggingface_hub
@@ -37,18 +37,18 @@ def find_folder(name):
         found = Path(huggingface_hub.snapshot_download(str(name), allow_patterns=FILES))
         if not list(found.glob("*.safetensors")):
             found = Path(huggingface_hub.snapshot_download(str(name), allow_patterns="*.bin"))
-    except Exception as error:  # its own, those of requests and of the file system
+    except Exception as error:  # of huggingface_hub, of requests or of the file system
         raise FileNotFoundError(
-            f"there is no folder {name}, and the hub gave none: {reason(error)}"
+            f"there is no folder {name}, and the download from the hub failed: {reason(error)}"
         ) from error
     return found
 
 
 def check_files(folder):
-    """Checks that the files in ``folder`` that a model may be read from are regular files.
+    """Checks that the files of a checkpoint in ``folder`` are regular files.
 
     Raises:
-        FileNotFoundError, CheckpointError: naming the file.
+        FileNotFoundError, CheckpointError: a file is not; the message names it.
     """
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if any(path.match(pattern) for pattern in (*FILES, "*.bin")):
@@ -56,14 +56,14 @@ def check_files(folder):
 
 
 def reason(error):
-    """An error's message in one line of bounded length."""
+    """The first line of an error's message, at most 400 characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 400 else f"{lines[0][:400]} ..."
 
 
 @contextlib.contextmanager
-def named(file):
-    """Within it, an error in a configuration becomes a `CheckpointError` that names the file."""
+def naming_errors(file):
+    """Turns an error in a configuration into a `CheckpointError` that names the file."""
     try:
         yield
     except CheckpointError:
@@ -73,18 +73,18 @@ def named(file):
 
 
 def read_json(path):
-    """The object in a JSON file, as a dictionary.
+    """Reads a JSON object as a dictionary.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is not JSON, not an object, or has a name twice.
+        CheckpointError: it is not JSON, not an object, or has a duplicate name.
     """
 
     def once(pairs):
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        result = dict(pairs)
+        if len(result) < len(pairs):
             raise ValueError("a name occurs twice in an object")
-        return found
+        return result
 
     check_file(path)
     try:
@@ -97,15 +97,16 @@ def read_json(path):
 
 
 class Header(NamedTuple):
-    """What a file says of a tensor before its values are read."""
+    """The header of a tensor, which is read before its values."""
 
     shape: tuple
 
 
 class SafeTensors:
-    """A safetensors file: the `Header` of each tensor, and `read` for one tensor's values.
+    """A safetensors file: ``headers`` of all tensors, and `read` for the values of one tensor.
 
-    The file is opened for each tensor: its pages that were read count as memory until it is closed.
+    The file is opened again for each tensor, because the pages that were read use memory until it
+    is closed.
 
     Raises:
         CheckpointError: it is not a complete safetensors file.
@@ -136,18 +137,18 @@ class SafeTensors:
 
 
 class Pickled:
-    """The same of one of PyTorch's files, from which no code is run.
+    """A PyTorch file, with the interface of `SafeTensors`. No code in it is run.
 
     Raises:
         FileNotFoundError: torch is not installed.
-        CheckpointError: it holds something else than tensors, or they are larger than the file.
+        CheckpointError: it holds something other than tensors, or they are larger than the file.
     """
 
     def __init__(self, path):
         if importlib.util.find_spec("torch") is None:
             raise FileNotFoundError(
-                f"{path} is read by torch, which is not installed. Where it is, it can be written "
-                "as safetensors: the model's class in transformers, .from_pretrained(folder)"
+                f"{path} is read by torch, which is not installed: install it, or convert the file "
+                "to safetensors with the model's class in transformers, .from_pretrained(folder)"
                 ".save_pretrained(folder)"
             )
         import torch
@@ -162,7 +163,7 @@ class Pickled:
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
             if not all(isinstance(name, str) for name in tensors):
                 raise ValueError("its tensors have no names")
-            # Tied weights share their data, so that they count several times.
+            # Tied weights share their data, but are counted several times.
             if sum(tensor.nbytes for tensor in tensors.values()) > 4 * size:
                 raise ValueError("its tensors are larger than the file")
             self.headers = {name: Header(tuple(tensor.shape)) for name, tensor in tensors.items()}
@@ -179,11 +180,11 @@ class Pickled:
 class Tensors:
     """The tensors of a checkpoint in ``folder``, in one file or in shards.
 
-    ``headers`` are ``{name: Header}``; ``file`` is the one that messages name.
+    ``headers`` are ``{name: Header}``; ``file`` is the file that error messages name.
 
     Raises:
-        FileNotFoundError: there are no weights, or none that can be read here.
-        CheckpointError: naming a file that is broken, or not what an index says.
+        FileNotFoundError: there are no weights, or they need torch.
+        CheckpointError: a file is invalid, or does not match the index.
     """
 
     def __init__(self, folder):
@@ -193,7 +194,7 @@ class Tensors:
                 self._shards = [kind(self.file)]
                 break
             if index.is_file():
-                self.file, self._shards = index, list(shards(index, kind))
+                self.file, self._shards = index, list(open_shards(index, kind))
                 break
         else:
             others = sorted(path.name for path in folder.glob("*.bin"))
@@ -211,8 +212,8 @@ class Tensors:
         return next(shard for shard in self._shards if name in shard.headers).read(name)
 
 
-def shards(index, kind):
-    """Yields the files that an index names, each compared with what the index says it holds."""
+def open_shards(index, kind):
+    """Opens the files that an index names, and checks that each holds the tensors it should."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
         raise CheckpointError(f"{index} has no weight_map of names to files")

@@ -1,4 +1,4 @@
-"""What a file of this package says about a checkpoint format."""
+"""The description of a checkpoint format."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,33 +10,33 @@ def nothing(*args):
 
 @dataclass(frozen=True)
 class Format:
-    """A checkpoint format of one family, read and written.
+    """A checkpoint format of one family, for reading and writing.
 
     Args:
-        name: what `save_pretrained` calls it.
-        rows: function of a configuration, and of the file's `Settings` when a checkpoint is read
-            (None when one is written): the table of tensors (`table.Row`).
+        name: its name in `save_pretrained`.
+        rows: function of a configuration and of the file's `Settings` (None when writing) that
+            returns the table of tensors (`table.Row`).
         settings: the table of config.json (`Settings.read`).
-        fixed: published settings that have one value here.
-        older: the same of settings that are not written any more.
-        unused: names of settings that change no logits, beside `settings.BOOKKEEPING`.
-        ours: fields of our configuration that have one value in this format.
-        read: function of the `Settings` of config.json and of ``beside``, and of the fields that
-            the table gave: further fields. It reads what no table says.
-        write: function of a configuration: further settings of config.json.
-        beside: the file whose settings are read with config.json.
-        others: function of a configuration: ``{file: JSON}`` that are written with config.json.
-        renamed: other names of the same tensors: pairs of a pattern and its replacement by the
-            table's name.
-        ignored: a pattern of names of tensors that are not read.
-        refused: pairs of a pattern of names of tensors, and what they are, in plain words: what a
-            model of this family has no place for.
-        copies: function of a configuration: ``{name: expected}`` of tensors that some files hold
-            although they say nothing new. ``expected`` is the name of the tensor that they equal,
-            or a function of their shape that gives their values (None: they are unknown tensors).
-        sizes: function of a configuration: the sizes of axes that no shape of a variable tells.
-        head: the names of the tensor that gives the logits and of the embedding that gives them
-            where there is no other: unless they are equal, the configuration's ``tied`` is False.
+        fixed: published settings for which only one value is supported.
+        older: such settings that are read, but not written.
+        unused: names of further settings that change no logits, beside `settings.BOOKKEEPING`.
+        ours: fields of our configuration that have only one value in this format.
+        read: function of the `Settings` of config.json, those of ``beside`` and the fields that the
+            table gave; returns further fields.
+        write: function of a configuration that returns further settings of config.json.
+        beside: name of a file whose settings are read with config.json.
+        others: function of a configuration that returns ``{file: JSON}`` to write with config.json.
+        renamed: pairs of a pattern and its replacement, which turn other names into the table's.
+        ignored: pattern of the names of tensors that are not read.
+        refused: pairs of a pattern of tensor names and a description of these tensors, which the
+            model does not support.
+        copies: function of a configuration that returns ``{name: expected}`` for redundant tensors
+            of some files. ``expected`` is the name of the tensor that it equals, or a function of
+            its shape that returns its values (None: an unknown tensor).
+        sizes: function of a configuration that returns the sizes of axes that no variable's shape
+            gives.
+        head: the names of the tensor that computes the logits and of the embedding. If both exist
+            and differ, the configuration's ``tied`` is False.
     """
 
     name: str

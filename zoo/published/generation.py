@@ -1,7 +1,7 @@
-"""``generation_config.json``, of every family: how text is generated."""
+"""``generation_config.json``, for all families that generate text."""
 
 from ..decoding import Sampling, Search
-from .files import named
+from .files import naming_errors
 from .settings import Settings, read_ends, write_ends, write_settings
 
 GENERATION = "generation_config.json"
@@ -19,14 +19,14 @@ SAMPLING = (
     ("top_p", "top_p", None),
     ("min_p", "min_p", None),
 )
-# Settings that Hugging Face may write out though they change nothing.
+# Settings that Hugging Face's library may write at their neutral values.
 NEUTRAL = {
     "typical_p": 1.0, "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0,
     "num_beam_groups": 1, "diversity_penalty": 0.0, "num_return_sequences": 1,
     "remove_invalid_values": False, "guidance_scale": 1.0, "penalty_alpha": 0.0,
     "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
 }  # fmt: skip
-# What a search by beams needs: it samples nothing.
+# Sampling settings; they must be neutral, because translation never samples.
 UNSAMPLED = {
     "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0,
 }  # fmt: skip
@@ -43,18 +43,17 @@ NAMES = {
 
 
 def read_generation(s, g, ends, start_id=None):
-    """The fields ``search``, ``sampling`` and ``stop_strings`` of a ``generation_config.json``.
+    """Reads the fields ``search``, ``sampling`` and ``stop_strings`` of a configuration.
 
-    Older files keep these settings in config.json. Where there is a generation_config.json, those
-    in config.json count for nothing, as in Hugging Face's library.
+    Older models have these settings in config.json; they are ignored there if a
+    generation_config.json exists, as in Hugging Face's library.
 
     Args:
         s: the `Settings` of config.json.
         g: those of generation_config.json.
-        ends: end tokens of config.json; the first is the model's, and it ends sequences whatever
-            the file says.
-        start_id: the first token of a decoder whose text is searched, not sampled: a translation.
-            It counts as a token there.
+        ends: the end tokens of config.json; the first is the model's, and always ends sequences.
+        start_id: for translation models: the decoder's start token, which counts towards lengths
+            in Hugging Face's library.
     """
     g = g if g.values else Settings(s.file, {n: s.values[n] for n in NAMES & s.values.keys()})
     s.ignore(*NAMES)
@@ -65,7 +64,7 @@ def read_generation(s, g, ends, start_id=None):
     if counted:
         g.must("decoder_start_token_id", start_id)
     else:
-        g.must("forced_bos_token_id", None)  # it would depend on the length of the prompt
+        g.must("forced_bos_token_id", None)  # its effect would depend on the prompt's length
     found = read_ends(g, ends)
     if counted and end not in found:
         raise g.error("eos_token_id", found, f"{end!r:.50}, or a list with it")
@@ -73,37 +72,37 @@ def read_generation(s, g, ends, start_id=None):
     if forced not in (None, end, [end]):
         raise g.error("forced_eos_token_id", forced, f"eos_token_id, {end!r:.50}, or none")
     sampled = g.flag("do_sample", False)
-    with named(g.file):
+    with naming_errors(g.file):
         search = g.read(SEARCH)
-        # A prompt counts too, there; here it does not.
+        # Hugging Face's max_length includes the prompt, ours does not.
         longest = g.get("max_length", None if counted else 100)
         longest = longest - 1 if counted and longest is not None else longest
         search["max_new_tokens"] = g.get("max_new_tokens", longest)
         shortest = max(g.get("min_length", 0) - counted, 0)
         search["min_new_tokens"] = max(g.get("min_new_tokens", 0), shortest)
         search["forced_end"] = forced is not None
-        # The end may be banned there, and comes nevertheless.
+        # Hugging Face's library does not ban the end token, even if it is listed.
         search["banned"] = [tokens for tokens in g.get("bad_words_ids", []) if tokens != [end]]
         search["stop_tokens"] = [token for token in found if token != end]
         sampling = g.read(SAMPLING)
         penalty = {"repetition_penalty": g.get("repetition_penalty", 1.0)}
         stop = g.get("stop_strings", ())
         if counted:
-            g.must("stop_strings", None)  # what a translation does not stop at
+            g.must("stop_strings", None)  # translation has no stop strings
         g.all_read()
         sampling = Sampling(**(sampling if sampled else {"temperature": 0}), **penalty)
         return {"search": Search(**search), "sampling": sampling, "stop_strings": stop}
 
 
 def write_generation(config, start_id=None):
-    """The ``generation_config.json`` of a configuration; defaults are left out.
+    """Returns the ``generation_config.json`` of a configuration; defaults are left out.
 
     Raises:
-        ValueError: naming a setting that has no published value.
+        ValueError: the format cannot express a setting.
     """
     search, sampling = config.search, getattr(config, "sampling", None)
     if search.penalty != "power" and search.num_beams > 1 and search.length_penalty:
-        raise ValueError(f"penalty must be 'power' there: {search.penalty!r}")
+        raise ValueError(f"penalty must be 'power' in this format: {search.penalty!r}")
     written = {"eos_token_id": write_ends(config)}
     if start_id is not None:
         written |= {"decoder_start_token_id": start_id, "pad_token_id": config.pad_id}

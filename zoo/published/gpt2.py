@@ -1,4 +1,4 @@
-"""GPT-2's checkpoints (Radford et al. 2019), as Hugging Face reads and writes them."""
+"""GPT-2's checkpoints (Radford et al. 2019) in Hugging Face's format."""
 
 from .format import Format
 from .generation import GENERATION, read_generation, write_generation
@@ -31,7 +31,7 @@ SETTINGS = (
     ("layer_norm_epsilon", "epsilon", 1e-5),
     ("tie_word_embeddings", "tied", True),
 )
-UNUSED = (  # in float32 upcasting changes nothing
+UNUSED = (  # reorder_and_upcast_attn has no effect in float32
     "is_decoder", "n_ctx", "reorder_and_upcast_attn", "summary_activation",
     "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
 )  # fmt: skip
@@ -39,7 +39,7 @@ SCALES = (("scale_attn_by_inverse_layer_idx", False), ("scale_attn_weights", Tru
 
 
 def rows(config, settings):
-    """The table; where scores are not scaled by 1 / sqrt(K) alone, queries are scaled."""
+    """The table; the query's weights are scaled if the attention scale is not 1 / sqrt(K)."""
     by_layer, by_width = (settings.get(*scale) if settings else scale[1] for scale in SCALES)
 
     def scaled(array, path):

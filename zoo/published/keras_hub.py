@@ -1,4 +1,4 @@
-"""KerasHub's models (keras-nlp), in and out: live models, and the folders of its presets.
+"""Converts models from and to KerasHub (keras-nlp), and reads its preset folders.
 
 Weights are copied by a `table` in both directions, as for the formats of other libraries.
 """
@@ -8,12 +8,14 @@ import importlib.util
 import math
 import re
 import warnings
+from typing import Any
 
 import numpy as np
 
 from ...training import CheckpointError
 from ...training.states import by_path
 from ..gpt import GPT, GPTConfig
+from ..model import Pretrained
 from ..vit import ViT, ViTConfig
 from . import table
 from .files import read_json, reason
@@ -31,7 +33,7 @@ HEADS = tuple(
 
 
 def affine(theirs, ours, axes="d f", kernel="kernel", bias="bias"):
-    """The rows of a kernel, or a norm's gamma, and of its bias."""
+    """The rows of a kernel (or a norm's gamma) and its bias."""
     return (f"{theirs}/{kernel}", axes, f"{ours}/{kernel}", axes), (
         f"{theirs}/{bias}", axes.split()[-1], f"{ours}/{bias}", axes.split()[-1]
     )  # fmt: skip
@@ -71,16 +73,20 @@ VIT_TENSORS = (
 TENSORS = {GPT: GPT2_TENSORS, ViT: VIT_TENSORS}
 
 
-def from_keras_hub(model):
-    """A model of polyhead with the weights, the tokenizer and the sizes of one of KerasHub.
+def from_keras_hub(model: Any) -> Pretrained:
+    """Converts a KerasHub model, with its weights and tokenizer, to polyhead.
 
     Args:
-        model: a `GPT2CausalLM` or `GPT2Backbone`, `ViTImageClassifier` or `ViTBackbone`. Tokenizer
-            and image preprocessing are those of its ``preprocessor``, where it has one.
+        model: a `GPT2CausalLM`, `GPT2Backbone`, `ViTImageClassifier` or `ViTBackbone`. Tokenizer
+            and image preprocessing are taken from its ``preprocessor``, if it has one.
 
     Raises:
-        TypeError: another kind of model.
-        ValueError: it has a setting that polyhead's model does not have.
+        TypeError: the model has another class.
+        ValueError: polyhead's model does not support a setting.
+
+    >>> import keras_hub  # doctest: +SKIP
+    >>> gpt2 = keras_hub.models.GPT2CausalLM.from_preset("gpt2_base_en")  # doctest: +SKIP
+    >>> polyhead.from_keras_hub(gpt2).export("exported")  # doctest: +SKIP
     """
     cls, config, tokenizer = describe(model)
     dtype = getattr(model, "backbone", model).dtype_policy
@@ -88,24 +94,27 @@ def from_keras_hub(model):
 
 
 def describe(model):
-    """The class, the configuration and the tokenizer that KerasHub's model becomes."""
+    """Describes a KerasHub model: polyhead's class, configuration and tokenizer."""
     kind = type(model).__name__
     if kind in ("GPT2CausalLM", "GPT2Backbone"):
         return GPT, *describe_gpt(model)
     if kind in ("ViTImageClassifier", "ViTBackbone"):
         return ViT, describe_vit(model), None
-    raise TypeError(f"a GPT-2 or a ViT of KerasHub is needed: {kind}")
+    raise TypeError(f"from_keras_hub takes a GPT-2 or a ViT of KerasHub: {kind}")
 
 
-def to_keras_hub(model):
-    """A model of KerasHub with the weights, the tokenizer and the sizes of one of polyhead.
+def to_keras_hub(model: Pretrained) -> Any:
+    """Converts a model, with its weights and tokenizer, to KerasHub.
 
     A `GPT` becomes a `GPT2CausalLM`; a `ViT` becomes a `ViTImageClassifier`, or a `ViTBackbone` if
     it has no head. LoRA adapters are merged.
 
     Raises:
-        TypeError: another kind of model.
-        ValueError: it has a setting that KerasHub's model does not have.
+        TypeError: the model has another class.
+        ValueError: KerasHub's model does not support a setting.
+
+    >>> model = polyhead.load("runs/text")  # doctest: +SKIP
+    >>> polyhead.to_keras_hub(model).save_to_preset("preset")  # doctest: +SKIP
     """
     if model._quantization():
         raise ValueError("a quantized model cannot be converted: quantize it in KerasHub")
@@ -117,7 +126,7 @@ def to_keras_hub(model):
 
 
 class Preset:
-    """The folder of a KerasHub preset, whose config.json is ``config``; see `open_checkpoint`.
+    """The folder of a KerasHub preset with this ``config``; see `open_checkpoint`.
 
     Raises:
         CheckpointError: it is not a GPT-2 or a ViT, or names code outside of Keras.
@@ -133,7 +142,7 @@ class Preset:
             check_modules(path, read_json(path))
 
     def config(self, overrides):
-        models = hub().models
+        models = import_keras_hub().models
         whole = self._kind == "GPT2Backbone" or (self.folder / "task.json").is_file()
         kind = self.TASKS[self._kind] if whole else self._kind
         try:
@@ -157,7 +166,7 @@ class Preset:
 
 
 def check_modules(path, content):
-    """Checks that all objects that Keras would make of a JSON file are Keras's or KerasHub's."""
+    """Checks that all objects that a JSON file describes belong to Keras or KerasHub."""
     if isinstance(content, dict):
         module = content.get("module")
         if module is not None and str(module).split(".")[0] not in ("keras", "keras_hub"):
@@ -167,7 +176,7 @@ def check_modules(path, content):
         check_modules(path, item)
 
 
-def hub():
+def import_keras_hub():
     if importlib.util.find_spec("keras_hub") is None:
         raise ImportError('KerasHub\'s models need keras-hub: pip install "polyhead[keras-nlp]"')
     import keras_hub
@@ -199,7 +208,7 @@ def describe_gpt(model):
 
 
 def write_gpt(model):
-    c, models = model.config, hub().models
+    c, models = model.config, import_keras_hub().models
     checks = {"tied": True, "activation": "gelu_tanh", "epsilon": 1e-5}
     check_settings(c, {**checks, "attention_dropout": c.dropout}, "GPT-2")
     backbone = models.GPT2Backbone(
@@ -255,15 +264,15 @@ def describe_vit(model):
 
 
 def read_converter(converter):
-    """How images become pixels: an `ImageConverter` multiplies by a scale and adds an offset."""
+    """Reads the preprocessing of an `ImageConverter`, which computes scale * pixels + offset."""
     if converter is None:
         return {"mean": (0.0,), "std": (1 / 255,)}  # pixels as they are
     if converter.pad_to_aspect_ratio:
         raise ValueError("images must not be padded: pad_to_aspect_ratio is True")
     if not converter.antialias:
         warnings.warn(
-            "KerasHub resizes these images without antialiasing, polyhead with it: answers for "
-            "images of other sizes differ a little",
+            "KerasHub resizes these images without antialiasing, polyhead with it: predictions for "
+            "images of other sizes differ slightly",
             stacklevel=4,
         )
     scale = np.ravel(1.0 if converter.scale is None else converter.scale)
@@ -278,7 +287,7 @@ def read_converter(converter):
 
 
 def write_vit(model):
-    c, keras_hub = model.config, hub()
+    c, keras_hub = model.config, import_keras_hub()
     check_settings(c, {"pooling": "token", "activation": "gelu", "crop": 1.0}, "ViT")
     check_settings(c, {"stochastic_depth": 0.0}, "ViT")
     backbone = keras_hub.models.ViTBackbone(
@@ -320,7 +329,7 @@ def check_settings(config, expected, name):
 
 
 def tensors(model):
-    """``{name in a table: variable}``: KerasHub counts the blocks of a ViT from 1."""
+    """``{name in the table: variable}``; KerasHub counts the blocks of a ViT from 1."""
 
     def name(path):
         return re.sub(r"(?<=transformer_block_)\d+", lambda n: str(int(n[0]) - 1), path)
@@ -329,13 +338,13 @@ def tensors(model):
 
 
 def sizes(ours):
-    """The sizes of axes that no shape of a variable tells: a patch's."""
+    """The sizes of axes that the shapes of variables do not determine: those of a patch."""
     side = getattr(ours.config, "patch_size", None)
     return {"y": side, "x": side} if side else {}
 
 
 def copy_in(ours, theirs):
-    """Gives ``ours`` the weights of KerasHub's model; returns it."""
+    """Copies the weights of KerasHub's model to ``ours``, and returns it."""
     named, variables = tensors(theirs), by_path(ours.weights)
     entries, missing = table.match(
         TENSORS[type(ours)], ours.shapes(ours.config), sizes(ours), named
@@ -350,8 +359,8 @@ def copy_in(ours, theirs):
 
 
 def copy_out(ours, theirs):
-    """Gives KerasHub's model the weights of ``ours``; returns it."""
-    weights = ours._merged({path: v.numpy() for path, v in by_path(ours.weights).items()})
+    """Copies the weights of ``ours`` to KerasHub's model, and returns it."""
+    weights = ours._merge_lora({path: v.numpy() for path, v in by_path(ours.weights).items()})
     named, shapes = tensors(theirs), ((path, array.shape) for path, array in weights.items())
     for entry in table.match(TENSORS[type(ours)], shapes, sizes(ours), named)[0]:
         named[entry.name].assign(table.write(entry, weights))

@@ -1,4 +1,4 @@
-"""Marian's translation models (Junczys-Dowmunt et al. 2018), as Hugging Face saves them."""
+"""Checkpoints of Marian (Junczys-Dowmunt et al. 2018) in Hugging Face's format."""
 
 from .format import Format
 from .generation import GENERATION, read_generation, write_generation

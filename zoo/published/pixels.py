@@ -1,8 +1,8 @@
-"""``preprocessor_config.json``: how images become pixels, of Hugging Face's vision models."""
+"""``preprocessor_config.json``: the image preprocessing of Hugging Face's vision models."""
 
 import numpy as np
 
-from .files import named
+from .files import naming_errors
 
 PIXELS = "preprocessor_config.json"
 RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
@@ -16,8 +16,8 @@ PLAIN = {"mean": (0.0,), "std": (1.0,)}  # one for all channels
 
 
 def read_pixels(s):
-    """The fields of a configuration that say how images become its pixels."""
-    with named(s.file):
+    """Reads the fields of a configuration for image preprocessing."""
+    with naming_errors(s.file):
         return pixel_fields(s)
 
 
@@ -28,17 +28,17 @@ def pixel_fields(s):
     size, cropped = s.get("size", None), s.get("crop_size", None)
     square, cut = s.flag("default_to_square", True), s.flag("do_center_crop", False)
     shortest = "shortest_edge" in size if isinstance(size, dict) else not square
-    height, width = sides("size", size, s) if cut or size is not None else (0, 0)
+    height, width = read_sides("size", size, s) if cut or size is not None else (0, 0)
     if shortest and not cut:
-        raise s.error("size", size, "a height and a width, where nothing is cut out")
+        raise s.error("size", size, "a height and a width, if do_center_crop is False")
     crop = 1.0
     if cut:
-        side, other = sides("crop_size", cropped, s)
+        side, other = read_sides("crop_size", cropped, s)
         if side > height or other > width:
-            raise s.error("size", size, f"a size from which {cropped} is cut")
-        # Of another size by rounding, but of the same shape.
+            raise s.error("size", size, f"at least crop_size, {cropped}")
+        # The aspect ratios may differ by rounding.
         if abs(side / height - other / width) > 1 / min(height, width):
-            raise s.error("crop_size", cropped, f"of the shape of {size}")
+            raise s.error("crop_size", cropped, f"of the aspect ratio of {size}")
         crop = min(side, other) / min(height, width)
     found |= {} if s.flag("do_normalize", True) else PLAIN
     s.ignore(*IGNORED)
@@ -46,8 +46,8 @@ def pixel_fields(s):
     return found | {"squash": not shortest, "crop": crop}
 
 
-def sides(name, size, s):
-    """Height and width of a size as an image processor's settings ``s`` have it."""
+def read_sides(name, size, s):
+    """Reads height and width of a size in the settings ``s`` of an image processor."""
     if not isinstance(size, dict):
         found = [size, size]
     elif set(size) == {"shortest_edge"}:
@@ -60,13 +60,13 @@ def sides(name, size, s):
 
 
 def write_pixels(config):
-    """The ``preprocessor_config.json`` of a configuration.
+    """Returns the ``preprocessor_config.json`` of a configuration.
 
     Raises:
-        ValueError: naming a setting that has no published value.
+        ValueError: the format cannot express a setting.
     """
     if not config.squash and len(set(config.image_size)) > 1:
-        raise ValueError(f"image_size must be square for a center crop: {config.image_size}")
+        raise ValueError(f"image_size must be square in this format: {config.image_size}")
     size = dict(zip(("height", "width"), config.image_size, strict=True))
     cut = not config.squash or config.crop < 1
     numbers = {name: number for number, name in RESAMPLING.items()}

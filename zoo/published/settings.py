@@ -1,14 +1,14 @@
-"""Settings of published JSON files: tables that are read and written."""
+"""Reads and writes the settings of published JSON files, by tables."""
 
 import reprlib
 
 from ...training import CheckpointError
 from ...training.states import some
 
-REQUIRED = object()  # in the place of a default: the setting must be there
-AGAIN = object()  # the same: if it is there, it must equal the setting before of the same field
+REQUIRED = object()  # instead of a default: the setting must exist
+AGAIN = object()  # instead of a default: if it exists, it must equal the field's earlier setting
 
-# What each configuration of Hugging Face's library may hold and what changes no logits.
+# Settings that any configuration of Hugging Face's library may have, and that change no logits.
 BOOKKEEPING = (
     "architectures", "dtype", "torch_dtype", "transformers_version", "tokenizer_class", "prefix",
     "model_name", "auto_map", "id2label", "label2id", "num_labels", "problem_type",
@@ -21,7 +21,7 @@ BOOKKEEPING = (
     "_experts_implementation", "_output_attentions", "_name_or_path", "_num_labels",
     "_commit_hash", "_from_auto",
 )  # fmt: skip
-# What would change them.
+# Settings that change the logits: they must have these values.
 UNCHANGED = {"pruned_heads": {}, "tie_encoder_decoder": False}
 
 ACTIVATIONS = {
@@ -31,10 +31,10 @@ ACTIVATIONS = {
 
 
 class Settings:
-    """The settings of a JSON file, each of which must be read: an unknown setting is an error.
+    """The settings of a JSON file; settings that are not read are an error.
 
-    A table's row is the published name, ours, the default (or `REQUIRED`, or `AGAIN`), and maybe
-    ``{published value: ours}``. ``warnings`` are for the user, once the model is loaded.
+    A table's row has the published name, ours, the default (or `REQUIRED`, or `AGAIN`), and
+    optionally ``{published value: ours}``. ``warnings`` are shown once the settings are read.
     """
 
     def __init__(self, file, values):
@@ -46,11 +46,11 @@ class Settings:
     def get(self, name, default=REQUIRED):
         self.unread.discard(name)
         if name not in self.values and default is REQUIRED:
-            raise CheckpointError(f"{self.file} does not say {name}")
+            raise CheckpointError(f"{self.file} has no setting {name}")
         return self.values.get(name, default)
 
     def read(self, table):
-        """``{our name: value}`` of a table's rows."""
+        """Reads the rows of a table: ``{our name: value}``."""
         found = {}
         for theirs, ours, default, *names in table:
             if default is AGAIN:
@@ -63,7 +63,7 @@ class Settings:
         return found
 
     def must(self, name, value):
-        """If the setting is given, it must be ``value``."""
+        """Checks that a setting is ``value``, if it is given."""
         if (given := self.get(name, value)) != value:
             raise self.error(name, given, reprlib.repr(value))
 
@@ -72,13 +72,13 @@ class Settings:
             self.must(name, value)
 
     def flag(self, name, default):
-        """A setting that must be True or False."""
+        """Reads a setting that must be True or False."""
         if type(given := self.get(name, default)) is not bool:
             raise self.error(name, given, "True or False")
         return given
 
     def rate(self, name, ours):
-        """Notes a warning if a rate of dropout, which changes training only, is not ``ours``."""
+        """Adds a warning if a dropout rate, which affects only training, is not ``ours``."""
         given = self.get(name, ours)
         if type(given) not in (int, float) or not 0 <= given <= 1:
             raise self.error(name, given, "in [0, 1]")
@@ -94,7 +94,7 @@ class Settings:
         self.unread.difference_update(names)
 
     def finish(self, *ignored):
-        """Checks that all settings were read, except of `BOOKKEEPING` and ``ignored`` ones."""
+        """Checks that all settings were read, except `BOOKKEEPING` and ``ignored`` ones."""
         self.fixed(UNCHANGED)
         self.ignore(*BOOKKEEPING, *ignored)
         self.all_read()
@@ -105,10 +105,10 @@ class Settings:
 
 
 def write_settings(table, config):
-    """``{published name: value}`` of a configuration.
+    """Writes a configuration by a table: ``{published name: value}``.
 
     Raises:
-        ValueError: naming a setting that has no published value.
+        ValueError: the format cannot express a setting.
     """
     written = {}
     for theirs, ours, _, *names in table:
@@ -116,17 +116,19 @@ def write_settings(table, config):
         if names:
             published = {ours: theirs for theirs, ours in reversed(names[0].items())}
             if value not in published:
-                raise ValueError(f"{ours} must be one of {sorted(published)} there: {value!r}")
+                raise ValueError(
+                    f"{ours} must be one of {sorted(published)} in this format: {value!r}"
+                )
             value = published[value]
         written[theirs] = value
     return written
 
 
 def read_ends(settings, default=REQUIRED):
-    """The end tokens of ``eos_token_id``, which may be one or a list; the first is the model's.
+    """Reads the end tokens, ``eos_token_id``, one or a list; the first is the model's.
 
     Raises:
-        CheckpointError: it is an empty list.
+        CheckpointError: the list is empty.
     """
     found = settings.get("eos_token_id", default)
     if found == []:
@@ -147,7 +149,7 @@ def nested(settings, name):
 
 
 def read_labels(settings, count):
-    """The number of classes and their names, or None; ``count`` where the file has neither."""
+    """Reads the number of classes (default: ``count``) and their names, or None."""
     labels = settings.get("id2label", None)
     count = settings.get("num_labels", count if labels is None else len(labels))
     if labels is None:

@@ -1,14 +1,14 @@
-"""Tables of tensors: a published tensor and its axes, our variables and theirs.
+"""Tables of tensors, whose rows map published tensors to our variables.
 
 A row is read in both directions:
 
     "h.{i}.c_attn.weight", "d (n h k)", "block_{i}/attention/{query|key|value}/kernel", "d h k"
 
-Axes are written as for `einops.rearrange`: ``(h k)`` is one axis of size H K, ``1`` is an axis of
-size 1. ``{i}`` is the number of a block. ``{query|key|value}`` are the variables that share a
-published tensor: their parts follow each other along the axis ``n``, and may differ in size. All
-sizes come from the shapes of our variables, so a file's header can be checked before the model is
-built.
+It has a published name, its axes, our variable's path and its axes. Axes are written as for
+`einops.rearrange`: ``(h k)`` is one axis of size H K, ``1`` is an axis of size 1. ``{i}`` is the
+index of a block. ``{query|key|value}`` are variables that share a published tensor, concatenated
+along the axis ``n``; they may differ in size. All sizes come from the shapes of our variables, so
+that a file's header can be checked before the model is built.
 """
 
 import math
@@ -23,9 +23,10 @@ def same(array, path):
 
 
 class Row(NamedTuple):
-    """One row; ``theirs`` None says that no tensor holds these variables and that they are zero.
+    """A row of a table. With ``theirs`` None the variables have no published tensor and are zero.
 
-    ``read`` and ``write`` map values: functions of an array in our layout and its variable's path.
+    ``read`` and ``write`` convert values: functions of an array in our layout and its variable's
+    path.
     """
 
     theirs: str | None
@@ -44,74 +45,74 @@ def norm(theirs, ours):
 
 
 def dense(theirs, axes, ours, own, *values, out=0):
-    """The rows of a kernel and its bias; ``out`` is the number of the kernel's output axis."""
+    """The rows of a kernel and its bias; ``out`` is the index of the kernel's output axis."""
     bias = re.findall(r"\([^)]*\)|\S+", axes)[out]
-    plain = " ".join(axis for axis in groups(bias)[0] if axis != "n")
+    plain = " ".join(axis for axis in parse_axes(bias)[0] if axis != "n")
     return (f"{theirs}.weight", axes, f"{ours}/kernel", own, *values), (
         f"{theirs}.bias", bias, f"{ours}/bias", plain, *values
     )  # fmt: skip
 
 
 class Part(NamedTuple):
-    """A variable that is (part of) a published tensor, and the sizes of its axes by name."""
+    """A variable that is all or part of a published tensor, and the sizes of its axes by name."""
 
     path: str
     sizes: dict
 
 
 class Entry(NamedTuple):
-    """A published tensor with the parts that it consists of."""
+    """A published tensor and its parts."""
 
     name: str | None
     row: Row
     parts: list
 
 
-def groups(axes):
+def parse_axes(axes):
     """``"d (h k) 1"`` -> ``[["d"], ["h", "k"], []]``."""
     found = re.findall(r"\(([^)]*)\)|(\S+)", axes)
     return [joined.split() if joined else [single] * (single != "1") for joined, single in found]
 
 
 def rearrange(array, source, target, sizes):
-    """``array`` with axes ``source`` -> the same values with axes ``target``."""
-    flat, joined = sum(groups(source), []), groups(target)
+    """Rearranges ``array`` from the axes ``source`` to the axes ``target``."""
+    flat, joined = sum(parse_axes(source), []), parse_axes(target)
     array = array.reshape([sizes[axis] for axis in flat])
     array = array.transpose([flat.index(axis) for group in joined for axis in group])
-    return array.reshape(lengths(joined, sizes))
+    return array.reshape(axis_lengths(joined, sizes))
 
 
-def lengths(axes, sizes):
+def axis_lengths(axes, sizes):
     return [math.prod(sizes[axis] for axis in group) for group in axes]
 
 
 def axis_sizes(axes, shape, sizes):
-    """``{axis: size}`` of a variable's shape; ``sizes`` are those that its shape does not tell."""
+    """``{axis: size}`` for a variable's shape; ``sizes`` has those that the shape does not give."""
     sizes = dict(sizes)
-    for group, length in zip(groups(axes), shape, strict=True):
+    for group, length in zip(parse_axes(axes), shape, strict=True):
         for axis in [axis for axis in group if axis not in sizes]:
             sizes[axis] = length // math.prod(sizes.get(a, 1) for a in group)
     return sizes
 
 
-def alternatives(ours):
+def expand_parts(ours):
     """``"{query|key}/kernel"`` -> ``["query/kernel", "key/kernel"]``."""
     found = re.search(r"\{([^}]*\|[^}]*)\}", ours)
     return [ours.replace(found[0], part) for part in found[1].split("|")] if found else [ours]
 
 
 def match(rows, shapes, sizes, names=None):
-    """The `Entry` of each tensor, and the names of those that are missing, at most six.
+    """Returns the `Entry` of each tensor, and the names of missing ones (at most six).
 
     Args:
-        shapes: pairs of a variable's path and its shape. It may be an endless iterator: the sixth
-            missing tensor ends it.
-        sizes: of axes that no shape tells.
-        names: of the tensors that there are, all of them by default.
+        shapes: pairs of a variable's path and its shape. The iterator may be endless: matching
+            stops at the sixth missing tensor.
+        sizes: the sizes of axes that no shape gives.
+        names: names of the existing tensors. Default: all.
     """
     places = {}
     for row in (Row(*row) for row in rows):
-        paths = alternatives(row.ours)
+        paths = expand_parts(row.ours)
         places |= {path: (row, k, len(paths)) for k, path in enumerate(paths)}
     entries, missing = {}, []
     for path, shape in shapes:
@@ -135,18 +136,18 @@ def match(rows, shapes, sizes, names=None):
     return list(entries.values()), missing
 
 
-def fused(axes):
-    """The axes of one part, and the number of the axis along which parts follow each other."""
+def split_axes(axes):
+    """The axes of one part, and the index of the axis along which parts are concatenated."""
     plain = re.sub(r"\bn\s+", "", axes)
-    return plain, next(i for i, group in enumerate(groups(axes)) if "n" in group[:1])
+    return plain, next(i for i, group in enumerate(parse_axes(axes)) if "n" in group[:1])
 
 
 def shape_of(entry):
-    """The shape that the published tensor of an entry has."""
+    """The shape of an entry's published tensor."""
     if len(entry.parts) == 1:
-        return tuple(lengths(groups(entry.row.axes), entry.parts[0].sizes))
-    axes, along = fused(entry.row.axes)
-    shapes = [lengths(groups(axes), part.sizes) for part in entry.parts]
+        return tuple(axis_lengths(parse_axes(entry.row.axes), entry.parts[0].sizes))
+    axes, along = split_axes(entry.row.axes)
+    shapes = [axis_lengths(parse_axes(axes), part.sizes) for part in entry.parts]
     total = sum(shape[along] for shape in shapes)
     return tuple(total if i == along else length for i, length in enumerate(shapes[0]))
 
@@ -155,8 +156,10 @@ def read(entry, array):
     """Yields the path and the array of each variable that a published tensor holds."""
     axes, arrays = entry.row.axes, [array]
     if len(entry.parts) > 1:
-        axes, along = fused(axes)
-        ends = np.cumsum([lengths(groups(axes), part.sizes)[along] for part in entry.parts])
+        axes, along = split_axes(axes)
+        ends = np.cumsum(
+            [axis_lengths(parse_axes(axes), part.sizes)[along] for part in entry.parts]
+        )
         arrays = np.split(array, ends[:-1], axis=along)
     for part, piece in zip(entry.parts, arrays, strict=True):
         piece = rearrange(piece, axes, entry.row.own, part.sizes)
@@ -164,10 +167,10 @@ def read(entry, array):
 
 
 def write(entry, weights):
-    """The published tensor of an entry, from ``weights``, ``{path: array}``."""
+    """Returns the published tensor of an entry, from ``weights``, ``{path: array}``."""
     axes, along = entry.row.axes, None
     if len(entry.parts) > 1:
-        axes, along = fused(axes)
+        axes, along = split_axes(axes)
     arrays = [
         rearrange(entry.row.write(weights[p.path], p.path), entry.row.own, axes, p.sizes)
         for p in entry.parts
@@ -176,16 +179,16 @@ def write(entry, weights):
 
 
 def rename(name, rules):
-    """A name after all ``rules``, pairs of a pattern and its replacement."""
+    """Applies all ``rules``, pairs of a pattern and its replacement, to a name."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def sinusoids(dim):
-    """A function of a shape (T, ``dim``): sines, then cosines, of positions.
+    """A function of a shape (T, ``dim``) that returns sinusoidal positions: sines, then cosines.
 
-    It gives None for other shapes.
+    It returns None for other shapes.
     """
 
     def table(shape):

@@ -1,4 +1,4 @@
-"""ViT's checkpoints (Dosovitskiy et al. 2020), as Hugging Face reads and writes them."""
+"""ViT's checkpoints (Dosovitskiy et al. 2020) in Hugging Face's format."""
 
 from .format import Format
 from .generation import NAMES
@@ -26,7 +26,7 @@ TENSORS = (
     *dense("classifier", "c d", "head", "d c"),
 )
 UNBIASED = ((None, "h k", B + "attention/{query|key|value}/bias", "h k"),)
-RENAMED = (  # the names of version 5 of its library
+RENAMED = (  # the names of version 5 of transformers
     (r"^(?!vit\.|classifier\.)", "vit."),
     (r"^vit\.layers\.", "vit.encoder.layer."),
     (r"attention\.([qkv])_proj", lambda m: f"attention.attention.{PARTS[m[1]]}"),
@@ -63,7 +63,7 @@ def read(s, pixels, fields):
     patch = s.get("patch_size", 16)
     if isinstance(patch, list):
         if len(set(patch)) != 1:
-            raise s.error("patch_size", patch, "a square's")
+            raise s.error("patch_size", patch, "a square")
         patch = patch[0]
     fields = {"num_classes": count, "class_names": labels, "patch_size": patch}
     return fields | read_pixels(pixels)

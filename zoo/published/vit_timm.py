@@ -1,4 +1,4 @@
-"""ViT's checkpoints as timm (R. Wightman, PyTorch Image Models) writes them."""
+"""ViT's checkpoints in the format of timm (R. Wightman, PyTorch Image Models)."""
 
 import re
 
@@ -74,7 +74,7 @@ def write(config):
     size = sizes.get((c.dim, c.num_layers, c.num_heads))
     if size is None or c.intermediate_dim != 4 * c.dim:
         raise ValueError(
-            f"dim, num_layers and num_heads must be of {SIZES}, intermediate_dim 4 dim: {c}"
+            f"dim, num_layers, num_heads must be one of {SIZES}, intermediate_dim 4 * dim: {c}"
         )
     side, pooling = list(c.image_size), {name: ours for ours, name in POOLING.items()}[c.pooling]
     cfg = {"input_size": [c.channels, *side], **write_settings(PIXELS, c)}

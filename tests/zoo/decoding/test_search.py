@@ -14,27 +14,27 @@ def array(x):
     return keras.ops.convert_to_numpy(x)
 
 
-def draw(batch, length, vocab=40, seed=0):
+def random_tokens(batch, length, vocab=40, seed=0):
     return np.random.default_rng(seed).integers(3, vocab, (batch, length)).astype("int32")
 
 
 def confident(**overrides):
-    """A model whose next token depends on all before it, and is neither sure nor anything."""
+    """A model whose next token depends on all previous ones, with medium entropy."""
     model, random = small(**overrides), np.random.default_rng(0)
-    for v in model.weights:  # gammas of any sign, lest the last token be the likeliest next one
+    for v in model.weights:  # gammas of both signs: else the last token would be repeated
         if v.name in ("kernel", "gamma"):
             v.assign(v + random.normal(size=v.shape) * (1.0 if v.name == "gamma" else 0.3))
     return model
 
 
 def log_probabilities(model, source, target):
-    """Of each continuation of ``target`` (n, T): (n, V)."""
+    """The log-probabilities (n, V) of the next token after ``target`` (n, T)."""
     inputs = {"source": np.repeat(source, len(target), 0), "target": target}
     return array(keras.ops.log_softmax(model(inputs)[:, -1]))
 
 
 def every_sequence(model, source, limit):
-    """``(tokens, log-probability)`` of all sequences that end, or have ``limit`` tokens."""
+    """All sequences that end or have ``limit`` tokens: ``(tokens, log-probability)``."""
     going, ended = [((), 0.0)], []
     for n in range(1, limit + 1):
         target = np.array([[1, *tokens] for tokens, _ in going], "int32")
@@ -49,13 +49,13 @@ def every_sequence(model, source, limit):
     return ended
 
 
-def found(model, source, **search):
+def run_search(model, source, **search):
     tokens, score, complete = (array(x) for x in model.find(source, Search(**search)))
     assert complete.all()
     return tokens, score
 
 
-def padded(tokens, length):
+def pad(tokens, length):
     return [*tokens, *[0] * (length - len(tokens))]
 
 
@@ -64,11 +64,11 @@ def padded(tokens, length):
     "penalty, alpha",
     [("power", 0.0), ("power", 1.0), ("power", 2.0), ("gnmt", 0.6)],
 )
-def test_a_beam_as_wide_as_the_space_finds_the_best(penalty, alpha, stop):
+def test_an_exhaustive_beam_finds_the_best_sequences(penalty, alpha, stop):
     model, limit = confident(vocab_size=5), 3
     source = np.array([[3, 4, 3, 2]], "int32")
     search = dict(penalty=penalty, length_penalty=alpha, early_stopping=stop, max_new_tokens=limit)
-    tokens, score = found(model, source, num_beams=100, **search)
+    tokens, score = run_search(model, source, num_beams=100, **search)
 
     def worth(pair):
         n = len(pair[0])
@@ -76,41 +76,43 @@ def test_a_beam_as_wide_as_the_space_finds_the_best(penalty, alpha, stop):
 
     best = sorted(every_sequence(model, source, limit), key=worth, reverse=True)
     for i in range(20):
-        assert list(tokens[0, i]) == padded(best[i][0], tokens.shape[2])
+        assert list(tokens[0, i]) == pad(best[i][0], tokens.shape[2])
         assert score[0, i] == pytest.approx(worth(best[i]), abs=1e-4)
 
 
-def test_one_beam_takes_the_likeliest_token_at_each_step():
-    model, source = confident(), draw(4, 6)
-    tokens, score = found(model, source, num_beams=1, length_penalty=2.0, early_stopping="never")
+def test_one_beam_takes_the_most_likely_token_at_each_step():
+    model, source = confident(), random_tokens(4, 6)
+    tokens, score = run_search(
+        model, source, num_beams=1, length_penalty=2.0, early_stopping="never"
+    )
     for row in range(4):
         target, total = [1], 0.0
         while len(target) == 1 or target[-1] != END and len(target) <= 22:
             gains = log_probabilities(model, source[row : row + 1], np.array([target], "int32"))
             target.append(int(gains.argmax()))
             total += float(gains.max())
-        assert list(tokens[row, 0]) == padded(target[1:], tokens.shape[2])
+        assert list(tokens[row, 0]) == pad(target[1:], tokens.shape[2])
         assert score[row, 0] == pytest.approx(total, abs=1e-3)
 
 
 @pytest.mark.parametrize("stop", [False, True, "never"])
-def test_a_batch_gives_what_each_gets_alone(stop):
+def test_batched_search_equals_single_searches(stop):
     model, search = confident(), dict(num_beams=3, early_stopping=stop)
-    sources = [draw(1, n, seed=n) for n in (3, 5, 8)]
+    sources = [random_tokens(1, n, seed=n) for n in (3, 5, 8)]
     batch = np.zeros((3, 8), "int32")
     for row, source in enumerate(sources):
         batch[row, : source.shape[1]] = source
-    tokens, score = found(model, batch, **search)
+    tokens, score = run_search(model, batch, **search)
     for row, source in enumerate(sources):
-        alone, alone_score = found(model, source, **search)
+        alone, alone_score = run_search(model, source, **search)
         np.testing.assert_array_equal(tokens[row, :, : alone.shape[2]], alone[0])
         np.testing.assert_allclose(score[row], alone_score[0], atol=1e-3)
 
 
-def test_more_beams_find_what_is_likelier():
-    model, source = confident(), draw(64, 6)
+def test_more_beams_find_more_likely_sequences():
+    model, source = confident(), random_tokens(64, 6)
     greedy, wide = (
-        found(model, source, num_beams=n, length_penalty=0.0, early_stopping="never")[1]
+        run_search(model, source, num_beams=n, length_penalty=0.0, early_stopping="never")[1]
         for n in (1, 5)
     )
     assert (np.diff(wide, axis=1) <= 0).all()  # the best first
@@ -118,9 +120,9 @@ def test_more_beams_find_what_is_likelier():
     assert (wide[:, 0] > greedy[:, 0] - 1e-3).mean() > 0.9
 
 
-def test_scores_are_those_of_the_model():
-    model, source = confident(), draw(3, 5)
-    tokens, score = found(model, source, num_beams=4, length_penalty=0.7)
+def test_scores_equal_the_models_log_probabilities():
+    model, source = confident(), random_tokens(3, 5)
+    tokens, score = run_search(model, source, num_beams=4, length_penalty=0.7)
     for row, beam in itertools.product(range(3), range(4)):
         kept = tokens[row, beam]
         n = list(kept).index(END) + 1 if END in kept else len(kept)
@@ -131,39 +133,39 @@ def test_scores_are_those_of_the_model():
         assert score[row, beam] == pytest.approx(total / n**0.7, abs=1e-3)
 
 
-def test_what_cannot_be_is_not_found():
+def test_impossible_hypotheses_are_never_returned():
     model, source = confident(vocab_size=5), np.array([[3, 4, 3, 2]], "int32")
-    banned = [[0], [1], [3]]  # which leaves the end and one more
-    tokens, score = found(model, source, num_beams=8, max_new_tokens=2, banned=banned)
+    banned = [[0], [1], [3]]  # only the end token and one more are left
+    tokens, score = run_search(model, source, num_beams=8, max_new_tokens=2, banned=banned)
     listed = [list(hypothesis[:2]) for hypothesis in tokens[0]]
     assert sorted(listed[:3]) == [[2, 0], [4, 2], [4, 4]] and not np.any(listed[3:])
     assert (score[0, :3] > -100).all() and (score[0, 3:] == -1e9).all()
 
 
-def test_without_room_for_the_longest_the_usual_limit_holds():
-    model, source = confident(), draw(4, 6)
-    usual = found(model, source)
-    longer = found(model, source, max_new_tokens=500)
+def test_the_default_length_limit_applies_without_a_length():
+    model, source = confident(), random_tokens(4, 6)
+    usual = run_search(model, source)
+    longer = run_search(model, source, max_new_tokens=500)
     np.testing.assert_array_equal(longer[0], usual[0])
 
 
-def test_what_is_banned_never_comes():
-    model, source = confident(), draw(8, 6)
+def test_banned_tokens_are_never_generated():
+    model, source = confident(), random_tokens(8, 6)
     for beams in (1, 3):
-        free, _ = found(model, source, num_beams=beams)
+        free, _ = run_search(model, source, num_beams=beams)
         first = int(free[0, 0, 0])
         pair = tuple(int(token) for token in free[1, 0, :2])
-        tokens, _ = found(model, source, num_beams=beams, banned=[[first], pair])
+        tokens, _ = run_search(model, source, num_beams=beams, banned=[[first], pair])
         assert first in free and first not in tokens
         follow = (tokens[..., :-1] == pair[0]) & (tokens[..., 1:] == pair[1])
         assert not follow.any()
 
 
-def test_no_sequence_comes_twice_nor_ends_early():
+def test_no_repeat_ngram_size_and_min_new_tokens_hold():
     model = confident()
     settings = dict(no_repeat_ngram_size=2, min_new_tokens=12, forced_begin=7, max_new_tokens=20)
     for beams in (1, 3):
-        found = model.find(draw(4, 6), Search(num_beams=beams, **settings), length=20)
+        found = model.find(random_tokens(4, 6), Search(num_beams=beams, **settings), length=20)
         for row in array(found.tokens).reshape(-1, 20).tolist():
             row = row[: row.index(2) + 1] if 2 in row else row
             assert row[0] == 7 and len(row) > 12
@@ -172,22 +174,22 @@ def test_no_sequence_comes_twice_nor_ends_early():
 
 
 def test_a_forced_end_ends_at_the_limit():
-    model, source = small(), draw(4, 6)
+    model, source = small(), random_tokens(4, 6)
     for beams in (1, 3):
-        tokens, _ = found(model, source, num_beams=beams, max_new_tokens=5, forced_end=True)
+        tokens, _ = run_search(model, source, num_beams=beams, max_new_tokens=5, forced_end=True)
         for hypothesis in tokens.reshape(-1, tokens.shape[-1]):
             assert END in hypothesis[:5] and not hypothesis[5:].any()
 
 
-def test_too_little_room_is_told():
-    model, source = small(), draw(2, 4)
+def test_incomplete_search_is_reported():
+    model, source = small(), random_tokens(2, 4)
     search = Search(max_new_tokens=30)
     short = model.find(source, search, length=10)
     whole = model.find(source, search, length=30)
     assert not array(short.complete).all() and array(whole.complete).all()
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_invalid_settings_are_refused():
     for options, message in (
         (dict(num_beams=0), "num_beams must be a positive integer: 0"),
         (dict(num_beams=10**9), "num_beams must be at most 1024: 1000000000"),
@@ -216,7 +218,7 @@ def test_settings_that_cannot_be_are_refused():
             Search(**options)
 
 
-def test_a_search_fits_the_model():
+def test_a_search_is_limited_by_the_model():
     assert Search(max_new_tokens=10**9).within(40, 16) == Search(max_new_tokens=16)
     assert Search(max_new_tokens=5).within(40, 16) == Search(max_new_tokens=5)
     with pytest.raises(ValueError, match="at most the vocabulary's size, 40: 41"):
@@ -225,7 +227,7 @@ def test_a_search_fits_the_model():
         small(search=Search(num_beams=41))
 
 
-def test_numpy_scalars_are_settings_of_a_search():
+def test_numpy_scalars_are_accepted_as_settings():
     tokens = np.array([[3, 4]])
     ours = Search(np.int64(2), length_penalty=np.float32(0.5), banned=tokens, forced_end=np.True_)
     assert ours == Search(2, length_penalty=0.5, banned=((3, 4),), forced_end=True)

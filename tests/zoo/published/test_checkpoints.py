@@ -1,4 +1,4 @@
-"""Checkpoints of every format, written by polyhead 0.1 and by the libraries whose formats they are.
+"""Checkpoints of every format, written by polyhead 0.1 and by the formats' own libraries.
 
 The folders in `checkpoints/` were read by polyhead 0.1, and hold the logits that it gave. Their
 names begin with what wrote them: polyhead 0.1 in its own format or in Hugging Face's, transformers
@@ -52,11 +52,11 @@ def test_files_of_version_0_1_are_read(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_what_is_read_is_written_bit_for_bit(name, tmp_path):
+def test_saved_tensors_equal_the_loaded_ones_bit_for_bit(name, tmp_path):
     model = class_of(name).from_pretrained(CHECKPOINTS / name)
     format = "timm" if "timm" in name else "huggingface"
     model.save_pretrained(tmp_path / "one", format=format)
-    model.save_pretrained(tmp_path / "one", format=format)  # over itself
+    model.save_pretrained(tmp_path / "one", format=format)  # replaces itself
     again = type(model).from_pretrained(tmp_path / "one")
     assert again.config == model.config
     for a, b in zip(model.weights, again.weights, strict=True):
@@ -74,12 +74,12 @@ def test_what_is_read_is_written_bit_for_bit(name, tmp_path):
         original = load_file(CHECKPOINTS / name / path.name)
         assert original.keys() == written.keys()
         for tensor, array in original.items():
-            # transformers' GPT-2 scales scores, which are written as scaled queries.
+            # transformers' GPT-2 scales the scores; ours are saved with scaled queries.
             if name != "transformers-gpt2" or ".c_attn." not in tensor:
                 np.testing.assert_array_equal(written[tensor], array)
 
 
-def copied(name, tmp_path, file="config.json", **changes):
+def copy_folder(name, tmp_path, file="config.json", **changes):
     folder = shutil.copytree(CHECKPOINTS / name, tmp_path / name, dirs_exist_ok=True)
     path = folder / file
     content = json.loads(path.read_text()) if path.exists() else {}
@@ -104,23 +104,23 @@ GENERATION = dict(
 )
 def test_settings_that_change_no_logits_are_ignored(name, tmp_path):
     bookkeeping = BOOKKEEPING if "vit" not in name else {**BOOKKEEPING, "architectures": None}
-    folder = copied(name, tmp_path, **bookkeeping)
+    folder = copy_folder(name, tmp_path, **bookkeeping)
     for setting, value in (("pruned_heads", {"0": [1]}), ("quantization_config", {"bits": 4})):
         with pytest.raises(CheckpointError, match=setting):
-            class_of(name).from_pretrained(copied(name, tmp_path, **{setting: value}))
-        folder = copied(name, tmp_path, **bookkeeping)
+            class_of(name).from_pretrained(copy_folder(name, tmp_path, **{setting: value}))
+        folder = copy_folder(name, tmp_path, **bookkeeping)
     class_of(name).from_pretrained(folder)
 
 
-def test_an_old_config_holds_settings_of_generation(tmp_path):
-    folder = copied("transformers-gpt2", tmp_path, n_ctx=3, **GENERATION)
+def test_generation_settings_in_an_old_config_are_read(tmp_path):
+    folder = copy_folder("transformers-gpt2", tmp_path, n_ctx=3, **GENERATION)
     (folder / "generation_config.json").unlink()
     search = GPT.from_pretrained(folder).config.search
     assert (search.num_beams, search.length_penalty, search.max_new_tokens) == (2, 0.5, 9)
-    (folder / "generation_config.json").write_text('{"num_beams": 3}')  # counts alone
+    (folder / "generation_config.json").write_text('{"num_beams": 3}')  # config.json is ignored now
     search = GPT.from_pretrained(folder).config.search
     assert (search.num_beams, search.length_penalty, search.max_new_tokens) == (3, 1.0, 100)
-    ViT.from_pretrained(copied("huggingface-vit", tmp_path, **GENERATION))
+    ViT.from_pretrained(copy_folder("huggingface-vit", tmp_path, **GENERATION))
 
 
 @pytest.mark.parametrize(
@@ -131,16 +131,16 @@ def test_an_old_config_holds_settings_of_generation(tmp_path):
         ("transformers-marian-shared", "encoder_layerdrop"),
     ],
 )
-def test_rates_that_only_training_uses_are_a_warning(name, setting, tmp_path):
-    folder = copied(name, tmp_path, **{setting: 0.7})
+def test_dropout_rates_that_differ_are_a_warning(name, setting, tmp_path):
+    folder = copy_folder(name, tmp_path, **{setting: 0.7})
     with pytest.warns(UserWarning, match=f"config.json: training uses {setting} 0.*, not 0.7"):
         model = class_of(name).from_pretrained(folder)
     expected = load_file(folder / "logits")["logits"]
     np.testing.assert_allclose(logits(model), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_classification_head_on_gpt2_is_refused_in_plain_words(tmp_path):
-    folder = copied("transformers-gpt2", tmp_path)
+def test_a_classification_head_on_gpt2_is_refused(tmp_path):
+    folder = copy_folder("transformers-gpt2", tmp_path)
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"score.weight": np.ones((2, 8), "f")}, folder / "model.safetensors")
     message = "score.weight is a classification head, which GPT does not have"
@@ -149,7 +149,7 @@ def test_a_classification_head_on_gpt2_is_refused_in_plain_words(tmp_path):
 
 
 def test_two_names_of_one_tensor_are_refused(tmp_path):
-    folder = copied("transformers-gpt2", tmp_path)
+    folder = copy_folder("transformers-gpt2", tmp_path)
     tensors = load_file(folder / "model.safetensors")
     tensors["wpe.weight"] = tensors["transformer.wpe.weight"]
     save_file(tensors, folder / "model.safetensors")
@@ -159,7 +159,7 @@ def test_two_names_of_one_tensor_are_refused(tmp_path):
 
 def test_bfloat16_is_read(tmp_path):
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    folder = copied("transformers-gpt2", tmp_path)
+    folder = copy_folder("transformers-gpt2", tmp_path)
     tensors = load_file(folder / "model.safetensors")
     tensors = {name: array.astype(ml_dtypes.bfloat16) for name, array in tensors.items()}
     save_file(tensors, folder / "model.safetensors")
@@ -167,7 +167,7 @@ def test_bfloat16_is_read(tmp_path):
     np.testing.assert_allclose(logits(GPT.from_pretrained(folder)), expected, atol=0.2)
 
 
-def test_timms_format_has_sizes_and_pooling_of_timm(tmp_path):
+def test_timms_format_is_limited_to_its_sizes_and_pooling(tmp_path):
     sizes = dict(image_size=16, patch_size=8, num_classes=3, num_layers=2, dim=8, num_heads=2)
     config = ViT.Config(**sizes, intermediate_dim=32, pooling="mean", class_names=("a", "b", "c"))
     model = ViT(config)
@@ -198,7 +198,7 @@ def test_generation_settings_are_written_and_read(tmp_path):
     assert GPT.from_pretrained(tmp_path / "one").config == model.config
     gnmt = dataclasses.replace(search, penalty="gnmt")
     model.config = dataclasses.replace(model.config, search=gnmt)
-    with pytest.raises(ValueError, match="penalty must be 'power' there: 'gnmt'"):
+    with pytest.raises(ValueError, match="penalty must be 'power' in this format: 'gnmt'"):
         model.save_pretrained(tmp_path / "two", format="huggingface")
 
 

@@ -58,7 +58,7 @@ def test_gpt2_gives_the_same_logits_and_text(gpt):
     assert ours.generate(TEXTS[0], 24 - start, temperature=0) == expected
 
 
-def test_gpt2_comes_back(gpt):
+def test_gpt2_round_trips(gpt):
     back = to_keras_hub(from_keras_hub(gpt))
     for old, new in zip(gpt.weights, back.weights, strict=True):
         np.testing.assert_array_equal(old, new)
@@ -81,7 +81,7 @@ def test_a_preset_is_read_from_its_folder(gpt, tmp_path):
         GPT.from_pretrained(tmp_path / "gpt2")
 
 
-def test_vit_goes_out_and_comes_back(tmp_path):
+def test_vit_round_trips(tmp_path):
     config = ViTConfig(
         image_size=32, patch_size=8, num_layers=2, dim=16, intermediate_dim=24, num_heads=2,
         num_classes=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4),
@@ -99,8 +99,8 @@ def test_vit_goes_out_and_comes_back(tmp_path):
     assert type(backbone).__name__ == "ViTBackbone"
 
 
-def test_what_keras_hub_lacks_is_refused(gpt):
+def test_settings_that_keras_hub_lacks_are_refused(gpt):
     with pytest.raises(ValueError, match="needs pooling 'token': 'mean'"):
         to_keras_hub(ViT.preset("nano-4"))
-    with pytest.raises(TypeError, match="a GPT-2 or a ViT of KerasHub is needed: Dense"):
+    with pytest.raises(TypeError, match="from_keras_hub takes a GPT-2 or a ViT of KerasHub: Dense"):
         from_keras_hub(keras.layers.Dense(1))

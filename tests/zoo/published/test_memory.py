@@ -1,4 +1,4 @@
-"""The memory that loading takes, in a process of its own."""
+"""The memory that loading takes, in a separate process."""
 
 import importlib.util
 import sys
