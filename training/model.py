@@ -1,6 +1,6 @@
-"""The base of every model, and how a function of it is compiled: chosen once per backend.
+"""The base class of all models, and compiled functions of a model, for Keras's backend.
 
-On TensorFlow a model trains by `replicas`; elsewhere it is a plain `keras.Model`.
+On TensorFlow the base class is `replicas.Model`; on other backends it is `keras.Model`.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ if keras.config.backend() == "tensorflow":
     from .replicas import Model, jitted
 
     def build_optimizer(model: keras.Model) -> None:
-        """Creates the variables of the model's optimizer, if there are none yet.
+        """Builds the model's optimizer, unless it is built already.
 
         >>> model = polyhead.GPT.preset("char-small", num_layers=1)
         >>> model.compile("adam")
@@ -27,7 +27,7 @@ else:
     from keras import Model
 
     def jitted(model, function):
-        """``function`` of arrays, which calls ``model``, compiled by JAX."""
+        """Compiles ``function``, which takes arrays and calls ``model``, with JAX."""
         import jax
 
         @jax.jit
@@ -38,16 +38,16 @@ else:
         return lambda *args: stateless([v.value for v in model.variables], *args)
 
     def build_optimizer(model: keras.Model) -> None:
-        """Creates the variables of the model's optimizer, if there are none yet."""
+        """Builds the model's optimizer, unless it is built already."""
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
 
 
 def compiled(model: keras.Model, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """``function`` of arrays, which calls ``model``, compiled once per shape.
+    """Compiles ``function``, which takes arrays and calls ``model``, once per shape.
 
-    Where that takes long, a line on stderr says that ``name`` is compiled, and another how long
-    it took.
+    If compiling takes long, a line on stderr reports that ``name`` is being compiled, and a second
+    line how long it took.
 
     >>> model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
     >>> predict = polyhead.training.compiled(model, lambda x: model(x), "prediction")

@@ -10,12 +10,12 @@ from .devices import summed
 
 
 def synchronized(model):
-    """The layers in training that normalize by the batch of all replicas."""
+    """The trainable layers that normalize by the batch of all replicas."""
     return [layer for layer in in_training(model) if layer.synchronized]
 
 
 def unsynchronized(model):
-    """The layers in training that normalize by the batch of their own replica."""
+    """The trainable layers that normalize by their replica's part of the batch."""
     return [layer for layer in in_training(model) if not layer.synchronized]
 
 
@@ -26,7 +26,7 @@ def in_training(model):
 
 @contextlib.contextmanager
 def synchronizing(layers):
-    """Within it, ``layers`` use `moments`: Keras's do not synchronize those of masked inputs."""
+    """A context in which ``layers`` use `moments`: Keras does not synchronize masked inputs."""
     for layer in layers:
         layer._moments = partial(moments, layer)
     try:
@@ -37,7 +37,7 @@ def synchronizing(layers):
 
 
 def moments(layer, inputs, mask):
-    """The mean and variance of all replicas' ``inputs``, of what ``mask`` leaves of them."""
+    """The mean and variance of all replicas' ``inputs`` where ``mask`` is true."""
     weight = tf.ones_like(inputs)
     if mask is not None:
         weight *= tf.cast(mask, inputs.dtype)[..., None]

@@ -768,7 +768,7 @@ def test_what_would_train_wrongly_is_refused(monkeypatch):
         with pytest.raises(NotImplementedError, match="MultiOptimizer is not supported under"):
             several = keras.optimizers.OptimizerMap(sgd()())
             inside.compile(keras.optimizers.MultiOptimizer(several))
-    with pytest.raises(ValueError, match="the model is of MirroredStrategy, the optimizer of"):
+    with pytest.raises(ValueError, match="model belongs to MirroredStrategy, the optimizer to"):
         inside.compile(sgd()())
     monkeypatch.setattr(replicas, "SUPPORTED", (tf.distribute.OneDeviceStrategy,))
     with pytest.raises(NotImplementedError, match="DefaultDistributionStrategy is not supported"):

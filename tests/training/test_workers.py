@@ -64,7 +64,7 @@ def test_a_lost_worker_ends_the_others_and_the_job_goes_on(tmp_path, lost):
     processes[lost].send_signal(signal.SIGKILL)
     output = processes[1 - lost].communicate(timeout=240)[0]  # it ends by itself
     assert processes[1 - lost].returncode != 0
-    assert "another worker is gone" in output.splitlines()[-1], output[-3000:]
+    assert "another worker has stopped" in output.splitlines()[-1], output[-3000:]
     ended(start(tmp_path / "run", 6))
     ended(start(tmp_path / "whole", 6, workers=1))
     assert difference(tmp_path / "run", tmp_path / "whole") < 1e-6
