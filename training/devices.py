@@ -37,7 +37,7 @@ def strategy(
     here = place()
     if here.machines > 1:
         if devices is not None:
-            raise ValueError(f"TF_CONFIG says which devices there are, not a number: {devices}")
+            raise ValueError(f"TF_CONFIG selects the devices: do not pass their number, {devices}")
         several = tf.distribute.MultiWorkerMirroredStrategy()
         say(
             f"{here.kind} {here.index} of {here.machines} machines, "
@@ -60,13 +60,14 @@ def strategy(
         tf.config.set_logical_device_configuration(cpu, parts)
         threads = tf.config.threading
         if not threads.get_intra_op_parallelism_threads() and (os.cpu_count() or 1) <= devices:
-            # Otherwise replicas compete for cores: 595 ms per step of `make bench-devices`, not 518.
+            # Otherwise replicas compete for cores: a step of `make bench-devices` takes 595 ms
+            # instead of 518.
             threads.set_intra_op_parallelism_threads(1)
     except RuntimeError:
         there_are = len(tf.config.list_logical_devices("CPU"))
         if there_are < devices:
             raise RuntimeError(
-                f"{devices} logical CPU devices must be made before TensorFlow is used; "
+                f"{devices} logical CPU devices must be created before TensorFlow is used; "
                 f"there are {there_are}"
             ) from None
     say(f"no GPU: {devices} logical devices of the CPU, which share its cores")
@@ -94,7 +95,7 @@ def place():
             return Place()
         kind, index = config["task"]["type"], int(config["task"]["index"])
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"TF_CONFIG is no JSON of a cluster and a task: {error!r}") from None
+        raise ValueError(f"TF_CONFIG must be JSON with a cluster and a task: {error!r}") from None
     first = "chief" if "chief" in cluster else "worker"
     return Place(machines, kind, index, (kind, index) == (first, 0))
 

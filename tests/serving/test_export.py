@@ -159,8 +159,8 @@ def test_requests_are_answered_in_the_form_of_the_servers_rest_interface(exporte
 @pytest.mark.parametrize(
     "instances, message",
     [
-        ([], "must be a list that is not empty, not \\[\\]"),
-        ("A dog.", "must be a list that is not empty, not 'A dog.'"),
+        ([], "must be a non-empty list, not \\[\\]"),
+        ("A dog.", "must be a non-empty list, not 'A dog.'"),
         ([{"text": "a", "seed": 1}, "b"], "instance 1 must be an object with .*, not 'b'"),
         ([{"text": "a"}], "instance 0 must be an object with \\['seed', 'text'\\], not {'text'"),
         ([{"b64": "YQ=="}], "instance 0 must be an object"),
@@ -256,7 +256,7 @@ def test_the_configuration_is_in_the_servers_format(exported):
 
 def test_the_loader_says_what_is_wrong(exported, tmp_path):
     for arguments, message in (
-        ([tmp_path, "A dog."], "TensorFlow refuses with code 5"),
+        ([tmp_path, "A dog."], "TensorFlow failed with code 5"),
         ([], "usage:"),
     ):
         done = subprocess.run(
