@@ -254,7 +254,7 @@ class SavedModel:
 def columns(instances, inputs):
     """Converts the rows of a request, ``instances``, to ``{input: list}``."""
     if not isinstance(instances, list) or not instances:
-        raise RuntimeError(f"instances must be a list that is not empty, not {instances!r:.100}")
+        raise RuntimeError(f"instances must be a non-empty list, not {instances!r:.100}")
     named = [isinstance(row, dict) and set(row) != {"b64"} for row in instances]
     if len(inputs) == 1 and not any(named):
         return {inputs[0]: instances}

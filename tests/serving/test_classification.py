@@ -130,7 +130,7 @@ def test_bytes_that_cannot_be_decoded_are_an_error(exported, content, message):
 def test_pixels_of_the_wrong_shape_are_refused(exported):
     for images, message in (
         ([[[[1.0, 2.0, 3.0]]]], "failed with code 3"),
-        ([[1.0], [1.0, 2.0]], "of one length"),
+        ([[1.0], [1.0, 2.0]], "the same length"),
         ([["a"]], "are numbers"),
     ):
         done = ask(exported, ("pixels", {"images": images}))
