@@ -105,7 +105,7 @@ def test_numpy_integers_are_sizes_and_seeds(sample, tokenizer):
 
 
 def test_bpe_dropout_keeps_to_the_longest_length(sample, tokenizer):
-    with pytest.warns(UserWarning, match="longer than 21 pieces"):
+    with pytest.warns(UserWarning, match="longer than 21 tokens"):
         batches = translation_batches(sample, tokenizer, 512, 21, seed=-1, bpe_dropout=0.5)
     assert max(b[3].sum(1).max() for b in arrays(batches)) <= 21
 
@@ -117,19 +117,19 @@ def test_without_shuffling_it_is_the_same_each_time(sample, tokenizer):
 
 def test_pairs_that_are_empty_or_too_long_are_left_out_with_a_warning(tokenizer):
     pairs = ParallelText(["The dog", "", "The cat"], ["Der Hund", "Die Katze", "Katze " * 99])
-    with pytest.warns(UserWarning, match="2 of 3 pairs are empty or longer than 64 pieces"):
+    with pytest.warns(UserWarning, match="2 of 3 pairs are empty or longer than 64 tokens"):
         [(_, _, _, weight)] = arrays(translation_batches(pairs, tokenizer, max_length=64))
     assert weight.any(1).sum() == 1
 
 
 def test_what_cannot_be_is_refused(tokenizer, sample):
-    with pytest.raises(ValueError, match="no pair has between 1 and 127 pieces"):
+    with pytest.raises(ValueError, match="no pair has between 1 and 127 tokens"):
         translation_batches(ParallelText([""], [""]), tokenizer)
     with pytest.raises(ValueError, match="must be positive"):
         translation_batches(sample, tokenizer, tokens=0)
     with pytest.raises(ValueError, match="bpe_dropout must be in"):
         translation_batches(sample, tokenizer, bpe_dropout=1.0)
-    with pytest.raises(ValueError, match="object has no BPE-dropout"):
+    with pytest.raises(ValueError, match="object does not support BPE-dropout"):
         translation_batches(sample, object(), bpe_dropout=0.1)
 
 

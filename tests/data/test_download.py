@@ -38,18 +38,18 @@ def test_files_are_fetched_once_and_checked(address, tmp_path):
     (tmp_path / "served" / "raw" / "train.en").unlink()
     fetch(tmp_path / "data", address)  # it is there and whole: nothing is asked
     (tmp_path / "data" / "train.en").write_bytes(b"half")
-    with pytest.raises(ConnectionError, match="cannot fetch .*raw/train.en: 404"):
+    with pytest.raises(ConnectionError, match="cannot download .*raw/train.en: 404"):
         fetch(tmp_path / "data", address)
 
 
 def test_a_file_that_changed_is_refused_and_does_not_appear(address, tmp_path):
-    with pytest.raises(ValueError, match="raw/train.en is not the file it was"):
+    with pytest.raises(ValueError, match="raw/train.en has changed"):
         fetch(tmp_path / "data", address, {"raw/train.en": "0" * 64})
     assert not [p for p in (tmp_path / "data").iterdir()]
 
 
 def test_without_a_network_the_address_is_named(tmp_path):
-    with pytest.raises(ConnectionError, match="cannot fetch http://127.0.0.1:9/raw/train.en"):
+    with pytest.raises(ConnectionError, match="cannot download http://127.0.0.1:9/raw/train.en"):
         fetch(tmp_path, "http://127.0.0.1:9/")
 
 

@@ -45,18 +45,20 @@ def test_only_newlines_end_lines(tmp_path):
 
 def test_what_is_wrong_is_named(pair, tmp_path):
     english, german = pair
-    with pytest.raises(ValueError, match=r"equally many lines: 2 in .*train.en, 1 in .*one.de"):
+    with pytest.raises(
+        ValueError, match=r"the same number of lines: 2 in .*train.en, 1 in .*one.de"
+    ):
         read_parallel(english, write(tmp_path / "one.de", "Ein Hund.\n"))
     with pytest.raises(ValueError, match=r"bad.de, line 2: not UTF-8: invalid start byte"):
         read_parallel(english, write(tmp_path / "bad.de", b"gut\n\xff\n"))
     with pytest.raises(ValueError, match=r"empty.de is empty"):
         read_parallel(english, write(tmp_path / "empty.de", "\n"))
-    with pytest.raises(ValueError, match=r"half.de.gz is no complete gzip file"):
+    with pytest.raises(ValueError, match=r"half.de.gz is not a complete gzip file"):
         half = gzip.compress(german.read_bytes())[:-9]
         read_parallel(english, write(tmp_path / "half.de.gz", half))
-    with pytest.raises(ValueError, match=r"fake.de.gz is no complete gzip file"):
+    with pytest.raises(ValueError, match=r"fake.de.gz is not a complete gzip file"):
         read_parallel(english, write(tmp_path / "fake.de.gz", "Ein Hund.\n"))
-    with pytest.raises(ValueError, match=r"t.tsv, line 2: a line is source TAB target: 'b'"):
+    with pytest.raises(ValueError, match=r"t.tsv, line 2 must be source TAB target: 'b'"):
         read_tsv(write(tmp_path / "t.tsv", "a\tb\nb\n"))
     with pytest.raises(FileNotFoundError, match="has no split 'test': neither test.en and test.de"):
         read_split(tmp_path, "test", "en", "de")
@@ -122,7 +124,7 @@ def test_a_line_that_names_the_columns_says_which_they_are(tmp_path):
     )
     assert read_split(tmp_path, "train", "en", "de") == EXPECTED
     write(path, "source\ttarget\n1\n")
-    with pytest.raises(ValueError, match="train.tsv, line 2: a line is source TAB target: '1'"):
+    with pytest.raises(ValueError, match="train.tsv, line 2 must be source TAB target: '1'"):
         read_split(tmp_path, "train", "en", "de")
     with pytest.raises(ValueError, match="train.tsv is empty"):
         read_tsv(write(path, "source\ttarget\n"))

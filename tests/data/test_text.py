@@ -102,7 +102,7 @@ def test_what_is_no_text_is_refused(tmp_path, characters):
         (FileNotFoundError, "has no split test", tmp_path / "latin.txt", "test"),
         (ValueError, "none.txt is empty", tmp_path / "none.txt", "train"),
         (ValueError, "latin.txt is not valid UTF-8", tmp_path / "latin.txt", "train"),
-        (ValueError, "a split is train, val or test: 'dev'", tmp_path, "dev"),
+        (ValueError, "split must be train, val or test: 'dev'", tmp_path, "dev"),
     ):
         with pytest.raises(error, match=f"(?i){message}"):
             read_text(path, split)
