@@ -209,7 +209,7 @@ def decode_bmp(content, channels, max_pixels):
 
 
 def decode_webp(content, channels, max_pixels):
-    """Decodes a WebP. Animations are refused: they overflow a buffer of TensorFlow 2.20 and 2.21."""
+    """Decodes a WebP; refuses animations, which overflow a buffer of TensorFlow 2.20 and 2.21."""
     header = read_bytes(content, 12, 18)
     kind, flags = header[:4], header[8]
     extended, lossless = is_chunk(kind, b"VP8X"), is_chunk(kind, b"VP8L")
