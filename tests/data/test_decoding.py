@@ -60,7 +60,7 @@ def png(width, height, data=b""):
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_images_are_turned_upright_as_pillow_turns_them(format):
+def test_images_are_rotated_by_exif_as_in_pillow(format):
     for orientation in range(1, 9):
         for endian in "<>":
             file = encode(PHOTO, format, exif=exif(orientation, endian))
@@ -70,7 +70,7 @@ def test_images_are_turned_upright_as_pillow_turns_them(format):
             assert np.abs(found - expected).max() <= (5 if format == "JPEG" else 0)
 
 
-def test_exif_is_found_behind_other_segments():
+def test_exif_is_found_after_other_segments():
     file = encode(PHOTO, "JPEG", exif=exif(6), icc_profile=bytes(70_000), comment=b"a comment")
     assert decode(file).shape == (45, 33, 3)
     file = encode(PHOTO, "JPEG", exif=exif(6))
@@ -80,7 +80,7 @@ def test_exif_is_found_behind_other_segments():
     assert decode(filled).shape == (45, 33, 3)
 
 
-def test_a_broken_exif_block_means_as_stored():
+def test_an_invalid_exif_block_is_ignored():
     file = encode(PHOTO, "JPEG", exif=exif(6))
     start = file.index(b"Exif\0\0") + 6
     length = struct.unpack(">H", file[start - 8 : start - 6])[0] - 8
@@ -119,7 +119,7 @@ def test_a_broken_exif_block_means_as_stored():
         ("L", "BMP", {}), ("P", "BMP", {}), ("RGB", "WEBP", {}), ("RGBA", "WEBP", {}),
     ],
 )  # fmt: skip
-def test_every_kind_of_file_is_read_in_colour_and_in_grey(mode, format, options):
+def test_all_formats_are_decoded_to_rgb_and_greyscale(mode, format, options):
     file = encode(PHOTO.convert(mode), format, **options)
     for channels, name in GREY.items():
         expected = np.asarray(Image.open(io.BytesIO(file)).convert(name), int)
@@ -129,13 +129,13 @@ def test_every_kind_of_file_is_read_in_colour_and_in_grey(mode, format, options)
         assert np.abs(found - expected.reshape(found.shape)).max() <= most
 
 
-def test_16_bits_are_read_as_8():
+def test_16_bit_images_are_decoded_to_8_bits():
     deep = Image.fromarray(RANDOM.integers(0, 2**16, (9, 8)).astype("uint16"))
     found = decode(encode(deep, "PNG"), 1).numpy()[:, :, 0]
     np.testing.assert_array_equal(found, np.asarray(deep) >> 8)
 
 
-def test_of_an_animation_only_the_first_frame_is_decoded():
+def test_only_the_first_frame_of_an_animation_is_decoded():
     frames = [PHOTO.rotate(90 * i).quantize(64) for i in range(5)]
     still = encode(frames[0], "GIF")
     file = encode(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=40, loop=0)
@@ -176,7 +176,7 @@ def test_bytes_that_cannot_be_decoded_are_refused():
         decode(file, 2)
 
 
-def test_the_size_is_read_before_an_image_is_decoded():
+def test_the_size_is_checked_before_decoding():
     for format in ("JPEG", "PNG", "GIF", "BMP", "WEBP"):
         for options in ({}, {"lossless": True}, {"exif": exif(1)}) if format == "WEBP" else ({},):
             file = encode(PHOTO, format, **options)
@@ -213,7 +213,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["python", "graph"])
-def test_50_megapixels_are_read_within_4_bytes_a_channel(tmp_path, place):
+def test_decoding_50_megapixels_takes_at_most_4_bytes_per_channel(tmp_path, place):
     width, height = 8660, 5774
     row = RANDOM.integers(0, 256, (1, 300, 3)).astype("uint8")
     large = Image.fromarray(row).resize((width, height))

@@ -26,7 +26,7 @@ def test_consecutive_heads_share_keys_and_values():
         np.testing.assert_allclose(array(found), array(expected), atol=1e-6)
 
 
-def test_attention_by_hand():
+def test_attention_equals_a_manual_computation():
     weights = np.zeros((B, H, T, S))
     for b, h, t in np.ndindex(B, H, T):
         scores = KEY[b, :, h // 3] @ QUERY[b, t, h] * 0.3

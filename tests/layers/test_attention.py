@@ -41,13 +41,13 @@ def kerass(layer):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_self_attention_is_that_of_keras(causal):
+def test_self_attention_equals_keras(causal):
     layer, x = attention(causal=causal), draw(B, T, D)
     expected = kerass(layer)(x, x, use_causal_mask=causal)
     np.testing.assert_allclose(array(layer(x)), array(expected), atol=1e-5)
 
 
-def test_cross_attention_with_padding_is_that_of_keras():
+def test_cross_attention_with_padding_equals_keras():
     layer, x, memory = attention(), draw(B, T, D), draw(B, S, D, seed=1)
     mask = np.arange(S)[None] < np.array([[4], [7]])
     ours = layer(x, memory, mask=mask[:, None, None])
@@ -55,7 +55,7 @@ def test_cross_attention_with_padding_is_that_of_keras():
     np.testing.assert_allclose(array(ours), array(expected), atol=1e-5)
 
 
-def test_attention_is_that_of_pytorch():
+def test_attention_equals_pytorch():
     torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
     layer, x, memory = attention(), draw(B, T, D), draw(B, S, D, seed=1)
     peer = torch.nn.MultiheadAttention(D, H, batch_first=True)
@@ -76,7 +76,7 @@ def test_attention_is_that_of_pytorch():
     np.testing.assert_allclose(array(ours), weights.numpy(), atol=1e-5)
 
 
-def test_attention_weights_are_a_distribution_over_what_may_be_attended_to():
+def test_attention_weights_are_a_distribution_over_unmasked_positions():
     layer, x, memory = attention(), draw(B, T, D), draw(B, S, D, seed=1)
     mask = (np.arange(S) < 4)[None, None, None]
     weights = array(layer.attention_weights(x, memory, mask=mask))
@@ -118,12 +118,12 @@ def test_padding_changes_nothing():
     )
 
 
-def test_a_query_that_may_attend_to_nothing_gives_no_nan():
+def test_a_fully_masked_query_does_not_give_nan():
     layer, x = attention(), draw(B, T, D)
     assert np.isfinite(array(layer(x, mask=np.zeros((1, 1, 1, T), bool)))).all()
 
 
-def test_cached_attention_is_the_full_one_position_by_position():
+def test_cached_attention_equals_full_attention_at_each_position():
     layer, x = attention(causal=True), draw(B, T, D)
     cache = KeyValueCache.empty(B, T + 2, H, D // H, "float32")
     outputs = []
@@ -134,7 +134,7 @@ def test_cached_attention_is_the_full_one_position_by_position():
     np.testing.assert_allclose(np.concatenate(outputs, 1), array(layer(x)), atol=1e-5)
 
 
-def test_several_positions_can_enter_a_cache_at_once():
+def test_several_positions_can_be_added_to_a_cache_at_once():
     layer, x = attention(causal=True), draw(B, T, D)
     cache = KeyValueCache.empty(B, T, H, D // H, "float32")
     first, cache = layer(x[:, :3], cache=cache)
@@ -149,7 +149,7 @@ def test_a_memory_can_be_projected_once():
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_half_precision_is_near_float32_and_finite_under_masks(policy):
+def test_half_precision_is_close_to_float32_and_finite_under_masks(policy):
     full, x = attention(causal=True), draw(B, T, D)
     half = attention(causal=True, dtype=policy)
     output = half(x, mask=np.zeros((1, 1, 1, T), bool))
@@ -159,7 +159,7 @@ def test_half_precision_is_near_float32_and_finite_under_masks(policy):
     np.testing.assert_allclose(array(ops.cast(half(x), "float32")), array(full(x)), atol=atol)
 
 
-def test_masks_by_hand():
+def test_masks_equal_a_manual_construction():
     assert array(padding_mask(np.array([[5, 3, 0]]), 0)).tolist() == [[[[True, True, False]]]]
     assert array(causal_mask(2, 4, start=1)).tolist() == [
         [True, True, False, False],
@@ -167,7 +167,7 @@ def test_masks_by_hand():
     ]
 
 
-def test_a_window_counts_the_query_itself():
+def test_a_window_includes_the_query():
     assert array(causal_mask(4, window=2)).astype(int).tolist() == [
         [1, 0, 0, 0],
         [1, 1, 0, 0],
@@ -196,7 +196,7 @@ GROUPED = dict(
 )  # fmt: skip
 
 
-def test_cached_decoding_with_shared_heads_and_rotations_is_the_full_one():
+def test_cached_decoding_with_grouped_heads_and_rotary_equals_the_full_forward():
     layer, x = attention(**GROUPED, qk_norm=RMSNorm()), draw(B, T, D)
     rotary = Rotary(6, fraction=0.7)
     cosine, sine = rotary(np.arange(T))
@@ -210,7 +210,7 @@ def test_cached_decoding_with_shared_heads_and_rotations_is_the_full_one():
     np.testing.assert_allclose(np.concatenate(outputs, 1), whole, atol=1e-5)
 
 
-def test_one_product_maps_unequal_heads_with_and_without_a_bias():
+def test_fused_projections_support_grouped_heads_with_and_without_bias():
     for options in (GROUPED, dict(GROUPED, gated=False), dict(num_kv_heads=1)):
         layer, x = attention(**options), draw(B, T, D)
         names = ["query", "key", "value", *(["gate"] if layer.gated else [])]
@@ -220,7 +220,7 @@ def test_one_product_maps_unequal_heads_with_and_without_a_bias():
             np.testing.assert_allclose(array(found), expected, atol=1e-5)
 
 
-def test_biases_are_where_they_are_asked_for():
+def test_biases_exist_where_configured():
     def biased(**options):
         layer = attention(**options)
         return [v.path.split("/")[-2] for v in layer.weights if v.name == "bias"]
@@ -230,26 +230,26 @@ def test_biases_are_where_they_are_asked_for():
     assert biased(use_bias=False, output_bias=True, gated=True) == ["gate", "output"]
 
 
-def test_rotated_scores_depend_on_the_distance_alone():
+def test_rotated_scores_depend_only_on_the_distance():
     layer, x = attention(causal=True), draw(B, T, D)
     near, far = (array(layer(x, rotary=Rotary(D // H)(np.arange(T) + n))) for n in (0, 1000))
     np.testing.assert_allclose(near, far, atol=1e-4)
     assert np.abs(near - array(layer(x))).max() > 1e-3
 
 
-def test_heads_and_windows_that_do_not_fit_are_refused():
+def test_invalid_heads_and_windows_are_refused():
     with pytest.raises(ValueError, match="num_kv_heads must divide num_heads: 3 / 4"):
         MultiHeadAttention(4, 3)
     with pytest.raises(ValueError, match="a window needs causal=True: 3"):
         MultiHeadAttention(4, window=3)
 
 
-def test_a_width_that_does_not_divide_into_heads_is_refused():
+def test_a_width_that_num_heads_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="width must divide into heads: 16 / 3"):
         MultiHeadAttention(3).build((B, T, D))
 
 
-def test_initial_projections_keep_the_variance():
+def test_initial_projections_preserve_the_variance():
     layer = MultiHeadAttention(4)
     layer.build((None, None, 256))
     limit = np.sqrt(6 / 512)
@@ -258,7 +258,7 @@ def test_initial_projections_keep_the_variance():
         assert abs(kernel).max() <= limit and abs(kernel.std() - limit / 3**0.5) < 0.02 * limit
 
 
-def test_mimetic_attention_begins_with_what_is_alike():
+def test_mimetic_attention_initially_attends_to_similar_tokens():
     """W^Q W^K is near to a multiple of I, and W^V W^O to one of -I, of any number of heads."""
     for heads, head_dim in ((4, 16), (4, 8)):
         keras.utils.set_random_seed(0)
@@ -280,7 +280,7 @@ def test_mimetic_attention_begins_with_what_is_alike():
             assert np.abs(others).mean() < 0.2 * abs(diagonal.mean()) / share
 
 
-def test_a_layer_goes_through_its_configuration():
+def test_a_layer_is_rebuilt_from_its_configuration():
     layer = attention(causal=True)
     again = MultiHeadAttention.from_config(layer.get_config())
     again.build((B, T, D), (B, S, D))
@@ -294,7 +294,7 @@ def one_by_one(layer, x):
     return [array(f(x)) for f in (layer.query, layer.key, layer.value)]
 
 
-def test_quantized_projections_are_seen():
+def test_quantized_projections_are_used():
     layer, x = attention(), draw(B, T, D)
     expected = array(layer(x))
     for projected in (layer.query, layer.output_projection):
@@ -306,7 +306,7 @@ def test_quantized_projections_are_seen():
         layer.enable_lora(2)
 
 
-def test_kerass_lora_on_a_projection_is_seen():
+def test_keras_lora_on_a_projection_is_used():
     layer, x = attention(), draw(B, T, D)
     before = array(layer(x))
     layer.key.enable_lora(2)
@@ -316,7 +316,7 @@ def test_kerass_lora_on_a_projection_is_seen():
     assert np.abs(array(layer(x)) - before).max() > 1e-3
 
 
-def test_plain_projections_and_lora_adapters_are_one_product():
+def test_projections_and_lora_adapters_are_fused():
     layer, x = attention(), draw(B, T, D)
     layer.enable_lora(2)
     for projected in (layer.query, layer.value):

@@ -36,7 +36,7 @@ def block(causal, cross, order, **options):
 
 
 @pytest.mark.parametrize("causal, cross, order", KINDS)
-def test_configuration_rebuilds_the_block(causal, cross, order):
+def test_a_block_is_rebuilt_from_its_configuration(causal, cross, order):
     layer, memory = block(causal, cross, order)
     again = TransformerBlock.from_config(layer.get_config())
     again.build((B, T, D))
@@ -46,7 +46,7 @@ def test_configuration_rebuilds_the_block(causal, cross, order):
 
 
 @pytest.mark.parametrize("causal, cross, order", KINDS)
-def test_the_future_is_seen_only_without_causal(causal, cross, order):
+def test_a_causal_block_does_not_see_the_future(causal, cross, order):
     layer, memory = block(causal, cross, order)
     x = draw(B, T, D)
     changed = x.copy()
@@ -69,7 +69,7 @@ def test_cached_decoding_equals_the_full_forward(cross, order):
 
 @pytest.mark.parametrize("order", ["pre", "post"])
 @pytest.mark.parametrize("decoder", [False, True])
-def test_the_block_is_that_of_pytorch(order, decoder):
+def test_a_block_equals_pytorch(order, decoder):
     torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
     layer, memory = block(decoder, decoder, order)
     kind = torch.nn.TransformerDecoderLayer if decoder else torch.nn.TransformerEncoderLayer
@@ -111,7 +111,7 @@ def test_the_block_is_that_of_pytorch(order, decoder):
     )
 
 
-def test_dropout_is_for_training_only_and_differs_from_call_to_call():
+def test_dropout_applies_only_in_training_and_differs_between_calls():
     layer, _ = block(False, False, "post", dropout=0.5)
     x = draw(B, T, D)
     np.testing.assert_array_equal(array(layer(x)), array(layer(x, training=False)))
@@ -120,7 +120,7 @@ def test_dropout_is_for_training_only_and_differs_from_call_to_call():
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_a_block_in_half_precision_is_near_float32(policy):
+def test_a_block_in_half_precision_is_close_to_float32(policy):
     x, memory = draw(B, T, D), draw(B, S, D, seed=1)
     full, _ = block(True, True, "post")
     half, _ = block(True, True, "post", dtype=policy)
@@ -132,7 +132,7 @@ def test_a_block_in_half_precision_is_near_float32(policy):
     )
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match="order must be one of pre, post, both: 'sandwich'"):
         TransformerBlock(H, 24, order="sandwich")
     layer, _ = block(True, True, "pre")
@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize(
     "policy", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
 )
-def test_what_is_computed_again_gives_the_same_gradients(cross, policy):
+def test_recomputation_gives_equal_gradients(cross, policy):
     def trained(remat):
         keras.utils.set_random_seed(3)
         block = TransformerBlock(
@@ -166,7 +166,7 @@ def test_what_is_computed_again_gives_the_same_gradients(cross, policy):
         )
 
 
-def test_numbers_are_shorthand_for_parts():
+def test_numbers_are_a_shorthand_for_parts():
     attention = MultiHeadAttention(H, causal=True)
     parts = TransformerBlock(attention=attention, feed_forward=FeedForward(24), name="block")
     parts.build((B, T, D))
@@ -190,7 +190,7 @@ def test_parts_are_templates_that_blocks_copy():
     assert blocks[0].attention.query.compute_dtype == "bfloat16"
 
 
-def test_each_part_is_given_once():
+def test_a_part_and_its_shorthand_exclude_each_other():
     attention = MultiHeadAttention(H)
     for options, message in (
         (dict(), "give num_heads or attention: None, None"),
@@ -217,7 +217,7 @@ def test_a_block_with_both_norms_adds_a_normalized_output():
 
 
 @pytest.mark.slow
-def test_recomputing_covers_all_dropouts_and_the_bias():
+def test_recomputation_covers_all_dropouts_and_the_bias():
     def trained(remat):
         keras.utils.set_random_seed(3)
         block = TransformerBlock(

@@ -119,7 +119,7 @@ def test_every_public_layer_has_a_case():
 
 
 @every_layer
-def test_a_layer_is_its_configuration_and_its_weights(case):
+def test_configuration_and_weights_restore_a_layer(case):
     layer, inputs = make(case)
     written = json.dumps(keras.saving.serialize_keras_object(layer))
     again = keras.saving.deserialize_keras_object(json.loads(written))
@@ -133,7 +133,7 @@ def test_a_layer_is_its_configuration_and_its_weights(case):
 
 @every_layer
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_half_precision_is_that_of_the_policy_and_near_float32(case, policy):
+def test_half_precision_follows_the_policy_and_is_close_to_float32(case, policy):
     full, inputs = make(case)
     half, _ = make(case, dtype=policy)
     expected, found = full(**inputs), half(**inputs)
@@ -145,7 +145,7 @@ def test_half_precision_is_that_of_the_policy_and_near_float32(case, policy):
 
 
 @every_layer
-def test_keras_files_hold_a_layer(case, tmp_path):
+def test_keras_files_restore_a_layer(case, tmp_path):
     layer, inputs = make(case)
     inner = keras.tree.map_structure(
         lambda x: keras.Input(batch_shape=x.shape, dtype=str(x.dtype)), inputs

@@ -92,7 +92,7 @@ def families():
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "gemma3"])
-def test_a_block_is_the_decoder_layer_of_transformers(family):
+def test_a_block_equals_the_decoder_layer_of_transformers(family):
     import transformers
 
     module, name, settings, attention, norm, options = families()[family]
@@ -169,7 +169,7 @@ SCALINGS = {
 
 @pytest.mark.parametrize("kind", SCALINGS)
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
-def test_rotations_are_those_of_transformers(kind, fraction):
+def test_rotations_equal_transformers(kind, fraction):
     from transformers import LlamaConfig, Phi3Config
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
     from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
@@ -195,7 +195,7 @@ def test_rotations_are_those_of_transformers(kind, fraction):
 
 
 @pytest.mark.parametrize("decoder", [False, True])
-def test_relative_biases_are_those_of_t5(decoder):
+def test_relative_biases_equal_t5(decoder):
     from transformers import T5Config
     from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -219,7 +219,7 @@ def test_relative_biases_are_those_of_t5(decoder):
     np.testing.assert_allclose(array(found), expected, atol=1e-5)
 
 
-def test_feed_forward_networks_are_those_of_t5():
+def test_feed_forward_networks_equal_t5():
     from transformers import T5Config
     from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense
 
@@ -238,7 +238,7 @@ def test_feed_forward_networks_are_those_of_t5():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_root_mean_square_norms_are_those_of_transformers(dtype):
+def test_rms_norms_equal_transformers(dtype):
     from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
     from transformers.models.t5.modeling_t5 import T5LayerNorm
@@ -257,7 +257,7 @@ def test_root_mean_square_norms_are_those_of_transformers(dtype):
         assert dtype == "float32" or (found != expected).mean() < 0.005
 
 
-def test_gated_attention_with_a_bias_is_that_of_esmfold():
+def test_gated_attention_with_a_bias_equals_esmfold():
     from transformers.models.esm.modeling_esmfold import EsmFoldSelfAttention
 
     peer = randomize(EsmFoldSelfAttention(D, H, D // H, gated=True))
@@ -274,7 +274,7 @@ def test_gated_attention_with_a_bias_is_that_of_esmfold():
     np.testing.assert_allclose(array(found), array(expected), atol=1e-5)
 
 
-def test_a_new_gate_is_that_of_esmfold():
+def test_the_initial_gate_equals_esmfold():
     layer = MultiHeadAttention(H, gated=True)
     layer.build((B, T, D))
     assert not array(layer.gate.kernel).any() and (array(layer.gate.bias) == 1).all()
@@ -282,7 +282,7 @@ def test_a_new_gate_is_that_of_esmfold():
 
 @pytest.mark.parametrize("order", ["pre", "post"])
 @pytest.mark.parametrize("decoder", [False, True])
-def test_a_block_is_that_of_keras_hub(order, decoder):
+def test_a_block_equals_keras_hub(order, decoder):
     keras_hub = pytest.importorskip("keras_hub", reason="keras-hub is not installed")
     kind = keras_hub.layers.TransformerDecoder if decoder else keras_hub.layers.TransformerEncoder
     peer = kind(40, H, activation="gelu", normalize_first=order == "pre")

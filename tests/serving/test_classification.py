@@ -64,7 +64,7 @@ def ask(version, *requests, arguments=()):
     return subprocess.run(command, input=lines, capture_output=True, text=True)
 
 
-def test_the_server_gives_what_python_gives(vit, exported, tmp_path):
+def test_the_server_and_python_give_equal_answers(vit, exported, tmp_path):
     files = encoded()
     pixels = [vit.pixels(file) for file in files]
     done = ask(
@@ -86,7 +86,7 @@ def test_the_server_gives_what_python_gives(vit, exported, tmp_path):
     assert json.loads(done.stdout)["labels"] == answer["labels"][:1]
 
 
-def test_grey_models_read_every_kind_of_file(tmp_path):
+def test_greyscale_models_read_all_formats(tmp_path):
     sizes = {**SIZES, "channels": 1, "mean": (0.5,), "std": (0.5,)}
     model, random = ViT(ViTConfig(**sizes)), np.random.default_rng(0)
     for v in model.weights:
@@ -122,7 +122,7 @@ def test_grey_models_read_every_kind_of_file(tmp_path):
         ({"b65": "aa"}, "bytes are"),
     ],
 )
-def test_bytes_that_cannot_be_decoded_are_an_error(exported, content, message):
+def test_invalid_image_bytes_are_an_error(exported, content, message):
     done = ask(exported, ("serving_default", {"image_bytes": [*as_json(encoded()[:1]), content]}))
     assert done.returncode == 1 and message in done.stderr
 

@@ -44,7 +44,7 @@ def fit(folder, epochs, seed=1, **options):
 @pytest.mark.parametrize(
     "policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
 )
-def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(tmp_path, policy):
+def test_a_resumed_training_run_equals_an_uninterrupted_one_exactly(tmp_path, policy):
     keras.config.set_dtype_policy(policy)
     whole, _ = fit(tmp_path / "whole", 4)
     fit(tmp_path / "parts", 2)
@@ -62,7 +62,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(tmp_path, policy
         pytest.param(2, Muon, marks=pytest.mark.slow),
     ],
 )
-def test_with_accumulation_averages_and_callbacks_too(tmp_path, devices, kind):
+def test_resuming_is_exact_with_accumulation_ema_weights_and_callbacks(tmp_path, devices, kind):
     def run(folder, epochs, seed=1):
         keras.utils.set_random_seed(seed)
         with strategy(devices).scope():
@@ -110,7 +110,7 @@ def test_with_accumulation_averages_and_callbacks_too(tmp_path, devices, kind):
     assert found == pytest.approx(max(history["val_loss"]), rel=1e-6)
 
 
-def test_older_checkpoints_counted_updates(tmp_path):
+def test_older_checkpoints_that_counted_updates_are_resumed(tmp_path):
     def resumed():
         model = small(num_layers=1)
         model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), jit_compile=False)
@@ -129,7 +129,7 @@ def test_older_checkpoints_counted_updates(tmp_path):
     assert resumed()[1]._iterations.numpy() == 2
 
 
-def test_a_loss_that_is_no_number_stops_and_says_where(tmp_path):
+def test_a_non_finite_loss_stops_training_and_names_the_update(tmp_path):
     class Poison(keras.callbacks.Callback):
         def on_train_batch_end(self, step, logs):
             if self.model.optimizer.iterations == 4:
@@ -177,13 +177,13 @@ def test_a_full_disk_names_the_last_good_checkpoint(tmp_path, monkeypatch):
     fit(tmp_path, 6)
 
 
-def test_a_folder_that_cannot_be_is_found_before_any_work(tmp_path):
+def test_an_unwritable_folder_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         fit(tmp_path / "file", 1)
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+def test_training_continues_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     import time
 
     import polyhead.training.checkpoints as module
@@ -198,7 +198,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     assert len(checkpoints.saved()) == 1  # `fit` ends when all is written
 
 
-def test_the_last_are_kept_and_the_best(tmp_path):
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     _, checkpoints = fit(tmp_path, 4)
     names = [p.name for p in checkpoints.saved()]
     assert names == ["checkpoint-00000009.safetensors", "checkpoint-00000012.safetensors"]
@@ -207,7 +207,7 @@ def test_the_last_are_kept_and_the_best(tmp_path):
     assert (tmp_path / "history.csv").read_text().startswith("epoch,updates,seconds,")
 
 
-def test_patience_updates_and_minutes_end_a_training(tmp_path):
+def test_patience_updates_and_minutes_stop_training(tmp_path):
     _, checkpoints = fit(tmp_path / "patience", 6, patience=2)
     assert len(checkpoints.history) == 4 and "no better score in 2" in checkpoints.finished
     _, checkpoints = fit(tmp_path / "updates", 6, updates=4)
@@ -218,7 +218,7 @@ def test_patience_updates_and_minutes_end_a_training(tmp_path):
     assert checkpoints.finished == "2 minutes spent"
 
 
-def test_a_broken_checkpoint_is_refused_and_the_one_before_it_named(tmp_path):
+def test_a_corrupt_checkpoint_is_refused_and_the_previous_one_named(tmp_path):
     _, checkpoints = fit(tmp_path, 2)
     last = checkpoints.saved()[-1]
     last.write_bytes(last.read_bytes()[:-100])
@@ -238,7 +238,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         Checkpoints(tmp_path).resume(other)
 
 
-def test_a_checkpoint_holds_kernels_without_their_lora_adapters(tmp_path):
+def test_a_checkpoint_has_kernels_without_lora_adapters(tmp_path):
     model = small(num_layers=1)
     model.enable_lora(2)
     model.compile(keras.optimizers.Adam(0.1), run_eagerly=True)

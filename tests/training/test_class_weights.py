@@ -14,7 +14,7 @@ EACH = np.array([0.25, 1, 3, 3, 0.25, 1, 3, 0.25], "float32")
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3)).astype("uint8")
 
 
-def test_labels_are_numbers_one_hot_mixed_or_of_tokens():
+def test_labels_can_be_indices_one_hot_mixed_or_tokens():
     def weights(y, w=None):
         return np.asarray(class_weighted(WEIGHTS, None, y, w)[2])
 
@@ -45,7 +45,7 @@ def linear(devices=1):
 
 
 @pytest.mark.parametrize("devices, mix", [(1, True), (2, False)])
-def test_batches_of_images_may_have_class_weights(devices, mix):
+def test_class_weights_apply_to_image_batches(devices, mix):
     images = LabelledImages(PIXELS[:7], CLASSES[:7], ("a", "b", "c"))
 
     def batches():  # the last one is padded with images of weight 0
@@ -58,7 +58,7 @@ def test_batches_of_images_may_have_class_weights(devices, mix):
     assert largest_difference(model, expected) < 1e-6
 
 
-def test_arrays_may_have_both_weights():
+def test_arrays_can_have_class_and_sample_weights():
     one_hot, weight = np.eye(3, dtype="float32")[CLASSES], np.arange(8, dtype="float32")
     expected, model, same = linear(), linear(), linear()
     expected.train_on_batch(PIXELS, one_hot, weight * EACH)

@@ -44,7 +44,7 @@ def test_a_folder_is_refused_while_another_process_holds_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".average.lock"]
 
 
-def test_a_folder_made_for_the_lock_is_removed_if_it_is_left_empty(tmp_path):
+def test_a_folder_created_for_the_lock_is_removed_if_empty(tmp_path):
     with pytest.raises(KeyError), locked(tmp_path / "new" / "run"):
         raise KeyError
     assert not (tmp_path / "new").exists()
@@ -68,7 +68,7 @@ def test_checkpoints_lock_their_folder_before_they_remove_temporary_files(tmp_pa
     assert not (tmp_path / ".lock").exists()
 
 
-def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch):
     def lockf(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 

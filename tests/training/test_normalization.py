@@ -35,7 +35,7 @@ def normalized(devices, jit_compile, masked=False, **options):
 
 
 @pytest.mark.parametrize("jit_compile, masked", [(True, False), (False, True)])
-def test_synchronized_batch_normalization_is_the_same_on_replicas(jit_compile, masked):
+def test_synchronized_batch_normalization_is_equal_on_replicas(jit_compile, masked):
     one, batches = normalized(1, jit_compile, masked, synchronized=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -53,12 +53,12 @@ def test_unsynchronized_batch_normalization_warns_on_replicas():
     normalized(1, False)  # nothing to warn of
 
 
-def test_frozen_batch_normalization_needs_no_warning():
+def test_frozen_batch_normalization_does_not_warn():
     normalized(2, False, trainable=False)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_line_says_that_xla_is_off(jit_compile, capsys):
+def test_a_line_reports_that_xla_is_off(jit_compile, capsys):
     with strategy(2).scope():
         x = keras.Input([5])
         y = keras.layers.BatchNormalization(synchronized=True, name="between")(x)

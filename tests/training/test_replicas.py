@@ -85,7 +85,7 @@ def agree(make, optimizer, tolerance=1e-5, replicas=(2,), **options):
     return one
 
 
-def test_the_step_is_that_of_plain_keras_on_one_device():
+def test_the_step_equals_plain_keras_on_one_device():
     ours, _ = trained(1, translator, sgd(), BATCHES[:3])
     keras.utils.set_random_seed(5)
     network = translator()
@@ -119,7 +119,7 @@ LONG = [pytest.mark.slow, pytest.mark.long]
         pytest.param(adam(epsilon=1e-9), np.inf, True, (2, 4), id="paper-xla", marks=LONG),
     ],
 )
-def test_replicas_train_as_one(optimizer, tolerance, jit_compile, replicas):
+def test_replicas_train_like_one_device(optimizer, tolerance, jit_compile, replicas):
     agree(translator, optimizer, tolerance, replicas=replicas, jit_compile=jit_compile)
 
 
@@ -201,7 +201,7 @@ def cross_entropy(**options):
     ],
 )
 @SEVERAL
-def test_any_loss_is_a_mean_over_the_global_batch(make, loss, weighted, ignored, replicas):
+def test_any_loss_is_the_mean_over_the_global_batch(make, loss, weighted, ignored, replicas):
     batches = list(tagging(weighted, ignored))
     options = dict(metrics=["sparse_categorical_accuracy"]) if make is masked else {}
     # Of an embedding Keras clips what is no gradient: its rows, before those of a token are summed.
@@ -216,7 +216,7 @@ def test_any_loss_is_a_mean_over_the_global_batch(make, loss, weighted, ignored,
         assert largest_difference(one, plain) < 1e-6
 
 
-def test_a_loss_of_the_inputs_alone_needs_no_labels():
+def test_a_loss_of_only_the_inputs_does_not_need_labels():
     class Rebuild(OwnLoss):
         def compute_loss(self, x, y, y_pred, sample_weight, training=True):
             return super().compute_loss(x, x, y_pred, sample_weight)
@@ -224,7 +224,7 @@ def test_a_loss_of_the_inputs_alone_needs_no_labels():
     agree(Rebuild, sgd(), batches=[(x,) for x, _, _ in TAGS], loss=None)
 
 
-def test_evaluation_counts_as_the_model_evaluates():
+def test_evaluation_uses_the_masks_of_evaluation():
     class UnweightedInTraining(OwnLoss):
         def __init__(self):
             super().__init__()
@@ -242,7 +242,7 @@ def test_evaluation_counts_as_the_model_evaluates():
 
 
 @pytest.mark.slow
-def test_a_strategy_of_one_replica_trains_as_none():
+def test_a_strategy_of_one_replica_trains_like_no_strategy():
     alone, _ = trained(1, translator, sgd(), BATCHES[:2])
     for one in (
         tf.distribute.OneDeviceStrategy("CPU:0"),
@@ -260,7 +260,7 @@ def test_a_strategy_of_one_replica_trains_as_none():
 @pytest.mark.parametrize(
     "policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
 )
-def test_the_compiled_step_is_the_uncompiled_one(policy, devices):
+def test_the_compiled_step_equals_the_eager_one(policy, devices):
     keras.config.set_dtype_policy(policy)
     settings = dict(gradient_accumulation_steps=2, use_ema=True, ema_overwrite_frequency=2)
     plain, logs = trained(1, translator, sgd(**settings), BATCHES[:1] * 4, jit_compile=False)
@@ -273,12 +273,12 @@ def test_the_compiled_step_is_the_uncompiled_one(policy, devices):
     assert compiled.measured.keys() == {"gradient_norm", "weight"}
 
 
-def test_several_steps_may_be_one_execution():
+def test_steps_per_execution_does_not_change_training():
     agree(masked, sgd(), batches=TAGS[:4], steps_per_execution=2)
 
 
 @SEVERAL
-def test_losses_of_several_outputs_have_weights_of_their_own(replicas):
+def test_losses_of_several_outputs_have_separate_weights(replicas):
     def batches():
         for x, y, w in BATCHES:
             labels = {"each": y, "first": y[:, :1].astype("float32")}
@@ -311,7 +311,7 @@ def test_losses_of_several_outputs_have_weights_of_their_own(replicas):
     ],
 )
 @SEVERAL
-def test_what_an_optimizer_does_is_the_same_on_replicas(optimizer, replicas):
+def test_optimizer_features_are_equal_on_replicas(optimizer, replicas):
     agree(masked, optimizer, batches=TAGS, replicas=[replicas])
 
 
@@ -336,7 +336,7 @@ def test_excluded_weights_do_not_decay():
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_weight_that_the_loss_does_not_depend_on_stays(devices):
+def test_a_weight_without_gradient_does_not_change(devices):
     def make():
         model = translator()
         model.unused = keras.layers.Dense(3)
@@ -349,7 +349,7 @@ def test_a_weight_that_the_loss_does_not_depend_on_stays(devices):
 
 
 @pytest.mark.slow
-def test_a_part_of_a_model_trains_as_one_on_replicas():
+def test_a_partly_frozen_model_trains_like_one_on_replicas():
     def adapted():
         model = translator()
         model.enable_lora(2)
@@ -371,7 +371,7 @@ def test_a_part_of_a_model_trains_as_one_on_replicas():
 
 
 @pytest.mark.parametrize("devices", [1, 2, FOUR])
-def test_accumulated_batches_are_one_big_batch(devices):
+def test_accumulated_batches_equal_one_large_batch(devices):
     batches = TAGS[:3]
     big = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
     parts, _ = trained(devices, masked, sgd(gradient_accumulation_steps=3), batches)
@@ -381,7 +381,7 @@ def test_accumulated_batches_are_one_big_batch(devices):
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_an_average_is_kept(devices):
+def test_ema_weights_are_kept(devices):
     batches = TAGS[:3]
     model, _ = trained(devices, masked, sgd(use_ema=True, ema_momentum=0.5), batches)
     expected = None
@@ -437,7 +437,7 @@ def test_metrics_are_exact_over_replicas_at_every_step(devices):
     steps=st.sampled_from([None, 2]),
     clip=st.sampled_from([None, 0.05]),
 )
-def test_any_batches_train_the_same_on_replicas(lengths, steps, clip):
+def test_any_batches_train_equally_on_replicas(lengths, steps, clip):
     optimizer = sgd(global_clipnorm=clip, gradient_accumulation_steps=steps)
     batches = [batch(i, rows) for i, rows in enumerate(lengths)]
     batches = [(x["source"], y, w) for x, y, w in batches]
@@ -445,7 +445,7 @@ def test_any_batches_train_the_same_on_replicas(lengths, steps, clip):
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_each_replica_drops_other_units_and_the_seed_tells_which(jit_compile):
+def test_each_replica_has_a_different_dropout_mask_determined_by_the_seed(jit_compile):
     class Kept(keras.layers.Layer):
         """Remembers what dropout left of ones, by an output."""
 
@@ -502,7 +502,7 @@ def test_each_replica_drops_other_units_and_the_seed_tells_which(jit_compile):
     "policy, tolerance",
     [("mixed_float16", 2e-3), pytest.param("mixed_bfloat16", 2e-2, marks=pytest.mark.slow)],
 )
-def test_mixed_precision_trains_as_float32_within(devices, policy, tolerance):
+def test_mixed_precision_trains_like_float32_within(devices, policy, tolerance):
     expected, _ = trained(1, translator, sgd(global_clipnorm=None), BATCHES[:3])
     keras.config.set_dtype_policy(policy)
     mixed, _ = trained(devices, translator, sgd(global_clipnorm=None), BATCHES[:3])
@@ -542,7 +542,7 @@ def test_the_step_does_not_depend_on_the_loss_scale():
         pytest.param("mixed_bfloat16", marks=pytest.mark.slow),
     ],
 )
-def test_it_overfits_one_batch(policy):
+def test_training_overfits_one_batch(policy):
     keras.config.set_dtype_policy(policy)
     network, _ = trained(
         1, small, lambda: keras.optimizers.Adam(3e-3), [batch()] * 2, jit_compile=True
@@ -568,7 +568,7 @@ def test_nothing_is_traced_after_the_first_epoch():
     assert [part.experimental_get_tracing_count() for part in parts] == traces
 
 
-def test_a_step_is_measured():
+def test_a_step_measures_gradient_norm_and_weight():
     model, _ = trained(2, regularized, sgd(), TAGS[:1])
     x, y, w = TAGS[0]
     assert float(model.measured["weight"]) == w.sum()
@@ -582,13 +582,13 @@ def test_a_step_is_measured():
 
 
 @pytest.mark.slow
-def test_what_is_computed_again_trains_the_same_on_replicas():
+def test_recomputation_trains_equally_on_replicas():
     kept, _ = trained(1, translator, sgd(), BATCHES[:2])
     again, _ = trained(2, translator, sgd(), BATCHES[:2], remat=True)
     assert largest_difference(kept, again) < 1e-5
 
 
-def test_evaluation_weighs_tokens_not_batches():
+def test_evaluation_weights_tokens_not_batches():
     network = small()
     network.compile(jit_compile=False)
     x, y, w = batch()
@@ -598,7 +598,7 @@ def test_evaluation_weighs_tokens_not_batches():
 
 
 @pytest.mark.slow
-def test_a_users_subclass_may_be_functional():
+def test_a_custom_subclass_can_be_functional():
     class Own(Model):
         def __init__(self, units):
             x = keras.Input([3])
@@ -619,7 +619,7 @@ def settings_of(optimizer):
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_an_optimizer_is_the_users_after_compile_and_fit(jit_compile):
+def test_the_optimizer_is_unchanged_after_compile_and_fit(jit_compile):
     with strategy(2).scope():
         model = regularized()
         optimizer = sgd(
@@ -634,7 +634,7 @@ def test_an_optimizer_is_the_users_after_compile_and_fit(jit_compile):
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
-def test_an_optimizer_is_the_users_after_a_step_that_failed(run_eagerly):
+def test_the_optimizer_is_unchanged_after_a_failed_step(run_eagerly):
     class Failing(keras.optimizers.SGD):
         def update_step(self, *args):
             raise ArithmeticError("as the user's update may")
@@ -651,7 +651,7 @@ def test_an_optimizer_is_the_users_after_a_step_that_failed(run_eagerly):
 @pytest.mark.parametrize(
     "devices, options", [(2, {}), (1, {"gradient_accumulation_steps": 2, "clipnorm": None})]
 )
-def test_a_users_own_loop_has_the_optimizer_of_plain_keras(devices, options):
+def test_the_optimizer_in_a_custom_loop_equals_plain_keras(devices, options):
     def looped(made, fitted):
         keras.utils.set_random_seed(5)
         here = strategy(devices)
@@ -701,7 +701,7 @@ class OwnStep(OwnLoss):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_custom_train_step_trains_as_in_plain_keras(devices):
+def test_a_custom_train_step_trains_like_plain_keras(devices):
     batches = [(x, y) for x, y, _ in TAGS[:2]]  # that divide, and weigh the same
     optimizer = sgd(global_clipnorm=None)  # which Keras applies to each replica's gradients
     model, logs = trained(devices, OwnStep, optimizer, batches, cross_entropy(), jit_compile="auto")
@@ -710,7 +710,7 @@ def test_a_custom_train_step_trains_as_in_plain_keras(devices):
     assert logs.keys() == {"own", "weight"} and logs["weight"] == 3 and not model.measured
 
 
-def test_a_train_step_may_add_to_ours():
+def test_a_custom_train_step_can_extend_ours():
     class Added(OwnLoss):
         def train_step(self, data):
             return {**super().train_step(data), "added": tf.constant(1.0)}
@@ -720,7 +720,7 @@ def test_a_train_step_may_add_to_ours():
     assert model.measured.keys() == {"gradient_norm", "weight"}
 
 
-def test_a_keras_file_keeps_what_was_accumulated(tmp_path):
+def test_a_keras_file_restores_accumulated_gradients(tmp_path):
     model = translator()
     model.compile(sgd(gradient_accumulation_steps=2, momentum=0.5)(), jit_compile=False)
     model.build_optimizer()
@@ -734,7 +734,7 @@ def test_a_keras_file_keeps_what_was_accumulated(tmp_path):
     assert loaded.optimizer.gradient_accumulation_steps == 2
 
 
-def test_a_model_of_the_zoo_may_have_a_custom_train_step():
+def test_a_model_of_the_zoo_can_have_a_custom_train_step():
     from polyhead.zoo import GPT
 
     class Own(GPT):
@@ -761,7 +761,7 @@ def test_a_built_model_is_not_built_from_data():
     network._maybe_symbolic_build(iterator=None)
 
 
-def test_what_would_train_wrongly_is_refused(monkeypatch):
+def test_unsupported_training_is_refused(monkeypatch):
     with strategy(2).scope():
         inside = translator()
         inside.compile(sgd()())
@@ -776,7 +776,7 @@ def test_what_would_train_wrongly_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_weights_may_be_of_several_dtypes(devices):
+def test_weights_can_have_several_dtypes(devices):
     def mixed():
         x = keras.Input([4])
         y = keras.layers.Dense(8, dtype="float16")(x)
@@ -794,7 +794,7 @@ def test_weights_may_be_of_several_dtypes(devices):
     assert largest_difference(alone, model) < 1e-2
 
 
-def test_a_number_of_devices_that_cannot_be_is_refused():
+def test_an_invalid_number_of_devices_is_refused():
     with pytest.raises(ValueError, match="devices must be 1 or more"):
         strategy(0)
     with pytest.raises(RuntimeError, match="before TensorFlow is used; there are 4"):

@@ -49,14 +49,14 @@ def difference(one, other):
     return max(np.abs(one[name] - other[name]).max() for name in one)
 
 
-def test_two_workers_train_as_one_process(tmp_path):
+def test_two_workers_train_like_one_process(tmp_path):
     ended(start(tmp_path / "two", 3))
     ended(start(tmp_path / "one", 3, workers=1))
     assert difference(tmp_path / "two", tmp_path / "one") < 1e-6
 
 
 @pytest.mark.parametrize("lost", [0, 1], ids=["the chief", "another"])
-def test_a_lost_worker_ends_the_others_and_the_job_goes_on(tmp_path, lost):
+def test_a_lost_worker_stops_the_others_and_the_job_resumes(tmp_path, lost):
     processes = start(tmp_path / "run", 6, pause=0.3)
     while not list((tmp_path / "run").glob("checkpoint-*")):
         assert all(p.poll() is None for p in processes)

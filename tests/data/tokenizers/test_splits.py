@@ -42,7 +42,7 @@ def theirs(name, digits, texts):
 
 
 @pytest.mark.parametrize("name, digits", CASES)
-def test_words_of_random_strings_are_those_of_the_library(name, digits):
+def test_words_of_random_strings_equal_the_library(name, digits):
     choose = random.Random(0)
     texts = ["".join(choose.choices(PARTS, k=choose.randint(0, 24))) for _ in range(2000)]
     assert ours(name, digits, texts) == theirs(name, digits, texts)
@@ -50,14 +50,14 @@ def test_words_of_random_strings_are_those_of_the_library(name, digits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, digits", CASES)
-def test_words_are_those_of_the_library_for_every_code_point(name, digits):
+def test_words_of_every_code_point_equal_the_library(name, digits):
     for i in range(0, len(POINTS), 100_000):
         texts = [f"a{c}b {c}1 {c}\n'{c} x" for c in POINTS[i : i + 100_000]]
         assert ours(name, digits, texts) == theirs(name, digits, texts)
 
 
 @pytest.mark.slow
-def test_newer_code_points_are_those_that_the_library_has_and_re2_lacks():
+def test_newer_code_points_are_in_the_library_but_not_in_re2():
     def known(kind):
         step = pre_tokenizers.Split(Regex(rf"\p{{{kind}}}"), "removed")
         return [not step.pre_tokenize_str(c) for c in POINTS]
@@ -75,7 +75,7 @@ def test_newer_code_points_are_those_that_the_library_has_and_re2_lacks():
     assert listed == [not space.pre_tokenize_str(c) for c in POINTS]
 
 
-def test_the_step_that_cuts_digits_leaves_white_space_before_them_whole():
+def test_splitting_digits_keeps_white_space_together():
     assert ours("GPT-2", True, ["a  12 b"]) == [["a", "  ", "1", "2", " b"]]
     assert ours("GPT-2", False, ["a  12 b"]) == [["a", " ", " 12", " b"]]
     assert to_re2(GPT2) == to_re2(PATTERNS["GPT-2"], digits=False)
