@@ -159,7 +159,7 @@ class BytePairs(ByteTokenizer):
         tokens = self.merged(show_zeros(unmarked(unique)))
         return words.with_flat_values(tf.gather(tokens, index)).merge_dims(1, 2)
 
-    def merged(self, words):
+    def merged(self, words: tf.Tensor) -> tf.RaggedTensor:
         """Tokenizes ``words`` (W,) to ragged tokens (W, None).
 
         The number of merging rounds grows with the length of a word, so a long word is merged in
@@ -264,7 +264,8 @@ class BytePairs(ByteTokenizer):
             shape_invariants=(tf.TensorShape([None]),) * 4,
         )[:3]
 
-    def save(self, folder):
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Writes ``tokenizer.json``."""
         """Writes ``tokenizer.json``, which Hugging Face's library reads too."""
         if self._content is not None:
             text = json.dumps(self._content, ensure_ascii=False) + "\n"

@@ -190,7 +190,7 @@ def test_every_image_occurs_once_per_epoch_and_training_resumes():
                 np.testing.assert_array_equal(x, y)
 
 
-def test_light_augmentation_only_moves_pixels():
+def test_augmented_images_have_valid_pixels_and_labels():
     whole = LabelledImages(np.full((4, 16, 16, 3), 200, "uint8"), [0] * 4, CLASSES)
     [(pixels, labels, _)] = image_batches(whole, (16, 16), 4, augment="light")
     assert set(np.unique(pixels)) <= {0, 200} and (pixels.numpy() == 200).mean() > 0.7

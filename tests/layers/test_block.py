@@ -190,7 +190,7 @@ def test_parts_are_templates_that_blocks_copy():
     assert blocks[0].attention.query.compute_dtype == "bfloat16"
 
 
-def test_a_part_and_its_shorthand_exclude_each_other():
+def test_each_part_is_given_exactly_once():
     attention = MultiHeadAttention(H)
     for options, message in (
         (dict(), "give num_heads or attention: None, None"),

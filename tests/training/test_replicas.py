@@ -224,7 +224,7 @@ def test_a_loss_of_only_the_inputs_does_not_need_labels():
     agree(Rebuild, sgd(), batches=[(x,) for x, _, _ in TAGS], loss=None)
 
 
-def test_evaluation_uses_the_masks_of_evaluation():
+def test_evaluation_uses_the_weights_of_evaluation():
     class UnweightedInTraining(OwnLoss):
         def __init__(self):
             super().__init__()
@@ -349,7 +349,7 @@ def test_a_weight_without_gradient_does_not_change(devices):
 
 
 @pytest.mark.slow
-def test_a_partly_frozen_model_trains_like_one_on_replicas():
+def test_partly_trainable_models_train_equally_on_replicas():
     def adapted():
         model = translator()
         model.enable_lora(2)
