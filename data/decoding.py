@@ -37,11 +37,11 @@ def decode(content, channels=3, max_pixels=MAX_PIXELS):
     channels, max_pixels = int(channels), int(max_pixels)
     if not tf.executing_eagerly():
         return decode_any(content, channels, max_pixels)
-    return compiled(channels, max_pixels)(tf.convert_to_tensor(content))
+    return compile_decoder(channels, max_pixels)(tf.convert_to_tensor(content))
 
 
 @functools.cache
-def compiled(channels, max_pixels):
+def compile_decoder(channels, max_pixels):
     function = tf.function(decode_any, autograph=False)
     return function.get_concrete_function(tf.TensorSpec([], tf.string), channels, max_pixels)
 
@@ -53,7 +53,7 @@ def decode_any(content, channels, max_pixels):
         return tf.strings.substr(head, at, len(magic)) == magic
 
     def decoder(function):
-        @called
+        @as_function
         def decoded(content):
             return tf.ensure_shape(function(content, channels, max_pixels), [None, None, channels])
 
@@ -85,7 +85,7 @@ def decode_any(content, channels, max_pixels):
         )
 
 
-def called(function):
+def as_function(function):
     """Makes a function one node of the graph: each node of an unused branch costs time."""
     return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
 
@@ -104,7 +104,7 @@ def decode_jpeg(content, channels, max_pixels, plain):
     else:
         image = convert_channels(tf.io.decode_jpeg(checked, 3), channels)
 
-    @called
+    @as_function
     def upright(content, image):
         # Exif is in one of the segments APP0 to APP15, which, with comments, precede all others.
         at, segment = seek(

@@ -128,7 +128,7 @@ class LabelledImages:
 
         @tf.function(input_signature=[kind], autograph=False)
         def decoder(image):
-            return rounded(fitted(to_pixels(image, channels, max_pixels), size, **fit))
+            return round_pixels(fitted(to_pixels(image, channels, max_pixels), size, **fit))
 
         for i in progress(range(len(self))):
             if (image := self.read(i, decoder, broken)) is not None:
@@ -187,7 +187,7 @@ def fitted(image, size, interpolation="bilinear", squash=True, crop=1.0):
     return tf.clip_by_value(tf.cast(image, tf.float32), 0.0, 255.0)
 
 
-def rounded(image):
+def round_pixels(image):
     return tf.cast(tf.round(image), tf.uint8)
 
 
@@ -311,7 +311,7 @@ def read_images(path: str | PathLike[str], split: str = "train") -> LabelledImag
         raise ValueError(f"split must be train, val or test: {split!r}")
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}")
-    found = {s: records(path, s) for s in ("train", "val", "test")}
+    found = {s: find_records(path, s) for s in ("train", "val", "test")}
     reader, places = read_records, found
     if not any(found.values()):
         reader = read_folders
@@ -338,7 +338,7 @@ def read_images(path: str | PathLike[str], split: str = "train") -> LabelledImag
     return images[chosen]
 
 
-def records(path, split):
+def find_records(path, split):
     return sorted(str(file) for file in path.glob(f"{split}*.tfrecord*"))
 
 
@@ -490,7 +490,7 @@ def image_batches(
         """Reads an image of this size, and its weight."""
         image, weight = tf.numpy_function(read, [i], [tf.uint8, tf.float32])
         image.set_shape([None, None, channels])
-        image = fitted(image, size, **fit) if augment is None else cut(image, size, key)
+        image = fitted(image, size, **fit) if augment is None else random_crop(image, size, key)
         return tf.ensure_shape(image, [*size, channels]), tf.ensure_shape(weight, [])
 
     def batch(order, number, i):
@@ -513,19 +513,19 @@ def image_batches(
             made, chosen = tf.gather(made, instead), tf.gather(chosen, instead)
         else:
             made = tf.gather(pixels, chosen)
-            made = tf.cast(made if augment is None else shifted(made, key), tf.float32)
+            made = tf.cast(made if augment is None else shift_images(made, key), tf.float32)
         if augment is not None:
             flips = tf.random.stateless_uniform([batch_size, 1, 1, 1], distort(key, -1)) < 0.5
             made = tf.where(flips, made[:, :, ::-1], made)
         if augment == "strong":
-            made = operated(strong, tf.repeat(made, 3 // channels, -1), key)
+            made = apply_randaugment(strong, tf.repeat(made, 3 // channels, -1), key)
             made = made if channels == 3 else tf.image.rgb_to_grayscale(made)
         target = tf.one_hot(tf.gather(labels, chosen), classes)
         if mix:
             made, target = tf.cond(
                 i % 2 == 0,
-                lambda: mixed(mixes[0], made, target, key),
-                lambda: mixed(mixes[1], made, target, key),
+                lambda: mix_images(mixes[0], made, target, key),
+                lambda: mix_images(mixes[1], made, target, key),
             )
         return made, target, weight
 
@@ -544,7 +544,7 @@ def image_batches(
     return epochs(lambda numbers: numbers.flat_map(epoch), count, seed, start)
 
 
-def cut(image, size, key):
+def random_crop(image, size, key):
     """Crops 8 to 100% of the area of an image (Y, X, C), and resizes (Szegedy et al. 2015)."""
     start, part, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.shape(image),
@@ -558,7 +558,7 @@ def cut(image, size, key):
     return fitted(tf.slice(image, start, part), size)
 
 
-def shifted(images, key):
+def shift_images(images, key):
     """Shifts ``images`` (B, Y, X, C) by up to an eighth in any direction, filled with black.
 
     This is a random crop of the padded image (He et al. 2015, section 4.2).
@@ -589,7 +589,7 @@ def transformation(layer, images, key):
     return layer.get_random_transformation(images, training=True, seed=generator)
 
 
-def operated(layer, images, key):
+def apply_randaugment(layer, images, key):
     """Applies two operations of a `RandAugment`; the layer itself computes all and selects two."""
 
     def by(operation, key):
@@ -606,6 +606,6 @@ def operated(layer, images, key):
     return images
 
 
-def mixed(layer, images, labels, key):
+def mix_images(layer, images, labels, key):
     how = transformation(layer, images, key)
     return layer.transform_images(images, how), layer.transform_labels(labels, how)

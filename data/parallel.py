@@ -82,7 +82,7 @@ def read_tsv(
             message names the file and the line.
     """
     rows = read_rows(path)
-    named = header(rows[0][1], source, target) if rows else None
+    named = find_columns(rows[0][1], source, target) if rows else None
     columns = named or (0, 1)
     rows = rows[1:] if named else rows
     for number, row in rows:
@@ -103,7 +103,7 @@ def read_rows(path):
         (
             i
             for i, line in with_quotes
-            if LINE.fullmatch(line) and any('""' in x for x in quoted(line))
+            if LINE.fullmatch(line) and any('""' in x for x in unquote_fields(line))
         ),
         None,
     )
@@ -115,10 +115,10 @@ def read_rows(path):
         )
     # Otherwise: spreadsheets quote all fields, or those with separators or outer spaces.
     needed = with_quotes and all(
-        re.search(r"[\t,;]|^\s|\s$", x) for _, line in with_quotes for x in quoted(line)
+        re.search(r"[\t,;]|^\s|\s$", x) for _, line in with_quotes for x in unquote_fields(line)
     )
     all_quoted = len(with_quotes) == len(lines) and all(
-        len(quoted(line)) == sum(map(bool, fields(line))) for _, line in lines
+        len(unquote_fields(line)) == sum(map(bool, fields(line))) for _, line in lines
     )
     if text or not (doubled or needed or all_quoted):
         return [(i, line.split("\t")) for i, line in lines]
@@ -132,7 +132,7 @@ def read_rows(path):
     return rows
 
 
-def quoted(line):
+def unquote_fields(line):
     """The contents of the quoted fields of a `LINE`."""
     return [field[1:-1] for field in fields(line) if field.startswith('"')]
 
@@ -142,16 +142,20 @@ def fields(line):
     return re.findall(rf"(?:^|\t)({FIELD})", line)
 
 
-def header(row, source, target):
+def find_columns(row, source, target):
     """The columns of source and target, if ``row`` names both, or None."""
-    names = [language(name) for name in row]
-    for wanted in ((language(source), language(target)), ("source", "target"), ("src", "tgt")):
+    names = [language_code(name) for name in row]
+    for wanted in (
+        (language_code(source), language_code(target)),
+        ("source", "target"),
+        ("src", "tgt"),
+    ):
         if wanted[0] != wanted[1] and set(wanted) <= set(names):
             return tuple(names.index(name) for name in wanted)
     return None
 
 
-def language(name):
+def language_code(name):
     """Maps a language's English name to its code; other words stay as they are."""
     return locale.normalize(name.strip().lower().replace("-", "_")).partition("_")[0]
 
@@ -182,16 +186,16 @@ def read_split(
     """
     folder = Path(folder)
     if folder.is_file():
-        return split_of_file(folder, split, source, target)
+        return read_split_of_file(folder, split, source, target)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     names = [split, "test_2016_flickr"] if split == "test" else [split]
     for name in names:
         stem = f"{name}.{variant}" if variant else name
-        files = [first_of(folder, f"{stem}.{language}") for language in (source, target)]
+        files = [find_file(folder, f"{stem}.{language}") for language in (source, target)]
         if all(files):
             return read_parallel(*files)
-        if tsv := first_of(folder, f"{stem}.tsv"):
+        if tsv := find_file(folder, f"{stem}.tsv"):
             return read_tsv(tsv, source, target)
     stem = f"{split}.{variant}" if variant else split
     raise FileNotFoundError(
@@ -200,7 +204,7 @@ def read_split(
     )
 
 
-def split_of_file(path, split, source, target):
+def read_split_of_file(path, split, source, target):
     """Reads the split "train" or "val" of one TSV file."""
     if split not in ("train", "val"):
         raise FileNotFoundError(f"{path} has no split {split!r}, only train and val")
@@ -212,7 +216,7 @@ def split_of_file(path, split, source, target):
     return ParallelText(*(list(itertools.compress(texts, kept)) for texts in sides))
 
 
-def first_of(folder, name):
+def find_file(folder, name):
     """The path of ``name`` or ``name``.gz in a folder, or None."""
     return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
 

@@ -99,7 +99,7 @@ def token_stream(texts: Iterable[str] | tf.data.Dataset, tokenizer: Tokenizer) -
         size = 0
 
     for text in texts:
-        pieces = list(cut(text))
+        pieces = list(split_text(text))
         for i, piece in enumerate(pieces):
             waiting.append((piece, i == 0, i == len(pieces) - 1))
             size += len(piece)
@@ -112,7 +112,7 @@ def token_stream(texts: Iterable[str] | tf.data.Dataset, tokenizer: Tokenizer) -
     return np.concatenate(parts)
 
 
-def cut(text):
+def split_text(text):
     """Yields parts of a long ``text``, cut before white space, where no tokenizer has a word."""
     place, start = re.compile(r"(?<=\S)(?=[ \n])"), 0
     while len(text) - start > PIECE and (found := place.search(text, start + PIECE)):

@@ -282,7 +282,7 @@ class Checkpoints(keras.callbacks.Callback):
             "callbacks": [plain_attributes(callback) for callback in self.others],
         }
         for i, callback in enumerate(self.others):
-            for name, arrays in kept_arrays(callback).items():
+            for name, arrays in array_attributes(callback).items():
                 for j, array in enumerate(arrays):
                     state[f"callbacks/{i}/{name}/{j:06d}"] = array
         return best, state, about
@@ -370,7 +370,7 @@ def plain_attributes(callback):
     return {name: value for name, value in scalars.items() if type(value) in PLAIN}
 
 
-def kept_arrays(callback):
+def array_attributes(callback):
     """The lists of arrays among a callback's attributes: early stopping's best weights."""
     return {
         name: value

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 
-def class_weighted(class_weight, x, y=None, sample_weight=None):
+def apply_class_weights(class_weight, x, y=None, sample_weight=None):
     """Multiplies the sample weights of a batch ``(x, y, sample_weight)`` by its class weights.
 
     Args:

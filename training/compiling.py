@@ -70,7 +70,7 @@ class Notice:
             print(line, file=sys.stderr, flush=True)
 
 
-def noticed(function, name):
+def with_notice(function, name):
     """Wraps ``function``, which is compiled at the first call for a shape, in a `Notice`."""
     seen = set()
 

@@ -109,7 +109,7 @@ def is_chief() -> bool:
     return place().chief
 
 
-def summed(tensors):
+def sum_over_replicas(tensors):
     """Sums a structure of tensors over all replicas; their gradients are summed too."""
     import tensorflow as tf
 

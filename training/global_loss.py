@@ -46,7 +46,7 @@ class GlobalLoss(CompileLoss):
         collects those of this replica, which are used if ``totals`` is None.
         """
         self.counts, self.totals = [], totals
-        self.grow = tf.math.divide_no_nan(self.counted(examples), examples)
+        self.grow = tf.math.divide_no_nan(self.add_count(examples), examples)
         try:
             yield self.counts
         finally:
@@ -55,21 +55,21 @@ class GlobalLoss(CompileLoss):
     def mean(self, loss, y_true, y_pred, sample_weight=None):
         """Computes this replica's part of the global mean of ``loss``, times `grow` / replicas."""
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        values, mask, weight = weighted(loss, y_true, y_pred, sample_weight)
+        values, mask, weight = weighted_values(loss, y_true, y_pred, sample_weight)
         if loss.reduction not in MEANS:
-            self.counted(self.counts[0])
+            self.add_count(self.counts[0])
             return tf.reduce_sum(values) * self.grow / replicas
         if weight is not None and loss.reduction == "mean_with_sample_weight":
-            total = self.counted(tf.reduce_sum(weight))
+            total = self.add_count(tf.reduce_sum(weight))
         elif mask is not None:
             per_entry = tf.math.divide_no_nan(size(values), size(mask))
-            total = self.counted(tf.reduce_sum(mask)) * per_entry
+            total = self.add_count(tf.reduce_sum(mask)) * per_entry
         else:  # a mean over this replica's examples
-            self.counted(self.counts[0])
+            self.add_count(self.counts[0])
             return tf.math.divide_no_nan(tf.reduce_sum(values), size(values)) / replicas
         return tf.math.divide_no_nan(tf.reduce_sum(values), total) * self.grow / replicas
 
-    def counted(self, count):
+    def add_count(self, count):
         """Stores a count of this replica; returns that of all replicas."""
         self.counts.append(tf.cast(count, "float32"))
         return self.counts[-1] if self.totals is None else self.totals[len(self.counts) - 1]
@@ -92,7 +92,7 @@ def share(examples, total):
     return tf.math.divide_no_nan(examples * replicas, total)
 
 
-def weighted(loss, y_true, y_pred, sample_weight):
+def weighted_values(loss, y_true, y_pred, sample_weight):
     """Returns the weighted values of ``loss`` before reduction, the mask, and the masked weights.
 
     Follows `keras.losses.Loss.__call__`; mask and weights may be None.

@@ -8,10 +8,10 @@ from typing import Any
 
 import keras
 
-from .compiling import noticed
+from .compiling import with_notice
 
 if keras.config.backend() == "tensorflow":
-    from .replicas import Model, jitted
+    from .replicas import Model, jit
 
     def build_optimizer(model: keras.Model) -> None:
         """Builds the model's optimizer, unless it is built already.
@@ -26,7 +26,7 @@ if keras.config.backend() == "tensorflow":
 else:
     from keras import Model
 
-    def jitted(model, function):
+    def jit(model, function):
         """Compiles ``function``, which takes arrays and calls ``model``, with JAX."""
         import jax
 
@@ -54,7 +54,7 @@ def compiled(model: keras.Model, function: Callable[..., Any], name: str) -> Cal
     >>> tuple(predict(np.ones([3, 2], "float32")).shape)
     (3, 1)
     """
-    return noticed(jitted(model, function), name)
+    return with_notice(jit(model, function), name)
 
 
 __all__ = ["Model", "build_optimizer", "compiled"]

@@ -6,20 +6,20 @@ from functools import partial
 import keras
 import tensorflow as tf
 
-from .devices import summed
+from .devices import sum_over_replicas
 
 
-def synchronized(model):
+def synchronized_layers(model):
     """The trainable layers that normalize by the batch of all replicas."""
-    return [layer for layer in in_training(model) if layer.synchronized]
+    return [layer for layer in batch_normalizations(model) if layer.synchronized]
 
 
-def unsynchronized(model):
+def unsynchronized_layers(model):
     """The trainable layers that normalize by their replica's part of the batch."""
-    return [layer for layer in in_training(model) if not layer.synchronized]
+    return [layer for layer in batch_normalizations(model) if not layer.synchronized]
 
 
-def in_training(model):
+def batch_normalizations(model):
     layers = model._flatten_layers()
     return [x for x in layers if isinstance(x, keras.layers.BatchNormalization) and x.trainable]
 
@@ -44,7 +44,7 @@ def moments(layer, inputs, mask):
 
     def mean(values):
         sums = [tf.reduce_sum(x, layer._reduction_axes) for x in (values * weight, weight)]
-        total, count = summed(sums)
+        total, count = sum_over_replicas(sums)
         return tf.math.divide_no_nan(total, count)
 
     mean_here = mean(inputs)

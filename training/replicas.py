@@ -12,11 +12,11 @@ from tensorflow.python.distribute.values import DistributedVariable
 
 from .averages import averages, counting_updates, inner
 from .callbacks import Progress
-from .class_weights import class_weighted
+from .class_weights import apply_class_weights
 from .compiling import Notice
-from .devices import summed
+from .devices import sum_over_replicas
 from .global_loss import GlobalLoss, rows, share
-from .normalization import synchronized, synchronizing, unsynchronized
+from .normalization import synchronized_layers, synchronizing, unsynchronized_layers
 from .states import random_states, some
 
 DEFAULT = tf.distribute.get_strategy()  # outside any strategy's scope
@@ -31,7 +31,7 @@ SHAPE = "polyhead/shape"  # log with the shape of a step's input; XLA compiles o
 STREAM = 0x9E3779B1  # 2**32 / the golden ratio: far from its small multiples
 
 
-def jitted(model, function):
+def jit(model, function):
     """Compiles ``function``, which takes tensors and calls ``model``, with XLA, once per shape."""
     return tf.function(function, jit_compile=True, autograph=False)
 
@@ -69,14 +69,14 @@ class Model(keras.Model):
     """
 
     def __new__(cls, *args, **kwargs):
-        if cls is Model and of_tensors(args, kwargs):
+        if cls is Model and is_functional(args, kwargs):
             cls = FunctionalModel
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if of_tensors(args, kwargs):
+        if is_functional(args, kwargs):
             # Keras would make this class itself functional, and with it all models.
-            functional(type(self))
+            make_functional(type(self))
             Functional.__init__(self, *args, **kwargs)
         else:
             super().__init__(*args, **kwargs)
@@ -144,10 +144,10 @@ class Model(keras.Model):
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # else Keras warns that it does not shuffle
         if class_weight and isinstance(x, tf.data.Dataset):
-            x = x.map(lambda *batch: class_weighted(class_weight, *batch))
+            x = x.map(lambda *batch: apply_class_weights(class_weight, *batch))
             class_weight = None
         elif class_weight and y is not None and not kwargs.get("validation_split"):
-            _, _, sample_weight = class_weighted(class_weight, None, y, sample_weight)
+            _, _, sample_weight = apply_class_weights(class_weight, None, y, sample_weight)
             sample_weight, class_weight = sample_weight.numpy(), None
         given = keras.tree.flatten(getattr(callbacks, "callbacks", callbacks))
         self._notice.silent = verbose == 0 and not any(isinstance(c, Progress) for c in given)
@@ -167,7 +167,7 @@ class Model(keras.Model):
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, **kwargs):
         if class_weight:
-            _, _, sample_weight = class_weighted(class_weight, None, y, sample_weight)
+            _, _, sample_weight = apply_class_weights(class_weight, None, y, sample_weight)
         return super().train_on_batch(x, y, sample_weight, **kwargs)
 
     @property
@@ -178,16 +178,18 @@ class Model(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if tf.distribute.has_strategy():
             context = tf.distribute.get_replica_context()
-            totals = summed(self._count(x, y, sample_weight))
+            totals = sum_over_replicas(self._count(x, y, sample_weight))
             # Read here: the compiled function would keep its first value.
             scale = self.optimizer.scale_loss(tf.ones(()))
             replica = tf.convert_to_tensor(context.replica_id_in_sync_group)
             # Replicas cannot exchange moments inside a function that XLA compiles.
-            part = forward_backward if synchronized(self) else self._forward_backward
+            part = forward_backward if synchronized_layers(self) else self._forward_backward
             loss, counts, gradients, y_pred = part(
                 self, x, y, sample_weight, totals, scale, replica
             )
-            norm = self._update_copies(self, summed(gradients), scale, first_loss(totals))
+            norm = self._update_copies(
+                self, sum_over_replicas(gradients), scale, first_loss(totals)
+            )
         else:
             loss, counts, norm, y_pred = self._whole_step(self, x, y, sample_weight)
             totals = counts
@@ -240,14 +242,14 @@ class Model(keras.Model):
         """Returns the layers that synchronize moments; warns about others and if XLA is off."""
         if self.distribute_strategy is DEFAULT:
             return []
-        names = [layer.path for layer in unsynchronized(self)]
+        names = [layer.path for layer in unsynchronized_layers(self)]
         if names and self.distribute_strategy.num_replicas_in_sync > 1:
             warnings.warn(
                 f"each replica normalizes its own part of a batch in {some(names)}, so training on "
                 "several replicas differs from one: use BatchNormalization(synchronized=True)",
                 stacklevel=2,
             )
-        if (layers := synchronized(self)) and self._forward_backward is not forward_backward:
+        if (layers := synchronized_layers(self)) and self._forward_backward is not forward_backward:
             self._notice.say(
                 "XLA is off for the forward and backward pass: replicas exchange moments in "
                 f"{some([layer.path for layer in layers])}"
@@ -259,7 +261,7 @@ class Model(keras.Model):
         y_pred = self(x, training=False)
         totals = None
         if tf.distribute.get_replica_context().num_replicas_in_sync > 1:
-            totals = summed(self._count(x, y, sample_weight, y_pred))
+            totals = sum_over_replicas(self._count(x, y, sample_weight, y_pred))
         loss, counts = self._share_of_loss(x, y, y_pred, sample_weight, False, totals)
         self._track(loss, first_loss(counts), first_loss(counts if totals is None else totals))
         return self._results(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
@@ -303,7 +305,7 @@ class Model(keras.Model):
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
             variables = [v for v in self.metrics_variables if v.aggregation == "sum"]
-            sums = summed([v.value for v in variables])
+            sums = sum_over_replicas([v.value for v in variables])
             with keras.StatelessScope(state_mapping=list(zip(variables, sums, strict=True))):
                 results = {**results, **self.get_metrics_result()}
         return results
@@ -390,16 +392,16 @@ class FunctionalModel(Model, Functional):
     """The class of ``Model(inputs, outputs)``."""
 
 
-def of_tensors(args, kwargs):
+def is_functional(args, kwargs):
     """Whether a model is created from ``(inputs, outputs)``, decided as in Keras."""
     return len(args) == 2 or "outputs" in kwargs and len(args) + ("inputs" in kwargs) == 1
 
 
-def functional(cls):
+def make_functional(cls):
     """Replaces `Model` by `FunctionalModel` among the bases of a class."""
     if issubclass(cls, Model) and not issubclass(cls, FunctionalModel):
         cls.__bases__ = tuple(
-            FunctionalModel if base is Model else functional(base) for base in cls.__bases__
+            FunctionalModel if base is Model else make_functional(base) for base in cls.__bases__
         )
     return cls
 
@@ -436,7 +438,7 @@ def forward_backward(model, x, y, sample_weight, totals, scale, replica):
     own = type(model).compute_metrics is not keras.Model.compute_metrics
     y_pred = y_pred if own or model._compile_metrics is not None else None
     gradients = [tf.convert_to_tensor(g) for g in gradients]
-    return loss, counts, gradients if totals is None else packed(gradients), y_pred
+    return loss, counts, gradients if totals is None else pack(gradients), y_pred
 
 
 def norm(gradients):
@@ -444,7 +446,7 @@ def norm(gradients):
     return tf.linalg.global_norm([tf.cast(g, "float32") for g in gradients])
 
 
-def packed(tensors):
+def pack(tensors):
     """Packs tensors into one vector per dtype: reducing one costs less than reducing many."""
     kinds = {tensor.dtype: [] for tensor in tensors}
     for tensor in tensors:
@@ -452,8 +454,8 @@ def packed(tensors):
     return [tf.concat(flat, 0) for flat in kinds.values()]
 
 
-def unpacked(vectors, variables):
-    """Reverses `packed` for tensors with the shapes and dtypes of ``variables``."""
+def unpack(vectors, variables):
+    """Reverses `pack` for tensors with the shapes and dtypes of ``variables``."""
     parts = {}
     for vector in vectors:
         sizes = [v.value.shape.num_elements() for v in variables if v.dtype == vector.dtype.name]
@@ -466,7 +468,7 @@ def update_copies(model, gradients, scale, weight):
 
     The packed gradients are summed over all replicas, so each replica makes the same update.
     """
-    gradients = unpacked(gradients, model.trainable_weights)
+    gradients = unpack(gradients, model.trainable_weights)
     with own_copies(model):
         model._apply(gradients, weight)
     return norm(gradients) / scale

@@ -9,16 +9,16 @@ from typing import Any
 import tensorflow as tf
 
 from ..files import read, read_json, write
-from .hugging_face import read_added, read_around, steps_of
-from .splits import GPT2, PATTERNS, split_words, text_operations, to_re2, unmarked
+from .hugging_face import list_steps, read_added, read_around
+from .splits import GPT2, PATTERNS, remove_marks, split_words, text_operations, to_re2
 from .tokenizer import (
     AddedTokens,
     ByteTokenizer,
     hide_zeros,
+    replace_invalid,
+    set_untracked,
     show_zeros,
     table,
-    untracked,
-    valid,
 )
 
 FILE = "tokenizer.json"
@@ -104,8 +104,10 @@ class BytePairs(ByteTokenizer):
                 raise ValueError(f"a merge is not of pieces in the vocabulary: {pair!r:.100}")
         super().__init__(pieces, special[end], {token: text for text, token in special.items()})
         merges = [tuple(pair) for pair in merges]
-        untracked(self, vocabulary=vocabulary, merges=merges, special=dict(special), added=added)
-        untracked(self, _content=content)
+        set_untracked(
+            self, vocabulary=vocabulary, merges=merges, special=dict(special), added=added
+        )
+        set_untracked(self, _content=content)
         self.end = end
         self.prefix, self.suffix = around
         self._byte_tokens = tf.constant([vocabulary[char] for char in ALPHABET])
@@ -150,16 +152,16 @@ class BytePairs(ByteTokenizer):
         return cls(model["vocab"], merges, {END: 0})
 
     def _encode(self, texts, target=False):
-        parts, ids, keys = self._added.split(hide_zeros(valid(texts)), self._normalize)
+        parts, ids, keys = self._added.split(hide_zeros(replace_invalid(texts)), self._normalize)
         words = split_words(tf.where(ids >= 0, "-", keys), *self._words)
         part = words.value_rowids()
         flat = tf.where(tf.gather(ids, part) >= 0, tf.gather(keys, part), words.flat_values)
         words = parts.with_flat_values(words.with_values(flat)).merge_dims(1, -1)
         unique, index = tf.unique(words.flat_values, tf.int64)
-        tokens = self.merged(show_zeros(unmarked(unique)))
+        tokens = self.merge_words(show_zeros(remove_marks(unique)))
         return words.with_flat_values(tf.gather(tokens, index)).merge_dims(1, 2)
 
-    def merged(self, words: tf.Tensor) -> tf.RaggedTensor:
+    def merge_words(self, words: tf.Tensor) -> tf.RaggedTensor:
         """Tokenizes ``words`` (W,) to ragged tokens (W, None).
 
         The number of merging rounds grows with the length of a word, so a long word is merged in
@@ -265,7 +267,6 @@ class BytePairs(ByteTokenizer):
         )[:3]
 
     def save(self, folder: str | PathLike[str]) -> None:
-        """Writes ``tokenizer.json``."""
         """Writes ``tokenizer.json``, which Hugging Face's library reads too."""
         if self._content is not None:
             text = json.dumps(self._content, ensure_ascii=False) + "\n"
@@ -338,7 +339,7 @@ class BytePairs(ByteTokenizer):
             raise ValueError("model and pre_tokenizer must be objects")
         normalizer = content.get("normalizer")
         nfc = isinstance(normalizer, dict)
-        nfc = nfc and [s.get("type") for s in steps_of(content, "normalizer")] == ["NFC"]
+        nfc = nfc and [s.get("type") for s in list_steps(content, "normalizer")] == ["NFC"]
         for said, rule in (
             (model.get("type") == "BPE", "model must be of type BPE"),
             (nfc or not normalizer, f"the only supported normalizer is NFC: {normalizer!r:.200}"),
@@ -349,7 +350,7 @@ class BytePairs(ByteTokenizer):
         ):
             if not said:
                 raise ValueError(rule)
-        pattern, digits = read_words(steps_of(content, "pre_tokenizer"))
+        pattern, digits = read_words(list_steps(content, "pre_tokenizer"))
         if max(len(model["vocab"]), len(model["merges"])) > MOST:
             raise ValueError(f"a vocabulary must have at most {MOST} pieces: {len(model['vocab'])}")
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from ..files import read, write
-from .tokenizer import ByteTokenizer, valid
+from .tokenizer import ByteTokenizer, replace_invalid
 
 FILE = "characters.txt"
 
@@ -52,7 +52,7 @@ class Characters(ByteTokenizer):
         return cls("".join(sorted(kept)))
 
     def _encode(self, texts, target=False):
-        characters = tf.strings.unicode_split(valid(texts), "UTF-8")
+        characters = tf.strings.unicode_split(replace_invalid(texts), "UTF-8")
         tokens = characters.with_flat_values(self._tokens.lookup(characters.flat_values))
         if tf.executing_eagerly() and tf.reduce_any(tokens.flat_values == 0):
             unknown = tf.boolean_mask(characters.flat_values, tokens.flat_values == 0)

@@ -3,7 +3,7 @@
 FLAGS = ("normalized", "lstrip", "rstrip")
 
 
-def steps_of(content, name):
+def list_steps(content, name):
     """Lists the steps of a normalizer or pre-tokenizer, whether or not it is a Sequence."""
     step = content.get(name)
     if not step:
@@ -15,7 +15,7 @@ def steps_of(content, name):
     steps = step.get("pretokenizers" if name == "pre_tokenizer" else "normalizers")
     if not isinstance(steps, list) or not all(isinstance(s, dict) for s in steps):
         raise ValueError(f"a Sequence in {name} must be a list of objects")
-    return [inner for s in steps for inner in steps_of({name: s}, name)]
+    return [inner for s in steps for inner in list_steps({name: s}, name)]
 
 
 def read_added(content, end=None):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from ..files import read, read_json, write
 from .pieces import SPACE, PieceTokenizer, read_pieces
-from .tokenizer import untracked
+from .tokenizer import set_untracked
 
 SOURCE, TARGET, VOCABULARY, TARGET_VOCABULARY = (
     "source.spm",
@@ -66,9 +66,9 @@ class MarianPieces(PieceTokenizer):
         self._unknown = tables[-1]["<unk>"]
         sides = tables[0], tables[-1]
         pieces = [sorted(table, key=table.get) for table in sides]
-        untracked(self, models=models, vocabularies=vocabularies, _pieces=pieces)
+        set_untracked(self, models=models, vocabularies=vocabularies, _pieces=pieces)
         self._target_pieces = tf.constant(pieces[1])
-        self._numbers = [numbers_of(table) for table in sides]
+        self._numbers = [id_table(table) for table in sides]
 
     def _encode(self, texts, target=False):
         pattern = "(?s)^(>>.*?<<)(.*)$"
@@ -81,7 +81,7 @@ class MarianPieces(PieceTokenizer):
 
     def decode(self, tokens: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
         """Decodes ``tokens`` (B, T) to texts (B,), without padding, end and unknown tokens."""
-        rows = self.kept(tokens, self.pad_id, self.end_id, self._unknown)
+        rows = self.remove_ids(tokens, self.pad_id, self.end_id, self._unknown)
         texts = tf.strings.reduce_join(tf.gather(self._target_pieces, rows), axis=-1)
         return tf.strings.strip(tf.strings.regex_replace(texts, SPACE, " "))
 
@@ -127,7 +127,7 @@ def check_pieces(name, model):
         raise ValueError(f"{name} has byte pieces, which are not supported")
 
 
-def numbers_of(table):
+def id_table(table):
     return tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(list(table), list(table.values()), tf.string, tf.int32),
         default_value=table["<unk>"],

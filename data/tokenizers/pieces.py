@@ -7,7 +7,7 @@ import sentencepiece
 import tensorflow as tf
 from sentencepiece import sentencepiece_model_pb2 as protos
 
-from .hugging_face import read_added, read_around, steps_of
+from .hugging_face import list_steps, read_added, read_around
 from .splits import text_operations
 from .tokenizer import Tokenizer
 
@@ -59,7 +59,7 @@ class PieceTokenizer(Tokenizer):
         self._out_type = out_type
         self._in_graph = self._load()
 
-    def kept(self, tokens, *special):
+    def remove_ids(self, tokens, *special):
         """Removes the ``special`` ids from ``tokens`` (B, T); returns a ragged tensor."""
         tokens = tf.cast(tokens, tf.int32)
         return tf.ragged.boolean_mask(
@@ -190,7 +190,7 @@ def rebuild(content, end=None):
     normalizer.name, normalizer.escape_whitespaces = "identity", True
     normalizer.remove_extra_whitespaces = normalizer.add_dummy_prefix = False
     space, blanks = "never", False
-    for step in steps_of(content, "normalizer"):
+    for step in list_steps(content, "normalizer"):
         kind, how = step.get("type"), (step.get("pattern") or {}, step.get("content"))
         if kind == "Precompiled":
             normalizer.precompiled_charsmap = base64.b64decode(step["precompiled_charsmap"])
@@ -200,7 +200,7 @@ def rebuild(content, end=None):
             normalizer.remove_extra_whitespaces = True
         elif kind != "Replace" or how != ({"String": " "}, SPACE):
             raise ValueError(f"normalizer has a step that is not supported: {step!r:.200}")
-    for step in steps_of(content, "pre_tokenizer"):
+    for step in list_steps(content, "pre_tokenizer"):
         kind = step.get("type")
         if kind == "WhitespaceSplit":
             normalizer.remove_extra_whitespaces = blanks = True

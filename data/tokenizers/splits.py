@@ -91,11 +91,11 @@ def to_re2(pattern, digits=False):
 
 
 def split_words(texts, pattern, marks):
-    """Splits ``texts`` (N,) into ragged words (N, None), with marks: see `to_re2`, `unmarked`."""
+    """Splits ``texts`` (N,) into ragged words (N, None), with marks (see `to_re2`)."""
     return split(tf.strings.regex_replace(texts, marks, MARK + rb"\1\2"), pattern)
 
 
-def unmarked(words):
+def remove_marks(words):
     return tf.strings.regex_replace(words, MARK_PATTERN, "")
 
 

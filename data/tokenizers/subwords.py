@@ -15,7 +15,7 @@ import tensorflow as tf
 from ..files import read, read_json, write
 from .merges import Merges
 from .pieces import SPACE, PieceTokenizer, Rules, read_pieces, read_rules, rebuild
-from .tokenizer import AddedTokens, hide_zeros, show_zeros, untracked, valid
+from .tokenizer import AddedTokens, hide_zeros, replace_invalid, set_untracked, show_zeros
 
 FILE, T5_FILE, JSON = "tokenizer.model", "spiece.model", "tokenizer.json"
 LONGEST = 4192  # bytes of a text; SentencePiece drops longer ones
@@ -59,7 +59,7 @@ class Subwords(PieceTokenizer):
         if not rules.native:
             self._hidden.append(self._pieces.unk_id())
         content = [self._bytes_of(token) for token in range(self.vocab_size)]
-        untracked(self, _rules=rules, _bytes=content)
+        set_untracked(self, _rules=rules, _bytes=content)
         self._table = None if rules.native else tf.constant(content)
 
     def _bytes_of(self, token):
@@ -120,7 +120,7 @@ class Subwords(PieceTokenizer):
         parts = tf.RaggedTensor.from_uniform_row_length(texts, 1)
         ids = tf.fill(tf.shape(texts), -1)
         if self._added is not None:
-            parts, ids, _ = self._added.split(hide_zeros(valid(texts)))
+            parts, ids, _ = self._added.split(hide_zeros(replace_invalid(texts)))
             parts = parts.with_flat_values(show_zeros(parts.flat_values))
         rows = self._operations()[0].tokenize(self._spaced(parts, ids))
         added = tf.ragged.boolean_mask(ids[:, None], ids[:, None] >= 0)
@@ -156,10 +156,10 @@ class Subwords(PieceTokenizer):
 
     def decode(self, tokens: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
         """Decodes ``tokens`` (B, T) to texts (B,), without special tokens."""
-        rows = self.kept(tokens, *self._hidden)
+        rows = self.remove_ids(tokens, *self._hidden)
         if self._rules.native:
             return self._operations()[0].detokenize(rows)
-        texts = valid(tf.strings.reduce_join(tf.gather(self._table, rows), axis=-1))
+        texts = replace_invalid(tf.strings.reduce_join(tf.gather(self._table, rows), axis=-1))
         if self._rules.space == "never":
             return texts
         return tf.strings.regex_replace(texts, "^ ", "", replace_global=False)

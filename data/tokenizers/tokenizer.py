@@ -97,7 +97,7 @@ class ByteTokenizer(Tokenizer):
         super().__init__()
         self.end_id = self.pad_id = end_id
         self.vocab_size = len(pieces)
-        untracked(self, _bytes=pieces, _names=special or {})
+        set_untracked(self, _bytes=pieces, _names=special or {})
         self._table = tf.constant(pieces, tf.string)
 
     def decode(self, tokens: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
@@ -110,7 +110,7 @@ class ByteTokenizer(Tokenizer):
             tokens = tf.RaggedTensor.from_tensor(tokens)
         known = tf.logical_and(tokens >= 0, tokens < self.vocab_size)
         pieces = tf.gather(self._table, tf.ragged.boolean_mask(tokens, known))
-        return valid(tf.strings.reduce_join(pieces, axis=-1))
+        return replace_invalid(tf.strings.reduce_join(pieces, axis=-1))
 
     def text(self, tokens: Iterable[int]) -> bytes:
         """The bytes of ``tokens``, which may end within a character."""
@@ -133,7 +133,7 @@ class AddedTokens(tf.Module):
 
     def __init__(self, ids, normalized=(), lstrip=(), rstrip=()):
         super().__init__()
-        untracked(self, ids=dict(ids))
+        set_untracked(self, ids=dict(ids))
         self._table = table(list(ids), list(ids.values()), tf.string, -1)
         raw = pattern_of([text for text in ids if text not in normalized], lstrip, rstrip)
         late = pattern_of([text for text in ids if text in normalized], lstrip, rstrip)
@@ -187,7 +187,7 @@ def pattern_of(texts, lstrip=(), rstrip=()):
     return "|".join(map(one, sorted(texts, key=len, reverse=True)))
 
 
-def valid(texts):
+def replace_invalid(texts):
     """Replaces invalid UTF-8 in ``texts`` by U+FFFD."""
     return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
 
@@ -207,7 +207,7 @@ def table(keys, values, kind, default):
     return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), default)
 
 
-def untracked(module, **attributes):
+def set_untracked(module, **attributes):
     """Sets attributes of a `tf.Module` that are not exported.
 
     TensorFlow wraps each item of a list or dict that it tracks, which takes minutes for a large

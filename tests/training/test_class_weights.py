@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from polyhead.data.images import LabelledImages, image_batches
 from polyhead.training import Model, strategy
-from polyhead.training.class_weights import class_weighted
+from polyhead.training.class_weights import apply_class_weights
 from tests.training.test_replicas import largest_difference, sgd
 
 WEIGHTS = {0: 0.25, 2: 3.0}
@@ -16,7 +16,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3)).astype("uint8")
 
 def test_labels_can_be_indices_one_hot_mixed_or_tokens():
     def weights(y, w=None):
-        return np.asarray(class_weighted(WEIGHTS, None, y, w)[2])
+        return np.asarray(apply_class_weights(WEIGHTS, None, y, w)[2])
 
     one_hot = np.eye(3, dtype="float32")[CLASSES]
     for y in (CLASSES, CLASSES[:, None], one_hot, one_hot.astype("int32"), CLASSES.astype("f4")):

@@ -9,9 +9,9 @@ from polyhead.data.tokenizers.splits import (
     NEWER,
     PATTERNS,
     SPACE,
+    remove_marks,
     split_words,
     to_re2,
-    unmarked,
 )
 
 CASES = [(name, False) for name in PATTERNS] + [("GPT-2", True)]
@@ -30,7 +30,7 @@ POINTS = [
 
 def ours(name, digits, texts):
     words = split_words(tf.constant(texts), *to_re2(PATTERNS[name], digits))
-    words = words.with_flat_values(unmarked(words.flat_values)).to_list()
+    words = words.with_flat_values(remove_marks(words.flat_values)).to_list()
     return [[word.decode() for word in row] for row in words]
 
 
