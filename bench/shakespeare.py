@@ -85,7 +85,7 @@ def ours(file, peak):
     return [[epoch["seconds"], epoch["val_loss"]] for epoch in history]
 
 
-def draw(curves, path):
+def draw_curves(curves, path):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -124,7 +124,7 @@ def main():
             print(name, peak, curve[-1], flush=True)
         cells = [f"{loss:.3f} in {seconds:.0f} s" for seconds, loss in pair]
         lines.append(f"| {peak:g} | {' | '.join(cells)} | **{pair[1][0] / pair[0][0]:.2f}** |")
-    draw(curves, Path(__file__).with_suffix(".png"))
+    draw_curves(curves, Path(__file__).with_suffix(".png"))
     write(__file__, lines)
 
 

@@ -15,11 +15,11 @@ def shapes(split="train", side=SIDE):
         raise ValueError(f"split must be train, val or test: {split!r}")
     random = np.random.default_rng([1, list(COUNTS).index(split)])
     labels = np.arange(COUNTS[split]) % len(SHAPES)
-    images = np.stack([draw(SHAPES[label], side, random) for label in labels])
+    images = np.stack([draw_shape(SHAPES[label], side, random) for label in labels])
     return LabelledImages(images, labels, SHAPES)
 
 
-def draw(shape, side, random):
+def draw_shape(shape, side, random):
     """Draws a ``shape`` in an array (side, side, 3)."""
     size = side * random.uniform(0.2, 0.4)
     centre = random.uniform(size * 0.9, side - size * 0.9, 2)

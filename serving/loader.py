@@ -192,16 +192,16 @@ class SavedModel:
     def _tensor(self, name, values, kind):
         if kind == STRING and all(isinstance(value, str | bytes | dict) for value in values):
             return self._strings([content(value) for value in values])
-        shape, asked = [len(values)], values
+        shape, given = [len(values)], values
         while values and all(isinstance(value, list) for value in values):
             if len({len(value) for value in values}) > 1:
-                raise RuntimeError(f"lists in {name} must have the same length: {asked!r:.100}")
+                raise RuntimeError(f"lists in {name} must have the same length: {given!r:.100}")
             shape.append(len(values[0]))
             values = [one for value in values for one in value]
         number, types = NUMBERS.get(kind, (None, ()))
         if number is None or not all(type(value) in types for value in values):
             rule = {STRING: "strings", FLOAT: "numbers", INT32: "integers"}.get(kind, "not known")
-            raise RuntimeError(f"values of {name} are {rule}, not {asked!r:.100}")
+            raise RuntimeError(f"values of {name} are {rule}, not {given!r:.100}")
         if number is ctypes.c_int32 and not all(-(2**31) <= value < 2**31 for value in values):
             raise RuntimeError(f"values of {name} must fit in 32 bits: {values!r:.100}")
         axes = (ctypes.c_int64 * len(shape))(*shape)

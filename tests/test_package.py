@@ -1,4 +1,4 @@
-"""The architecture of design.md, held: imports flow one way, and what is installed is whole."""
+"""Tests of the architecture (packages import only lower ones) and of the installed package."""
 
 import ast
 import os
@@ -20,12 +20,12 @@ MAY_IMPORT = {
     "zoo": {"layers", "data", "training", "serving"},
     "recipes": {"zoo", "data", "training", "serving"},
 }
-# Where TensorFlow may stand at the top of a file; `zoo` and `layers` have none anywhere.
+# Packages that may import TensorFlow at the top of a file; `layers` must not import it at all.
 TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_serving"}
 
 
 def imports(path):
-    """(level, name, at the top) of each import in a file."""
+    """Yields (level, name, at the top) of each import in a file."""
     tree = ast.parse(path.read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
@@ -113,7 +113,7 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.slow
 def test_the_zoo_does_not_need_tensorflow(tmp_path):
-    """Imports, builds, trains and saves on JAX with tensorflow blocked from import."""
+    """Imports, builds, trains and saves on JAX, without tensorflow."""
     pytest.importorskip("jax", reason="jax is not installed: EXTRAS=parity")
     code = f"""
 import sys
@@ -155,7 +155,7 @@ print(Path(polyhead.__file__).parent)
 
 @pytest.fixture
 def hostile(tmp_path):
-    """A working directory in which a user has files named like our folders."""
+    """A working directory with user files that are named like our folders."""
     folder = tmp_path / "hostile"
     folder.mkdir()
     for name in FOLDERS:
@@ -164,7 +164,7 @@ def hostile(tmp_path):
 
 
 def use(code, folder):
-    """Runs code in a folder, which Python searches first; returns what it printed."""
+    """Runs code in a folder, which Python searches first; returns its output."""
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()

@@ -55,8 +55,8 @@ class SmoothedCrossEntropy(keras.losses.Loss):
             loss = loss - self.smoothing * ops.mean(logits, axis=-1)
         if self.consistency:
             # sum_v (p - q) (log p - log q), where the normalizers cancel.
-            chance = ops.exp(logits - normalizer[..., None])
-            difference = (chance[::2] - chance[1::2]) * (logits[::2] - logits[1::2])
+            probability = ops.exp(logits - normalizer[..., None])
+            difference = (probability[::2] - probability[1::2]) * (logits[::2] - logits[1::2])
             differs = ops.repeat(ops.sum(difference, axis=-1), 2, axis=0)
             loss = loss + self.consistency / 4 * differs
         return loss

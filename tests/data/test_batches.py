@@ -66,7 +66,7 @@ def test_an_endless_dataset_starts_at_a_given_update(sample, tokenizer):
 
     epoch = len(translation_batches(sample, tokenizer, 512))
     whole = stream(0, 2 * epoch + 5)
-    assert len(set(whole)) > epoch  # the second epoch's batches are others
+    assert len(set(whole)) > epoch  # the second epoch has other batches
     for start in (1, epoch, epoch + 3):
         assert stream(start, len(whole) - start) == whole[start:]
 
@@ -85,7 +85,7 @@ def test_bpe_dropout_segments_differently_each_epoch_and_resumes(sample, tokeniz
     whole = stream(0, 2 * epoch)
     first, second = whole[:epoch], whole[epoch:]
     assert texts(first) == texts(second) == sorted(sample.targets)
-    assert sum(b[3].sum() for b in first) != sum(b[3].sum() for b in second)  # of other pieces
+    assert sum(b[3].sum() for b in first) != sum(b[3].sum() for b in second)  # other tokens
     usual = arrays(translation_batches(sample, tokenizer, 512))
     assert sum(b[3].sum() for b in first) > 1.1 * sum(b[3].sum() for b in usual)
     for start in (2, epoch + 1):

@@ -33,7 +33,7 @@ def exif(orientation, endian="<"):
 
 
 def upright(file):
-    """What Pillow reads, turned as the file says."""
+    """Decodes an image with Pillow, rotated by Exif."""
     from PIL import ImageOps
 
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file))).convert("RGB"), int)
@@ -46,7 +46,7 @@ def refused(content, channels=3, **options):
 
 
 def png(width, height, data=b""):
-    """A PNG file of one colour: a header, and rows of zeros."""
+    """A black PNG file: a header and rows of zeros."""
 
     def chunk(kind, body):
         sum = zlib.crc32(kind + body)
@@ -66,7 +66,7 @@ def test_images_are_rotated_by_exif_as_in_pillow(format):
             file = encode(PHOTO, format, exif=exif(orientation, endian))
             expected, found = upright(file), decode(file).numpy()
             assert found.shape == expected.shape == ((33, 45, 3), (45, 33, 3))[orientation > 4]
-            # Two decoders of JPEG differ by rounding; a wrong turn by more than 50.
+            # JPEG decoders differ by rounding; a wrong rotation differs by more than 50.
             assert np.abs(found - expected).max() <= (5 if format == "JPEG" else 0)
 
 
@@ -89,18 +89,18 @@ def test_an_invalid_exif_block_is_ignored():
     entry = block.index(struct.pack("<H", 0x0112))
     broken = [
         b"XX" + block[2:],
-        block[:4] + struct.pack("<I", 2**32 - 1) + block[8:],  # the table is nowhere
+        block[:4] + struct.pack("<I", 2**32 - 1) + block[8:],  # the table is outside the file
         block[:8] + b"\0\0" + block[10:],  # without entries
         block[:8],
         block[:entry] + bytes(length - entry),
         block[: entry + 8] + struct.pack("<H", 9) + block[entry + 10 :],
         block[: entry + 8] + struct.pack("<H", 0) + block[entry + 10 :],
-        block[: entry + 2] + struct.pack("<H", 2) + block[entry + 4 :],  # a text
+        block[: entry + 2] + struct.pack("<H", 2) + block[entry + 4 :],  # a string
         b"",
     ]
     broken += [RANDOM.bytes(length) for _ in range(20)]
     for other in broken:
-        for size in (len(other) + 8, 0xFFFF):  # honest, or beyond the end of the file
+        for size in (len(other) + 8, 0xFFFF):  # correct, or beyond the end of the file
             changed = file[: start - 8] + struct.pack(">H", size) + file[start - 6 : start] + other
             if size == len(other) + 8:
                 found = decode(changed + file[start + length :]).numpy()
@@ -140,7 +140,7 @@ def test_only_the_first_frame_of_an_animation_is_decoded():
     still = encode(frames[0], "GIF")
     file = encode(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=40, loop=0)
     np.testing.assert_array_equal(decode(file), decode(still))
-    # A second frame of 65,535 x 65,535 pixels: read whole, it would take 4 GB.
+    # A second frame of 65,535 x 65,535 pixels, which would take 4 GB.
     large = b"\x2c\0\0\0\0\xff\xff\xff\xff\0\x08\x02\x4c\x01\0"
     np.testing.assert_array_equal(decode(still[:-1] + large + b";"), decode(still))
     assert "truncated" in refused(still[:-40])
@@ -161,7 +161,7 @@ def test_only_the_first_frame_of_an_animation_is_decoded():
 
 
 def test_bytes_that_cannot_be_decoded_are_refused():
-    """TensorFlow's decoder of animated WebP writes beyond its memory and ends the process."""
+    """TensorFlow's decoder crashes the process for an animated WebP."""
     again = [PHOTO.rotate(90)] * 3
     animated = encode(PHOTO, "WEBP", save_all=True, append_images=again)
     assert refused(animated) == "an animated WebP is not supported"
@@ -186,7 +186,7 @@ def test_the_size_is_checked_before_decoding():
     assert len(bomb) < 100_000
     assert "8000 x 8000 pixels" in refused(bomb)
     assert "a side is longer than 65535" in refused(png(70_000, 2))
-    hidden = png(100, 100)  # libpng skips a chunk that it does not know
+    hidden = png(100, 100)  # libpng skips unknown chunks
     body = b"prVt" + struct.pack(">II", 1, 1)
     first = struct.pack(">I", 8) + body + struct.pack(">I", zlib.crc32(body))
     assert "does not begin with its header" in refused(hidden[:8] + first + hidden[8:])

@@ -36,7 +36,7 @@ def test_files_are_downloaded_once_and_verified(address, tmp_path):
     fetch(tmp_path / "data", address)
     assert (tmp_path / "data" / "train.en").read_bytes() == CONTENT
     (tmp_path / "served" / "raw" / "train.en").unlink()
-    fetch(tmp_path / "data", address)  # it is there and whole: nothing is asked
+    fetch(tmp_path / "data", address)  # complete files are not requested
     (tmp_path / "data" / "train.en").write_bytes(b"half")
     with pytest.raises(ConnectionError, match="cannot download .*raw/train.en: 404"):
         fetch(tmp_path / "data", address)

@@ -23,7 +23,7 @@ def write(path, image):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twenty images of each of two classes."""
+    """A folder with twenty images for each of two classes."""
     for label, name in enumerate(CLASSES):
         for i in range(20):
             image = np.full((20 + i, 24, 3), 100 * label + i, "uint8")
@@ -168,7 +168,7 @@ def test_a_corrupt_image_is_refused_or_skipped_by_name(folder, broken):
     assert read_images(folder).classes == CLASSES
     with pytest.warns(UserWarning, match="0[34].png is left out: "):
         for pixels, _, _ in image_batches(images, (8, 8), 6, broken=broken, mix=True):
-            assert pixels.numpy().max((1, 2, 3)).min() > 0  # no black row is mixed in
+            assert pixels.numpy().max((1, 2, 3)).min() > 0  # no black image is mixed in
 
 
 def test_every_image_occurs_once_per_epoch_and_training_resumes():
@@ -215,7 +215,7 @@ def test_resizing_equals_pillow():
             assert np.abs(ours - theirs).mean() < 1.0, (size, name)
     middle = fitted(photo, (10, 10), squash=False, crop=0.2).numpy()
     np.testing.assert_array_equal(middle, photo[20:30, 30:40])
-    middle = fitted(photo, (10, 14), crop=0.2).numpy()  # each side's middle, of any shape
+    middle = fitted(photo, (10, 14), crop=0.2).numpy()  # the central part of each side
     np.testing.assert_array_equal(middle, photo[20:30, 28:42])
 
 

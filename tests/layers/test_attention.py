@@ -16,15 +16,15 @@ from polyhead.layers import (
 B, T, S, D, H = 2, 5, 7, 16, 4
 
 
-def draw(*shape, seed=0):
+def random_array(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
 def attention(**options):
     layer = MultiHeadAttention(H, **options)
     layer.build((B, T, D), (B, S, D))
-    for i, v in enumerate(layer.weights):  # biases too, or a wrong one would not show
-        v.assign(draw(*v.shape, seed=i) / 4)
+    for i, v in enumerate(layer.weights):  # including biases, so that wrong ones are found
+        v.assign(random_array(*v.shape, seed=i) / 4)
     return layer
 
 
@@ -42,13 +42,13 @@ def kerass(layer):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_self_attention_equals_keras(causal):
-    layer, x = attention(causal=causal), draw(B, T, D)
+    layer, x = attention(causal=causal), random_array(B, T, D)
     expected = kerass(layer)(x, x, use_causal_mask=causal)
     np.testing.assert_allclose(array(layer(x)), array(expected), atol=1e-5)
 
 
 def test_cross_attention_with_padding_equals_keras():
-    layer, x, memory = attention(), draw(B, T, D), draw(B, S, D, seed=1)
+    layer, x, memory = attention(), random_array(B, T, D), random_array(B, S, D, seed=1)
     mask = np.arange(S)[None] < np.array([[4], [7]])
     ours = layer(x, memory, mask=mask[:, None, None])
     expected = kerass(layer)(x, memory, attention_mask=np.repeat(mask[:, None], T, 1))
@@ -57,7 +57,7 @@ def test_cross_attention_with_padding_equals_keras():
 
 def test_attention_equals_pytorch():
     torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
-    layer, x, memory = attention(), draw(B, T, D), draw(B, S, D, seed=1)
+    layer, x, memory = attention(), random_array(B, T, D), random_array(B, S, D, seed=1)
     peer = torch.nn.MultiheadAttention(D, H, batch_first=True)
     wq, bq, wk, bk, wv, bv, wo, bo = (torch.tensor(w) for w in layer.get_weights())
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_attention_equals_pytorch():
 
 
 def test_attention_weights_are_a_distribution_over_unmasked_positions():
-    layer, x, memory = attention(), draw(B, T, D), draw(B, S, D, seed=1)
+    layer, x, memory = attention(), random_array(B, T, D), random_array(B, S, D, seed=1)
     mask = (np.arange(S) < 4)[None, None, None]
     weights = array(layer.attention_weights(x, memory, mask=mask))
     assert weights.shape == (B, H, T, S)
@@ -86,7 +86,7 @@ def test_attention_weights_are_a_distribution_over_unmasked_positions():
 
 
 def test_the_output_is_the_weights_applied_to_the_values():
-    layer, x = attention(), draw(B, T, D)
+    layer, x = attention(), random_array(B, T, D)
     heads = np.einsum("bhts,bshk->bthk", array(layer.attention_weights(x)), array(layer.value(x)))
     kernel, bias = (array(w) for w in layer.output_projection.weights)
     expected = np.einsum("bthk,hkd->btd", heads, kernel) + bias
@@ -94,15 +94,15 @@ def test_the_output_is_the_weights_applied_to_the_values():
 
 
 def test_a_bias_is_added_to_the_scores():
-    layer, x = attention(), draw(B, T, D)
-    bias = draw(1, H, T, T, seed=2)
+    layer, x = attention(), random_array(B, T, D)
+    bias = random_array(1, H, T, T, seed=2)
     plain, biased = (array(layer.attention_weights(x, bias=b)) for b in (None, bias))
     expected = plain * np.exp(bias)
     np.testing.assert_allclose(biased, expected / expected.sum(-1, keepdims=True), atol=1e-5)
 
 
 def test_future_positions_cannot_change_the_past():
-    layer, x = attention(causal=True), draw(B, T, D)
+    layer, x = attention(causal=True), random_array(B, T, D)
     changed = x.copy()
     changed[:, 3:] += 1
     before, after = array(layer(x)), array(layer(changed))
@@ -111,7 +111,7 @@ def test_future_positions_cannot_change_the_past():
 
 
 def test_padding_changes_nothing():
-    layer, x, memory = attention(), draw(B, T, D), draw(B, S, D, seed=1)
+    layer, x, memory = attention(), random_array(B, T, D), random_array(B, S, D, seed=1)
     mask = (np.arange(S) < 4)[None, None, None]
     np.testing.assert_allclose(
         array(layer(x, memory, mask=mask)), array(layer(x, memory[:, :4])), atol=1e-6
@@ -119,12 +119,12 @@ def test_padding_changes_nothing():
 
 
 def test_a_fully_masked_query_does_not_give_nan():
-    layer, x = attention(), draw(B, T, D)
+    layer, x = attention(), random_array(B, T, D)
     assert np.isfinite(array(layer(x, mask=np.zeros((1, 1, 1, T), bool)))).all()
 
 
 def test_cached_attention_equals_full_attention_at_each_position():
-    layer, x = attention(causal=True), draw(B, T, D)
+    layer, x = attention(causal=True), random_array(B, T, D)
     cache = KeyValueCache.empty(B, T + 2, H, D // H, "float32")
     outputs = []
     for t in range(T):
@@ -135,7 +135,7 @@ def test_cached_attention_equals_full_attention_at_each_position():
 
 
 def test_several_positions_can_be_added_to_a_cache_at_once():
-    layer, x = attention(causal=True), draw(B, T, D)
+    layer, x = attention(causal=True), random_array(B, T, D)
     cache = KeyValueCache.empty(B, T, H, D // H, "float32")
     first, cache = layer(x[:, :3], cache=cache)
     second, _ = layer(x[:, 3:], cache=cache)
@@ -144,13 +144,13 @@ def test_several_positions_can_be_added_to_a_cache_at_once():
 
 
 def test_a_memory_can_be_projected_once():
-    layer, x, memory = attention(), draw(B, T, D), draw(B, S, D, seed=1)
+    layer, x, memory = attention(), random_array(B, T, D), random_array(B, S, D, seed=1)
     np.testing.assert_array_equal(array(layer(x, layer.project(memory))), array(layer(x, memory)))
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision_is_close_to_float32_and_finite_under_masks(policy):
-    full, x = attention(causal=True), draw(B, T, D)
+    full, x = attention(causal=True), random_array(B, T, D)
     half = attention(causal=True, dtype=policy)
     output = half(x, mask=np.zeros((1, 1, 1, T), bool))
     assert np.isfinite(array(ops.cast(output, "float32"))).all()
@@ -177,7 +177,7 @@ def test_a_window_includes_the_query():
 
 
 def test_layers_can_share_the_mask_of_a_decoder():
-    inner, x = attention(causal=True, window=3), draw(B, T, D)
+    inner, x = attention(causal=True, window=3), random_array(B, T, D)
     outer = attention()
     padding = np.arange(T) >= np.array([[1], [0]])
     cache = KeyValueCache.empty(B, T, H, D // H, "float32")
@@ -197,7 +197,7 @@ GROUPED = dict(
 
 
 def test_cached_decoding_with_grouped_heads_and_rotary_equals_the_full_forward():
-    layer, x = attention(**GROUPED, qk_norm=RMSNorm()), draw(B, T, D)
+    layer, x = attention(**GROUPED, qk_norm=RMSNorm()), random_array(B, T, D)
     rotary = Rotary(6, fraction=0.7)
     cosine, sine = rotary(np.arange(T))
     assert cosine.shape == (T, 1, 2)
@@ -212,7 +212,7 @@ def test_cached_decoding_with_grouped_heads_and_rotary_equals_the_full_forward()
 
 def test_fused_projections_support_grouped_heads_with_and_without_bias():
     for options in (GROUPED, dict(GROUPED, gated=False), dict(num_kv_heads=1)):
-        layer, x = attention(**options), draw(B, T, D)
+        layer, x = attention(**options), random_array(B, T, D)
         names = ["query", "key", "value", *(["gate"] if layer.gated else [])]
         mapped = layer._mapped(x, *names)
         for name, found in zip(names, mapped, strict=True):
@@ -231,7 +231,7 @@ def test_biases_exist_where_configured():
 
 
 def test_rotated_scores_depend_only_on_the_distance():
-    layer, x = attention(causal=True), draw(B, T, D)
+    layer, x = attention(causal=True), random_array(B, T, D)
     near, far = (array(layer(x, rotary=Rotary(D // H)(np.arange(T) + n))) for n in (0, 1000))
     np.testing.assert_allclose(near, far, atol=1e-4)
     assert np.abs(near - array(layer(x))).max() > 1e-3
@@ -259,7 +259,7 @@ def test_initial_projections_preserve_the_variance():
 
 
 def test_mimetic_attention_initially_attends_to_similar_tokens():
-    """W^Q W^K is near to a multiple of I, and W^V W^O to one of -I, of any number of heads."""
+    """W^Q W^K is close to a multiple of I, and W^V W^O to one of -I, for any number of heads."""
     for heads, head_dim in ((4, 16), (4, 8)):
         keras.utils.set_random_seed(0)
         layer = MultiHeadAttention(heads, head_dim=head_dim)
@@ -272,7 +272,7 @@ def test_mimetic_attention_initially_attends_to_similar_tokens():
                 (layer.output_projection, (-1, 64)),
             )
         )  # fmt: skip
-        share = heads * head_dim / 64  # of the directions that the heads hold
+        share = heads * head_dim / 64  # fraction of the directions that the heads have
         for product, expected in ((query @ key.T, 1.5), (value @ output, -0.4)):
             diagonal = np.diag(product)
             assert abs(diagonal.mean() / (expected * share) - 1) < 0.2
@@ -285,17 +285,17 @@ def test_a_layer_is_rebuilt_from_its_configuration():
     again = MultiHeadAttention.from_config(layer.get_config())
     again.build((B, T, D), (B, S, D))
     again.set_weights(layer.get_weights())
-    x = draw(B, T, D)
+    x = random_array(B, T, D)
     np.testing.assert_array_equal(array(again(x)), array(layer(x)))
 
 
 def one_by_one(layer, x):
-    """Queries, keys and values by calling each layer."""
+    """Computes queries, keys and values by calling each layer."""
     return [array(f(x)) for f in (layer.query, layer.key, layer.value)]
 
 
 def test_quantized_projections_are_used():
-    layer, x = attention(), draw(B, T, D)
+    layer, x = attention(), random_array(B, T, D)
     expected = array(layer(x))
     for projected in (layer.query, layer.output_projection):
         projected.quantize("int8")
@@ -307,24 +307,24 @@ def test_quantized_projections_are_used():
 
 
 def test_keras_lora_on_a_projection_is_used():
-    layer, x = attention(), draw(B, T, D)
+    layer, x = attention(), random_array(B, T, D)
     before = array(layer(x))
     layer.key.enable_lora(2)
-    layer.key.lora_kernel_b.assign(draw(*layer.key.lora_kernel_b.shape))
+    layer.key.lora_kernel_b.assign(random_array(*layer.key.lora_kernel_b.shape))
     for a, b in zip(layer._mapped(x, "query", "key", "value"), one_by_one(layer, x), strict=True):
         np.testing.assert_allclose(array(a), b, atol=1e-5)
     assert np.abs(array(layer(x)) - before).max() > 1e-3
 
 
 def test_projections_and_lora_adapters_are_fused():
-    layer, x = attention(), draw(B, T, D)
+    layer, x = attention(), random_array(B, T, D)
     layer.enable_lora(2)
     for projected in (layer.query, layer.value):
-        projected.adapter.up.assign(draw(*projected.adapter.up.shape))
+        projected.adapter.up.assign(random_array(*projected.adapter.up.shape))
     calls = []
     layer.key.call = lambda x, training=None: calls.append(x)
     mapped = layer._mapped(x, "query", "key", "value")
-    assert not calls  # the kernels are joined
+    assert not calls  # the kernels are fused
     del layer.key.call
     for a, b in zip(mapped, one_by_one(layer, x), strict=True):
         np.testing.assert_allclose(array(a), b, atol=1e-5)

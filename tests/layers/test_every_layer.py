@@ -1,4 +1,4 @@
-"""What holds for every public layer: configuration, precision, and Keras's files."""
+"""Tests of every public layer: configuration, precision, and Keras's files."""
 
 import inspect
 import json
@@ -36,7 +36,7 @@ DECODER = dict(
 )  # fmt: skip
 
 
-# What a layer is called on, with a function that makes it of keyword arguments.
+# The inputs of each layer, with a function that creates it from keyword arguments.
 CASES = {
     "ClassToken": (X, ClassToken, {}),
     "Dropout": (X, Dropout, dict(rate=0.1)),
@@ -86,7 +86,7 @@ every_layer = pytest.mark.parametrize("case", CASES)
 
 
 def make(case, seed=0, **options):
-    """The layer of a case with random weights, and what it is called on."""
+    """Creates the layer of a case with random weights; returns it and its inputs."""
     inputs, kind, arguments = CASES[case]
     layer = kind(**arguments, **options)
     inputs = inputs if isinstance(inputs, dict) else {argument(kind): inputs}

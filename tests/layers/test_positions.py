@@ -86,7 +86,7 @@ def test_missing_rotary_settings_are_named():
 
 
 def test_distances_share_the_buckets_of_t5():
-    """Distances of keys before and after the query, and their buckets, by section 2.1's code."""
+    """Distances of keys before and after the query share buckets, by the code of section 2.1."""
     layer = RelativeBias(2)
     assert layer.buckets(np.array([0, -1, -7, -8, -12, -128, -500])).tolist() == [
         0, 1, 7, 8, 9, 15, 15,

@@ -1,4 +1,4 @@
-"""An exported ViT, asked through the C++ loader."""
+"""Tests of an exported ViT, queried through the C++ loader."""
 
 import base64
 import io
@@ -45,7 +45,7 @@ def encoded():
 
 
 def turned(orientation, format="JPEG", mode="RGB"):
-    """A file of `PHOTO`, whose Exif block says how the camera was held."""
+    """A file of `PHOTO` with an Exif orientation."""
     image = pytest.importorskip("PIL.Image", reason="Pillow comes with matplotlib")
     block, file = image.Exif(), io.BytesIO()
     block[0x0112] = orientation
@@ -77,9 +77,9 @@ def test_the_server_and_python_give_equal_answers(vit, exported, tmp_path):
     answer, none, same = map(json.loads, done.stdout.splitlines())
     expected = vit.classify(files, top=2)
     assert answer["labels"] == [[label for label, _ in classes] for classes in expected]
-    chances = [[chance for _, chance in classes] for classes in expected]
-    np.testing.assert_allclose(answer["probabilities"], chances, atol=1e-3)
-    np.testing.assert_allclose(same["probabilities"], chances, atol=1e-3)
+    probabilities = [[probability for _, probability in classes] for classes in expected]
+    np.testing.assert_allclose(answer["probabilities"], probabilities, atol=1e-3)
+    np.testing.assert_allclose(same["probabilities"], probabilities, atol=1e-3)
     assert none == {"labels": [], "probabilities": []}
     (tmp_path / "photo.jpg").write_bytes(files[0])
     done = ask(exported, arguments=[tmp_path / "photo.jpg"])

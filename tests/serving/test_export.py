@@ -38,7 +38,7 @@ def exported(model, tmp_path_factory):
 
 
 def ask(version, requests, signature="serving_default", **environment):
-    """Through the C++ loader, in a process without Python's tensorflow."""
+    """Queries the C++ loader, in a process without Python's tensorflow."""
     return send(version, [{"inputs": {"text": t}} for t in requests], signature, **environment)
 
 
@@ -89,7 +89,9 @@ def test_quantized_models_and_their_exports_translate_like_the_original(
     model.compile(keras.optimizers.Adam(3e-3))
     model.fit(inputs, labels, 48, 150, verbose=0, sample_weight=np.float32(labels != 0))
     expected = model.translate(texts, batch_size=48)
-    assert sum(a == b for a, b in zip(expected, translations, strict=True)) > 40  # it has learned
+    assert (
+        sum(a == b for a, b in zip(expected, translations, strict=True)) > 40
+    )  # the model is trained
     model.quantize("int8")
     assert model.translate(texts, batch_size=48) == expected
     model.save_pretrained(tmp_path / "saved")
@@ -212,7 +214,7 @@ print("done")
 
 @pytest.fixture(scope="session")
 def previous_tensorflow():
-    """A folder with the TensorFlow before this one, as in the newest image of the server."""
+    """A folder with the previous TensorFlow, the version of the newest server image."""
     name = "tensorflow-2.20.0-{}{}".format(*sys.version_info[:2])
     folder = pooch.os_cache("polyhead-tests") / name
     if not folder.is_dir():
@@ -270,7 +272,7 @@ def test_errors_of_the_loader_name_the_problem(exported, tmp_path):
 
 
 class Doubler:
-    """The least that can be exported: text twice."""
+    """A minimal exported function that doubles a text."""
 
     def __call__(self, text):
         return {"text": tf.strings.join([text, text])}
@@ -381,7 +383,7 @@ def test_the_model_server_serves_an_export(exported, model, tmp_path):
 
 
 def test_models_without_text_are_exported_without_tensorflow_text_and_loader(tmp_path, monkeypatch):
-    """As on Windows."""
+    """Simulates Windows."""
     monkeypatch.setattr("polyhead.serving.contract.text_libraries", lambda: [])
     monkeypatch.setattr("polyhead.serving.export.tensorflow_library", lambda: tmp_path / "none")
     served_operations.cache_clear()

@@ -10,7 +10,7 @@ from polyhead.serving.folder import DAY, temporary_folder
 
 @pytest.fixture
 def left(tmp_path):
-    """Makes a folder as a process leaves it."""
+    """Creates a leftover folder of a process."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
 

@@ -1,4 +1,4 @@
-"""The networks as ONNX, LiteRT and OpenVINO files."""
+"""Tests of networks as ONNX, LiteRT and OpenVINO files."""
 
 import importlib.util
 

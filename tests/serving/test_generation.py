@@ -1,4 +1,4 @@
-"""An exported GPT, asked through the C++ loader."""
+"""Tests of an exported GPT, queried through the C++ loader."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def test_the_server_and_python_give_equal_answers(gpt, exported):
         min_p=[0.0, 0.0, 0.05, 0.0, 0.0, 0.1],
         seed=[0, 5, 6, 7, 8, 9],
     )
-    plain, drawn, scores, none = ask(
+    plain, sampled, scores, none = ask(
         exported,
         ("serving_default", {"text": texts}),
         ("generate", {"text": texts, **settings}),
@@ -75,7 +75,7 @@ def test_the_server_and_python_give_equal_answers(gpt, exported):
         row["top_k"] = row["top_k"] or None
         count, seed = row.pop("max_new_tokens"), row.pop("seed")
         made = gpt.generate([text], max_new_tokens=count, seed=[seed], **row)[0] if count else ""
-        assert drawn["text"][i] == made
+        assert sampled["text"][i] == made
     with pytest.warns(UserWarning, match="the first 64 tokens count"):
         known = gpt.score(texts, truncate=True)
     np.testing.assert_allclose(

@@ -37,7 +37,7 @@ def test_curves_have_learning_rate_gradient_norm_and_speed(tmp_path):
         "loss", "learning_rate", "gradient_norm", "tokens_per_second", "epoch/loss",
     }  # fmt: skip
     assert list(points["gradient_norm"]) == [2, 4, 6, 8] and list(points["epoch/loss"]) == [4, 8]
-    assert abs(points["learning_rate"][4] - 5e-4) < 1e-9  # of the update that comes next
+    assert abs(points["learning_rate"][4] - 5e-4) < 1e-9  # of the next update
     assert all(value > 0 for tag in points for value in points[tag].values())
 
 

@@ -17,7 +17,7 @@ from tests.training.test_replicas import batch
 
 
 def fit(folder, epochs, seed=1, **options):
-    """A small training that goes on from what is in ``folder``; returns model and callback."""
+    """Trains a small model, resumed from ``folder``; returns model and callback."""
     keras.utils.set_random_seed(seed)
     model = small(dropout=0.2, num_layers=1)
     model.compile(jit_compile=False)
@@ -48,7 +48,7 @@ def test_a_resumed_training_run_equals_an_uninterrupted_one_exactly(tmp_path, po
     keras.config.set_dtype_policy(policy)
     whole, _ = fit(tmp_path / "whole", 4)
     fit(tmp_path / "parts", 2)
-    parts, checkpoints = fit(tmp_path / "parts", 4, seed=99)  # all that counts is restored
+    parts, checkpoints = fit(tmp_path / "parts", 4, seed=99)  # the complete state is restored
     for a, b in zip(whole.get_weights(), parts.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert [h["updates"] for h in checkpoints.history] == [3, 6, 9, 12]
@@ -93,7 +93,7 @@ def test_resuming_is_exact_with_accumulation_ema_weights_and_callbacks(tmp_path,
     whole, tensors, about, history = run(tmp_path / "whole", 5)
     run(tmp_path / "parts", 1)
     parts, again, about_parts, _ = run(tmp_path / "parts", 5, seed=99)
-    assert about_parts["updates"] == about["updates"] == 9  # early stopping counted on
+    assert about_parts["updates"] == about["updates"] == 9  # early stopping continued its count
     assert {h["val_loss"] for h in about["history"]} == {
         h["val_loss"] for h in about_parts["history"]
     }
@@ -101,9 +101,9 @@ def test_resuming_is_exact_with_accumulation_ema_weights_and_callbacks(tmp_path,
     for name, value in tensors.items():
         np.testing.assert_array_equal(value, again[name], err_msg=name)
     for a, b in zip(whole.get_weights(), parts.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)  # early stopping's best, of before the stop
+        np.testing.assert_array_equal(a, b)  # early stopping's best weights, from before the stop
     assert "callbacks/0/best_weights/000000" in tensors
-    # The best model is the averages, as validation saw them.
+    # The best model has the EMA weights that were validated.
     best = type(whole).from_pretrained(tmp_path / "whole" / "best")
     best.compile(jit_compile=False)
     found = best.evaluate(tf.data.Dataset.from_tensors(batch()), verbose=0)
@@ -119,7 +119,7 @@ def test_older_checkpoints_that_counted_updates_are_resumed(tmp_path):
         return model, model.optimizer, checkpoints
 
     model, optimizer, checkpoints = resumed()
-    data = tf.data.Dataset.from_tensors(batch()).repeat(3)  # a batch is left over
+    data = tf.data.Dataset.from_tensors(batch()).repeat(3)  # one batch remains
     model.fit(data, callbacks=[checkpoints], verbose=0)
     assert optimizer.iterations.numpy() == 1 and optimizer._iterations.numpy() == 2
     path = checkpoints.saved()[-1]
@@ -195,7 +195,7 @@ def test_training_continues_while_a_checkpoint_is_written(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "write_tensors", slow)
     _, checkpoints = fit(tmp_path, 1)
     assert checkpoints.waited < 0.5
-    assert len(checkpoints.saved()) == 1  # `fit` ends when all is written
+    assert len(checkpoints.saved()) == 1  # `fit` ends after all writes
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
@@ -245,7 +245,7 @@ def test_a_checkpoint_has_kernels_without_lora_adapters(tmp_path):
     checkpoints = Checkpoints(tmp_path, monitor="loss", mode="min")
     data = tf.data.Dataset.from_tensors(batch()).repeat()
     model.fit(data, steps_per_epoch=2, callbacks=[checkpoints], verbose=0)
-    assert (tmp_path / "best").is_dir()  # where the adapters are merged
+    assert (tmp_path / "best").is_dir()  # the adapters are merged there
     tensors, _ = read_tensors(checkpoints.saved()[-1])
     for v in model.weights:
         np.testing.assert_array_equal(tensors[f"model/{v.path}"], v)

@@ -65,7 +65,7 @@ def test_arrays_can_have_class_and_sample_weights():
     model.train_on_batch(PIXELS, one_hot, weight, class_weight=WEIGHTS)
     same.fit(PIXELS, one_hot, 8, sample_weight=weight, class_weight=WEIGHTS, verbose=0)
     assert largest_difference(model, expected) == 0
-    assert largest_difference(same, expected) < 1e-6  # of another order
+    assert largest_difference(same, expected) < 1e-6  # in another order
 
 
 @pytest.mark.parametrize("wrong", [{"cat": 1.0}, {-1: 1.0}, {0: float("nan")}, {0: -1.0}, [1, 2]])

@@ -14,7 +14,7 @@ def impatient(monkeypatch):
 
 
 def slow(x):
-    time.sleep(0.05)  # while it is traced
+    time.sleep(0.05)  # while tracing
     return x + 1.0
 
 
@@ -85,7 +85,7 @@ def test_fit_reports_compilation_for_another_shape(capsys, monkeypatch):
     sizes = [2, 3, 3, 2, 4]
 
     class Slowly(keras.callbacks.Callback):
-        """All batches but the last are slow."""
+        """Makes all batches except the last one slow."""
 
         def on_train_batch_begin(self, batch, logs=None):
             monkeypatch.setattr(compiling, "PATIENCE", 0.0 if batch < 4 else 100.0)

@@ -41,7 +41,7 @@ def test_consistency_adds_the_divergence_of_two_passes():
     divergence = (p * np.log(p / q) + q * np.log(q / p)).sum(-1).mean()
     plain = number(SmoothedCrossEntropy()(labels, logits, weight))
     consistent = number(SmoothedCrossEntropy(consistency=5)(labels, logits, weight))
-    # R-Drop adds 5 / 2 of it to the sum of both passes, of which this is the mean.
+    # R-Drop adds 5 / 2 of it to the sum of both passes; the loss is their mean.
     assert consistent - plain == pytest.approx(5 / 4 * divergence, rel=1e-4)
     same = logits[::2].repeat(2, 0)
     assert number(SmoothedCrossEntropy(consistency=5)(labels, same, weight)) == pytest.approx(
@@ -70,7 +70,7 @@ def test_the_schedule_equals_equation_3():
 def test_bleu_equals_sacrebleu():
     assert bleu(["the cat sat on the mat"], ["the cat sat on the mat"]).score == pytest.approx(100)
     score = bleu(["the cat sat on a mat now"], ["the cat sat on the mat now"])
-    # 6/7 unigrams, 4/6, 2/5 and 1/4 of the longer ones, no brevity penalty
+    # precisions: 6/7 for unigrams, then 4/6, 2/5 and 1/4; no brevity penalty
     expected = 100 * math.exp(np.mean(np.log([6 / 7, 4 / 6, 2 / 5, 1 / 4])))
     assert score.score == pytest.approx(expected)
     assert "tok:13a" in score.signature and "version:" in score.signature

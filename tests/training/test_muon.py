@@ -17,7 +17,7 @@ def block():
 
 
 def changes(layer, optimizer):
-    """What one step with random gradients makes of each weight; and the gradients."""
+    """Returns each weight after one step with random gradients, and the gradients."""
     random = np.random.default_rng(0)
     before = {v.path: np.array(v) for v in layer.trainable_weights}
     gradients = [random.normal(size=v.shape).astype("float32") for v in layer.trainable_weights]
@@ -42,8 +42,8 @@ def test_the_update_of_a_matrix_is_orthogonal_with_adams_size():
     for path in kernels:
         change = made[path].reshape(matrix(made[path].shape))
         values = np.linalg.svd(change, compute_uv=False) / (0.01 * 0.2 * max(change.shape) ** 0.5)
-        # Five iterations leave singular values between 0.7 and 1.2 (Jordan et al. 2024), but of
-        # directions that there hardly are.
+        # Five iterations leave singular values between 0.7 and 1.2 (Jordan et al. 2024), except for
+        # singular values near 0.
         assert 0.6 < np.quantile(values, 0.1) and values.max() < 1.3, path
         assert 0.1 < np.sqrt((change**2).mean()) / 0.01 < 0.3, path
 

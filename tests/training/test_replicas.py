@@ -16,7 +16,7 @@ SMOOTHED = SmoothedCrossEntropy(0.1)
 
 
 def batch(seed=0, lengths=(2, 1, 2, 1, 6, 5, 6, 6)):
-    """Translation with uneven padding; the first half holds far fewer tokens than the second."""
+    """A translation batch with uneven padding: its first half has far fewer tokens."""
     random = np.random.default_rng(seed)
     lengths = np.array(lengths)
     labels = random.integers(3, V, (len(lengths), T)).astype("int32")
@@ -54,7 +54,7 @@ def translator(**overrides):
 
 
 def trained(devices, make, optimizer, batches=BATCHES, loss=SMOOTHED, validated=False, **options):
-    """A model after one step for each batch, and what `fit` logged."""
+    """Trains a model for one step per batch; returns it and the history of `fit`."""
     keras.utils.set_random_seed(5)
     with strategy(devices).scope():
         model = make()
@@ -112,7 +112,7 @@ LONG = [pytest.mark.slow, pytest.mark.long]
         pytest.param(sgd(), 1e-5, False, (2,), id="sgd-2"),
         pytest.param(sgd(), 1e-5, False, (4,), id="sgd-4", marks=pytest.mark.slow),
         pytest.param(adam(), 1e-5, False, (2, 4), id="adam", marks=pytest.mark.slow),
-        # Of the paper's Adam the losses agree; gradients that are none become steps.
+        # With the paper's Adam only the losses agree: gradients that should be zero become steps.
         pytest.param(adam(epsilon=1e-9), np.inf, False, (2, 4), id="paper", marks=pytest.mark.slow),
         pytest.param(sgd(), 1e-5, True, (2, 4), id="sgd-xla", marks=pytest.mark.slow),
         pytest.param(adam(), 1e-5, True, (2, 4), id="adam-xla", marks=LONG),
@@ -124,7 +124,7 @@ def test_replicas_train_like_one_device(optimizer, tolerance, jit_compile, repli
 
 
 def masked():
-    """Keras's own mask, from an embedding to the loss."""
+    """A model with Keras's mask, from the embedding to the loss."""
     tokens = keras.Input([None], dtype="int32")
     x = keras.layers.Embedding(V, 8, mask_zero=True)(tokens)
     return Model(tokens, keras.layers.Dense(V)(x))
@@ -145,7 +145,7 @@ def two_outputs():
 
 
 class OwnLoss(Model):
-    """A loss of the user's own, which is a mean over the examples at hand."""
+    """A model with a custom loss, a mean over the replica's examples."""
 
     def __init__(self):
         super().__init__()
@@ -166,7 +166,7 @@ class OwnLoss(Model):
 
 
 def tagging(weighted=True, ignored=False):
-    """Batches of one input and one label a token."""
+    """Batches with one input and one label per token."""
     for x, y, w in BATCHES:
         if ignored:
             y = np.where(w > 0, y, -1)
@@ -204,10 +204,10 @@ def cross_entropy(**options):
 def test_any_loss_is_the_mean_over_the_global_batch(make, loss, weighted, ignored, replicas):
     batches = list(tagging(weighted, ignored))
     options = dict(metrics=["sparse_categorical_accuracy"]) if make is masked else {}
-    # Of an embedding Keras clips what is no gradient: its rows, before those of a token are summed.
+    # Keras clips an embedding's gradient by rows, before the rows of the same token are summed.
     optimizer = sgd(global_clipnorm=None)
     one = agree(make, optimizer, batches=batches, loss=loss, replicas=[replicas], **options)
-    if make is not OwnLoss:  # on one device it is Keras's own
+    if make is not OwnLoss:  # on one device it equals Keras
         keras.utils.set_random_seed(5)
         plain = make()
         plain = keras.Model(plain.inputs, plain.outputs)
@@ -389,7 +389,7 @@ def test_ema_weights_are_kept(devices):
         now = trained(devices, masked, sgd(), batches[:count])[0].get_weights()
         pairs = zip(expected or now, now, strict=True)
         expected = [(a + b) / 2 for a, b in pairs]
-    for a, b in zip(model.get_weights(), expected, strict=True):  # `fit` ends with the average
+    for a, b in zip(model.get_weights(), expected, strict=True):  # `fit` ends with the EMA weights
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
@@ -447,7 +447,7 @@ def test_any_batches_train_equally_on_replicas(lengths, steps, clip):
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_each_replica_has_a_different_dropout_mask_determined_by_the_seed(jit_compile):
     class Kept(keras.layers.Layer):
-        """Remembers what dropout left of ones, by an output."""
+        """Returns the units that dropout kept as an additional output."""
 
         def __init__(self):
             super().__init__()
@@ -458,7 +458,7 @@ def test_each_replica_has_a_different_dropout_mask_determined_by_the_seed(jit_co
             return self.dropout(self.scale * keras.ops.ones_like(x), training=training)
 
     class Sum(keras.metrics.Metric):
-        """The number of times that each unit was kept, by row."""
+        """Counts how often each unit was kept, by row."""
 
         def __init__(self, name="kept"):
             super().__init__(name=name)
@@ -608,7 +608,7 @@ def test_a_custom_subclass_can_be_functional():
     own.compile("sgd", "mse", jit_compile=False)
     own.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
     assert isinstance(own, Model) and own.output_shape == (None, 2)
-    network = small()  # a model of the zoo is none the less what it was
+    network = small()  # a model of the zoo does not change
     network.compile(jit_compile=False)
     network.fit(dataset(BATCHES[:1]), shuffle=False, verbose=0)
 
@@ -660,7 +660,7 @@ def test_the_optimizer_in_a_custom_loop_equals_plain_keras(devices, options):
             model = made(model.inputs, model.outputs)
             optimizer = keras.optimizers.SGD(0.5, **options)
             model.compile(optimizer, cross_entropy(), jit_compile=False)
-        if fitted:  # without a change of the weights
+        if fitted:  # without changing the weights
             optimizer.learning_rate = 0.0
             model.fit(dataset(list(tagging(weighted=False))[:2]), verbose=0)
             optimizer.learning_rate = 0.5
@@ -686,7 +686,7 @@ def test_the_optimizer_in_a_custom_loop_equals_plain_keras(devices, options):
 
 
 class OwnStep(OwnLoss):
-    """A custom step, as the guide of Keras writes it."""
+    """A model with the custom step of Keras's guide."""
 
     def train_step(self, data):
         x, y, w = keras.utils.unpack_x_y_sample_weight(data)
@@ -702,8 +702,8 @@ class OwnStep(OwnLoss):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_custom_train_step_trains_like_plain_keras(devices):
-    batches = [(x, y) for x, y, _ in TAGS[:2]]  # that divide, and weigh the same
-    optimizer = sgd(global_clipnorm=None)  # which Keras applies to each replica's gradients
+    batches = [(x, y) for x, y, _ in TAGS[:2]]  # of equal size and weight on all replicas
+    optimizer = sgd(global_clipnorm=None)  # Keras clips each replica's gradients
     model, logs = trained(devices, OwnStep, optimizer, batches, cross_entropy(), jit_compile="auto")
     alone, _ = trained(1, OwnLoss, optimizer, batches, loss=None)
     assert largest_difference(model, alone) < 1e-6

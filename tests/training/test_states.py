@@ -67,7 +67,7 @@ def test_non_finite_weights_are_refused_by_name():
         with pytest.raises(CheckpointError, match="file: b has values .* not finite in float32"):
             assign({"a": a, "b": b}, dict(tensors), "file")
         assert a.numpy().max() == 0
-    # An optimizer's moments may overflow while training continues.
+    # The optimizer's moments may overflow while training continues.
     assign({"a": a, "optimizer/0": b}, {"a": tensors["a"], "optimizer/0": tensors["b"]}, "file",
            unchecked=("optimizer/",))  # fmt: skip
     assert a.numpy().min() == 1 and np.isinf(b.numpy()).any()

@@ -15,7 +15,7 @@ WORKER = Path(__file__).with_name("worker.py")
 
 
 def start(run, epochs, pause=0.0, workers=2):
-    """Starts workers as a user does, by TF_CONFIG; or one process without it."""
+    """Starts workers with TF_CONFIG, or one process without it."""
     sockets = [socket.socket() for _ in range(workers)]
     for s in sockets:
         s.bind(("127.0.0.1", 0))
@@ -62,7 +62,7 @@ def test_a_lost_worker_stops_the_others_and_the_job_resumes(tmp_path, lost):
         assert all(p.poll() is None for p in processes)
         time.sleep(0.5)
     processes[lost].send_signal(signal.SIGKILL)
-    output = processes[1 - lost].communicate(timeout=240)[0]  # it ends by itself
+    output = processes[1 - lost].communicate(timeout=240)[0]  # it stops by itself
     assert processes[1 - lost].returncode != 0
     assert "another worker has stopped" in output.splitlines()[-1], output[-3000:]
     ended(start(tmp_path / "run", 6))

@@ -20,7 +20,7 @@ POOLS = (
 
 
 def strange_texts(count):
-    """Strings of all that makes tokenizers differ."""
+    """Strings with characters for which tokenizers differ."""
     choose = random.Random(0)
 
     def piece():
@@ -108,7 +108,7 @@ def test_both_file_formats_are_read(pairs, tmp_path):
 
 
 def with_added(pairs, folder, **tokens):
-    """Saves ``pairs`` to ``folder`` with added tokens that are text, and gives the file's path."""
+    """Saves ``pairs`` with added tokens that are text to ``folder``; returns the file's path."""
     pairs.save(folder)
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text("utf-8"))
@@ -183,7 +183,7 @@ def test_merging_long_words_in_windows_equals_hugging_face(tmp_path, monkeypatch
     monkeypatch.setattr(long, "_merge", counted)
     word = letters(20_000)
     assert long.encode([word]).to_list() == [peer.encode(word).ids]
-    assert max(sizes) <= 2 * 128 and len(sizes) <= 3  # however long the word is
+    assert max(sizes) <= 2 * 128 and len(sizes) <= 3  # for words of any length
 
 
 def test_unsupported_settings_are_refused(pairs, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Files as other libraries publish them, read and compared with the `tokenizers` library."""
+"""Compares published tokenizer files with the `tokenizers` library."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def random_texts(count, parts=PARTS, seed=0):
 
 
 def check(folder, peer, texts, **options):
-    """Writes ``peer``'s file; ours, loaded, saved and loaded again, must give equal ids."""
+    """Checks that ``peer``'s file, loaded, saved and loaded again, gives equal ids."""
     peer.save(str(folder / "tokenizer.json"))
     ours = load(folder, **options)
     (folder / "again").mkdir(exist_ok=True)
@@ -53,7 +53,7 @@ def check(folder, peer, texts, **options):
 def learned(sample):
     """Vocabulary and merges of a byte-level tokenizer."""
     pairs = BytePairs.train([*sample.sources, *sample.targets], 500)
-    # Whole words that no merge makes: only `ignore_merges` finds them.
+    # Words that merges do not produce: only `ignore_merges` finds them.
     return {END: 0, **pairs.vocabulary, "Ġxyz": 500, "abcABC": 501}, pairs.merges
 
 
@@ -77,7 +77,7 @@ def test_llama_3_is_read(learned, tmp_path):
     assert ours.prefix == (ids[0][1],) and ours.suffix == ()
     assert 500 in ours.encode(["a xyz"]).to_list()[0]
 
-    # A prompt starts with the begin token once, whatever is cut off; an empty one is that alone.
+    # A prompt starts with the begin token exactly once, also if truncated or empty.
     ids, count = ours.prompts([f"{begin}ab", "ab", "", "c" * 50], 5)
     rows = [row[5 - n :] for row, n in zip(ids.numpy().tolist(), count.numpy(), strict=True)]
     assert rows[0] == rows[1] == ours.encode(["ab"]).to_list()[0]
@@ -138,7 +138,7 @@ def trained(texts, **options):
 
 
 def bpe_of(model):
-    """The BPE model that Hugging Face's converter makes of a SentencePiece model."""
+    """Converts a SentencePiece model to BPE as Hugging Face's converter does."""
     proto = protos.ModelProto.FromString(model)
     scores = {p.piece: p.score for p in proto.pieces}
     vocabulary = {p.piece: i for i, p in enumerate(proto.pieces)}
@@ -233,7 +233,7 @@ def t5_peer(model):
     return peer
 
 
-# Hugging Face drops a combining mark after some characters that its table maps; zero bytes too.
+# Hugging Face drops zero bytes, and a combining mark after some characters that its table maps.
 T5_PARTS = [p for p in PARTS if "\u0301" not in p and p not in ("\x00", "▁")]
 T5_TEXTS = random_texts(700, [*T5_PARTS, "<extra_id_0>", "<extra_id_42>", "ﬁ", "²", "…"], seed=2)
 
@@ -284,7 +284,7 @@ def test_the_tokenizer_is_selected_by_file_content(sample, tokenizer, learned, t
     ours = load(tmp_path)
     assert isinstance(ours, Subwords) and (ours.prefix, ours.suffix) == ((), (2,))
     pairs = BytePairs.train(sample.sources, 300)
-    pairs.save(tmp_path)  # a tokenizer.json says most
+    pairs.save(tmp_path)  # tokenizer.json has priority
     assert isinstance(load(tmp_path), BytePairs)
     Characters("ab").save(tmp_path)
     assert isinstance(load(tmp_path), Characters)

@@ -20,7 +20,7 @@ PARTS = [
     *("'s", "'S", "'LL", "'Re", " '", " \n", "\n ", "  ", "éa", "中文", "123", "\u0308", "ا", "ǅ"),
     *("ª", "²", "Ⅷ", "😀", "\U0002ebf0", "\U00010d40", "\u1c89"),  # the last: newer than RE2
 ]
-# Every code point but of planes where none is assigned, or all are private: there each 64th.
+# All code points; in planes that are unassigned or private, every 64th.
 POINTS = [
     chr(c)
     for c in range(1, 0x110000)

@@ -92,7 +92,7 @@ def test_too_little_text_gives_a_smaller_vocabulary_if_the_size_is_not_exact():
 
 
 def trained(texts, **options):
-    """A SentencePiece model, trained with other options than ours."""
+    """A SentencePiece model, trained with other options than `Subwords.train`."""
     model = io.BytesIO()
     ids = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3)
     sentencepiece.SentencePieceTrainer.train(
@@ -127,7 +127,7 @@ print(merges.Merges(model).sample(json.load(sys.stdin), 0.3, 5))
 
 def test_bpe_dropout_is_reproducible_in_another_process(sample, tokenizer, tmp_path):
     tokenizer.save(tmp_path)
-    other = subprocess.run(  # without TensorFlow, which takes long to import
+    other = subprocess.run(  # without TensorFlow, whose import is slow
         [sys.executable, "-c", PROCESS, merges.__file__, str(tmp_path / "tokenizer.model")],
         input=json.dumps(sample.sources),
         capture_output=True,
