@@ -1,27 +1,28 @@
-# `make demo` and `make test` need only Python 3.11 to 3.13 and GNU make: each creates the virtual
-# environment .venv first, with the versions of requirements.txt.
+# You only need Python 3.11 to 3.13 and GNU make: targets create the virtual environment .venv, with
+# the versions of requirements.txt.
 PYTHON ?= python3
 EXTRAS ?=
 BIN := .venv/bin
 COMMA := ,
-# One stamp for each set of extras, so that asking for more installs more.
+# One stamp for each set of extras, so that more extras are installed when needed.
 STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(COMMA),-,$(EXTRAS)))
 DEMO := runs/demo
 
-# Targets that run in a second make, with more extras.
+# Targets that another target runs, with more extras.
 .PHONY: groups bench-peers verify-here test-jax test-long
 .PHONY: help demo test test-all bench bench-devices verify lint sample clean
 
 help:
-	@echo "make demo      train on the sample, print BLEU and translations, export, query the export"
-	@echo "make test      the fast tests; EXTRAS=parity adds those against PyTorch"
-	@echo "make test-all  also the slow tests: process kills, several workers, JAX, the wheel"
-	@echo "make test-long what takes longer still"
-	@echo "make bench     training and using every model against Hugging Face and KerasHub"
-	@echo "make bench-devices  training steps on 1, 2 and 4 replicas against plain Keras"
-	@echo "make verify    checks for which we lack GPUs, Docker and a network: please send us its output"
-	@echo "make lint      ruff and pyright"
-	@echo "make sample    write data/samples again from its grammar"
+	@echo "make demo      train on the sample corpus, print BLEU and translations, export, query it"
+	@echo "make test      run the fast tests; EXTRAS=parity adds comparisons with PyTorch"
+	@echo "make test-all  also run the slow tests: process kills, several workers, JAX, the wheel"
+	@echo "make test-long run the longest tests"
+	@echo "make bench     compare speed and memory with Hugging Face and KerasHub"
+	@echo "make bench-devices  compare training on 1, 2 and 4 replicas with plain Keras"
+	@echo "make verify    run checks on your GPUs, Docker and network: please send us the output"
+	@echo "make lint      run ruff and pyright"
+	@echo "make sample    generate data/samples from its grammar"
+	@echo "make clean     delete .venv and runs"
 
 $(STAMP): pyproject.toml requirements.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"polyhead needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'
@@ -32,10 +33,10 @@ $(STAMP): pyproject.toml requirements.txt
 demo: $(STAMP)
 	@POLYHEAD="$(BIN)/polyhead" PYTHON="$(BIN)/python" bash recipes/demo.sh $(DEMO)
 
-# The tests run as groups, each in a process of its own: TensorFlow never frees the functions that it
-# has traced, and one process for all of them would need 6 GB. Two run at a time, but the tests of
-# replicas alone: their threads wait for each other, and take long beside another process. Each
-# group prints its results when it ends. To run some tests: .venv/bin/pytest tests/data
+# The tests run in groups, each in a separate process: TensorFlow never frees traced functions, and a
+# single process would need 6 GB. Two groups run at a time, except the tests of replicas: their
+# threads wait for each other, and are slow beside another process. Each group prints its results
+# when it ends. To run some tests: .venv/bin/pytest tests/data
 REPLICAS := tests/training/test_replicas.py
 COMMAND := tests/recipes/test_command.py
 GPT := tests/zoo/test_gpt.py
@@ -50,7 +51,7 @@ serving := tests/serving
 others := tests $(patsubst %,--ignore=tests/%,training recipes zoo serving)
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 TOGETHER := --jobs=2 --keep-going --no-print-directory
-# Not in make 3.81, which macOS has.
+# Not supported by make 3.81, the version of macOS.
 TOGETHER += $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 test: $(STAMP)

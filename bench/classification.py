@@ -1,11 +1,13 @@
-"""ViT side by side with Hugging Face's in PyTorch and KerasHub's: `make bench`.
+"""Compares ViT with Hugging Face's in PyTorch and with KerasHub's: `make bench`.
 
-Inference with B/16 of random weights on images of 224 pixels, in process (`ViT.classify`, arrays
-in) and as the exported SavedModel, JPEG bytes in and labels out, without XLA, through TensorFlow
-Serving's C++ loader; training steps (AdamW, gradients clipped, no dropout) of S/16 at 224 pixels
-and of lite-4 at 32; and the input pipeline alone. Each figure is a process of its own, which
-compiles and warms up first and then takes the median of several calls; its peak of memory is the
-process's. Writes bench/classification.md.
+- Inference: B/16 with random weights, images of 224 pixels; in process (`ViT.classify` of arrays),
+  and as an exported SavedModel, from JPEG bytes to labels, without XLA, through TensorFlow
+  Serving's C++ loader.
+- Training steps: AdamW, clipped gradients, no dropout; S/16 at 224 pixels and lite-4 at 32.
+- The input pipeline alone.
+
+Each figure is measured in a separate process, after compilation and warm-up, as the median of
+several calls; its memory is the peak of the process. Writes bench/classification.md.
 """
 
 import tempfile
@@ -13,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 from measure import (
-    asked,
     best,
+    format_answer,
     keras_step,
-    limits,
     machine,
+    measure_limits,
+    median_time,
     ratio,
     run,
-    shown,
-    timed,
+    run_isolated,
     torch_step,
     write,
 )
@@ -40,7 +42,7 @@ def labels(batch, classes):
 
 
 def peer_model(preset):
-    """Hugging Face's ViT of the sizes of a preset."""
+    """Hugging Face's ViT with the sizes of a preset."""
     from transformers import ViTConfig, ViTForImageClassification
 
     from polyhead.zoo import ViT
@@ -83,20 +85,20 @@ def peer(batch):
         with torch.no_grad():
             return model(pixels).logits.softmax(-1).argmax(-1)
 
-    return timed(call)
+    return median_time(call)
 
 
 def hub(batch, jit):
     model, pixels = hub_model("b-16"), images(batch, SIDE).astype("float32")
     model.compile(jit_compile=jit)
-    return timed(lambda: model.predict_on_batch(pixels))
+    return median_time(lambda: model.predict_on_batch(pixels))
 
 
 def ours(batch):
     from polyhead.zoo import ViT
 
     model, arrays = ViT.preset("b-16"), list(images(batch, SIDE))
-    return timed(lambda: model.classify(arrays, batch_size=batch))
+    return median_time(lambda: model.classify(arrays, batch_size=batch))
 
 
 def export(base, policy):
@@ -109,7 +111,7 @@ def export(base, policy):
 
 
 def encode(folder):
-    """1,000 JPEG files of 256 pixels, of one class."""
+    """Writes 1,000 JPEG files of 256 pixels, of one class."""
     import tensorflow as tf
 
     place = Path(folder) / "train" / "noise"
@@ -121,12 +123,12 @@ def encode(folder):
 
 
 def exported(version, folder, batch):
-    """The SavedModel through the C++ loader: JPEG bytes in, labels out."""
+    """Seconds per call of the SavedModel through the C++ loader, from JPEG bytes to labels."""
     from polyhead.serving.loader import SavedModel
 
     files = [path.read_bytes() for path in sorted(Path(folder).rglob("*.jpg"))[:batch]]
     model = SavedModel(version)
-    return timed(lambda: model({"image_bytes": files}))
+    return median_time(lambda: model({"image_bytes": files}))
 
 
 def peer_step(preset, side, batch, compile=False):
@@ -150,7 +152,7 @@ def hub_step(preset, side, batch, jit):
     import keras
 
     model, loss = hub_model(preset), keras.losses.CategoricalCrossentropy(from_logits=True)
-    model.compile(metrics=[])  # or its own stay, of labels that are numbers
+    model.compile(metrics=[])  # otherwise its default metrics stay, for integer labels
     return keras_step(model, loss, jit, batch_of(side, batch, model.output_shape[-1]))
 
 
@@ -172,7 +174,7 @@ def pipeline(folder, augment):
 
     files = read_images(folder)
     stream = iter(image_batches(files, (SIDE, SIDE), 64, augment=augment, start=0))
-    return timed(lambda: [next(stream) for _ in range(4)])
+    return median_time(lambda: [next(stream) for _ in range(4)])
 
 
 def small_pipeline(augment, mix):
@@ -181,11 +183,11 @@ def small_pipeline(augment, mix):
     from polyhead.data.shapes import shapes
 
     stream = iter(image_batches(shapes(), (32, 32), 128, augment=augment, mix=mix, start=0))
-    return timed(lambda: [next(stream) for _ in range(16)])
+    return median_time(lambda: [next(stream) for _ in range(16)])
 
 
 def operations(preset, side):
-    """Floating-point operations of an image's products, forwards."""
+    """Floating-point operations of the matrix products of an image's forward pass."""
     from polyhead.zoo import ViT
 
     c = ViT.PRESETS[preset]
@@ -196,9 +198,10 @@ def operations(preset, side):
 
 def inference(folder, rate):
     version, low = (
-        asked(export, folder / policy, policy, needed=True)[0] for policy in ("float32", "bfloat16")
+        run_isolated(export, folder / policy, policy, needed=True)[0]
+        for policy in ("float32", "bfloat16")
     )
-    asked(encode, folder / "images", needed=True)
+    run_isolated(encode, folder / "images", needed=True)
     lines = [
         "| batch | in process / HF | / KerasHub | exported, from JPEG / in process | in bfloat16 / "
         "in process | of the machine's arithmetic | HF | KerasHub | in process (XLA) | exported | "
@@ -207,17 +210,17 @@ def inference(folder, rate):
     ]
     for batch in BATCHES:
         rows = [
-            asked(peer, batch),
-            best([asked(hub, batch, jit) for jit in (True, False)]),
-            asked(ours, batch),
-            asked(exported, version, folder / "images", batch),
-            asked(exported, low, folder / "images", batch),
+            run_isolated(peer, batch),
+            best([run_isolated(hub, batch, jit) for jit in (True, False)]),
+            run_isolated(ours, batch),
+            run_isolated(exported, version, folder / "images", batch),
+            run_isolated(exported, low, folder / "images", batch),
         ]
         theirs, other, own, served, half = (seconds for seconds, _ in rows)
         share = operations("b-16", SIDE) * batch / own / rate / 1e9
         pairs = (theirs, own), (other, own), (own, served), (own, half)
         ratios = " | ".join(ratio(*pair) for pair in pairs)
-        speeds = " | ".join(shown(row, lambda s, b=batch: f"{b / s:.1f}") for row in rows)
+        speeds = " | ".join(format_answer(row, lambda s, b=batch: f"{b / s:.1f}") for row in rows)
         lines.append(f"| {batch} | {ratios} | {share:.0%} | {speeds} |")
         print(lines[-1], flush=True)
     return lines
@@ -232,16 +235,16 @@ def training(rate):
     ]
     for sizes in STEPS:
         rows = [
-            asked(peer_step, *sizes),
-            asked(peer_step, *sizes, True),
-            best([asked(hub_step, *sizes, jit) for jit in (True, False)]),
-            asked(our_step, *sizes),
-            asked(our_step, *sizes, "mixed_bfloat16", False),
+            run_isolated(peer_step, *sizes),
+            run_isolated(peer_step, *sizes, True),
+            best([run_isolated(hub_step, *sizes, jit) for jit in (True, False)]),
+            run_isolated(our_step, *sizes),
+            run_isolated(our_step, *sizes, "mixed_bfloat16", False),
         ]
         eager, compiled, other, own, low = (seconds for seconds, _ in rows)
         share = 3 * operations(*sizes[:2]) * sizes[2] / own / rate / 1e9
         ratios = " | ".join(ratio(own, theirs) for theirs in (eager, compiled, other))
-        times = " | ".join(shown(row, lambda s: f"{1000 * s:,.0f} ms") for row in rows)
+        times = " | ".join(format_answer(row, lambda s: f"{1000 * s:,.0f} ms") for row in rows)
         lines.append(
             f"| {sizes[0]} at {sizes[1]}, {sizes[2]} | {ratios} | {ratio(low, own)} | "
             f"{share:.0%} | {times} |"
@@ -251,40 +254,45 @@ def training(rate):
 
 
 def main():
-    (rate, *_), _ = asked(limits, needed=True)
+    (rate, *_), _ = run_isolated(measure_limits, needed=True)
     lines = [
         "# ViT against Hugging Face's and KerasHub's",
         "",
-        f"`make bench`; {machine()}, float32 where nothing else is said. A matrix product, "
-        f"measured in the same run: {rate:.0f} GFLOP/s. KerasHub with XLA or without, whichever is "
-        "faster. Memory is the process's peak.",
+        f"`make bench`; {machine()}, float32 unless stated otherwise. A matrix product, "
+        f"measured in the same run: {rate:.0f} GFLOP/s. KerasHub with or without XLA, whichever is "
+        "faster. Memory is the peak of the process.",
         "",
-        "Inference, B/16 at 224 pixels. Speed, ours to theirs; then images a second:",
+        "Inference, B/16 at 224 pixels. Ratios of speed, ours to theirs; then images per second:",
         "",
     ]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         lines += inference(folder, rate)
-        lines += ["", "A training step, AdamW. The time, ours to theirs:", "", *training(rate)]
+        lines += [
+            "",
+            "A training step, AdamW. Ratios of time, ours to theirs:",
+            "",
+            *training(rate),
+        ]
         speeds = [
-            f"{name} {count / asked(*call)[0]:,.0f}"
+            f"{name} {count / run_isolated(*call)[0]:,.0f}"
             for name, count, call in (
                 (
-                    "JPEG files of 256 pixels to 224, fitted",
+                    "JPEG files of 256 pixels to 224, resized",
                     4 * 64,
                     (pipeline, folder / "images", None),
                 ),
-                ("cut and flipped", 4 * 64, (pipeline, folder / "images", "light")),
+                ("cropped and flipped", 4 * 64, (pipeline, folder / "images", "light")),
                 ("and RandAugment", 4 * 64, (pipeline, folder / "images", "strong")),
                 (
-                    "arrays of 32 pixels, moved and flipped",
+                    "arrays of 32 pixels, shifted and flipped",
                     16 * 128,
                     (small_pipeline, "light", False),
                 ),
                 ("with RandAugment, MixUp and CutMix", 16 * 128, (small_pipeline, "strong", True)),
             )
         ]
-    lines += ["", f"The input pipeline alone, images a second: {'; '.join(speeds)}."]
+    lines += ["", f"The input pipeline alone, images per second: {'; '.join(speeds)}."]
     write(__file__, lines)
 
 

@@ -1,10 +1,10 @@
-"""Training steps on 1, 2 and 4 replicas, against plain Keras: `make bench-devices`.
+"""Compares training steps on 1, 2 and 4 replicas with plain Keras: `make bench-devices`.
 
-Each row is a process of its own: a GPT of four blocks (T 64, 65 tokens) trained by `fit` with Adam
-and clipping, on logical CPU devices, which share the cores: this shows overhead, not scaling.
-"Plain Keras" is the same layers in a `keras.Model`, as `compile` leaves it: XLA on one device, and
-off under a strategy; with TensorFlow's own number of threads, and in parentheses with that of
-`polyhead.training.strategy`. Writes bench/devices.md.
+Each row is measured in a separate process: a GPT of four blocks (T 64, 65 tokens), trained by `fit`
+with Adam and clipping, on logical CPU devices. They share the cores, so this shows overhead, not
+scaling. "Plain Keras" is a `keras.Model` of the same layers with the defaults of `compile`: XLA on
+one device, no XLA under a strategy. It has TensorFlow's default number of threads and, in
+parentheses, that of `polyhead.training.strategy`. Writes bench/devices.md.
 """
 
 import os
@@ -12,12 +12,12 @@ import statistics
 import time
 from pathlib import Path
 
-from measure import asked, machine, run, write
+from measure import machine, run, run_isolated, write
 
 T, V = 64, 65
 PEERS = ("polyhead", "keras", "keras, our threads")
 ROWS = [
-    # peer, width, replicas, examples of the global batch
+    # peer, width, replicas, examples in the global batch
     *[(peer, 128, n, 12) for n in (1, 2, 4) for peer in PEERS],
     *[("polyhead", 128, n, 12 * n) for n in (2, 4)],
     *[(peer, 512, n, 32) for n in (1, 2) for peer in PEERS],
@@ -25,7 +25,7 @@ ROWS = [
 
 
 def step(peer, dim, replicas, batch, steps=None, blocks=4, remat=False):
-    """The median time of a step in ms, once compiled."""
+    """The median time of a step in ms, without compilation."""
     import keras
     import tensorflow as tf
 
@@ -33,7 +33,7 @@ def step(peer, dim, replicas, batch, steps=None, blocks=4, remat=False):
     from polyhead.training import Model, strategy
 
     steps = steps or (60 if dim == 128 else 10)
-    if peer == "keras":  # which `strategy` would change
+    if peer == "keras":  # `strategy` would change the number of threads
         tf.config.threading.set_intra_op_parallelism_threads(os.cpu_count())
     with strategy(replicas, say=lambda line: None).scope():
         keras.utils.set_random_seed(0)
@@ -69,8 +69,8 @@ def step(peer, dim, replicas, batch, steps=None, blocks=4, remat=False):
     return 1000 * statistics.median(times[3:])
 
 
-def waiting():
-    """The share of time that a translation's training waits for its data, on the sample."""
+def measure_waiting():
+    """The percentage of time that training waits for data: translation on the sample corpus."""
     from polyhead.data import Subwords, translation_batches
     from polyhead.data.parallel import read_split
     from polyhead.recipes.translation import SAMPLE, folder_of
@@ -95,8 +95,8 @@ def waiting():
     return 100 * waited / (waited + trained)
 
 
-def saving():
-    """The share of time in which a translation's training stands still for checkpoints."""
+def measure_saving():
+    """The percentage of time that training waits for checkpoints: translation on the sample."""
     import tempfile
 
     from polyhead.recipes.translation import Settings, train
@@ -118,15 +118,15 @@ def saving():
 def main():
     found = {}
     for row in ROWS:
-        found[row], _ = asked(step, *row)
+        found[row], _ = run_isolated(step, *row)
         print(*row, f"{found[row]:.1f} ms" if found[row] else "", flush=True)
     lines = [
         "# Training on several replicas",
         "",
         f"`make bench-devices`; {machine()}, float32, logical CPU devices (which share the "
-        "cores), each row a process.",
+        "cores), each row in a separate process.",
         "",
-        "| width | replicas | global batch | polyhead, ms a step | to its one replica | "
+        "| width | replicas | global batch | polyhead, ms per step | to its one replica | "
         "plain Keras, ms (with our threads) | polyhead / Keras |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -144,20 +144,20 @@ def main():
                 else "- | - |"
             )
         )
-    share, _ = asked(waiting)
+    share, _ = run_isolated(measure_waiting)
     (kept, memory_kept), (again, memory_again) = (
-        asked(step, "polyhead", 256, 1, 64, 6, 16, remat) for remat in (False, True)
+        run_isolated(step, "polyhead", 256, 1, 64, 6, 16, remat) for remat in (False, True)
     )
-    still, _ = asked(saving)
+    still, _ = run_isolated(measure_saving)
     lines += [
         "",
-        f"Translation on the sample corpus (tiny, 2,048 tokens a batch): {share:.2f}% of the time "
-        f"is spent waiting for data; training stands still for checkpoints for {still:.2f}% of "
-        "it (an interval of one epoch).",
+        f"Translation on the sample corpus (tiny, 2,048 tokens per batch): {share:.2f}% of the "
+        f"time is spent waiting for data, and {still:.2f}% waiting for checkpoints (an interval of "
+        "one epoch).",
         "",
-        f"`remat`, 16 blocks of width 256, batch 64: {memory_again / memory_kept:.2f} of the "
-        f"process's memory ({memory_again:,.0f} for {memory_kept:,.0f} MB) at "
-        f"{again / kept:.2f} of the time of a step.",
+        f"`remat`, 16 blocks of width 256, batch 64: {memory_again / memory_kept:.2f} times the "
+        f"memory of the process ({memory_again:,.0f} instead of {memory_kept:,.0f} MB), "
+        f"{again / kept:.2f} times the time of a step.",
     ]
     write(__file__, lines)
 

@@ -1,10 +1,12 @@
-"""GPT side by side with Hugging Face's GPT-2 in PyTorch and KerasHub's: `make bench`.
+"""Compares GPT with Hugging Face's GPT-2 in PyTorch and with KerasHub's: `make bench`.
 
-A training step (AdamW, gradients clipped, no dropout) of four blocks, 64 tokens, 65 characters;
-and greedy generation with GPT-2 small of random weights, 32 tokens and 64 more, in process and as
-the exported SavedModel, strings in and strings out, without XLA, through TensorFlow Serving's C++
-loader. Each figure is a process of its own, which compiles and warms up first and then takes the
-median of several calls; its peak of memory is the process's. Writes bench/generation.md.
+- A training step: AdamW, clipped gradients, no dropout; four blocks, 64 tokens, 65 characters.
+- Greedy generation: GPT-2 small with random weights, 64 tokens after 32; in process, and as an
+  exported SavedModel, from strings to strings, without XLA, through TensorFlow Serving's C++
+  loader.
+
+Each figure is measured in a separate process, after compilation and warm-up, as the median of
+several calls; its memory is the peak of the process. Writes bench/generation.md.
 """
 
 import string
@@ -13,22 +15,22 @@ from pathlib import Path
 
 import numpy as np
 from measure import (
-    asked,
     best,
+    format_answer,
     keras_step,
-    limits,
     machine,
-    profiled,
+    measure_limits,
+    median_time,
+    profile_operations,
     ratio,
     run,
-    shown,
-    timed,
+    run_isolated,
     torch_step,
     write,
 )
 
 T, V, BLOCKS = 64, 65, 4
-STEPS = [(128, 4, 12), (512, 8, 32)]  # width, heads, rows of a batch
+STEPS = [(128, 4, 12), (512, 8, 32)]  # width, heads, rows per batch
 PROMPT, NEW = 32, 64
 BATCHES = (1, 8)
 LETTERS = (string.ascii_lowercase + string.digits)[:PROMPT]  # each a token
@@ -41,7 +43,7 @@ def rows(batch):
 
 
 def peer_step(dim, heads, batch, compile=False, autocast=False):
-    """Hugging Face's GPT-2: seconds a step."""
+    """Seconds per step of Hugging Face's GPT-2."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -89,7 +91,7 @@ def our_step(dim, heads, batch, policy="float32", jit=True, profile=False):
 
 
 def make(folder):
-    """GPT-2 small as Hugging Face saves it, and a tokenizer whose pieces are single letters."""
+    """Saves GPT-2 small in Hugging Face's format, with a tokenizer of single letters."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -99,7 +101,7 @@ def make(folder):
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config())
     with torch.no_grad():
-        model.transformer.wte.weight[END] = 0  # none ends before the limit
+        model.transformer.wte.weight[END] = 0  # no text ends before the limit
     model.save_pretrained(folder)
     pieces = [*ALPHABET, *(f"piece{i}" for i in range(END - 256))]
     vocabulary = {piece: token for token, piece in enumerate(pieces)}
@@ -111,7 +113,7 @@ def prompts(batch):
 
 
 def peer_generation(folder, batch, dtype="float32"):
-    """Hugging Face's `generate`: seconds a call."""
+    """Seconds per call of Hugging Face's `generate`."""
     import torch
     from transformers import GPT2LMHeadModel
 
@@ -125,7 +127,7 @@ def peer_generation(folder, batch, dtype="float32"):
         )
         assert made.shape[1] == PROMPT + NEW, made.shape
 
-    return timed(call)
+    return median_time(call)
 
 
 def hub_generation(batch, jit):
@@ -139,11 +141,11 @@ def hub_generation(batch, jit):
     tokens[:, :PROMPT] = np.random.default_rng(0).integers(0, END, (batch, PROMPT))
     inputs = {"token_ids": tokens, "padding_mask": np.int32(np.arange(PROMPT + NEW) < PROMPT)}
     inputs["padding_mask"] = np.broadcast_to(inputs["padding_mask"], tokens.shape)
-    return timed(lambda: model.generate(inputs, stop_token_ids=None))
+    return median_time(lambda: model.generate(inputs, stop_token_ids=None))
 
 
 def our_generation(folder, batch, profile=False):
-    """`GPT.generate`, strings in and strings out: seconds a call, or a token's profile."""
+    """Seconds per call of `GPT.generate`, from strings to strings, or a profile per token."""
     from polyhead.zoo import GPT
 
     model = GPT.from_pretrained(folder)
@@ -153,8 +155,8 @@ def our_generation(folder, batch, profile=False):
         return model.generate(texts, max_new_tokens=NEW, temperature=0.0)
 
     if profile:
-        return [(kind, spent / NEW) for kind, spent in profiled(call)]
-    return timed(call)
+        return [(kind, spent / NEW) for kind, spent in profile_operations(call)]
+    return median_time(call)
 
 
 def export(folder, base):
@@ -165,15 +167,15 @@ def export(folder, base):
 
 
 def exported(version, batch):
-    """The SavedModel through the C++ loader: seconds a call."""
+    """Seconds per call of the SavedModel through the C++ loader."""
     from polyhead.serving.loader import SavedModel
 
     model, texts = SavedModel(version), prompts(batch)
-    return timed(lambda: model({"text": texts}, "serving_default"))
+    return median_time(lambda: model({"text": texts}, "serving_default"))
 
 
 def operations(dim, batch):
-    """Floating-point operations of a training step's products (Kaplan et al. 2020, 2.1)."""
+    """Floating-point operations of a training step's matrix products (Kaplan et al. 2020, 2.1)."""
     per_token = BLOCKS * (12 * dim**2 + 2 * T * dim) + V * dim
     return 6 * per_token * T * batch
 
@@ -189,16 +191,17 @@ def training(products):
             sizes, policy = (dim, heads, batch), ("mixed_bfloat16", False) if low else ()
             answers = [], [], [], []
             for _ in range(2):  # machines are noisy: the better of two rounds
-                answers[0].append(asked(peer_step, *sizes, False, low))
-                answers[1].append(asked(peer_step, *sizes, True, low))
+                answers[0].append(run_isolated(peer_step, *sizes, False, low))
+                answers[1].append(run_isolated(peer_step, *sizes, True, low))
                 if not low:
-                    answers[2].extend(asked(hub_step, *sizes, jit) for jit in (True, False))
-                answers[3].append(asked(our_step, *sizes, *policy))
+                    answers[2].extend(run_isolated(hub_step, *sizes, jit) for jit in (True, False))
+                answers[3].append(run_isolated(our_step, *sizes, *policy))
             eager, compiled, hub, ours = map(best, answers)
             share = operations(dim, batch) / ours[0] / products[low] / 1e9
             ratios = " | ".join(ratio(ours[0], peer[0]) for peer in (eager, compiled, hub))
             times = [
-                shown(x, lambda s: f"{1000 * s:,.1f} ms") for x in (eager, compiled, hub, ours)
+                format_answer(x, lambda s: f"{1000 * s:,.1f} ms")
+                for x in (eager, compiled, hub, ours)
             ]
             precision = "bfloat16 (ours without XLA)" if low else "float32"
             lines.append(
@@ -214,17 +217,17 @@ def generating(folder, bandwidth):
         "memory bandwidth | HF | HF, bfloat16 | KerasHub | in process (XLA) | exported |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    version, _ = asked(export, folder / "gpt2", folder / "export", needed=True)
+    version, _ = run_isolated(export, folder / "gpt2", folder / "export", needed=True)
     for batch in BATCHES:
-        theirs = asked(peer_generation, folder / "gpt2", batch)
-        low = asked(peer_generation, folder / "gpt2", batch, "bfloat16")
-        hub = best([asked(hub_generation, batch, jit) for jit in (True, False)])
-        ours = asked(our_generation, folder / "gpt2", batch)
-        served = asked(exported, version, batch)
+        theirs = run_isolated(peer_generation, folder / "gpt2", batch)
+        low = run_isolated(peer_generation, folder / "gpt2", batch, "bfloat16")
+        hub = best([run_isolated(hub_generation, batch, jit) for jit in (True, False)])
+        ours = run_isolated(our_generation, folder / "gpt2", batch)
+        served = run_isolated(exported, version, batch)
         share = 4 * GPT2_PARAMETERS * (NEW + 1) / ours[0] / bandwidth / 1e9
         ratios = [ratio(theirs[0], ours[0]), ratio(hub[0], ours[0]), ratio(theirs[0], served[0])]
         speeds = [
-            shown(x, lambda s, batch=batch: f"{batch * NEW / s:.1f}")
+            format_answer(x, lambda s, batch=batch: f"{batch * NEW / s:.1f}")
             for x in (theirs, low, hub, ours, served)
         ]
         lines.append(f"| {batch} | {' | '.join(ratios)} | {share:.0%} | {' | '.join(speeds)} |")
@@ -233,7 +236,7 @@ def generating(folder, bandwidth):
 
 
 def spent(profile):
-    """A profile, in words."""
+    """Formats a profile."""
     return ", ".join(f"{kind} {milliseconds:.2f}" for kind, milliseconds in profile[0] or ())
 
 
@@ -244,9 +247,9 @@ def importing(name):
 
 
 def main():
-    (*products, bandwidth), _ = asked(limits, needed=True)
+    (*products, bandwidth), _ = run_isolated(measure_limits, needed=True)
     idle = [
-        asked(importing, name)[1]
+        run_isolated(importing, name)[1]
         for name in ("polyhead.zoo", "transformers.models.gpt2.modeling_gpt2")
     ]
     lines = [
@@ -254,30 +257,30 @@ def main():
         "",
         f"`make bench`; {machine()}. Measured in the same run: a matrix product "
         f"{products[0]:.0f} GFLOP/s in float32, {products[1]:.0f} in bfloat16; reading memory "
-        f"{bandwidth:.0f} GB/s. KerasHub with XLA or without, whichever is faster. Memory is the "
-        f"process's peak; that of importing polyhead alone is {idle[0]:,.0f} MB, of transformers "
+        f"{bandwidth:.0f} GB/s. KerasHub with or without XLA, whichever is faster. Memory is the "
+        f"peak of the process; only importing polyhead takes {idle[0]:,.0f} MB, transformers "
         f"{idle[1]:,.0f}.",
         "",
-        f"A training step, {BLOCKS} blocks, {T} tokens, AdamW. The time, ours to theirs:",
+        f"A training step, {BLOCKS} blocks, {T} tokens, AdamW. Ratios of time, ours to theirs:",
         "",
         *training(products),
         "",
-        "Where a step's time goes at width 512, float32, in milliseconds by XLA's kinds of "
-        f"operations (reduce-window: sums, of biases' gradients above all): "
-        f"{spent(asked(our_step, *STEPS[1], 'float32', True, True))}.",
+        "Time of a step at width 512, float32, in milliseconds by kind of XLA operation "
+        f"(reduce-window: sums, mainly of bias gradients): "
+        f"{spent(run_isolated(our_step, *STEPS[1], 'float32', True, True))}.",
         "",
-        f"Greedy generation, GPT-2 small, float32, {PROMPT} tokens and {NEW} more. Speed, ours to "
-        "theirs; then tokens a second. The share of the bandwidth counts the weights alone, read "
-        "once a token:",
+        f"Greedy generation, GPT-2 small, float32, {NEW} tokens after {PROMPT}. Ratios of speed, "
+        "ours to theirs; then tokens per second. The fraction of the bandwidth counts only the "
+        "weights, read once per token:",
         "",
     ]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         (folder / "gpt2").mkdir()
-        asked(make, folder / "gpt2", needed=True)
+        run_isolated(make, folder / "gpt2", needed=True)
         lines += generating(folder, bandwidth)
-        profile = spent(asked(our_generation, folder / "gpt2", 1, True))
-        lines += ["", f"Where a token's time goes at batch 1, in milliseconds: {profile}."]
+        profile = spent(run_isolated(our_generation, folder / "gpt2", 1, True))
+        lines += ["", f"Time of a token at batch 1, in milliseconds: {profile}."]
     write(__file__, lines)
 
 

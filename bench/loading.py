@@ -1,9 +1,9 @@
-"""Memory that loading a published checkpoint in shards takes: `python bench/loading.py gpt2-xl`.
+"""Measures the memory for loading a sharded checkpoint: `python bench/loading.py gpt2-xl`.
 
-Writes random weights of a GPT-2 in shards, loads them in a process of its own, and compares the
-peak of its memory with what loading may take above the import: the model's variables, twice the
-largest tensor, and 200 MB. gpt2-xl takes 6.2 GB of disk and, on 2 cores, two minutes: its variables
-are 6.23 GB, and the peak was 6.83 GB of 7.07 GB.
+Writes random weights of a GPT-2 in shards, loads them in a separate process, and compares its peak
+memory above the import with the limit: the model's variables, twice the largest tensor, and 200 MB.
+gpt2-xl takes 6.2 GB of disk and, on 2 cores, two minutes. Its variables are 6.23 GB; the peak was
+6.83 GB, with a limit of 7.07 GB.
 """
 
 import json
@@ -38,7 +38,7 @@ print(memory("VmHWM") - before, sum(v.value.dtype.size * v.value.shape.num_eleme
 
 
 def write_shards(folder, preset, shard=SHARD):
-    """Writes a GPT-2 of random float32 weights; the size of its largest tensor in bytes."""
+    """Writes a GPT-2 of random float32 weights; returns the bytes of its largest tensor."""
     from polyhead.zoo import GPT
     from polyhead.zoo.published import gpt2, table
     from polyhead.zoo.published.settings import write_settings
@@ -63,7 +63,7 @@ def write_shards(folder, preset, shard=SHARD):
 
 
 def measure(preset, shard=SHARD):
-    """What loading took above the import, and what it may take, in bytes."""
+    """Returns the bytes of the peak memory above the import, of its limit, and of the variables."""
     with tempfile.TemporaryDirectory() as folder:
         largest = write_shards(Path(folder), preset, shard)
         child = [sys.executable, "-c", CHILD, folder]

@@ -1,7 +1,7 @@
-"""How benchmarks measure: each figure is a function in a process of its own.
+"""Runs each measurement of a benchmark in a separate process.
 
-Processes do not share memory, threads or a backend, and the peak of memory is the figure's own.
-A benchmark's script calls `asked` for each figure, and ends in ``run(main)``.
+So measurements do not share memory, threads or a backend, and each has its own peak memory. A
+benchmark script calls `run_isolated` for each figure, and ends with ``run(main)``.
 """
 
 import collections
@@ -19,12 +19,12 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# XLA's names of what it runs, among those of what runs it.
+# XLA's names of operations, to separate them from the names of the runtime.
 OPERATION = re.compile(r"(MatMul|dot|custom-call|copy|transpose|wrapped_|[\w.-]*fusion)[\w.-]*$")
 
 
-def timed(call, least=5, seconds=8.0):
-    """The median time of ``call`` in seconds, once it is compiled and warm."""
+def median_time(call, least=5, seconds=8.0):
+    """The median time of ``call`` in seconds, after compilation and warm-up."""
     call()
     call()
     times = []
@@ -36,7 +36,7 @@ def timed(call, least=5, seconds=8.0):
 
 
 def torch_step(model, loss, compile=False):
-    """Seconds that PyTorch takes for a step of AdamW with gradients clipped, eager or compiled."""
+    """Seconds per step of PyTorch's AdamW with clipped gradients, eager or compiled."""
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.1)
@@ -48,18 +48,18 @@ def torch_step(model, loss, compile=False):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return timed(call)
+    return median_time(call)
 
 
 def keras_step(model, loss, jit, batch, profile=False):
-    """Seconds that a Keras model takes for the same step, as `fit` runs it; or its profile."""
+    """Seconds per step of a Keras model with the same optimizer, as in `fit`; or its profile."""
     import keras
     import numpy as np
     import tensorflow as tf
 
     optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1, global_clipnorm=1.0)
     model.compile(optimizer, loss, metrics=None, jit_compile=jit)
-    if hasattr(model, "build_optimizer"):  # which our `fit` does first
+    if hasattr(model, "build_optimizer"):  # the first step of our `fit`
         model.build_optimizer()
     model.make_train_function()
     stream = iter(tf.data.Dataset.from_tensors(batch).repeat())
@@ -67,14 +67,14 @@ def keras_step(model, loss, jit, batch, profile=False):
     def call():
         return [np.asarray(log) for log in model.train_function(stream).values()]
 
-    return profiled(call, 10) if profile else timed(call)
+    return profile_operations(call, 10) if profile else median_time(call)
 
 
-def asked(function, *arguments, needed=False):
-    """(result, peak memory in MB) of a function of the script, asked in a process of its own.
+def run_isolated(function, *arguments, needed=False):
+    """Runs a function of the script in a separate process; returns (result, peak memory in MB).
 
-    Where that fails it is (None, None), and the last line of its error is printed; or, where the
-    result is ``needed``, the end.
+    If it fails, the last line of the error is printed and the result is (None, None); but if the
+    result is ``needed``, the script ends.
     """
     plain = [str(a) if isinstance(a, Path) else a for a in arguments]
     command = [sys.executable, sys.argv[0], "measure", json.dumps([function.__name__, *plain])]
@@ -88,7 +88,7 @@ def asked(function, *arguments, needed=False):
 
 
 def run(main):
-    """The end of a script: ``main``, or in a process of `asked` the function that it names."""
+    """Runs ``main`` or, in a process of `run_isolated`, the requested function."""
     if sys.argv[1:2] != ["measure"]:
         return main()
     name, *arguments = json.loads(sys.argv[2])
@@ -96,10 +96,10 @@ def run(main):
     print(json.dumps([result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 
 
-def limits():
-    """What the machine can: arithmetic in GFLOP/s, float32 and bfloat16; reading memory in GB/s.
+def measure_limits():
+    """Measures the machine: GFLOP/s in float32 and bfloat16, and memory bandwidth in GB/s.
 
-    Products of matrices are the faster of PyTorch's and TensorFlow's.
+    Matrix products are by PyTorch or TensorFlow, whichever is faster.
     """
     import tensorflow as tf
     import torch
@@ -108,15 +108,15 @@ def limits():
     for theirs, ours in ((torch.float32, tf.float32), (torch.bfloat16, tf.bfloat16)):
         a = torch.randn(2048, 2048).to(theirs)
         b = tf.cast(tf.random.normal((2048, 2048)), ours)
-        times = [timed(lambda a=a: a @ a, seconds=2.0)]
-        times.append(timed(lambda b=b: (b @ b)[0, 0].numpy(), seconds=2.0))
+        times = [median_time(lambda a=a: a @ a, seconds=2.0)]
+        times.append(median_time(lambda b=b: (b @ b)[0, 0].numpy(), seconds=2.0))
         rates.append(2 * 2048**3 / min(times) / 1e9)
     long = torch.randn(2**28)
-    return *rates, long.numel() * 4 / timed(lambda: long.sum(), seconds=2.0) / 1e9
+    return *rates, long.numel() * 4 / median_time(lambda: long.sum(), seconds=2.0) / 1e9
 
 
-def profiled(call, calls=1):
-    """Milliseconds of one of ``calls`` by kind of XLA's operations, the longest first."""
+def profile_operations(call, calls=1):
+    """Milliseconds per call by kind of XLA operation, over ``calls`` calls, the longest first."""
     import glob
     import tempfile
 
@@ -143,7 +143,7 @@ def profiled(call, calls=1):
 
 
 def machine():
-    """The day and the processor, as a table's heading says them."""
+    """The date and the processor, for the heading of a table."""
     return f"{date.today()}, {os.cpu_count()} cores of {processor()}"
 
 
@@ -156,22 +156,22 @@ def processor():
 
 
 def ratio(theirs, ours):
-    """How often as fast ours is, of seconds, in bold; "-" where one was not measured."""
+    """The quotient of two times in seconds, theirs / ours, in bold; "-" if one was not measured."""
     return "-" if theirs is None or ours is None else f"**{theirs / ours:.2f}**"
 
 
-def shown(answer, unit):
-    """An answer of `asked`, its seconds as ``unit`` has them, and its memory."""
+def format_answer(answer, unit):
+    """Formats an answer of `run_isolated`: its seconds by the function ``unit``, and its memory."""
     seconds, memory = answer
     return "-" if seconds is None else f"{unit(seconds)} ({memory:,.0f} MB)"
 
 
 def best(answers):
-    """Of several ways to the same, (seconds, memory) of the fastest that ran."""
+    """(seconds, memory) of the fastest of several answers that did not fail."""
     return min((a for a in answers if a[0] is not None), default=(None, None))
 
 
 def write(script, lines):
-    """Writes the lines beside ``script`` as Markdown, and prints them."""
+    """Writes lines to a Markdown file beside ``script``, and prints them."""
     print("\n".join(lines))
     Path(script).with_suffix(".md").write_text("\n".join(lines) + "\n")

@@ -1,12 +1,14 @@
-"""Shakespeare by characters beside Hugging Face's GPT-2: `python bench/shakespeare.py FILE`.
+"""Compares training on Shakespeare's characters with Hugging Face's GPT-2.
 
-FILE is tinyshakespeare's input.txt. Both train nanoGPT's configuration for a CPU (4 blocks of 4
-heads, width 128, context 64, 2,000 updates of 12 rows, no dropout, AdamW with betas 0.9 and 0.99,
-weight decay 0.1, clipping at 1, 100 updates of warm-up, a cosine to a tenth), in float32: Hugging
-Face's in PyTorch, eager, by a plain loop; ours as `polyhead train generation` does it. At nanoGPT's
-learning rate and at the one that ours was given by validation. The validation loss is over the
-whole last tenth of the text; seconds are of the wall, compiling and validation included. Each
-training is a process of its own, one after the other. Writes bench/shakespeare.md and .png.
+    python bench/shakespeare.py tinyshakespeare/input.txt
+
+Both train nanoGPT's configuration for a CPU in float32: 4 blocks of 4 heads, width 128, context 64,
+2,000 updates of 12 rows, no dropout, AdamW with betas 0.9 and 0.99, weight decay 0.1, clipping at
+1, 100 updates of warm-up, cosine decay to a tenth. Hugging Face's model runs in eager PyTorch, in a
+plain loop; ours as in `polyhead train generation`. Learning rates are nanoGPT's and the one that
+our validation selected. The validation loss is over the whole last tenth of the text. Times are
+wall time, with compilation and validation. Each training run is a separate process, one after the
+other. Writes bench/shakespeare.md and .png.
 """
 
 import math
@@ -15,14 +17,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import asked, machine, run, write
+from measure import machine, run, run_isolated, write
 
 UPDATES, INTERVAL, ROWS, CONTEXT, WARMUP = 2000, 250, 12, 64, 100
 PEAKS = (1e-3, 4e-3)
 
 
 def theirs(file, peak):
-    """[seconds, validation loss] after every interval."""
+    """Trains Hugging Face's model; returns [seconds, validation loss] after every interval."""
     import numpy as np
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -83,7 +85,7 @@ def ours(file, peak):
     return [[epoch["seconds"], epoch["val_loss"]] for epoch in history]
 
 
-def draw(curves, path):
+def draw_curves(curves, path):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -93,8 +95,8 @@ def draw(curves, path):
         style["ls"] = "-" if peak == PEAKS[-1] else "--"
         axes.plot(*zip(*curve, strict=True), label=f"{name}, {peak:g}", **style)
     axes.set_xlabel("seconds")
-    axes.set_ylabel("validation loss, nats a character")
-    axes.legend(title="learning rate's peak")
+    axes.set_ylabel("validation loss, nats per character")
+    axes.legend(title="peak learning rate")
     axes.grid(length_penalty=0.3)
     figure.savefig(path, dpi=120)
 
@@ -104,25 +106,25 @@ def main():
         sys.exit(__doc__)
     file, curves = Path(sys.argv[1]).resolve(), {}
     lines = [
-        "# Shakespeare by characters, beside Hugging Face's GPT-2",
+        "# Shakespeare by characters, against Hugging Face's GPT-2",
         "",
         f"`python bench/shakespeare.py tinyshakespeare/input.txt`; {machine()}, float32. nanoGPT's "
-        f"configuration for a CPU, {UPDATES:,} updates of {ROWS} x {CONTEXT}; of it a validation "
-        "loss of 1.88 is known. Wall time with compiling and validation.",
+        f"configuration for a CPU, {UPDATES:,} updates of {ROWS} x {CONTEXT}; nanoGPT reports a "
+        "validation loss of 1.88. Wall time with compilation and validation.",
         "",
-        "| learning rate's peak | Hugging Face, eager | polyhead | time, ours / theirs |",
+        "| peak learning rate | Hugging Face, eager | polyhead | time, ours / theirs |",
         "| --- | --- | --- | --- |",
     ]
     for peak in PEAKS:
         pair = []
         for name, train in (("Hugging Face", theirs), ("polyhead", ours)):
-            curve, _ = asked(train, file, peak, needed=True)
+            curve, _ = run_isolated(train, file, peak, needed=True)
             curves[name, peak] = curve
             pair.append(curve[-1])
             print(name, peak, curve[-1], flush=True)
         cells = [f"{loss:.3f} in {seconds:.0f} s" for seconds, loss in pair]
         lines.append(f"| {peak:g} | {' | '.join(cells)} | **{pair[1][0] / pair[0][0]:.2f}** |")
-    draw(curves, Path(__file__).with_suffix(".png"))
+    draw_curves(curves, Path(__file__).with_suffix(".png"))
     write(__file__, lines)
 
 

@@ -1,9 +1,9 @@
-"""Translation side by side with Hugging Face's Marian in PyTorch: `make bench`.
+"""Compares translation with Hugging Face's Marian in PyTorch: `make bench`.
 
-Both have the same random weights (base: 6+6 layers, width 512, feed-forward 2,048, 58,101 pieces),
-sources of 20 tokens and translations of exactly 20. Each figure is a process of its own, which
-compiles and warms up first and then takes the median of several calls; its peak of memory is the
-process's. "Exported" is the SavedModel, without XLA, through TensorFlow Serving's C++ loader.
+Both have the same random weights (base: 6+6 layers, width 512, feed-forward 2,048, 58,101 tokens),
+sources of 20 tokens and translations of exactly 20. "Exported" is the SavedModel, without XLA,
+through TensorFlow Serving's C++ loader. Each figure is measured in a separate process, after
+compilation and warm-up, as the median of several calls; its memory is the peak of the process.
 Writes bench/translation.md.
 """
 
@@ -14,7 +14,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import asked, limits, machine, ratio, run, shown, timed, write
+from measure import (
+    format_answer,
+    machine,
+    measure_limits,
+    median_time,
+    ratio,
+    run,
+    run_isolated,
+    write,
+)
 
 VOCAB, TOKENS, BEAMS = 58101, 20, 4
 SEARCHES = [(beams, batch) for beams in (1, BEAMS) for batch in (1, 32)]
@@ -28,7 +37,7 @@ def sources(batch):
 
 
 def make(folder):
-    """The model as Hugging Face saves it, and a tokenizer whose pieces are single letters."""
+    """Saves the model in Hugging Face's format, with a tokenizer of single letters."""
     import torch
     from transformers import MarianConfig, MarianMTModel
 
@@ -45,7 +54,7 @@ def make(folder):
     )  # fmt: skip
     model = MarianMTModel(config)
     with torch.no_grad():
-        model.final_logits_bias[:, 0] = -1e4  # none ends before the limit
+        model.final_logits_bias[:, 0] = -1e4  # no translation ends before the limit
     model.generation_config.update(bad_words_ids=[[pad]], max_length=TOKENS + 1)
     model.save_pretrained(folder)
     letters = "abcdefghijklmnopqrst"
@@ -64,7 +73,7 @@ def make(folder):
 
 
 def peer(folder, beams, batch):
-    """Hugging Face's `generate`: seconds a call."""
+    """Seconds per call of Hugging Face's `generate`."""
     import torch
     from transformers import MarianMTModel
 
@@ -76,11 +85,11 @@ def peer(folder, beams, batch):
         made = model.generate(input_ids=source, attention_mask=mask, num_beams=beams)
         assert made.shape[1] == TOKENS + 1, made.shape
 
-    return timed(call)
+    return median_time(call)
 
 
 def ours(folder, beams, batch):
-    """`Transformer.find` as `translate` compiles it."""
+    """Seconds per call of `Transformer.find`, compiled as in `translate`."""
     import dataclasses
 
     import numpy as np
@@ -94,17 +103,17 @@ def ours(folder, beams, batch):
         tokens, _ = model._run_search(source, search)
         assert np.all(tokens[:, 0, TOKENS - 1] != model.config.pad_id)
 
-    return timed(call)
+    return median_time(call)
 
 
 def exported(folder, beams, batch, text):
-    """The SavedModel through the C++ loader, strings of 20 tokens in and strings out."""
+    """Seconds per call of the SavedModel through the C++ loader, from strings to strings."""
     from polyhead.serving.loader import SavedModel
 
     model = SavedModel(folder)
     texts = [text] * batch
     signature = "serving_default" if beams == 1 else "beam"
-    return timed(lambda: model({"text": texts}, signature))
+    return median_time(lambda: model({"text": texts}, signature))
 
 
 def peer_training(folder, compile):
@@ -126,7 +135,7 @@ def peer_training(folder, compile):
         forward().backward()
         optimizer.step()
 
-    return timed(call)
+    return median_time(call)
 
 
 def our_training(folder):
@@ -145,7 +154,7 @@ def our_training(folder):
     inputs = {"source": labels, "target": np.roll(labels, 1, axis=1)}
     batch = (inputs, labels, np.ones(labels.shape, "float32"))
     stream = iter(tf.data.Dataset.from_tensors(batch).repeat())
-    return timed(lambda: float(model.train_function(stream)["loss"]))
+    return median_time(lambda: float(model.train_function(stream)["loss"]))
 
 
 def export(folder, base):
@@ -180,40 +189,40 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         (folder / "marian").mkdir()
-        text, _ = asked(make, folder / "marian", needed=True)
-        version, _ = asked(export, folder / "marian", folder / "export", needed=True)
-        (product, _, memory_speed), _ = asked(limits, needed=True)
+        text, _ = run_isolated(make, folder / "marian", needed=True)
+        version, _ = run_isolated(export, folder / "marian", folder / "export", needed=True)
+        (product, _, memory_speed), _ = run_isolated(measure_limits, needed=True)
         lines += [
             "# Translation against Hugging Face's Marian",
             "",
             f"`make bench`; {machine()}, float32. Measured in the same run: a matrix product "
             f"{product:.0f} GFLOP/s, reading memory {memory_speed:.0f} GB/s. Ratios are of speed, "
-            "ours to theirs; then sentences a second, and the process's peak of memory.",
+            "ours to theirs; then sentences per second, and the peak memory of the process.",
             "",
             "| search | batch | in process (XLA) / HF | exported / HF | HF | ours | exported |",
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]
         for beams, batch in SEARCHES:
             rows = [
-                asked(peer, folder / "marian", beams, batch),
-                asked(ours, folder / "marian", beams, batch),
-                asked(exported, version, beams, batch, text),
+                run_isolated(peer, folder / "marian", beams, batch),
+                run_isolated(ours, folder / "marian", beams, batch),
+                run_isolated(exported, version, beams, batch, text),
             ]
             (theirs, _), (xla, _), (served, _) = rows
             name = "greedy" if beams == 1 else f"{beams} beams"
             line = f"| {name} | {batch} | {ratio(theirs, xla)} | {ratio(theirs, served)} | "
             lines.append(
                 line
-                + " | ".join(shown(row, lambda s, b=batch: f"{b / s:.1f}") for row in rows)
+                + " | ".join(format_answer(row, lambda s, b=batch: f"{b / s:.1f}") for row in rows)
                 + " |"
             )
             print(lines[-1], flush=True)
         rows = [
-            asked(peer_training, folder / "marian", False),
-            asked(peer_training, folder / "marian", True),
-            asked(our_training, folder / "marian"),
+            run_isolated(peer_training, folder / "marian", False),
+            run_isolated(peer_training, folder / "marian", True),
+            run_isolated(our_training, folder / "marian"),
         ]
-        times = [shown(row, lambda s: f"{1000 * s:,.0f} ms") for row in rows]
+        times = [format_answer(row, lambda s: f"{1000 * s:,.0f} ms") for row in rows]
         lines += [
             "",
             f"A training step, {TRAIN_BATCH} pairs of {TOKENS} + {TOKENS} tokens, Adam, dropout "
@@ -221,16 +230,16 @@ def main():
             f"Speed, ours to theirs: {ratio(rows[0][0], rows[2][0])} and "
             f"{ratio(rows[1][0], rows[2][0])}.",
         ]
-        tiny, _ = asked(export_tiny, folder / "tiny", needed=True)
+        tiny, _ = run_isolated(export_tiny, folder / "tiny", needed=True)
         began = time.perf_counter()
         loader = [sys.executable, "-m", "polyhead.serving.loader", tiny, "A dog runs."]
         subprocess.run(loader, check=True, capture_output=True)
         native = time.perf_counter() - began
-        python, _ = asked(start_in_python, tiny, needed=True)
+        python, _ = run_isolated(start_in_python, tiny, needed=True)
         lines += [
             "",
             f"An exported tiny model answers {native:.1f} s after the start of a process through "
-            f"the C++ loader, and in Python {python:.1f} s after TensorFlow is imported.",
+            f"the C++ loader, and {python:.1f} s after importing TensorFlow in Python.",
         ]
     write(__file__, lines)
 

@@ -1,12 +1,12 @@
-"""Checks that need what the authors' machine lacks: `make verify`.
+"""Checks that need GPUs, Docker or a network: `make verify`.
 
-- devices: five training steps on every GPU give the weights of one device.
+- devices: five training steps on all GPUs give the weights of one device.
 - docker: TensorFlow Serving's container answers requests to exports, over REST and gRPC, by version
   label and in batches, as the models do.
-- hub: the smallest published checkpoint of each family gives the logits of Hugging Face's library.
+- hub: the smallest published checkpoint of each family has the logits of Hugging Face's library.
 
-A line begins with "pass", "fail" or "skipped". Please send us the whole output, also where
-everything passes: we cannot run these checks ourselves. One check alone, or other options:
+Each line begins with "pass", "fail" or "skipped". Please send us the whole output, even if
+everything passes: we cannot run these checks ourselves. To select checks or options:
 
     make verify VERIFY=docker
     make verify VERIFY="--devices 2"
@@ -31,15 +31,15 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from measure import asked, processor, run
+from measure import processor, run, run_isolated
 
 import polyhead
 
 STEPS, ROWS, LENGTH = 5, 24, 32  # of the compared training run
-# Differences of float32 sums in another order stay below it; a wrong mean is hundreds of times it.
+# float32 sums in another order differ by less; a wrong mean differs by hundreds of times more.
 TOLERANCE = 1e-4
-# The smallest checkpoint of each family: the transformers class that reads it, and the packages
-# that this class needs.
+# The smallest checkpoint of each family, the class of transformers that reads it, and the packages
+# that the class needs.
 PUBLISHED = {
     "distilbert/distilgpt2": ("AutoModelForCausalLM", ()),
     "Helsinki-NLP/opus-mt-en-de": ("AutoModelForSeq2SeqLM", ()),
@@ -50,16 +50,16 @@ PUBLISHED = {
     ),
 }
 failures = []
-LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not by way of a proxy
+LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without a proxy
 
 
 class Skipped(Exception):
-    """This check cannot run here; the message says why."""
+    """A check cannot run here; the message gives the reason."""
 
 
 @contextlib.contextmanager
 def case(name):
-    """Prints the outcome of one check: what it notes, or why it failed or was skipped."""
+    """A context that prints the outcome of a check: its notes, or why it failed or was skipped."""
     notes = []
     try:
         yield notes.append
@@ -108,15 +108,15 @@ def check_devices(options):
                 raise AssertionError(f"weights of {count} {kind} differ by {most} from one CPU's")
     with case("devices, throughput") as note:
         for count in counts:
-            speed, _ = asked(tokens_per_second, count, bool(gpus), needed=True)
+            speed, _ = run_isolated(tokens_per_second, count, bool(gpus), needed=True)
             note(f"{count} replica{'s' if count > 1 else ''}: {speed:,.0f} tokens/s")
 
 
 def weights_after(file, kind, count):
-    """The weights after the training steps, in a process of its own, and how far one moved."""
+    """Trains in a separate process; returns the weights and the largest change of a weight."""
     import numpy as np
 
-    asked(train_steps, kind, count, file, needed=True)
+    run_isolated(train_steps, kind, count, file, needed=True)
     with np.load(file) as arrays:
         before, after = ([arrays[f"{name}{i}"] for i in range(len(arrays) // 2)] for name in "ba")
     return after, max(abs(a - b).max() for a, b in zip(after, before, strict=True))
@@ -140,7 +140,7 @@ def train_steps(kind, count, file):
     random = np.random.default_rng(0)
     tokens = random.integers(0, model.config.vocab_size, (STEPS * ROWS, LENGTH + 1))
     lengths = random.integers(1, LENGTH + 1, (STEPS * ROWS, 1))
-    counted = (np.arange(LENGTH) < lengths).astype("float32")  # replicas count different amounts
+    counted = (np.arange(LENGTH) < lengths).astype("float32")  # weights differ between replicas
     data = tf.data.Dataset.from_tensor_slices((tokens[:, :-1], tokens[:, 1:], counted))
     before = model.get_weights()
     model.fit(data.batch(ROWS, drop_remainder=True), shuffle=False, verbose=0)
@@ -149,7 +149,7 @@ def train_steps(kind, count, file):
 
 
 def tokens_per_second(count, on_gpus):
-    """Trained tokens per second of a GPT: of 10.8M parameters in mixed bfloat16 on GPUs."""
+    """Tokens per second of training a GPT: on GPUs, 10.8M parameters in mixed bfloat16."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -191,7 +191,7 @@ def check_docker(options):
         docker("pull", "--quiet", SERVER, error=Skipped)
         note(SERVER)
         ready = True
-    runs = Path("runs")  # Docker of snap and of some virtual machines cannot read /tmp
+    runs = Path("runs")  # Docker from snap, and on some virtual machines, cannot read /tmp
     runs.mkdir(exist_ok=True)
     for model in small_models() if ready else ():
         name = type(model).__name__
@@ -201,7 +201,7 @@ def check_docker(options):
 
 
 def docker(*arguments, error=RuntimeError):
-    """What a docker command prints; raises ``error`` where it fails."""
+    """Runs a docker command and returns its output; raises ``error`` if it fails."""
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
@@ -210,7 +210,7 @@ def docker(*arguments, error=RuntimeError):
 
 
 def small_models():
-    """An untrained model of each kind that is exported."""
+    """Creates an untrained model of each kind that can be exported."""
     from polyhead.data import Characters, Subwords, read_split
     from polyhead.recipes.translation import SAMPLE, folder_of
 
@@ -249,7 +249,7 @@ def check_served(folder, model):
 
 @contextlib.contextmanager
 def serving(folder, name):
-    """Within it the container serves an export; gives the addresses of REST and gRPC."""
+    """A context in which the container serves an export; yields the addresses of REST and gRPC."""
     from polyhead.serving.export import SERVER
 
     container = docker(
@@ -286,7 +286,7 @@ def wait_until_available(address, versions, seconds=300):
 
 
 def warmup_requests(version):
-    """The PredictRequests that an export holds: of each signature, in several batch sizes."""
+    """Reads the warm-up PredictRequests of an export: each signature in several batch sizes."""
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -301,7 +301,7 @@ def rows(request):
 
 
 def as_rest(request):
-    """A PredictRequest as the JSON of the REST interface."""
+    """Converts a PredictRequest to the JSON of the REST API."""
     import tensorflow as tf
 
     from polyhead.serving.export import as_json
@@ -346,7 +346,7 @@ def grpc_answer(address, name, request):
 
 
 def session_runs(address):
-    """How many batches the server has run, by its metrics for Prometheus; 0 where unknown."""
+    """The number of batches that the server has run, by its Prometheus metrics; 0 if unknown."""
     with LOCAL.open(f"{address}/monitoring/prometheus/metrics", timeout=60) as reply:
         text = reply.read().decode()
     name = ":tensorflow:serving:batching_session:wrapped_run_count"
@@ -354,10 +354,10 @@ def session_runs(address):
 
 
 def same(expected, answer, what):
-    """Checks that two answers are equal: texts to the letter, numbers to 0.001."""
+    """Checks that two answers are equal: texts exactly, numbers within 0.001."""
     import numpy as np
 
-    if not isinstance(answer, dict):  # REST gives the only output without its name
+    if not isinstance(answer, dict):  # REST returns a single output without its name
         answer = dict.fromkeys(expected, answer)
     for name, values in expected.items():
         theirs, ours = np.ravel(answer[name]), np.ravel(values)
@@ -383,7 +383,7 @@ def check_hub(options):
 
 
 def folder_of_checkpoint(name, hub):
-    """The folder of a checkpoint: in the folder ``hub``, or fetched."""
+    """Returns the folder of a checkpoint: in the folder ``hub``, or downloaded."""
     if hub is not None:
         if not (Path(hub) / name).is_dir():
             raise Skipped(f"{Path(hub) / name} is not there")
@@ -402,7 +402,7 @@ def folder_of_checkpoint(name, hub):
 
 
 def compare_logits(folder, reader):
-    """Logits of random inputs by polyhead and by Hugging Face's library, both in float32."""
+    """Compares logits of random inputs with Hugging Face's library, both in float32."""
     import numpy as np
     import torch
     import transformers

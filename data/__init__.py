@@ -1,6 +1,6 @@
-"""Data as `tf.data`, and tokenizers that run in the graph.
+"""`tf.data` pipelines for text and images, and tokenizers that run in TensorFlow's graph.
 
-A name is imported when it is first used, so images do not need the libraries of tokenizers.
+A name is imported when it is first used, so images do not need the tokenizers' libraries.
 """
 
 import importlib

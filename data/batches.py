@@ -1,4 +1,4 @@
-"""Batches of texts of similar length: a budget of tokens each, a few static shapes."""
+"""Batches of texts of similar length, with a budget of tokens and few static shapes."""
 
 import operator
 import warnings
@@ -6,46 +6,54 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
+from .parallel import ParallelText
+from .tokenizers.tokenizer import Tokenizer
+
 
 def translation_batches(
-    pairs,
-    tokenizer,
-    tokens=8192,
-    max_length=128,
-    buckets=4,
-    shuffle=True,
-    seed=0,
-    start=None,
-    bpe_dropout=0.0,
-    twice=False,
-):
+    pairs: ParallelText,
+    tokenizer: Tokenizer,
+    tokens: int = 8192,
+    max_length: int = 128,
+    buckets: int = 4,
+    shuffle: bool = True,
+    seed: int = 0,
+    start: int | None = None,
+    bpe_dropout: float = 0.0,
+    twice: bool = False,
+) -> tf.data.Dataset:
     """Batches of ``({"source", "target"}, labels, sample_weight)`` for `Transformer.fit`.
 
-    ``source`` and ``target`` (B, L) are tokens, ``labels`` (B, L) what follows each target token
-    and ``sample_weight`` (B, L) is 0 on padding, else 1. Pairs of like length share a batch:
-    there are ``buckets`` lengths L, those that make the least padding, and for each of them one
-    B, the multiple of 8 with B * L <= ``tokens`` (8 at least). So there are as many shapes to
-    compile as buckets. Rows left over join the next longer bucket, and the last batch is filled
-    up with rows of padding.
+    ``source`` and ``target`` (B, L) are tokens, ``labels`` (B, L) the next token of each target
+    token, and ``sample_weight`` (B, L) is 0 on padding, else 1. Pairs of similar length share a
+    batch. There are ``buckets`` lengths L, chosen for the least padding, each with one batch size
+    B: the multiple of 8 with B * L <= ``tokens`` (at least 8). So at most ``buckets`` shapes are
+    compiled. Remaining rows join the next longer bucket, and the last batch is filled with padding.
+
+    >>> pairs = polyhead.data.ParallelText(["Ein Hund."], ["A dog."])
+    >>> texts = pairs.sources + pairs.targets
+    >>> tokenizer = polyhead.data.Subwords.train(texts, vocab_size=30, exact=False)
+    >>> inputs, labels, weight = next(iter(polyhead.data.translation_batches(pairs, tokenizer)))
+    >>> sorted(inputs), labels.shape == weight.shape
+    (['source', 'target'], True)
 
     Args:
-        pairs: a `ParallelText`.
+        pairs: the sentences and their translations.
         tokenizer: `Subwords` or `MarianPieces`.
-        tokens: padded tokens of a batch, on either side.
-        max_length: pairs with more pieces, end included, on either side are left out, and so
-            are those with an empty side; a warning counts them.
-        shuffle: a new order and new batches each epoch, the same for the same ``seed``.
-        start: with a number of updates, the dataset has no end and begins there, as an
-            interrupted run would have gone on. Without, it is one epoch, of known length, in a
-            new order each time it is iterated.
-        bpe_dropout: segments the texts differently each epoch (see `Subwords.sampled`). A pair
-            that becomes too long for its bucket keeps its usual tokens.
-        twice: each row is followed by the same again, as a loss of `consistency` wants it. There
-            are as many batches, of twice as many rows.
+        tokens: padded tokens per batch, on either side.
+        max_length: pairs with more tokens (end token included) on a side are left out, as are pairs
+            with an empty side; a warning gives their number.
+        shuffle: a new order and new batches each epoch, reproducible from ``seed``.
+        start: a number of updates: the dataset is endless and begins there, to resume an
+            interrupted run. Default: one epoch, of known length, reshuffled at each iteration.
+        bpe_dropout: rate of BPE-dropout, which segments the texts differently each epoch (see
+            `Subwords.sampled`). A pair that becomes too long for its bucket keeps its usual tokens.
+        twice: repeats each row, for the ``consistency`` of `SmoothedCrossEntropy`: the same number
+            of batches, with twice as many rows.
 
     Raises:
-        ValueError: no pair is left, an argument is out of its range, or the tokenizer cannot
-            cut texts otherwise than it does.
+        ValueError: no pair is left, an argument is out of range, or the tokenizer does not support
+            BPE-dropout.
     """
     # NumPy's integers overflow where Python's do not.
     tokens, max_length, buckets, seed = map(operator.index, (tokens, max_length, buckets, seed))
@@ -57,17 +65,17 @@ def translation_batches(
     if not 0 <= bpe_dropout < 1:
         raise ValueError(f"bpe_dropout must be in [0, 1): {bpe_dropout}")
     if bpe_dropout and not hasattr(tokenizer, "sampled"):
-        raise ValueError(f"{type(tokenizer).__name__} has no BPE-dropout: {bpe_dropout}")
+        raise ValueError(f"{type(tokenizer).__name__} does not support BPE-dropout: {bpe_dropout}")
     source = tokenizer.encode(pairs.sources)
     target = tokenizer.encode(pairs.targets, target=True)
     lengths = np.stack([source.row_lengths().numpy(), target.row_lengths().numpy()])
     keep = np.flatnonzero((lengths.min(0) > 1) & (lengths.max(0) <= max_length))
     if not len(keep):
-        raise ValueError(f"no pair has between 1 and {max_length - 1} pieces on both sides")
+        raise ValueError(f"no pair has between 1 and {max_length - 1} tokens on both sides")
     if len(keep) < len(pairs):
         warnings.warn(
             f"{len(pairs) - len(keep)} of {len(pairs)} pairs are empty or longer than "
-            f"{max_length} pieces and are left out",
+            f"{max_length} tokens and are left out",
             stacklevel=2,
         )
     sides = tf.gather(source, keep), tf.gather(target, keep)
@@ -76,8 +84,8 @@ def translation_batches(
         texts = [[texts[i] for i in keep] for texts in (pairs.sources, pairs.targets)]
         usual = [side.to_list() for side in sides]
 
-        def draw(number, room):
-            """Both sides in the pieces of an epoch, or in the usual ones where there is no room."""
+        def sample(number, room):
+            """Samples the tokens of both sides for an epoch; too long rows keep the usual ones."""
             seeds = np.random.SeedSequence((seed % 2**64, number)).generate_state(2)
             sampled = [tokenizer.sampled(texts[i], bpe_dropout, int(seeds[i])) for i in (0, 1)]
             return [
@@ -85,20 +93,20 @@ def translation_batches(
                 for rows in zip(sampled, usual, [room, room], strict=True)
             ]
 
-        # A bucket has room for the pieces that were drawn first.
-        first_drawn = zip(*draw(0, [max_length] * len(keep)), strict=True)
-        longest = np.maximum(longest, [max(map(len, pair)) for pair in first_drawn])
+        # A bucket has room for a first sample.
+        first_sample = zip(*sample(0, [max_length] * len(keep)), strict=True)
+        longest = np.maximum(longest, [max(map(len, pair)) for pair in first_sample])
     plan = Buckets(longest, tokens, buckets)
 
-    def pieces(number):
-        """The ragged tokens of both sides in an epoch."""
+    def epoch_tokens(number):
+        """The ragged tokens of both sides for an epoch."""
         if not bpe_dropout:
             return sides
 
         def arrays(number):
             return [
                 array
-                for rows in draw(int(number) + 1, np.minimum(plan.room, max_length))
+                for rows in sample(int(number) + 1, np.minimum(plan.room, max_length))
                 for array in (np.concatenate(rows), [len(row) for row in rows])
             ]
 
@@ -116,28 +124,28 @@ def translation_batches(
         shifted = tf.concat([starts, labels[:, :-1]], axis=1)
         inputs = {
             "source": tf.gather(source, rows).to_tensor(pad, shape=shape),
-            # The last label is the end piece, which is no input.
+            # The last label is the end token, which is not an input.
             "target": tf.where(labels != pad, shifted, pad),
         }
         weight = tf.cast(labels != pad, tf.float32)
         return inputs, labels, weight
 
-    return plan.batches(batch, shuffle, seed, start, pieces)
+    return plan.batches(batch, shuffle, seed, start, epoch_tokens)
 
 
 class Buckets:
-    """A plan of batches: rows of similar length share one, and there are few shapes.
+    """A plan of batches with few shapes, where rows of similar length share a batch.
 
-    There are at most ``buckets`` lengths L, those that need the least padding, and for each of
-    them one B, the multiple of 8 with B * L <= ``tokens`` (at least 8). Rows left over join the
-    next longer bucket, and the last batch is padded with empty rows.
+    There are at most ``buckets`` lengths L, chosen for the least padding, each with one batch size
+    B: the multiple of 8 with B * L <= ``tokens`` (at least 8). Remaining rows join the next longer
+    bucket, and the last batch is padded with empty rows.
 
     Args:
-        lengths: (N,) of the rows, in tokens: of pairs the longer side, of questions with what they
-            are asked about the sum.
-        tokens: padded tokens of a batch.
+        lengths: (N,) tokens of each row: of a pair, those of the longer side; of a question with
+            its context, the sum.
+        tokens: padded tokens per batch.
 
-    ``room`` (N,) is the length to which each row is padded, unless it is left over.
+    ``room`` (N,) is the length to which each row is padded, unless it joins a longer bucket.
     """
 
     def __init__(self, lengths, tokens, buckets=4):
@@ -153,11 +161,11 @@ class Buckets:
         """A dataset of ``batch(rows, size, length, *sampled)``.
 
         Args:
-            batch: a function, in the graph, of the indices of at most ``size`` rows and the length
-                to which they are padded.
-            shuffle: a new order and new batches each epoch, the same for the same ``seed``.
+            batch: a function, run in the graph, of the indices of at most ``size`` rows and the
+                length to which they are padded.
+            shuffle: a new order and new batches each epoch, reproducible from ``seed``.
             start: see `epochs`.
-            sample: a function of an epoch's number that returns what `batch` gets as ``sampled``.
+            sample: a function from an epoch's number to the ``sampled`` arguments of `batch`.
         """
         first, size, length = self._plan
 
@@ -186,12 +194,12 @@ class Buckets:
 
 
 def epochs(batches, count, seed, start=None):
-    """A dataset of ``batches(numbers)``, where the numbers are of epochs of ``count`` batches.
+    """A dataset of ``batches(numbers)``, for the numbers of epochs of ``count`` batches each.
 
-    With ``start`` it has no end, and begins after so many batches; without, it is one epoch, of
-    known length, another each time it is iterated.
+    With ``start`` it is endless, and begins after this many batches. Without, it is one epoch, of
+    known length, with another number at each iteration.
     """
-    # On several machines each takes its part of every batch, not every other file.
+    # Each machine takes its part of every batch, not every other file.
     split = tf.data.Options()
     split.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     if start is not None:
@@ -204,12 +212,12 @@ def epochs(batches, count, seed, start=None):
 
 
 def bucket_lengths(lengths, buckets):
-    """At most ``buckets`` lengths, multiples of 4, to which padding all ``lengths`` costs least."""
+    """Chooses at most ``buckets`` multiples of 4 as lengths with the least padding."""
     rounded = -(-np.asarray(lengths) // 4) * 4
     ends, counts = np.unique(rounded, return_counts=True)
     below = np.concatenate([[0], np.cumsum(counts)])
-    # cost[j]: the fewest padded tokens of the j shortest groups; cut[k][j]: where the last
-    # of k buckets begins.
+    # cost[j]: the fewest padded tokens of the j shortest groups; cuts[k][j]: the start of the last
+    # of k buckets.
     cost, cuts = np.where(below > 0, np.inf, 0.0), []
     for _ in range(min(buckets, len(ends))):
         options = cost[:-1, None] + (below[None, 1:] - below[:-1, None]) * ends[None, :]
@@ -226,7 +234,7 @@ def bucket_lengths(lengths, buckets):
 
 
 def plan(lengths, ends, tokens):
-    """First row, rows and length of every batch, over rows sorted by bucket."""
+    """First row, number of rows and length of every batch, for rows sorted by bucket."""
     last = np.cumsum(np.bincount(np.searchsorted(ends, lengths), minlength=len(ends)))
     sizes = np.maximum(tokens // ends // 8 * 8, 8)
     row, batches = 0, []

@@ -1,4 +1,4 @@
-"""Encoded images become pixels, in Python and in exports, by the same TensorFlow operations."""
+"""Decodes images, in Python and in exports, by the same TensorFlow operations."""
 
 import functools
 
@@ -9,24 +9,24 @@ FORMATS = "JPEG, PNG, GIF, BMP or WebP"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 MAX_PIXELS = 60_000_000
 MAX_SIDE = 65_535  # JPEG's limit; resizing a longer row or column would need much more memory
-MAX_STEPS = 1024  # blocks followed in a file; limits the work for a hostile one
-RUN = 1024  # blocks of a GIF in one step
+MAX_STEPS = 1024  # maximum steps over the blocks of a file; limits the work for a malicious one
+RUN = 1024  # maximum blocks of a GIF per step
 EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112  # the Exif tag
-# Whether rows and columns are reversed, by orientation; from 5 on the image is transposed first.
+# Whether to reverse rows and columns, by orientation; from 5 on the image is transposed first.
 REVERSED = [(0, 0), (0, 0), (0, 1), (1, 1), (1, 0), (0, 0), (0, 1), (1, 1), (1, 0)]
 
 
 def decode(content, channels=3, max_pixels=MAX_PIXELS):
     """Decodes an image, a scalar of bytes, to pixels (Y, X, C) of uint8.
 
-    It is turned upright, as its Exif orientation says (JPEG, PNG and WebP); an Exif block that
-    cannot be read is ignored. Of an animated GIF the first frame is decoded, and nothing else.
-    The size is read before anything is decoded.
+    The image is rotated by its Exif orientation (JPEG, PNG and WebP); an invalid Exif block is
+    ignored. Only the first frame of an animated GIF is decoded. The size is checked before
+    decoding.
 
     Args:
         content: the bytes of a JPEG, PNG, GIF, BMP or WebP file.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        channels: 1 (greyscale), 3 (RGB) or 4 (RGBA).
         max_pixels: an image with more pixels is refused.
 
     Raises:
@@ -37,11 +37,11 @@ def decode(content, channels=3, max_pixels=MAX_PIXELS):
     channels, max_pixels = int(channels), int(max_pixels)
     if not tf.executing_eagerly():
         return decode_any(content, channels, max_pixels)
-    return compiled(channels, max_pixels)(tf.convert_to_tensor(content))
+    return compile_decoder(channels, max_pixels)(tf.convert_to_tensor(content))
 
 
 @functools.cache
-def compiled(channels, max_pixels):
+def compile_decoder(channels, max_pixels):
     function = tf.function(decode_any, autograph=False)
     return function.get_concrete_function(tf.TensorSpec([], tf.string), channels, max_pixels)
 
@@ -53,7 +53,7 @@ def decode_any(content, channels, max_pixels):
         return tf.strings.substr(head, at, len(magic)) == magic
 
     def decoder(function):
-        @called
+        @as_function
         def decoded(content):
             return tf.ensure_shape(function(content, channels, max_pixels), [None, None, channels])
 
@@ -66,7 +66,7 @@ def decode_any(content, channels, max_pixels):
     with tf.device("CPU"):
         return tf.cond(
             has(b"\xff\xd8\xff"),
-            # Most JPEG files without Exif begin with a JFIF segment and a table of quantization.
+            # Most JPEG files without Exif begin with a JFIF segment and a quantization table.
             lambda: decode_jpeg(
                 content,
                 channels,
@@ -85,13 +85,13 @@ def decode_any(content, channels, max_pixels):
         )
 
 
-def called(function):
-    """A function that stays one node of the graph: a branch not taken costs time by its nodes."""
+def as_function(function):
+    """Makes a function one node of the graph: each node of an unused branch costs time."""
     return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
 
 
 def decode_jpeg(content, channels, max_pixels, plain):
-    """``plain``: there is no Exif in the file."""
+    """Decodes a JPEG file; ``plain`` means that it has no Exif block."""
     shape = tf.io.extract_jpeg_shape(content)
     with tf.control_dependencies([check_size(shape[:2], max_pixels)]):
         checked = tf.identity(content)
@@ -104,9 +104,9 @@ def decode_jpeg(content, channels, max_pixels, plain):
     else:
         image = convert_channels(tf.io.decode_jpeg(checked, 3), channels)
 
-    @called
+    @as_function
     def upright(content, image):
-        # Exif stands in one of the segments APP0 to APP15, among comments, before all others.
+        # Exif is in one of the segments APP0 to APP15, which, with comments, precede all others.
         at, segment = seek(
             content,
             2,
@@ -128,7 +128,7 @@ def is_exif(segment):
 
 def decode_png(content, channels, max_pixels):
     header = read_bytes(content, 12, 12)
-    checks = [  # libpng accepts other chunks before the header, and would take its size from there
+    checks = [  # libpng accepts other chunks before the header
         check(is_chunk(header[:4], b"IHDR"), "the PNG does not begin with its header"),
         check_size(sides(header[8:], header[4:8]), max_pixels),
     ]
@@ -150,7 +150,7 @@ def is_chunk(kind, name):
 
 
 def decode_gif(content, channels, max_pixels):
-    """The first frame: TensorFlow's decoder, given the whole file, would hold every frame."""
+    """Decodes the first frame of a GIF; TensorFlow's decoder would keep all frames in memory."""
 
     def table(flags):  # the size of a table of colours
         return tf.where(flags >= 128, 3 * 2 ** (flags % 8 + 1), 0)
@@ -181,7 +181,7 @@ def decode_gif(content, channels, max_pixels):
 
 
 def decode_bmp(content, channels, max_pixels):
-    """8 bits per pixel by the file's palette, or 24, or 32 without their alpha."""
+    """Decodes a BMP of 8 bits per pixel with a palette, of 24, or of 32 without its alpha."""
     header = read_bytes(content, 0, 54)
     offset, size, bits, compression = (
         number(header[i:j], True) for i, j in ((10, 14), (14, 18), (28, 30), (30, 34))
@@ -192,7 +192,7 @@ def decode_bmp(content, channels, max_pixels):
     shape = sides(header[22:26], header[18:22], True)
     shape = tf.minimum(shape, 2**32 - shape)  # a negative height: the first row is the top one
     checks = [
-        check((size >= 40) & kinds, "BMP is read uncompressed, of 8, 24 or 32 bits per pixel"),
+        check((size >= 40) & kinds, "a BMP must be uncompressed, of 8, 24 or 32 bits per pixel"),
         check_size(shape, max_pixels),
     ]
     with tf.control_dependencies(checks):
@@ -209,7 +209,7 @@ def decode_bmp(content, channels, max_pixels):
 
 
 def decode_webp(content, channels, max_pixels):
-    """TensorFlow's decoder (2.20, 2.21) writes beyond its memory at an animation: it is refused."""
+    """Decodes a WebP; refuses animations, which overflow a buffer of TensorFlow 2.20 and 2.21."""
     header = read_bytes(content, 12, 18)
     kind, flags = header[:4], header[8]
     extended, lossless = is_chunk(kind, b"VP8X"), is_chunk(kind, b"VP8L")
@@ -241,7 +241,7 @@ def decode_webp(content, channels, max_pixels):
 
 
 def read_orientation(exif):
-    """The orientation (1 to 8) in an Exif block, a scalar of bytes; 1 where there is none."""
+    """Reads the orientation (1 to 8) in an Exif block, a scalar of bytes; 1 if there is none."""
     start = tf.where(tf.strings.substr(exif, 0, len(EXIF)) == EXIF, len(EXIF), 0)
     start = tf.cast(start, tf.int64)
     order = read_bytes(exif, start, 4)
@@ -256,7 +256,7 @@ def read_orientation(exif):
 
 
 def turn_upright(image, exif):
-    """``image`` (Y, X, C) as its Exif block says; Pillow calls this `ImageOps.exif_transpose`."""
+    """Rotates ``image`` (Y, X, C) by its Exif block, like Pillow's `ImageOps.exif_transpose`."""
 
     def turn():
         order = tf.where(orientation >= 5, [1, 0, 2], [0, 1, 2])
@@ -272,9 +272,9 @@ def turn_upright(image, exif):
 
 
 def convert_channels(image, channels):
-    """``image`` (..., 1 or 3) of uint8 with 1 (grey), 3 or 4 channels, opaque.
+    """Converts ``image`` (..., 1 or 3) of uint8 to 1 (greyscale), 3 or 4 channels, opaque.
 
-    Grey is the luma of ITU-R 601, as in JPEG.
+    Greyscale is the luma of ITU-R 601, as in JPEG.
     """
     if image.shape[-1] == 1 and channels > 1:
         image = tf.repeat(image, 3, axis=-1)
@@ -294,7 +294,7 @@ def check(condition, message):
 
 
 def check_size(shape, max_pixels):
-    """``shape``: height and width."""
+    """An operation that fails if an image of ``shape``, height and width, is too large."""
     shape = tf.cast(shape, tf.int64)
     fits = (tf.reduce_prod(shape) <= max_pixels) & (tf.reduce_max(shape) <= MAX_SIDE)
     limits = f"more than max_pixels={max_pixels}, or a side is longer than {MAX_SIDE}"
@@ -302,7 +302,7 @@ def check_size(shape, max_pixels):
 
 
 def slice_bytes(content, at, size):
-    """``size`` bytes of a string from ``at`` on, or as many as there are."""
+    """At most ``size`` bytes of a string from ``at`` on."""
     at, size = (tf.cast(value, tf.int64) for value in (at, size))
     length = tf.cast(tf.strings.length(content), tf.int64)
     return tf.strings.substr(content, tf.clip_by_value(at, 0, length), tf.maximum(size, 0))
@@ -326,9 +326,9 @@ def sides(height, width, little=False):
 
 
 def seek(content, start, size, more, step, most=MAX_STEPS):
-    """Steps over blocks from ``start`` on; the first without ``more``, and ``size`` bytes of it.
+    """Steps over blocks from ``start``; returns the place and ``size`` bytes of the last one.
 
-    ``more(block)`` says whether to step on, ``step(at, block)`` where the next block begins.
+    ``more(block)`` is whether to continue, ``step(at, block)`` the place of the next block.
     """
 
     def block(at):
@@ -343,9 +343,9 @@ def seek(content, start, size, more, step, most=MAX_STEPS):
 
 
 def skip_blocks(content, at):
-    """The end of a GIF's chain of sub-blocks, each after a byte with its size; 0 ends the chain.
+    """Returns the end of a GIF's chain of sub-blocks, each after a byte with its size, or 0.
 
-    Most blocks have one size: a step skips up to ``RUN`` blocks of the same size.
+    Most blocks have the same size: a step skips up to ``RUN`` such blocks.
     """
 
     def step(at, block):

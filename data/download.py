@@ -1,4 +1,4 @@
-"""Multi30k (Elliott et al. 2016), fetched file by file and checked."""
+"""Downloads Multi30k (Elliott et al. 2016), with checksums."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import requests
 
 ADDRESS = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/"
 
-# SHA-256 of what stands there; "raw" is text as written, "tok" lowercased, normalised, tokenized.
+# SHA-256 of the files there; "raw" is the original text, "tok" lowercased, normalized, tokenized.
 MULTI30K = {
     "raw/train.en.gz": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
     "raw/train.de.gz": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
@@ -25,14 +25,15 @@ MULTI30K = {
 
 
 def download_multi30k(folder, address=ADDRESS, files=MULTI30K, say=print):
-    """Fetches Multi30k's English and German train, val and test_2016_flickr to ``folder``.
+    """Downloads Multi30k's English and German train, val and test_2016_flickr to ``folder``.
 
-    For research use: CC BY-NC-SA 4.0 per the paper's release. Files that are there and whole
-    are kept, others appear only when their checksum is right.
+    For research use: CC BY-NC-SA 4.0 per the paper's release. Complete files are kept; others
+    appear only after their checksum is verified.
 
     Raises:
-        ConnectionError: no network, or no such file; the message names the address.
-        ValueError: a file's checksum is wrong; the message names it.
+        ConnectionError: there is no network, or a file does not exist; the message names the
+            address.
+        ValueError: a file's checksum differs; the message names it.
     """
     pooch.get_logger().setLevel("WARNING")
     for name, checksum in files.items():
@@ -40,6 +41,6 @@ def download_multi30k(folder, address=ADDRESS, files=MULTI30K, say=print):
         try:
             pooch.retrieve(address + name, f"sha256:{checksum}", fname=Path(name).name, path=folder)
         except requests.RequestException as error:
-            raise ConnectionError(f"cannot fetch {address}{name}: {error}") from None
+            raise ConnectionError(f"cannot download {address}{name}: {error}") from None
         except ValueError as error:
-            raise ValueError(f"{address}{name} is not the file it was: {error}") from None
+            raise ValueError(f"{address}{name} has changed: {error}") from None

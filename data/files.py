@@ -1,10 +1,10 @@
-"""Small files: read and written with errors that name them. No TensorFlow."""
+"""Reads and writes small files, with errors that name them; does not import TensorFlow."""
 
 import json
 
 
 def write(path, content):
-    """Writes bytes, all or none. An `OSError`, for example of a full disk, names the file."""
+    """Writes bytes, all or none. An `OSError`, for example for a full disk, names the file."""
     try:
         path.write_bytes(content)
     except OSError as error:
@@ -15,10 +15,10 @@ def write(path, content):
 
 
 def read(path):
-    """The bytes of a file.
+    """Reads the bytes of a file.
 
     Raises:
-        ValueError: it is a pipe, a folder or a device, which might block forever.
+        ValueError: the path is not a regular file; a pipe or a device might block forever.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file")
@@ -26,10 +26,10 @@ def read(path):
 
 
 def read_json(path):
-    """The object in a JSON file.
+    """Reads the object in a JSON file.
 
     Raises:
-        ValueError: naming the file: it is not JSON, not an object, or nested too deeply to read.
+        ValueError: the file is not JSON, not an object, or nested too deeply; the message names it.
     """
     content = read(path)
     try:

@@ -1,10 +1,10 @@
-"""Makes the sample corpus: English and German sentences from a small grammar.
+"""Generates the sample corpus: English and German sentences from a small grammar.
 
     python -m polyhead.data.grammar data/samples/translation
 
-What a translator has to learn from it: genders and cases of articles, adjectives and nouns, the
-verb in second place after an adverb, at the end behind a modal verb, in the perfect tense and in
-clauses, and which verbs and prepositions take the dative. No sentence stands in two splits.
+A translator must learn: genders and cases of articles, adjectives and nouns; the position of the
+verb, second after an adverb, and last after a modal verb, in the perfect tense and in subordinate
+clauses; and which verbs and prepositions take the dative. No sentence is in two splits.
 """
 
 import random
@@ -44,7 +44,7 @@ SAYING = "knows weiß|believes glaubt|says sagt|hopes hofft"
 
 DEFINITE = {"nom": dict(m="der", f="die", n="das"), "acc": dict(m="den", f="die", n="das"),
             "dat": dict(m="dem", f="der", n="dem")}  # fmt: skip
-ENDINGS = {  # of adjectives, behind a definite and an indefinite article
+ENDINGS = {  # of adjectives, after a definite and an indefinite article
     "the": {"nom": dict(m="e", f="e", n="e"), "acc": dict(m="en", f="e", n="e"),
             "dat": dict(m="en", f="en", n="en")},
     "a": {"nom": dict(m="er", f="e", n="es"), "acc": dict(m="en", f="e", n="es"),
@@ -55,13 +55,13 @@ INDEFINITE = {"nom": dict(m="ein", f="eine", n="ein"), "acc": dict(m="einen", f=
 
 
 def rows(table):
-    """The rows of a table above; a dot between words stands for a space."""
+    """The rows of a table above; a dot between words means a space."""
     entries = [row for line in table.splitlines() for row in line.split("|")]
     return [[word.replace("·", " ") for word in entry.split()] for entry in entries]
 
 
 class Grammar:
-    """Draws pairs of an English sentence and its German translation."""
+    """Samples pairs of an English sentence and its German translation."""
 
     def __init__(self, seed):
         self.random = random.Random(seed)
@@ -137,7 +137,7 @@ class Grammar:
 
 
 def corpus(seed=2017, **sizes):
-    """``{split: [(English, German), ...]}``, no sentence twice."""
+    """Samples ``{split: [(English, German), ...]}`` without duplicate sentences."""
     grammar, seen, splits = Grammar(seed), set(), {}
     for split, size in sizes.items():
         splits[split] = []

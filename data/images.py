@@ -1,12 +1,15 @@
-"""Images: read by class, decoded, fitted to a size, augmented, batched."""
+"""Image classification data: read by class, decoded, resized, augmented and batched."""
 
 import operator
 import os
 import re
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,7 +18,7 @@ import tensorflow as tf
 from .batches import epochs
 from .decoding import FORMATS, MAX_PIXELS, SUFFIXES, convert_channels, decode
 
-SHARE = 0.9  # the share of training images where there is no validation split
+SHARE = 0.9  # fraction of images for training, if there is no validation split
 BROKEN = ("refuse", "skip")
 
 
@@ -23,28 +26,33 @@ BROKEN = ("refuse", "skip")
 class LabelledImages:
     """Images with their classes.
 
+    >>> pixels = np.zeros([2, 8, 8, 3], "uint8")
+    >>> images = polyhead.data.LabelledImages(pixels, labels=[0, 1], classes=("cat", "dog"))
+    >>> len(images), images.name(1)
+    (2, 'image 1')
+
     Args:
         images: paths, encoded bytes (JPEG, PNG, GIF, BMP or WebP), or an array of uint8:
-            (N, Y, X, 3), or (N, Y, X, 1) of grey images.
-        labels: (N,) the number of each image's class.
-        classes: the names of the classes.
-        names: what errors call each image; by default its path or its index.
+            (N, Y, X, 3), or (N, Y, X, 1) for greyscale images.
+        labels: (N,) the class index of each image.
+        classes: the class names.
+        names: the names of images in error messages. Default: their path or index.
 
     Raises:
-        ValueError: the number of labels is not the number of images, a label has no class, or
-            the array has another shape or type.
+        ValueError: the numbers of labels and images differ, a label is out of range, or the array
+            has the wrong shape or type.
     """
 
-    images: list | np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
+    images: Sequence[str | bytes | Path] | np.ndarray
+    labels: Sequence[int] | np.ndarray
+    classes: Sequence[str]
     names: list[str] | None = None
 
     def __post_init__(self):
         labels = np.asarray(self.labels, "int32")
         object.__setattr__(self, "labels", labels)
         if labels.shape != (len(self.images),):
-            raise ValueError(f"{len(self.images)} images need as many labels: {labels.shape}")
+            raise ValueError(f"{len(self.images)} images need one label each: {labels.shape}")
         if hasattr(array := self.images, "shape"):
             if array.dtype != "uint8" or array.ndim != 4 or array.shape[-1] not in (1, 3):
                 raise ValueError(
@@ -63,19 +71,22 @@ class LabelledImages:
         return len(self.labels)
 
     def __getitem__(self, chosen):
-        """Those of an array of indices."""
+        """Selects images by an array of indices."""
         images = self.images
         images = images[chosen] if hasattr(images, "shape") else [images[i] for i in chosen]
         names = None if self.names is None else [self.names[i] for i in chosen]
         return replace(self, images=images, labels=self.labels[chosen], names=names)
 
-    def name(self, i):
+    def name(self, i: int) -> str:
+        """The name of an image in error messages."""
         if self.names is not None:
             return self.names[i]
         return str(image) if isinstance(image := self.images[i], str | Path) else f"image {i}"
 
-    def read(self, i, decoder, broken="refuse"):
-        """``decoder`` of an image, bytes or an array; None if it is broken and to be skipped."""
+    def read(
+        self, i: int, decoder: Callable[[Any], Any], broken: str = "refuse"
+    ) -> np.ndarray | None:
+        """Calls ``decoder`` on an image, bytes or an array; returns None for a skipped image."""
         image = self.images[i]
         try:
             return np.asarray(decoder(image if hasattr(image, "shape") else content(image)))
@@ -85,19 +96,26 @@ class LabelledImages:
             warnings.warn(f"{self.name(i)} is left out: {explain(error)}", stacklevel=2)
 
     def pixels(
-        self, size, broken="refuse", progress=iter, channels=3, max_pixels=MAX_PIXELS, **fit
-    ):
-        """The same images as an array (N, Y, X, C), for sets that fit in memory.
+        self,
+        size: tuple[int, int],
+        broken: str = "refuse",
+        progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+        channels: int = 3,
+        max_pixels: int = MAX_PIXELS,
+        **fit: Any,
+    ) -> "LabelledImages":
+        """Decodes the images to an array (N, Y, X, C), for data sets that fit in memory.
 
         Args:
             size: height and width.
             broken: "refuse" an image that cannot be decoded, or "skip" it with a warning.
-            channels: 3 for RGB, 1 for grey.
-            max_pixels: an image with more pixels cannot be decoded.
+            progress: wraps the iterable of indices, for example in a progress bar.
+            channels: 3 for RGB, 1 for greyscale.
+            max_pixels: the maximum number of pixels of an image.
             fit: arguments of `fitted`.
 
         Raises:
-            ValueError: naming an image that cannot be decoded.
+            ValueError: an image cannot be decoded; the message names it.
         """
         if broken not in BROKEN:
             raise ValueError(f"broken must be one of {BROKEN}: {broken!r}")
@@ -110,7 +128,7 @@ class LabelledImages:
 
         @tf.function(input_signature=[kind], autograph=False)
         def decoder(image):
-            return rounded(fitted(to_pixels(image, channels, max_pixels), size, **fit))
+            return round_pixels(fitted(to_pixels(image, channels, max_pixels), size, **fit))
 
         for i in progress(range(len(self))):
             if (image := self.read(i, decoder, broken)) is not None:
@@ -120,14 +138,14 @@ class LabelledImages:
 
 
 def to_pixels(image, channels, max_pixels):
-    """Encoded bytes, or an array of uint8, as pixels (Y, X, C)."""
+    """Converts encoded bytes, or an array of uint8, to pixels (Y, X, C)."""
     if getattr(image, "dtype", tf.string) == tf.uint8:
         return convert_channels(image, channels)
     return decode(image, channels, max_pixels)
 
 
 def explain(error):
-    """The message of one of TensorFlow's errors, without the location in its source and graph."""
+    """TensorFlow's error message without its source location."""
     message = re.split(r"\s*\[\[\{\{|\s*\[Op:", str(error))[0].strip().splitlines()[-1]
     return re.sub(r"\{\{.*?\}\} ?|^assertion failed: \[|\]$", "", message)
 
@@ -144,22 +162,22 @@ def content(image):
 def fitted(image, size, interpolation="bilinear", squash=True, crop=1.0):
     """Resizes pixels (Y, X, C) to (height, width, C) of float32, from 0 to 255.
 
-    An image of another aspect ratio is squashed, or with ``squash=False`` its largest part of the
-    right aspect ratio is cut out of the middle. Of that the middle is taken, ``crop`` of each
-    side. Resizing is antialiased, as Pillow's is.
+    An image of another aspect ratio is squashed or, with ``squash=False``, cropped to the largest
+    central part with the right aspect ratio. Then a central crop keeps the fraction ``crop`` of
+    each side. Resizing is antialiased, as in Pillow.
     """
     image = tf.convert_to_tensor(image)
-    if image.dtype != tf.uint8:  # those are resized as they are, in a quarter of the memory
+    if image.dtype != tf.uint8:  # uint8 is resized directly, in a quarter of the memory
         image = tf.cast(image, tf.float32)
     if not squash or crop < 1:
-        # In integers: graphs multiply floats in another order, and round a half differently.
+        # In integers, because graphs multiply floats in another order, which changes rounding.
         shape, share = (
             tf.cast(tf.shape(image)[:2], tf.int64),
             Fraction(float(crop)).limit_denominator(10**6),
         )
         above, below = shape * share.numerator, share.denominator
         if not squash:
-            i = tf.cast(shape[0] * size[1] > shape[1] * size[0], tf.int32)  # the scarcer side
+            i = tf.cast(shape[0] * size[1] > shape[1] * size[0], tf.int32)  # the side to keep whole
             above = shape[i] * np.array(size) * share.numerator
             below = tf.constant(size, tf.int64)[i] * share.denominator
         part = tf.maximum((2 * above + below) // (2 * below), 1)
@@ -169,21 +187,20 @@ def fitted(image, size, interpolation="bilinear", squash=True, crop=1.0):
     return tf.clip_by_value(tf.cast(image, tf.float32), 0.0, 255.0)
 
 
-def rounded(image):
+def round_pixels(image):
     return tf.cast(tf.round(image), tf.uint8)
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """The preprocessing of a model's images: decoded and fitted, in Python and in exports.
+    """The preprocessing of a model's images, decoding and resizing, in Python and in exports.
 
-    A model keeps it as it keeps a tokenizer. It is data of the configuration alone, so that there
-    is no file of its own: see `from_config`. Pixels stay from 0 to 255; the network normalizes
-    them by ``mean`` and ``std``, so that no caller can forget it.
+    A model has one, as it has a tokenizer. It is created from the configuration (`from_config`), so
+    it has no file. Pixels are from 0 to 255; the network normalizes them by ``mean`` and ``std``.
 
     Args:
         size: height and width.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for greyscale.
         max_pixels: an image with more pixels is refused before it is decoded.
         interpolation, squash, crop: see `fitted`.
     """
@@ -202,7 +219,7 @@ class Pixels:
 
     @classmethod
     def from_config(cls, config, **changes):
-        """From a model's configuration.
+        """Creates the preprocessing from a model's configuration.
 
         Args:
             config: has ``image_size``, ``channels``, ``interpolation``, ``squash`` and ``crop``.
@@ -214,15 +231,15 @@ class Pixels:
 
     @property
     def fit(self):
-        """The arguments of `fitted`, as `image_batches` takes them."""
+        """The arguments of `fitted`, for `image_batches`."""
         return {"interpolation": self.interpolation, "squash": self.squash, "crop": self.crop}
 
     def read(self, image):
         """Reads a path, encoded bytes or an array (Y, X, C) as an array of the size, 0 to 255.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it cannot be decoded, or is not an image.
+            FileNotFoundError: the file does not exist.
+            ValueError: it is not an image, or cannot be decoded.
         """
         try:
             if isinstance(image, str | bytes | Path):
@@ -250,12 +267,12 @@ class Pixels:
         )
 
     def specs(self):
-        """What an export takes: encoded bytes, or pixels."""
+        """The inputs of an export: encoded bytes, or pixels."""
         encoded = {"image_bytes": tf.TensorSpec([None], tf.string)}
         return encoded, {"images": tf.TensorSpec([None, *self.size, self.channels], tf.float32)}
 
     def examples(self):
-        """Example values of `specs`: warm-up requests of an export."""
+        """Example values of `specs`, for the warm-up requests of an export."""
         random = np.random.default_rng(0)
         squares = random.integers(0, 256, (4, 8, 12, self.channels)).astype("uint8")
         files = [tf.io.encode_png(square).numpy() for square in squares]
@@ -264,33 +281,37 @@ class Pixels:
 
 
 def named(labels):
-    """A function that gives the ``labels``, strings, of classes in the graph."""
+    """Returns a function, run in the graph, from class indices to their ``labels``, strings."""
     table = tf.constant(labels)
     return lambda classes: tf.gather(table, classes)
 
 
-def read_images(path, split="train"):
+def read_images(path: str | PathLike[str], split: str = "train") -> LabelledImages:
     """Reads a split of a folder as `LabelledImages`.
 
-    The folder holds a folder for each split (train, val, test), or the images themselves: in a
-    folder for each class, or in TFRecords whose names begin with the split (features ``image``,
-    encoded, and ``label``, a number), with the names of the classes in ``labels.txt``. Image files
-    are read when they are needed; records are kept in memory. Without a "val" split, every tenth
-    training image of each class is held out for it.
+    The folder has one subfolder per split (train, val, test), or no splits. Images are files in one
+    folder per class; or TFRecords whose names begin with the split (features ``image``, encoded,
+    and ``label``, an integer), with the class names in ``labels.txt``. Image files are read when
+    needed; records are kept in memory. Without a "val" split, every tenth training image of each
+    class is used for it.
 
-    Files are JPEG, PNG, GIF, BMP or WebP. Hidden files and folders and ``__MACOSX`` are ignored;
-    of other files a warning gives the number and the first names.
+    Files are JPEG, PNG, GIF, BMP or WebP. Hidden files and folders and ``__MACOSX`` are ignored. A
+    warning gives the number and the first names of other files.
+
+    >>> images = polyhead.data.read_images("photos", "val")  # doctest: +SKIP
+    >>> images.classes  # doctest: +SKIP
+    ('cat', 'dog')
 
     Raises:
-        FileNotFoundError: there are no images of the split.
-        ValueError: a split, or records, that cannot be read.
+        FileNotFoundError: the folder does not exist, or has no images of the split.
+        ValueError: the split is unknown, or records cannot be read.
     """
     path = Path(path)
     if split not in ("train", "val", "test"):
-        raise ValueError(f"a split is train, val or test: {split!r}")
+        raise ValueError(f"split must be train, val or test: {split!r}")
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}")
-    found = {s: records(path, s) for s in ("train", "val", "test")}
+    found = {s: find_records(path, s) for s in ("train", "val", "test")}
     reader, places = read_records, found
     if not any(found.values()):
         reader = read_folders
@@ -317,13 +338,13 @@ def read_images(path, split="train"):
     return images[chosen]
 
 
-def records(path, split):
+def find_records(path, split):
     return sorted(str(file) for file in path.glob(f"{split}*.tfrecord*"))
 
 
 def read_records(path, files):
     if not (path / "labels.txt").is_file():
-        raise ValueError(f"TFRecords need the names of their classes: {path / 'labels.txt'}")
+        raise ValueError(f"TFRecords need a file of class names: {path / 'labels.txt'}")
     classes = tuple((path / "labels.txt").read_text("utf-8").split("\n"))
     classes = tuple(name.strip() for name in classes if name.strip())
     features = {
@@ -342,9 +363,9 @@ def read_records(path, files):
                 labels += parsed["label"].numpy().tolist()
         except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
             reason = explain(error)
-            raise ValueError(f"{file} holds no images with labels: {reason}") from None
+            raise ValueError(f"{file} does not hold images with labels: {reason}") from None
     if not images:
-        raise ValueError(f"{', '.join(files)}: there are no images in them")
+        raise ValueError(f"there are no images in {', '.join(files)}")
     return LabelledImages(images, labels, classes, names)
 
 
@@ -376,7 +397,7 @@ def read_folders(path, folder):
 
 
 def find_files(folder):
-    """The files below ``folder``, sorted; links are followed, but not to a folder above them."""
+    """Lists the files below ``folder``, sorted; follows links, except to a folder above them."""
 
     def walked(place, name):
         target = Path(place, name).resolve()
@@ -394,47 +415,56 @@ def is_hidden(name):
 
 
 def image_batches(
-    images,
-    size,
-    batch_size=128,
-    augment=None,
-    mix=False,
-    shuffle=True,
-    seed=0,
-    start=None,
-    broken="refuse",
-    channels=3,
-    max_pixels=MAX_PIXELS,
-    **fit,
-):
+    images: LabelledImages,
+    size: tuple[int, int],
+    batch_size: int = 128,
+    augment: str | None = None,
+    mix: bool = False,
+    shuffle: bool = True,
+    seed: int = 0,
+    start: int | None = None,
+    broken: str = "refuse",
+    channels: int = 3,
+    max_pixels: int = MAX_PIXELS,
+    **fit: Any,
+) -> tf.data.Dataset:
     """Batches of ``(pixels (B, Y, X, C), labels (B, N), sample_weight (B,))`` for `ViT.fit`.
 
-    Pixels are floats from 0 to 255, labels the probabilities of the N classes: 1 for one of them,
-    unless images are mixed. The last batch is padded with images of weight 0.
+    Pixels are floats from 0 to 255. Labels are probabilities of the N classes, one-hot unless
+    images are mixed. The last batch is padded with images of weight 0.
+
+    >>> pixels = np.zeros([2, 8, 8, 3], "uint8")
+    >>> images = polyhead.data.LabelledImages(pixels, labels=[0, 1], classes=("cat", "dog"))
+    >>> batches = polyhead.data.image_batches(images, (8, 8), batch_size=2, shuffle=False)
+    >>> pixels, labels, weight = next(iter(batches))
+    >>> labels.numpy()
+    array([[1., 0.],
+           [0., 1.]], dtype=float32)
 
     Args:
-        images: `LabelledImages`.
+        images: the images and their classes.
         size: Y and X.
         batch_size: B.
-        augment: None; "light", a crop and a flip; or "strong", and then two operations of
-            RandAugment (Cubuk et al. 2020), the same for the whole batch. Arrays of the size
-            itself are moved by up to an eighth; of others a part is cut out and resized.
-        mix: each batch is mixed with itself, by turns as MixUp (Zhang et al. 2018) and as CutMix
-            (Yun et al. 2019) do it.
-        shuffle: a new order each epoch, the same for the same ``seed``, as is all that is drawn.
-        start: with a number of updates, the dataset has no end and begins there, as an
-            interrupted run would have gone on. Without, it is one epoch, of known length.
-        broken: "refuse" an image that cannot be decoded, or "skip" it with a warning: then its
-            weight is 0.
-        channels: C, 3 for RGB or 1 for grey; images are converted.
-        max_pixels: an image with more pixels cannot be decoded.
+        augment: None; "light", a random crop and flip; or "strong", which adds two operations of
+            RandAugment (Cubuk et al. 2020), the same for the whole batch. Arrays of this size are
+            shifted by up to an eighth; other images are cropped and resized.
+        mix: mixes each batch with itself, alternately by MixUp (Zhang et al. 2018) and CutMix (Yun
+            et al. 2019).
+        shuffle: a new order each epoch. All random numbers are reproducible from ``seed``.
+        start: a number of updates: the dataset is endless and begins there, to resume an
+            interrupted run. Default: one epoch, of known length.
+        broken: "refuse" an image that cannot be decoded, or "skip" it with a warning, with weight
+            0.
+        channels: C, 3 for RGB or 1 for greyscale; images are converted.
+        max_pixels: the maximum number of pixels of an image.
         fit: arguments of `fitted`, for images that are not augmented.
 
     Raises:
-        ValueError: an argument is out of its range.
-        tf.errors.InvalidArgumentError: while it is read, naming the image that cannot be decoded.
+        ValueError: an argument is out of range.
+        tf.errors.InvalidArgumentError: while iterating: an image cannot be decoded; the message
+            names it.
     """
-    batch_size, seed = operator.index(batch_size), operator.index(seed)  # NumPy's too
+    batch_size, seed = operator.index(batch_size), operator.index(seed)  # also NumPy's integers
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive: {batch_size}")
     if augment not in (None, "light", "strong"):
@@ -457,14 +487,14 @@ def image_batches(
         return image, np.float32(1)
 
     def one(i, key):
-        """An image of the size, and its weight."""
+        """Reads an image of this size, and its weight."""
         image, weight = tf.numpy_function(read, [i], [tf.uint8, tf.float32])
         image.set_shape([None, None, channels])
-        image = fitted(image, size, **fit) if augment is None else cut(image, size, key)
+        image = fitted(image, size, **fit) if augment is None else random_crop(image, size, key)
         return tf.ensure_shape(image, [*size, channels]), tf.ensure_shape(weight, [])
 
     def batch(order, number, i):
-        # The last batch is filled up with images that were before.
+        # The last batch is filled with earlier images.
         at = tf.range(i * batch_size, (i + 1) * batch_size)
         chosen = tf.gather(order, at % len(images))
         weight = tf.cast(at < len(images), tf.float32)
@@ -483,19 +513,19 @@ def image_batches(
             made, chosen = tf.gather(made, instead), tf.gather(chosen, instead)
         else:
             made = tf.gather(pixels, chosen)
-            made = tf.cast(made if augment is None else shifted(made, key), tf.float32)
+            made = tf.cast(made if augment is None else shift_images(made, key), tf.float32)
         if augment is not None:
             flips = tf.random.stateless_uniform([batch_size, 1, 1, 1], distort(key, -1)) < 0.5
             made = tf.where(flips, made[:, :, ::-1], made)
         if augment == "strong":
-            made = operated(strong, tf.repeat(made, 3 // channels, -1), key)
+            made = apply_randaugment(strong, tf.repeat(made, 3 // channels, -1), key)
             made = made if channels == 3 else tf.image.rgb_to_grayscale(made)
         target = tf.one_hot(tf.gather(labels, chosen), classes)
         if mix:
             made, target = tf.cond(
                 i % 2 == 0,
-                lambda: mixed(mixes[0], made, target, key),
-                lambda: mixed(mixes[1], made, target, key),
+                lambda: mix_images(mixes[0], made, target, key),
+                lambda: mix_images(mixes[1], made, target, key),
             )
         return made, target, weight
 
@@ -514,8 +544,8 @@ def image_batches(
     return epochs(lambda numbers: numbers.flat_map(epoch), count, seed, start)
 
 
-def cut(image, size, key):
-    """A part of an image (Y, X, C) of 8 to 100% of its area, resized (Szegedy et al. 2015)."""
+def random_crop(image, size, key):
+    """Crops 8 to 100% of the area of an image (Y, X, C), and resizes (Szegedy et al. 2015)."""
     start, part, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.shape(image),
         tf.zeros([1, 0, 4]),
@@ -528,10 +558,10 @@ def cut(image, size, key):
     return fitted(tf.slice(image, start, part), size)
 
 
-def shifted(images, key):
-    """``images`` (B, Y, X, C), moved by up to an eighth in any direction; what comes in is black.
+def shift_images(images, key):
+    """Shifts ``images`` (B, Y, X, C) by up to an eighth in any direction, filled with black.
 
-    As a crop from the image in a frame (He et al. 2015, section 4.2).
+    This is a random crop of the padded image (He et al. 2015, section 4.2).
     """
     batch, size = tf.shape(images)[0], images.shape[1:3]
     frame = [side // 8 for side in size]
@@ -543,7 +573,7 @@ def shifted(images, key):
 
 
 class Keyed(keras.random.SeedGenerator):
-    """Seeds that are functions of ``key``: what Keras's layers draw is the same for the same."""
+    """A generator of seeds that depend only on ``key``, for reproducible Keras layers."""
 
     def __init__(self, key):
         self.key, self.count = key, 0
@@ -559,8 +589,8 @@ def transformation(layer, images, key):
     return layer.get_random_transformation(images, training=True, seed=generator)
 
 
-def operated(layer, images, key):
-    """Two of the operations of a `RandAugment`, which itself computes all and takes two."""
+def apply_randaugment(layer, images, key):
+    """Applies two operations of a `RandAugment`; the layer itself computes all and selects two."""
 
     def by(operation, key):
         how = transformation(operation, images, key)
@@ -576,6 +606,6 @@ def operated(layer, images, key):
     return images
 
 
-def mixed(layer, images, labels, key):
+def mix_images(layer, images, labels, key):
     how = transformation(layer, images, key)
     return layer.transform_images(images, how), layer.transform_labels(labels, how)

@@ -8,17 +8,23 @@ import re
 import warnings
 import zlib
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
-EVERY = 10  # of a file without splits, each tenth pair is for validation
-# A quoted field, or one without quotes, as spreadsheets write them; and a line of such fields.
+EVERY = 10  # in a file without splits, every tenth pair is for validation
+# A field as spreadsheets write it, with or without quotes, and a line of such fields.
 FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
 LINE = re.compile(rf"{FIELD}(?:\t{FIELD})+")
 
 
 @dataclass(frozen=True)
 class ParallelText:
-    """``targets[i]`` translates ``sources[i]``."""
+    """Sentences and their translations: ``targets[i]`` translates ``sources[i]``.
+
+    >>> pairs = polyhead.data.ParallelText(["Ein Hund.", "Eine Katze."], ["A dog.", "A cat."])
+    >>> len(pairs)
+    2
+    """
 
     sources: list[str]
     targets: list[str]
@@ -34,50 +40,62 @@ class ParallelText:
         return len(self.sources)
 
 
-def read_parallel(source, target):
-    """Two files, plain or .gz, of a sentence a line.
+def read_parallel(source: str | PathLike[str], target: str | PathLike[str]) -> ParallelText:
+    r"""Reads two files, plain or .gz, with one sentence per line.
+
+    >>> polyhead.training.write_file("train.de", b"Ein Hund.\n")
+    >>> polyhead.training.write_file("train.en", b"A dog.\n")
+    >>> polyhead.data.read_parallel("train.de", "train.en")
+    ParallelText(sources=['Ein Hund.'], targets=['A dog.'])
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: naming the file and, where there is one, the line: not UTF-8, empty, or not
-            as many lines in both.
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is empty or not UTF-8, or the numbers of lines differ; the message names
+            the file and the line.
     """
     sources, targets = read_lines(source), read_lines(target)
     if len(sources) != len(targets):
         raise ValueError(
-            f"the two files must have equally many lines: {len(sources)} in {source}, "
+            f"the two files must have the same number of lines: {len(sources)} in {source}, "
             f"{len(targets)} in {target}"
         )
     return ParallelText(sources, targets)
 
 
-def read_tsv(path, source="source", target="target"):
-    """One file, plain or .gz, of lines ``source TAB target``.
+def read_tsv(
+    path: str | PathLike[str], source: str = "source", target: str = "target"
+) -> ParallelText:
+    r"""Reads one file, plain or .gz, of lines ``source TAB target``.
 
-    Further columns and blank lines are ignored. A first line that names the columns, by the
-    languages ``source`` and ``target`` ("en", "English") or as "source" and "target", says which
-    they are. Fields may be quoted as spreadsheets do it, on every line; otherwise quotes are part
-    of the text.
+    The first line may be a header with the languages ``source`` and ``target`` ("en", "English") or
+    the words "source" and "target"; it selects the columns. Other columns and blank lines are
+    ignored. Fields may be quoted as in spreadsheets, if every line does so; otherwise quotes are
+    part of the text.
+
+    >>> polyhead.training.write_file("pairs.tsv", b"Ein Hund.\tA dog.\n")
+    >>> polyhead.data.read_tsv("pairs.tsv")
+    ParallelText(sources=['Ein Hund.'], targets=['A dog.'])
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: naming the file and the line: not UTF-8, empty, or fewer than two columns.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is empty or not UTF-8, or a line has fewer than two columns; the
+            message names the file and the line.
     """
     rows = read_rows(path)
-    named = header(rows[0][1], source, target) if rows else None
+    named = find_columns(rows[0][1], source, target) if rows else None
     columns = named or (0, 1)
     rows = rows[1:] if named else rows
     for number, row in rows:
         if len(row) <= max(columns):
             line = "\t".join(row)
-            raise ValueError(f"{path}, line {number}: a line is source TAB target: {line[:80]!r}")
+            raise ValueError(f"{path}, line {number} must be source TAB target: {line[:80]!r}")
     if not rows:
         raise ValueError(f"{path} is empty")
     return ParallelText(*([row[column] for _, row in rows] for column in columns))
 
 
 def read_rows(path):
-    """The number and the fields of each line that is not blank, a list."""
+    """Lists the number and the fields of each line that is not blank."""
     lines = [(i, line) for i, line in enumerate(read_lines(path), 1) if line.strip()]
     with_quotes = [(i, line) for i, line in lines if '"' in line]
     text = next((i for i, line in with_quotes if not LINE.fullmatch(line)), None)
@@ -85,22 +103,22 @@ def read_rows(path):
         (
             i
             for i, line in with_quotes
-            if LINE.fullmatch(line) and any('""' in x for x in quoted(line))
+            if LINE.fullmatch(line) and any('""' in x for x in unquote_fields(line))
         ),
         None,
     )
     if text and doubled:
         warnings.warn(
-            f"all quotes of {path} are read as text: line {doubled} is quoted as spreadsheets do "
-            f"it, but line {text} is not",
+            f"all quotes of {path} are read as text: line {doubled} is quoted as in spreadsheets, "
+            f"but line {text} is not",
             stacklevel=4,
         )
-    # Else a spreadsheet quotes all fields, or those with separators or with space at an end.
+    # Otherwise: spreadsheets quote all fields, or those with separators or outer spaces.
     needed = with_quotes and all(
-        re.search(r"[\t,;]|^\s|\s$", x) for _, line in with_quotes for x in quoted(line)
+        re.search(r"[\t,;]|^\s|\s$", x) for _, line in with_quotes for x in unquote_fields(line)
     )
     all_quoted = len(with_quotes) == len(lines) and all(
-        len(quoted(line)) == sum(map(bool, fields(line))) for _, line in lines
+        len(unquote_fields(line)) == sum(map(bool, fields(line))) for _, line in lines
     )
     if text or not (doubled or needed or all_quoted):
         return [(i, line.split("\t")) for i, line in lines]
@@ -114,8 +132,8 @@ def read_rows(path):
     return rows
 
 
-def quoted(line):
-    """What is within the quotes of the quoted fields of a `LINE`."""
+def unquote_fields(line):
+    """The contents of the quoted fields of a `LINE`."""
     return [field[1:-1] for field in fields(line) if field.startswith('"')]
 
 
@@ -124,45 +142,60 @@ def fields(line):
     return re.findall(rf"(?:^|\t)({FIELD})", line)
 
 
-def header(row, source, target):
+def find_columns(row, source, target):
     """The columns of source and target, if ``row`` names both, or None."""
-    names = [language(name) for name in row]
-    for wanted in ((language(source), language(target)), ("source", "target"), ("src", "tgt")):
+    names = [language_code(name) for name in row]
+    for wanted in (
+        (language_code(source), language_code(target)),
+        ("source", "target"),
+        ("src", "tgt"),
+    ):
         if wanted[0] != wanted[1] and set(wanted) <= set(names):
             return tuple(names.index(name) for name in wanted)
     return None
 
 
-def language(name):
-    """The code of a language's English name or code, and any other word as it is."""
+def language_code(name):
+    """Maps a language's English name to its code; other words stay as they are."""
     return locale.normalize(name.strip().lower().replace("-", "_")).partition("_")[0]
 
 
-def read_split(folder, split, source, target, variant=None):
-    """A split of a folder in Multi30k's layout, of one of TSV files, or of one TSV file.
+def read_split(
+    folder: str | PathLike[str],
+    split: str,
+    source: str,
+    target: str,
+    variant: str | None = None,
+) -> ParallelText:
+    r"""Reads a split of a folder in Multi30k's layout, of a folder of TSV files, or of a TSV file.
 
-    Multi30k's is a file a language: ``train.en.gz`` and ``train.de.gz``, or with the variant
-    "lc.norm.tok" ``train.lc.norm.tok.en.gz``; plain files will do as well. A folder of TSV
-    files has ``train.tsv`` or ``train.tsv.gz`` (see `read_tsv`). The split "test" is also found as
-    "test_2016_flickr". Of a single TSV file, each tenth pair is the split "val", and the others
-    are the split "train".
+    Multi30k has one file per language: ``train.en.gz`` and ``train.de.gz`` or, with the variant
+    "lc.norm.tok", ``train.lc.norm.tok.en.gz``; the files may be uncompressed. A folder of TSV files
+    has ``train.tsv`` or ``train.tsv.gz`` (see `read_tsv`). The split "test" may also be named
+    "test_2016_flickr". In a single TSV file, every tenth pair belongs to the split "val", and the
+    others to "train".
+
+    >>> polyhead.training.write_file("train.de", b"Ein Hund.\n")
+    >>> polyhead.training.write_file("train.en", b"A dog.\n")
+    >>> polyhead.data.read_split(".", "train", source="de", target="en")
+    ParallelText(sources=['Ein Hund.'], targets=['A dog.'])
 
     Raises:
-        FileNotFoundError: there is no such folder or file, or it lacks the split.
-        ValueError: naming what is wrong in a file.
+        FileNotFoundError: the folder, the file or the split does not exist.
+        ValueError: a file is invalid; the message names it.
     """
     folder = Path(folder)
     if folder.is_file():
-        return split_of_file(folder, split, source, target)
+        return read_split_of_file(folder, split, source, target)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     names = [split, "test_2016_flickr"] if split == "test" else [split]
     for name in names:
         stem = f"{name}.{variant}" if variant else name
-        files = [first_of(folder, f"{stem}.{language}") for language in (source, target)]
+        files = [find_file(folder, f"{stem}.{language}") for language in (source, target)]
         if all(files):
             return read_parallel(*files)
-        if tsv := first_of(folder, f"{stem}.tsv"):
+        if tsv := find_file(folder, f"{stem}.tsv"):
             return read_tsv(tsv, source, target)
     stem = f"{split}.{variant}" if variant else split
     raise FileNotFoundError(
@@ -171,8 +204,8 @@ def read_split(folder, split, source, target, variant=None):
     )
 
 
-def split_of_file(path, split, source, target):
-    """The split "train" or "val" of one TSV file."""
+def read_split_of_file(path, split, source, target):
+    """Reads the split "train" or "val" of one TSV file."""
     if split not in ("train", "val"):
         raise FileNotFoundError(f"{path} has no split {split!r}, only train and val")
     pairs = read_tsv(path, source, target)
@@ -183,26 +216,26 @@ def split_of_file(path, split, source, target):
     return ParallelText(*(list(itertools.compress(texts, kept)) for texts in sides))
 
 
-def first_of(folder, name):
+def find_file(folder, name):
     """The path of ``name`` or ``name``.gz in a folder, or None."""
     return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
 
 
 def read_lines(path):
-    """The lines of a UTF-8 file, plain or .gz."""
+    """Reads the lines of a UTF-8 file, plain or .gz."""
     path = Path(path)
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             content = file.read()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is no complete gzip file: {error}") from None
+        raise ValueError(f"{path} is not a complete gzip file: {error}") from None
     if not content.strip():
         raise ValueError(f"{path} is empty")
     text = content.rstrip(b"\r\n")
-    if b"\r" in text and b"\n" not in text:  # lines end as on old Macs
+    if b"\r" in text and b"\n" not in text:  # line endings of old Macs
         content = text.replace(b"\r", b"\n")
     lines = []
-    # Only a newline ends a line: U+2028 and the like, on which `splitlines` cuts, are text.
+    # Only a newline ends a line: U+2028 and others, at which `splitlines` splits, are text.
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), 1):
         try:
             lines.append(line.removesuffix(b"\r").decode("utf-8"))

@@ -1,4 +1,4 @@
-"""A small set of images of our own making: coloured shapes, which a program draws."""
+"""A small generated image data set: coloured shapes on noise."""
 
 import numpy as np
 
@@ -10,17 +10,17 @@ SIDE = 32
 
 
 def shapes(split="train", side=SIDE):
-    """`LabelledImages` of eight shapes, of any size, place, turn and colour, on noise."""
+    """Generates `LabelledImages` of eight shapes with random size, place, angle and colour."""
     if split not in COUNTS:
-        raise ValueError(f"a split is train, val or test: {split!r}")
+        raise ValueError(f"split must be train, val or test: {split!r}")
     random = np.random.default_rng([1, list(COUNTS).index(split)])
     labels = np.arange(COUNTS[split]) % len(SHAPES)
-    images = np.stack([draw(SHAPES[label], side, random) for label in labels])
+    images = np.stack([draw_shape(SHAPES[label], side, random) for label in labels])
     return LabelledImages(images, labels, SHAPES)
 
 
-def draw(shape, side, random):
-    """An array (side, side, 3) with a ``shape`` in it."""
+def draw_shape(shape, side, random):
+    """Draws a ``shape`` in an array (side, side, 3)."""
     size = side * random.uniform(0.2, 0.4)
     centre = random.uniform(size * 0.9, side - size * 0.9, 2)
     turn = random.uniform(0, 2 * np.pi)

@@ -1,32 +1,39 @@
-"""Plain text: documents from files, and batches of their tokens, packed."""
+"""Plain text: documents from files, and packed batches of their tokens."""
 
 import operator
 import re
+from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from .batches import epochs
+from .tokenizers.tokenizer import Tokenizer
 
-SHARE = 0.9  # of a text that has no validation file, so much is for training
+SHARE = 0.9  # fraction of the text for training, if there is no validation file
 PIECE = 1 << 20  # characters tokenized at once
 
 
-def read_text(path, split="train", suffix=".txt"):
-    """The documents of a file or a folder, a list of strings.
+def read_text(path: str | PathLike[str], split: str = "train", suffix: str = ".txt") -> list[str]:
+    """Reads the documents of a file or a folder.
 
-    Of a folder, the file ``<split>.txt``; where it has neither ``train.txt`` nor ``val.txt``, all
-    its ``*.txt`` in the order of their names, a document each. Where there is no file of its own
-    for it, the split "train" is the first 90% of all characters, and "val" the rest.
+    From a folder it reads the file ``<split>.txt``. A folder with neither ``train.txt`` nor
+    ``val.txt`` is read as one document per ``*.txt`` file, in the order of names. Without separate
+    files, the split "train" is the first 90% of all characters, and "val" the rest.
+
+    >>> polyhead.training.write_file("digits.txt", b"0123456789")
+    >>> polyhead.data.read_text("digits.txt", "val")
+    ['9']
 
     Raises:
-        FileNotFoundError: there is no such file, or no text in the folder.
+        FileNotFoundError: the file does not exist, or the folder has no text.
         ValueError: a file is empty or not UTF-8, or the split is unknown.
     """
     path = Path(path)
     if split not in ("train", "val", "test"):
-        raise ValueError(f"a split is train, val or test: {split!r}")
+        raise ValueError(f"split must be train, val or test: {split!r}")
     if path.is_dir():
         names = [name for name in ("train", "val") if (path / f"{name}{suffix}").is_file()]
         if names == ["train", "val"] or (names and split == "test"):
@@ -49,7 +56,7 @@ def read_text(path, split="train", suffix=".txt"):
 
 
 def read(path):
-    """The text of a file, without a byte order mark and with newlines for any end of a line."""
+    """Reads the text of a file, without a byte order mark and with every line ending as newline."""
     try:
         text = Path(path).read_text("utf-8-sig")  # reads "\r\n" and "\r" as "\n"
     except UnicodeDecodeError as error:
@@ -59,14 +66,20 @@ def read(path):
     return text
 
 
-def token_stream(texts, tokenizer):
-    """The tokens (N,) of documents one after the other, each with its end: a NumPy array.
+def token_stream(texts: Iterable[str] | tf.data.Dataset, tokenizer: Tokenizer) -> np.ndarray:
+    """Tokenizes documents and concatenates them, each with its end token, to an array (N,).
 
-    A document starts with the tokenizer's ``prefix``, where it has one.
+    Each document starts with the tokenizer's ``prefix``.
+
+    >>> polyhead.data.token_stream(["ab", "c"], polyhead.data.Characters("abc"))
+    array([1, 2, 0, 3, 0], dtype=int32)
 
     Args:
         texts: strings, or a `tf.data.Dataset` of them.
-        tokenizer: `BytePairs` or `Characters`.
+        tokenizer: any tokenizer of documents, for example `BytePairs` or `Characters`.
+
+    Raises:
+        ValueError: there is no text.
     """
     if isinstance(texts, tf.data.Dataset):
         texts = (text.decode("utf-8", "replace") for text in texts.as_numpy_iterator())
@@ -86,7 +99,7 @@ def token_stream(texts, tokenizer):
         size = 0
 
     for text in texts:
-        pieces = list(cut(text))
+        pieces = list(split_text(text))
         for i, piece in enumerate(pieces):
             waiting.append((piece, i == 0, i == len(pieces) - 1))
             size += len(piece)
@@ -99,8 +112,8 @@ def token_stream(texts, tokenizer):
     return np.concatenate(parts)
 
 
-def cut(text):
-    """Pieces of a long ``text``, before white space: where no word is, whatever the tokenizer."""
+def split_text(text):
+    """Yields parts of a long ``text``, cut before white space, where no tokenizer has a word."""
     place, start = re.compile(r"(?<=\S)(?=[ \n])"), 0
     while len(text) - start > PIECE and (found := place.search(text, start + PIECE)):
         yield text[start : found.start()]
@@ -108,26 +121,43 @@ def cut(text):
     yield text[start:]
 
 
-def text_batches(texts, tokenizer, length, batch_size=8, shuffle=True, seed=0, start=None):
+def text_batches(
+    texts: str | Iterable[str] | tf.data.Dataset | np.ndarray,
+    tokenizer: Tokenizer,
+    length: int,
+    batch_size: int = 8,
+    shuffle: bool = True,
+    seed: int = 0,
+    start: int | None = None,
+) -> tf.data.Dataset:
     """Batches of ``(tokens, labels, sample_weight)``, each (B, T), for `GPT.fit`.
 
-    Documents follow each other, separated by their ends, and are cut into rows of ``length``
-    tokens without a gap: every token is once a label in an epoch, by what stands before it in its
-    row, and the first one of all by an end. The last row, and the last batch, are filled up with
-    tokens of weight 0. All tokens are kept in memory, 4 bytes each.
+    Documents, separated by end tokens, are concatenated and cut into rows of ``length`` tokens.
+    Each token is a label once per epoch, predicted from the tokens before it in its row; before the
+    first document there is an end token. The last row and the last batch are filled with tokens of
+    weight 0. All tokens are kept in memory, 4 bytes each.
+
+    >>> tokenizer = polyhead.data.Characters("abc")
+    >>> batches = polyhead.data.text_batches(["abcab"], tokenizer, length=3, shuffle=False)
+    >>> tokens, labels, weight = next(iter(batches))
+    >>> tokens[:2].numpy()
+    array([[0, 1, 2],
+           [3, 1, 2]], dtype=int32)
+    >>> labels[:2].numpy()
+    array([[1, 2, 3],
+           [1, 2, 0]], dtype=int32)
 
     Args:
-        texts: strings, a `tf.data.Dataset` of them, or what `token_stream` made of them.
-        tokenizer: `BytePairs` or `Characters`.
+        texts: strings, a `tf.data.Dataset` of them, or the output of `token_stream`.
+        tokenizer: any tokenizer of documents, for example `BytePairs` or `Characters`.
         length: T.
         batch_size: B.
-        shuffle: each epoch rows begin elsewhere and come in a new order, the same for the same
-            ``seed``.
-        start: with a number of updates, the dataset has no end and begins there, as an
-            interrupted run would have gone on. Without, it is one epoch, of known length.
+        shuffle: each epoch has other row boundaries and a new order, reproducible from ``seed``.
+        start: a number of updates: the dataset is endless and begins there, to resume an
+            interrupted run. Default: one epoch, of known length.
 
     Raises:
-        ValueError: no text, or a size that is not positive.
+        ValueError: there is no text, or a size is not positive.
     """
     # NumPy's integers overflow where Python's do not.
     length, batch_size, seed = map(operator.index, (length, batch_size, seed))
@@ -146,7 +176,7 @@ def text_batches(texts, tokenizer, length, batch_size=8, shuffle=True, seed=0, s
         chosen = order[i * batch_size : (i + 1) * batch_size]
         at = chosen[:, None] * length + within
         weight = tf.cast(at < total, tf.float32)
-        at = (at + first) % total  # the text is a ring, which begins elsewhere each epoch
+        at = (at + first) % total  # the text is a ring with another beginning each epoch
         fill = [[0, batch_size - tf.shape(chosen)[0]], [0, 0]]
         tensors = tf.gather(stream, (at - 1) % total), tf.gather(stream, at), weight
         return tuple(tf.ensure_shape(tf.pad(x, fill), [batch_size, length]) for x in tensors)

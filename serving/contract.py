@@ -1,4 +1,4 @@
-"""What TensorFlow's model server can load and run, checked before it has to."""
+"""Checks that TensorFlow's model server can load and run a SavedModel."""
 
 import functools
 from os import PathLike
@@ -9,20 +9,20 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from .loader import text_libraries
 
-# Core TensorFlow names these too, but the stock server has neither Python nor XLA in it.
+# Operations of core TensorFlow that the stock server lacks: it has neither Python nor XLA.
 UNSERVED = ("PyFunc", "EagerPyFunc", "Xla")
 
 
 class ContractError(ValueError):
-    """A model that TensorFlow Serving would refuse; the message names the operation."""
+    """TensorFlow Serving would refuse the model; the message names the operation."""
 
 
 @functools.cache
 def served_operations() -> frozenset[str]:
-    """The operations that the stock server links: core TensorFlow's and TensorFlow Text's.
+    """The operations of the stock server: core TensorFlow's and TensorFlow Text's.
 
-    ``model_servers/BUILD`` of tensorflow/serving is the source. Where TensorFlow Text is not
-    installed, on Windows, only the first count.
+    The source is ``model_servers/BUILD`` of tensorflow/serving. Without TensorFlow Text, as on
+    Windows, only core TensorFlow's.
     """
     operations = set(dir(tf.raw_ops))
     for library in text_libraries():
@@ -31,14 +31,14 @@ def served_operations() -> frozenset[str]:
 
 
 def check_operations(folder: str | PathLike[str]) -> None:
-    """Refuses a SavedModel with an operation that the stock server lacks, or compiled by XLA.
+    """Checks that a SavedModel has only operations of the stock server, and does not need XLA.
 
     >>> from polyhead.serving.contract import check_operations
     >>> keras.Sequential([keras.Input([2]), keras.layers.Dense(1)]).export("saved", verbose=False)
     >>> check_operations("saved")
 
     Raises:
-        ContractError: naming the operation and the function it stands in.
+        ContractError: the message names the operation and its function.
     """
     saved = SavedModel.FromString((Path(folder) / "saved_model.pb").read_bytes())
     served = served_operations()

@@ -1,4 +1,4 @@
-"""From functions to a folder that TensorFlow Serving loads, which appears atomically."""
+"""Exports functions atomically to a folder that TensorFlow Serving loads."""
 
 import base64
 import json
@@ -23,9 +23,9 @@ from .loader import tensorflow_library
 
 SERVED = (tf.string, tf.float32, tf.int32, tf.int64, tf.bool)
 
-BATCH_SIZES = (1, 4, 8, 16, 32)  # that the server pads to, and that are warmed up
-COMPARED = 8  # rows of the largest warm-up request whose answer is compared
-LARGEST = 32 * 2**20  # bytes of a warm-up request
+BATCH_SIZES = (1, 4, 8, 16, 32)  # sizes to which the server pads; each has a warm-up request
+COMPARED = 8  # maximum rows of a warm-up request whose answer is compared
+LARGEST = 32 * 2**20  # maximum bytes of a warm-up request
 SERVER = "tensorflow/serving:2.20.0"  # the newest image; it runs graphs of TensorFlow 2.21
 
 README = """\
@@ -117,9 +117,9 @@ def export(
 ) -> Path:
     """Writes a SavedModel as the next version of ``folder``, with the server's configuration.
 
-    The version appears atomically, after the server's C++ loader has answered all of its warm-up
-    requests, those of up to `COMPARED` rows as the functions do. Where there is no such loader, on
-    Windows, a warning says that this was left out.
+    The version appears atomically, after the server's C++ loader has answered all warm-up requests.
+    The answers to requests of up to `COMPARED` rows must equal those of the functions. On Windows
+    there is no such loader, and a warning reports that the check was skipped.
 
     >>> from polyhead.serving.export import export
     >>> scale = keras.Variable(2.0)
@@ -133,16 +133,18 @@ def export(
         name: the model's name in the server's configuration and addresses.
         signatures: ``{name: (function, {input: tf.TensorSpec}, {input: list of values})}``; a
             function takes those inputs by keyword and returns a dict of tensors, all with the batch
-            as first axis. The values are example rows, the first one cheap to compute: the warm-up
-            requests, one for each of `BATCH_SIZES`, are made of them.
+            as first axis. The values are example rows for the warm-up requests, one for each of
+            `BATCH_SIZES`; the first row should be cheap to compute.
         variables: the Keras variables that the functions read.
-        tracked: `tf.Module`s that the functions use: tokenizers, for instance.
+        tracked: `tf.Module`s that the functions use, for example tokenizers.
 
     Returns:
         the version's folder.
 
     Raises:
-        ContractError: TensorFlow Serving would refuse it, or it does not answer as the functions.
+        ContractError: TensorFlow Serving would refuse the model, or its answers differ from those
+            of the functions.
+        NotADirectoryError: ``folder`` is a file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -172,10 +174,10 @@ def export(
 
 
 def warmup_requests(inputs, examples):
-    """A request of each batch size: the first examples, or, of more rows, the first one repeated.
+    """Yields a request, a dict of tensors, for each batch size.
 
-    Each is a dict of tensors. Long texts, repeated, would make an export and each start of a server
-    slow.
+    It holds the first examples or, if there are too few, copies of the first one: repeating long
+    texts would slow down the export and each start of the server.
     """
     examples = {k: tf.constant(v, inputs[k].dtype) for k, v in examples.items()}
     [count] = {len(values) for values in examples.values()}
@@ -187,7 +189,7 @@ def warmup_requests(inputs, examples):
 
 
 def check_answers(saved, functions, requests):
-    """Queries the saved model through the C++ loader, as the server would, and compares."""
+    """Queries the saved model through the C++ loader, and compares it with the functions."""
     if not tensorflow_library().exists():
         warnings.warn(
             f"the export has not been run: TensorFlow has no C++ loader here ({sys.platform})",
@@ -230,7 +232,7 @@ def check_answers(saved, functions, requests):
 
 
 def as_json(value):
-    """A tensor or a list as JSON; bytes that are not UTF-8 are in base64, as in REST."""
+    """Converts a tensor or a list to JSON; bytes that are not UTF-8 to base64, as in REST."""
     if isinstance(value, tf.Tensor):
         if value.dtype != tf.string:
             return value.numpy().tolist()
@@ -246,7 +248,7 @@ def as_json(value):
 
 
 def write_warmup(saved, name, requests):
-    """Writes requests that the server runs when it loads the model, before its first user's."""
+    """Writes the requests that the server runs when it loads the model."""
     extra = saved / "assets.extra"
     extra.mkdir()
     with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as writer:
@@ -262,7 +264,7 @@ def write_warmup(saved, name, requests):
 
 
 def rename_to_next_version(saved, folder):
-    """Gives ``saved`` the next free number; another export may take one at the same time."""
+    """Renames ``saved`` to the next free number, even if other exports run at the same time."""
     while True:
         taken = [int(p.name) for p in folder.iterdir() if re.fullmatch(r"[0-9]+", p.name)]
         version = folder / str(max(taken, default=0) + 1)

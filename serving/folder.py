@@ -1,4 +1,4 @@
-"""Temporary folders, beside the one that they become."""
+"""Temporary folders, created beside their final place."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ DAY = 24 * 60 * 60  # seconds
 
 @contextlib.contextmanager
 def temporary_folder(parent, name):
-    """A new folder ``.NAME.PID.*`` in ``parent``, which is deleted at the end.
+    """A context with a new folder ``.NAME.PID.*`` in ``parent``, deleted at the end.
 
-    The next call deletes what a killed process left, once it is a day old and its PID is free. (The
+    It also deletes folders of killed processes, if they are a day old and their PID is free. (The
     age protects the folders of other machines that share ``parent``.)
     """
     parent = Path(parent)

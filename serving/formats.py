@@ -1,4 +1,4 @@
-"""Networks as ONNX, LiteRT or OpenVINO files: converted by Keras, checked by their runtimes."""
+"""ONNX, LiteRT and OpenVINO files of networks, converted by Keras and checked by their runtimes."""
 
 import functools
 import importlib.util
@@ -13,7 +13,7 @@ import numpy as np
 
 from .folder import temporary_folder
 
-# The end of a file's name, the converter and the runtime, all of the extra `formats`.
+# File name suffix, converter and runtime; all belong to the extra `formats`.
 FORMATS = {
     "onnx": ("", "tf2onnx", "onnxruntime"),
     "litert": (".tflite", "tensorflow", "ai_edge_litert"),
@@ -22,7 +22,7 @@ FORMATS = {
 
 
 class FormatError(ValueError):
-    """A network that cannot be converted, or whose file does not give the network's outputs."""
+    """A network cannot be converted, or the outputs of its file differ from the network's."""
 
 
 def export_network(
@@ -34,9 +34,9 @@ def export_network(
     tolerance: float = 1e-3,
     **settings: Any,
 ) -> Path:
-    """Writes the network of a model, tokens or pixels in and logits out, to ``filepath``.
+    """Writes the network of a model, from tokens or pixels to logits, to ``filepath``.
 
-    The file replaces an older one only once its runtime has given the model's own outputs. (Of
+    The file replaces an existing one only after its runtime has given the model's outputs. (Of
     OpenVINO's two files, the weights are replaced first.)
 
     >>> from polyhead.serving.formats import export_network
@@ -45,20 +45,21 @@ def export_network(
     >>> export_network(model, "model.onnx", "onnx", x, limit=1)  # doctest: +SKIP
 
     Args:
-        model: a Keras model; what it holds beside its network, a tokenizer, would be converted too.
+        model: a Keras model without other parts: a tokenizer would be converted too.
         format: "onnx", "litert" or "openvino".
         signature: `keras.InputSpec` of the model's input, or a structure of them.
-        limit: example inputs, for the comparison, are from 0 up to this.
-        tolerance: the largest difference from the model's outputs, absolute and relative; a lossy
-            conversion (``optimizations`` of LiteRT) needs a larger one.
-        settings: of `keras.Model.export`: ``input_signature``, ``opset_version``, ``verbose``.
+        limit: example inputs for the comparison are from 0 to this, exclusive.
+        tolerance: the largest allowed difference from the model's outputs, absolute and relative; a
+            lossy conversion (``optimizations`` of LiteRT) needs a larger one.
+        settings: for `keras.Model.export`: ``input_signature``, ``opset_version``, ``verbose``.
 
     Raises:
-        FormatError: the conversion fails, or the file does not give the model's outputs.
+        FormatError: the conversion fails, or the file's outputs differ from the model's.
+        ImportError: the format's converter is not installed.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {['tf_saved_model', *FORMATS]}: {format!r}")
-    known = {"input_signature", "verbose", "opset_version"}  # Keras ignores others, but for LiteRT
+    known = {"input_signature", "verbose", "opset_version"}  # Keras uses others only for LiteRT
     if format != "litert" and (unknown := sorted(settings.keys() - known)):
         raise TypeError(f"not settings of the format {format!r}: {unknown}")
     end, converter, runtime = FORMATS[format]
@@ -105,7 +106,7 @@ def check_outputs(model, file, format, signature, size, limit, tolerance):
         outputs = RUN[format](file, keras.tree.flatten(inputs))
     except Exception as error:
         raise FormatError(f"the {format} file does not run: {first_line(error)}") from error
-    # OpenVINO appends sizes, which it computes on the way, to the outputs.
+    # OpenVINO appends intermediate sizes to the outputs.
     for ours, theirs in zip(expected, outputs, strict=format != "openvino"):
         if not np.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
             difference = np.abs(ours - theirs).max()
@@ -134,7 +135,7 @@ def run_litert(file, inputs):
 def run_openvino(file, inputs):
     import openvino
 
-    # By default it computes in bfloat16 on processors that have it.
+    # By default it computes in bfloat16 on processors that support it.
     model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = model(inputs)
     return [outputs[port] for port in model.outputs]
@@ -145,7 +146,7 @@ RUN = {"onnx": run_onnx, "litert": run_litert, "openvino": run_openvino}
 
 @functools.cache
 def add_erfc():
-    """Teaches tf2onnx the operation of TensorFlow's exact GELU, which it lacks: 1 - erf(x)."""
+    """Adds Erfc to tf2onnx, 1 - erf(x): the operation of TensorFlow's exact GELU."""
     from tf2onnx.handler import tf_op
 
     @tf_op("Erfc")

@@ -5,9 +5,9 @@
     python -m polyhead.serving.loader EXPORT/1 photo.jpg
     echo '{"instances": [{"text": "A dog runs."}]}' | python -m polyhead.serving.loader EXPORT/1
 
-TensorFlow Serving loads with this loader and runs sessions, with XLA off and with no operations
-but those of core TensorFlow and TensorFlow Text. This module does the same through the C API, in a
-process that has not imported tensorflow, so that a model that works here does not depend on Python.
+TensorFlow Serving uses the same loader and sessions, without XLA, and only has the operations of
+core TensorFlow and TensorFlow Text. This module does the same through the C API, in a process that
+has not imported tensorflow: a model that works here does not depend on Python.
 """
 
 import argparse
@@ -44,13 +44,13 @@ class Bytes(ctypes.Structure):
 
 
 class SavedModel:
-    """A SavedModel whose signatures take and give strings, floats and integers of 32 bits.
+    """A SavedModel whose signatures take and return strings, float32 and int32.
 
     Inputs have shape (B,), or are nested lists of numbers. Bytes that are not valid UTF-8 are
     ``{"b64": "..."}``, as in the server's REST interface.
 
-    TensorFlow's libraries are loaded without making their symbols global, so that modules with an
-    OpenSSL of their own (hashlib, ssl), and tensorflow itself, can be imported afterwards.
+    TensorFlow's libraries are loaded without global symbols, so that modules with their own OpenSSL
+    (hashlib, ssl), and tensorflow itself, can be imported afterwards.
 
     >>> from polyhead.serving.loader import SavedModel
     >>> model = SavedModel("EXPORT/1")  # doctest: +SKIP
@@ -68,7 +68,7 @@ class SavedModel:
         if not tensorflow_library().exists():
             raise RuntimeError(f"TensorFlow has no C++ loader here: {tensorflow_library()}")
         with filtered_stderr():
-            # Symbols are also looked up in the libraries that this one needs.
+            # Symbols are also looked up in this library's dependencies.
             self._library = ctypes.CDLL(str(tensorflow_library()))
         for library in text_libraries():
             self._checked("TF_LoadLibrary", POINTER, str(library).encode())
@@ -94,11 +94,11 @@ class SavedModel:
     ) -> dict[str, list]:
         """Answers a request to the server's REST interface, decoded from JSON.
 
-        ``{"instances": [...]}`` holds rows: values, or objects with a value for each input. It
-        gives ``{"predictions": [...]}``: values, or objects where there are several outputs.
-        ``{"inputs": ...}`` holds columns: a list, or an object with a list for each input. It gives
-        ``{output: list}``, which the server puts under "outputs". ``"signature_name"`` selects
-        another signature.
+        ``{"instances": [...]}`` holds rows: values, or objects with a value for each input. The
+        answer is ``{"predictions": [...]}``: values, or objects if there are several outputs.
+        ``{"inputs": ...}`` holds columns: a list, or an object with a list for each input. The
+        answer is ``{output: list}``, which the server puts under "outputs". ``"signature_name"``
+        selects another signature.
         """
         if not isinstance(request, dict):
             raise RuntimeError(f"a request must be a JSON object, not {request!r:.100}")
@@ -122,7 +122,7 @@ class SavedModel:
     def __call__(
         self, feeds: dict[str, list], signature: str = "serving_default"
     ) -> dict[str, list]:
-        """``{input: list of values}`` -> ``{output: list}``, nested as its axes are."""
+        """Runs a signature: ``{input: list of values}`` -> ``{output: nested list}``."""
         inputs, outputs = self._signature(signature)
         if not isinstance(feeds, dict) or not all(isinstance(v, list) for v in feeds.values()):
             raise RuntimeError(f"inputs must be lists of values by name, not {feeds!r:.100}")
@@ -155,12 +155,12 @@ class SavedModel:
 
     def _signature(self, name):
         if not isinstance(name, str) or name not in self.signatures:
-            raise RuntimeError(f"no signature {name!r}; there are {sorted(self.signatures)}")
+            raise RuntimeError(f"no signature {name!r}: choose from {sorted(self.signatures)}")
         return self.signatures[name]
 
     @contextlib.contextmanager
     def _without_xla(self):
-        """Turns XLA off as model_servers/main.cc does, but not for a tensorflow imported later."""
+        """A context without XLA, as in model_servers/main.cc; it is on again afterwards."""
         with LOCK:  # XLA is on or off for the whole process
             self._c("_ZN10tensorflow21DisableXlaCompilationEv", None)
             try:
@@ -179,7 +179,7 @@ class SavedModel:
             value = self._c(name, result, *arguments, status)
             if code := self._c("TF_GetCode", ctypes.c_int, status):
                 message = self._c("TF_Message", ctypes.c_char_p, status).decode()
-                raise RuntimeError(f"TensorFlow refuses with code {code}: {message[:2000]}")
+                raise RuntimeError(f"TensorFlow failed with code {code}: {message[:2000]}")
             return value
         finally:
             self._c("TF_DeleteStatus", None, status)
@@ -192,18 +192,18 @@ class SavedModel:
     def _tensor(self, name, values, kind):
         if kind == STRING and all(isinstance(value, str | bytes | dict) for value in values):
             return self._strings([content(value) for value in values])
-        shape, asked = [len(values)], values
+        shape, given = [len(values)], values
         while values and all(isinstance(value, list) for value in values):
             if len({len(value) for value in values}) > 1:
-                raise RuntimeError(f"lists in {name} must be of one length: {asked!r:.100}")
+                raise RuntimeError(f"lists in {name} must have the same length: {given!r:.100}")
             shape.append(len(values[0]))
             values = [one for value in values for one in value]
         number, types = NUMBERS.get(kind, (None, ()))
         if number is None or not all(type(value) in types for value in values):
             rule = {STRING: "strings", FLOAT: "numbers", INT32: "integers"}.get(kind, "not known")
-            raise RuntimeError(f"values of {name} are {rule}, not {asked!r:.100}")
+            raise RuntimeError(f"values of {name} are {rule}, not {given!r:.100}")
         if number is ctypes.c_int32 and not all(-(2**31) <= value < 2**31 for value in values):
-            raise RuntimeError(f"values of {name} have 32 bits: {values!r:.100}")
+            raise RuntimeError(f"values of {name} must fit in 32 bits: {values!r:.100}")
         axes = (ctypes.c_int64 * len(shape))(*shape)
         size = ctypes.c_size_t(4 * len(values))
         tensor = POINTER(self._c("TF_AllocateTensor", POINTER, kind, axes, len(shape), size))
@@ -233,7 +233,7 @@ class SavedModel:
         start = self._c("TF_TensorData", POINTER, tensor)
         kind = self._c("TF_TensorType", ctypes.c_int, tensor)
         if kind not in (*NUMBERS, STRING):
-            raise RuntimeError(f"outputs are strings, floats or int32 here, not of type {kind}")
+            raise RuntimeError(f"outputs must be string, float32 or int32, not type {kind}")
         if not count:
             values = []
         elif kind in NUMBERS:
@@ -252,9 +252,9 @@ class SavedModel:
 
 
 def columns(instances, inputs):
-    """The rows of a request, ``instances``, as ``{input: list}``."""
+    """Converts the rows of a request, ``instances``, to ``{input: list}``."""
     if not isinstance(instances, list) or not instances:
-        raise RuntimeError(f"instances must be a list that is not empty, not {instances!r:.100}")
+        raise RuntimeError(f"instances must be a non-empty list, not {instances!r:.100}")
     named = [isinstance(row, dict) and set(row) != {"b64"} for row in instances]
     if len(inputs) == 1 and not any(named):
         return {inputs[0]: instances}
@@ -265,14 +265,14 @@ def columns(instances, inputs):
 
 
 def content(value):
-    """The bytes of a string, as JSON has it."""
+    """The bytes of a string or of base64 in JSON."""
     if isinstance(value, dict):
         if set(value) != {"b64"} or not isinstance(value["b64"], str):
             raise RuntimeError(f'bytes are {{"b64": "..."}}, not {value!r:.100}')
         try:
             return base64.b64decode(value["b64"], validate=True)
         except binascii.Error as error:
-            raise RuntimeError(f"no base64: {value['b64']!r:.100}: {error}") from None
+            raise RuntimeError(f"not base64: {value['b64']!r:.100}: {error}") from None
     return value.encode() if isinstance(value, str) else value
 
 
@@ -282,7 +282,7 @@ def tensorflow_library():
 
 
 def text_libraries():
-    """The libraries of TensorFlow Text's operations; none where it is not installed."""
+    """The libraries of TensorFlow Text's operations; none if it is not installed."""
     if importlib.util.find_spec("tensorflow_text") is None:
         return []
     return sorted(package("tensorflow_text").glob("python/ops/_*.so"))
@@ -297,9 +297,9 @@ def package(name):
 
 
 def read_signatures(meta_graph):
-    """``{signature: ({input: (tensor, type)}, {output: ...})}`` of a serialized MetaGraphDef.
+    """Reads ``{signature: ({input: (tensor, type)}, {output: ...})}`` from a MetaGraphDef's bytes.
 
-    Field numbers are those of tensorflow/core/protobuf/meta_graph.proto; its Python module
+    The field numbers are those of tensorflow/core/protobuf/meta_graph.proto; its Python module
     would import tensorflow.
     """
 
@@ -318,7 +318,7 @@ def read_signatures(meta_graph):
 
 
 def fields(message):
-    """(number, value) of each field of a serialized protocol buffer."""
+    """Yields (number, value) of each field of a serialized protocol buffer."""
     at = 0
 
     def varint():
@@ -345,9 +345,9 @@ def fields(message):
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m polyhead.serving.loader",
-        description="Queries a SavedModel through TensorFlow Serving's C++ loader. Without TEXT it "
-        "reads requests from standard input, one per line, in the form of the server's REST "
-        'interface: {"signature_name": "beam", "instances": [{"text": "A dog runs."}]}, or '
+        description="Queries a SavedModel through TensorFlow Serving's C++ loader. Without TEXT or "
+        "IMAGE, reads requests from standard input, one per line, in the format of the server's "
+        'REST API: {"signature_name": "beam", "instances": [{"text": "A dog runs."}]}, or '
         '{"inputs": {"text": ["A dog runs."]}}.',
     )
     parser.add_argument("version", metavar="EXPORT/1", help="folder of a version")

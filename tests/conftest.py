@@ -21,7 +21,7 @@ if TENSORFLOW:
 def seeded(monkeypatch):
     from polyhead.training import compiling
 
-    monkeypatch.setattr(compiling, "PATIENCE", 1e6)  # machines differ in what takes long
+    monkeypatch.setattr(compiling, "PATIENCE", 1e6)  # compilation times differ between machines
     keras.utils.set_random_seed(7)
     yield
     keras.config.set_dtype_policy("float32")
@@ -62,5 +62,5 @@ def model(tokenizer):
 
 def pytest_report_header(config):
     if importlib.util.find_spec("torch") is None:
-        return "torch is not installed: tests against PyTorch are left out (EXTRAS=parity)"
-    return "torch is installed: tests against PyTorch run"
+        return "torch is not installed: comparisons with PyTorch are skipped (EXTRAS=parity)"
+    return "torch is installed: comparisons with PyTorch run"

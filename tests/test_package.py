@@ -1,4 +1,4 @@
-"""The architecture of design.md, held: imports flow one way, and what is installed is whole."""
+"""Tests of the architecture (packages import only lower ones) and of the installed package."""
 
 import ast
 import os
@@ -20,12 +20,12 @@ MAY_IMPORT = {
     "zoo": {"layers", "data", "training", "serving"},
     "recipes": {"zoo", "data", "training", "serving"},
 }
-# Where TensorFlow may stand at the top of a file; `zoo` and `layers` have none anywhere.
+# Packages that may import TensorFlow at the top of a file; `layers` must not import it at all.
 TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_serving"}
 
 
 def imports(path):
-    """(level, name, at the top) of each import in a file."""
+    """Yields (level, name, at the top) of each import in a file."""
     tree = ast.parse(path.read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
@@ -38,7 +38,7 @@ FILES = [(folder, path) for folder in MAY_IMPORT for path in sorted((ROOT / fold
 
 
 @pytest.mark.parametrize("folder, path", FILES, ids=lambda x: x if isinstance(x, str) else x.name)
-def test_imports_flow_one_way(folder, path):
+def test_packages_import_only_lower_ones(folder, path):
     within = len(path.relative_to(ROOT / folder).parts) - 1  # folders between
     for level, name, top in imports(path):
         level, first = max(level - within, level and 1), name.split(".")[0]
@@ -51,7 +51,7 @@ def test_imports_flow_one_way(folder, path):
                 assert not top, f"{path}: zoo imports {first} only when a method is called"
 
 
-def test_packages_are_the_folders():
+def test_the_package_list_equals_the_folders():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {p.parent.name for p in ROOT.glob("*/__init__.py")}
     assert folders == set(MAY_IMPORT)
@@ -63,14 +63,14 @@ def test_packages_are_the_folders():
     assert not (ROOT / "polyhead").exists() and not (ROOT / "__init__.py").exists()
 
 
-def test_the_version_is_one():
+def test_all_versions_are_equal():
     import polyhead
 
     assert f"\nversion: {polyhead.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {polyhead.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_exact_versions_meet_the_ranges():
+def test_pinned_versions_satisfy_the_ranges():
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -112,8 +112,8 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.slow
-def test_the_zoo_needs_no_tensorflow(tmp_path):
-    """Imports, builds, trains and saves on JAX with tensorflow blocked from import."""
+def test_the_zoo_does_not_need_tensorflow(tmp_path):
+    """Imports, builds, trains and saves on JAX, without tensorflow."""
     pytest.importorskip("jax", reason="jax is not installed: EXTRAS=parity")
     code = f"""
 import sys
@@ -155,7 +155,7 @@ print(Path(polyhead.__file__).parent)
 
 @pytest.fixture
 def hostile(tmp_path):
-    """A working directory in which a user has files named like our folders."""
+    """A working directory with user files that are named like our folders."""
     folder = tmp_path / "hostile"
     folder.mkdir()
     for name in FOLDERS:
@@ -164,20 +164,20 @@ def hostile(tmp_path):
 
 
 def use(code, folder):
-    """Runs code in a folder, which Python searches first; returns what it printed."""
+    """Runs code in a folder, which Python searches first; returns its output."""
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
 
 
 @pytest.mark.slow
-def test_the_editable_install_works_beside_a_users_own_layers_and_in_the_checkout(hostile):
+def test_the_editable_install_works_beside_user_files_and_in_the_checkout(hostile):
     for folder in (hostile, ROOT):
         assert use(USE, folder) == str(ROOT / "package")
 
 
 @pytest.mark.slow
-def test_the_wheel_is_whole_beside_a_users_own_layers_and_in_the_checkout(hostile, tmp_path):
+def test_the_wheel_works_beside_user_files_and_in_the_checkout(hostile, tmp_path):
     built, target = tmp_path / "built", tmp_path / "target"
     build = ["build", "--wheel", "--no-isolation", "--outdir", built, ROOT]
     subprocess.run([sys.executable, "-m", *build], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""What `model.fit` needs to be right, on one device or many."""
+"""Training: models, callbacks, checkpoints, losses and optimizers for one or more devices."""
 
 from .averages import EvaluateAverages, averaged
 from .callbacks import Curves, Progress, ValidationBleu

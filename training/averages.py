@@ -1,4 +1,4 @@
-"""The moving averages of weights (Polyak & Juditsky 1992) that Keras's optimizers keep."""
+"""EMA weights: the moving averages (Polyak & Juditsky 1992) that Keras's optimizers keep."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ import keras
 
 
 def inner(optimizer):
-    """The optimizer that loss scaling has wrapped."""
+    """The optimizer without the wrapper of loss scaling."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def averages(optimizer):
-    """Pairs of a weight and its average, where the optimizer was made with ``use_ema``."""
+    """Pairs of a weight and its average, if the optimizer was created with ``use_ema``."""
     optimizer = inner(optimizer)
     if not getattr(optimizer, "use_ema", False) or not optimizer.built:
         return []
@@ -22,18 +22,18 @@ def averages(optimizer):
 
 
 def updates(model):
-    """How many the optimizer has made."""
+    """The number of updates that the optimizer has made."""
     return int(keras.ops.convert_to_numpy(inner(model.optimizer).iterations))
 
 
 @contextlib.contextmanager
 def counting_updates(optimizer):
-    """Within it, Keras's optimizer applies gradients at once and counts updates, not batches.
+    """A context in which Keras's optimizer applies gradients directly and counts updates.
 
-    Keras accumulates gradients and overwrites weights by their averages inside a `cond`, which
-    replicas cannot do: our training step does both itself. With ``gradient_accumulation_steps`` of
-    n, Keras counts batches, n per update, and gives that count to schedules; our step counts
-    updates. On exit the optimizer is as its user made it, also after an error.
+    Keras accumulates gradients and overwrites weights with EMA weights inside a `cond`, which
+    replicas cannot do, so our training step does both. With ``gradient_accumulation_steps`` = n,
+    Keras counts batches, n per update, and passes that count to schedules; our step counts updates.
+    On exit the optimizer's settings are restored, also after an error.
     """
     settings = "gradient_accumulation_steps", "ema_overwrite_frequency"
     before = [getattr(optimizer, name) for name in settings]
@@ -54,7 +54,7 @@ def counting_updates(optimizer):
 
 @contextlib.contextmanager
 def averaged(model: keras.Model) -> Iterator[None]:
-    """Within it the model's weights are their averages, where its optimizer keeps them.
+    """A context in which the model has its EMA weights, if the optimizer keeps them.
 
     >>> inputs = keras.Input([2])
     >>> model = polyhead.training.Model(inputs, keras.layers.Dense(1)(inputs))
@@ -74,7 +74,7 @@ def averaged(model: keras.Model) -> Iterator[None]:
 
 
 class EvaluateAverages(keras.callbacks.Callback):
-    """Lets `fit` validate with the averages of weights, to the bit as they were before and after.
+    """Makes `fit` validate with EMA weights, then restores the weights exactly.
 
     (`keras.callbacks.SwapEMAWeights` swaps by adding and subtracting, which rounds.)
 

@@ -1,4 +1,4 @@
-"""What is seen of a training: validation by BLEU, progress, curves for TensorBoard."""
+"""Callbacks that report on training: validation BLEU, progress, curves for TensorBoard."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from .metrics import bleu
 class ValidationBleu(keras.callbacks.Callback):
     """Adds ``val_bleu`` to each epoch's logs: the BLEU of ``model.translate(sources)``.
 
-    With the averages of weights, where the optimizer keeps them.
+    Uses EMA weights if the optimizer keeps them.
 
     >>> callback = polyhead.training.ValidationBleu(["Ein Hund."], ["A dog."])  # for model.fit
     """
@@ -40,9 +40,9 @@ class ValidationBleu(keras.callbacks.Callback):
 
 
 class Rate:
-    """The weight (tokens, examples) per second of a model's steps, or batches per second.
+    """The speed of training in tokens or examples per second.
 
-    Batches where the steps are not ours, but a `train_step` of the user's own.
+    For a custom `train_step`, in batches per second.
     """
 
     def __init__(self, unit):
@@ -59,14 +59,14 @@ class Rate:
 
 
 def measured(model):
-    """What polyhead's own step measured last, empty where another step trains."""
+    """The last measurements of polyhead's training step; empty for a custom step."""
     return getattr(model, "measured", {})
 
 
 def learning_rate(model):
     """The learning rate of the next update.
 
-    Keras gives a schedule the number of batches; polyhead's own step, the number of updates.
+    Keras calls a schedule with the number of batches, polyhead's step with that of updates.
     """
     optimizer = inner(model.optimizer)
     schedule = optimizer._learning_rate
@@ -76,15 +76,15 @@ def learning_rate(model):
 
 
 class Progress(keras.callbacks.Callback):
-    """A bar on a terminal, elsewhere a line an epoch of `fit`: loss, speed, validation.
+    """Shows a progress bar on a terminal, and prints a line per epoch: loss, speed, validation.
 
     >>> callback = polyhead.training.Progress("images")  # for model.fit(..., verbose=0)
 
     Args:
-        unit: what the weights of a batch count, "tokens" or "images".
-        per_epoch: batches that make an epoch of the data, where `fit`'s are intervals of it.
-        start: batches that were trained on before.
-        say: prints a line.
+        unit: the unit of a batch's weight, "tokens" or "images".
+        per_epoch: batches per epoch of the data, if an epoch of `fit` is only a part of it.
+        start: the number of batches of a resumed training run.
+        say: a function that prints a line.
     """
 
     def __init__(
@@ -135,20 +135,22 @@ class Progress(keras.callbacks.Callback):
             self.bar.stop()
 
     def epochs(self) -> float:
-        """Epochs of the data, with a fraction where `fit` stops within one."""
+        """The number of epochs of the data, with a fraction if `fit` stops within one."""
         return self.batches / (self.per_epoch or self.params["steps"] or self.batches or 1)
 
 
 class Curves(keras.callbacks.Callback):
-    """Scalars for TensorBoard: `fit`'s logs at the end of an epoch, and at an interval of updates
-    the loss, the learning rate and the speed, and the gradient norm of polyhead's own step.
+    """Writes scalars for TensorBoard.
+
+    At the end of an epoch, `fit`'s logs; every few updates the loss, the learning rate, the speed
+    and, with polyhead's training step, the gradient norm.
 
     >>> callback = polyhead.training.Curves("logs", every=100)  # for model.fit
 
     Args:
-        folder: of TensorBoard's files.
-        every: updates between two points.
-        unit: what the weights of a batch count.
+        folder: the folder for TensorBoard's files.
+        every: the number of updates between two points.
+        unit: the unit of a batch's weight, "tokens" or "images".
     """
 
     def __init__(self, folder: str | PathLike[str], every: int = 20, unit: str = "tokens") -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: a training that is stopped at any moment goes on as if it had not been."""
+"""Checkpoints: an interrupted training run resumes, with the results of an uninterrupted one."""
 
 import csv
 import inspect
@@ -30,22 +30,22 @@ from .states import (
 )
 
 CHECKPOINTS = "checkpoint-*.safetensors"
-WRITER = ThreadPoolExecutor(1)  # one for all: a new object waits for what an older one writes
+WRITER = ThreadPoolExecutor(1)  # shared: a new object waits for the writes of an older one
 PLAIN = (bool, int, float, str, type(None))
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """Makes a training one that goes on: saves its whole state after each epoch of `fit`.
+    """Makes training resumable: saves its complete state after each epoch of `fit`.
 
-    An epoch of `fit` (``steps_per_epoch``) is the interval of checkpoints; give it an endless
-    dataset that begins at ``updates``, as `translation_batches` does with ``start``. A checkpoint,
-    ``checkpoint-<updates>.safetensors`` (an update is a batch here, though the optimizer may gather
-    several), holds weights, optimizer, averages of weights, loss scale, random states, the number
-    of updates, the history, and of the other ``callbacks`` the plain attributes and lists of
-    arrays. The best model by ``monitor`` is saved with `save_pretrained` to ``best``, with the
-    averages of weights where the optimizer keeps them. ``history.csv`` has a row an interval. All
-    appear complete or not at all, written by a thread while training goes on; on several machines
-    by the chief alone. List it after the callbacks whose logs it keeps.
+    An epoch of `fit` (``steps_per_epoch``) is the checkpoint interval. Pass `fit` an endless
+    dataset that begins at ``updates``, such as `translation_batches` with ``start``. A checkpoint,
+    ``checkpoint-<updates>.safetensors``, holds weights, optimizer, EMA weights, loss scale, random
+    states, the number of updates, the history, and the plain attributes and lists of arrays of the
+    other ``callbacks``. (An update is one batch here, even if the optimizer accumulates several.)
+    The best model by ``monitor`` is saved with `save_pretrained` to ``best``, with EMA weights if
+    the optimizer keeps them. ``history.csv`` has one row per interval. Files are written
+    atomically, by a thread while training continues; on several machines only by the chief. List
+    this callback after those whose logs it saves.
 
     >>> model = polyhead.GPT.preset("char-small", num_layers=1)
     >>> model.compile()
@@ -59,21 +59,21 @@ class Checkpoints(keras.callbacks.Callback):
     ['checkpoint-00000001.safetensors', 'checkpoint-00000002.safetensors']
 
     Args:
-        folder: where to write; on several machines one that all of them see.
-        monitor: the log that says which epoch is best.
-        mode: "max", the larger the better, or "min".
-        patience: stop when so many intervals brought nothing better.
-        updates: stop after so many updates in all, though an interval be unfinished.
-        minutes: stop at the end of the interval in which so much time was spent in all.
-        keep: how many checkpoints stay.
-        callbacks: others of the same `fit` whose state is to be kept, as far as it is numbers,
-            strings, truth values and lists of arrays: early stopping's, for one.
-        per_epoch: updates that make an epoch of the data; an interval where not given.
+        folder: where to write; on several machines, a folder that all of them share.
+        monitor: the log that selects the best epoch.
+        mode: "max" if larger is better, "min" if smaller is better.
+        patience: stop after this many intervals without improvement.
+        updates: stop after this many updates in total, even in mid-interval.
+        minutes: stop at the end of the interval in which the total training time reaches this.
+        keep: the number of checkpoints to keep.
+        callbacks: other callbacks of the same `fit` whose state is saved, for example early
+            stopping: numbers, strings, booleans and lists of arrays.
+        per_epoch: updates per epoch of the data. Default: one interval.
 
     Raises:
-        FloatingPointError: the loss became infinite or no number; the message names the update
-            and the last checkpoint.
-        OSError: a checkpoint could not be written; the message names the last that was.
+        FloatingPointError: the loss became non-finite; the message names the update and the last
+            checkpoint.
+        OSError: a checkpoint could not be written; the message names the last complete one.
     """
 
     def __init__(
@@ -105,20 +105,20 @@ class Checkpoints(keras.callbacks.Callback):
         self.history: list[dict[str, Any]] = []
         self.updates = 0
         self.seconds = 0.0
-        self.waited = 0.0  # seconds in which training stood still for saving
+        self.waited = 0.0  # seconds that training waited for saving
         self.restored = []
         self.writing = None
         self.locked = False  # by this callback
 
     def resume(self, model: keras.Model) -> int:
-        """Puts the newest checkpoint's state into a compiled ``model``; returns its epoch, or 0.
+        """Restores the newest checkpoint into a compiled ``model``; returns its epoch, or 0.
 
-        It locks the folder for this process until the following `fit` or the process ends.
+        The folder is locked for this process until the following `fit` or the process ends.
 
         Raises:
             FolderInUseError: another process trains in the folder.
-            CheckpointError: the newest is broken or another model's; the message names it, and
-                the one before it.
+            CheckpointError: the newest checkpoint is corrupt or of another model; the message names
+                it and the one before it.
         """
         if is_chief() and self.folder.exists():
             self.locked |= acquire(self.folder)
@@ -127,8 +127,8 @@ class Checkpoints(keras.callbacks.Callback):
         newest = self.newest()
         if (chiefs := int(from_chief(model.distribute_strategy, newest))) != newest:
             raise CheckpointError(
-                f"all machines must see the same {self.folder}: the newest checkpoint here is of "
-                f"update {newest}, where the chief is of {chiefs}"
+                f"all machines must share {self.folder}: the newest checkpoint here is of update "
+                f"{newest}, on the chief of update {chiefs}"
             )
         if not saved:
             return 0
@@ -144,11 +144,11 @@ class Checkpoints(keras.callbacks.Callback):
             optimizer = inner(model.optimizer)
             batches = getattr(optimizer, "gradient_accumulation_steps", None)
             counts_batches = keras.config.backend() != "tensorflow" or about.get("counts_batches")
-            if batches and not counts_batches:  # an older version's: updates
+            if batches and not counts_batches:  # written by an older version, which counted updates
                 [name] = [name for name, v in state.items() if v is optimizer._iterations]
                 if name in tensors:
                     tensors[name] = tensors[name] * batches
-            # An optimizer's moments may overflow while the weights stay finite.
+            # The optimizer's moments may overflow while the weights stay finite.
             assign(state, tensors, saved[-1], unchecked=("optimizer/",))
         except CheckpointError as error:
             other = f"; delete it to resume from {saved[-2].name}" if len(saved) > 1 else ""
@@ -163,7 +163,7 @@ class Checkpoints(keras.callbacks.Callback):
         return len(self.history)
 
     def sweep(self) -> None:
-        """Removes temporary files of a process that was killed; the folder must be locked."""
+        """Removes temporary files of killed processes; the folder must be locked."""
         for old in self.folder.glob(".best.old.*"):
             if not (self.folder / "best").exists():
                 old.rename(self.folder / "best")
@@ -173,16 +173,16 @@ class Checkpoints(keras.callbacks.Callback):
             left.unlink()
 
     def saved(self) -> list[Path]:
-        """The checkpoints there are, oldest first."""
+        """The existing checkpoints, oldest first."""
         return sorted(self.folder.glob(CHECKPOINTS))
 
     def newest(self) -> int:
-        """The updates of the newest checkpoint, 0 where there is none."""
+        """The number of updates of the newest checkpoint; 0 if there is none."""
         return max(map(updates_of, self.saved()), default=0)
 
     @property
     def finished(self) -> str | None:
-        """Why there is nothing more to do, or None."""
+        """The reason why training is finished, or None."""
         if self.updates_limit and self.updates >= self.updates_limit:
             return f"{self.updates} updates done"
         if self.minutes and self.seconds >= 60 * self.minutes:
@@ -197,16 +197,16 @@ class Checkpoints(keras.callbacks.Callback):
         return scores.index(max(scores)) if scores else -1
 
     def on_train_begin(self, logs=None):
-        if is_chief():  # a folder that cannot be written to is found now
+        if is_chief():  # fails now if the folder is not writable
             self.folder.mkdir(parents=True, exist_ok=True)
             self.locked |= acquire(self.folder)
             if (newest := self.newest()) > self.updates:
                 raise FileExistsError(
-                    f"{self.folder} holds a longer training's checkpoints, up to update {newest}: "
-                    "call resume(model) first, or choose another folder"
+                    f"{self.folder} has checkpoints of a longer training run, up to update "
+                    f"{newest}: call resume(model) first, or choose another folder"
                 )
             write_table(self.folder / "history.csv", self.history)
-        # Here, since callbacks forget what they know when a training begins.
+        # Here, because callbacks reset their state when training begins.
         for callback, state in zip(self.others, self.restored, strict=False):
             vars(callback).update(state)
         self.restored = []
@@ -217,7 +217,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.updates = self.before + batch + 1
-        loss = float(logs.get("loss", 0.0))  # a user's own step need not log one
+        loss = float(logs.get("loss", 0.0))  # a custom step may not log a loss
         if not math.isfinite(loss):
             self.wait()
             saved = self.saved()
@@ -227,7 +227,7 @@ class Checkpoints(keras.callbacks.Callback):
                 where += f" (epoch {epoch + 1}, batch {batch + 1})"
             raise FloatingPointError(
                 f"the loss became {loss} at {where}; the last good checkpoint is "
-                f"{saved[-1] if saved else 'none: it came before the first'}"
+                f"{saved[-1] if saved else 'none, as none was written yet'}"
             )
         if self.updates_limit and self.updates >= self.updates_limit:
             self.model.stop_training = True
@@ -256,20 +256,20 @@ class Checkpoints(keras.callbacks.Callback):
             self.locked = False
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk."""
+        """Waits until all pending writes are on disk."""
         writing, self.writing = self.writing, None
         try:
             if writing is not None:
                 writing.result()
         except OSError as error:
             saved = self.saved()
-            last = f"the last good one is {saved[-1].name}" if saved else "there is none before it"
+            last = f"the last good one is {saved[-1].name}" if saved else "there is no earlier one"
             raise OSError(
                 error.errno, f"a checkpoint could not be written to {self.folder}: {error}; {last}"
             ) from error
 
     def snapshot(self) -> tuple[dict | None, dict, dict]:
-        """Copies of all that is to be written."""
+        """Copies everything that is to be written."""
         state = {name: v.numpy() for name, v in training_state(self.model).items()}
         best = None
         if self.best_epoch() == len(self.history) - 1:
@@ -282,7 +282,7 @@ class Checkpoints(keras.callbacks.Callback):
             "callbacks": [plain_attributes(callback) for callback in self.others],
         }
         for i, callback in enumerate(self.others):
-            for name, arrays in kept_arrays(callback).items():
+            for name, arrays in array_attributes(callback).items():
                 for j, array in enumerate(arrays):
                     state[f"callbacks/{i}/{name}/{j:06d}"] = array
         return best, state, about
@@ -306,7 +306,7 @@ class Checkpoints(keras.callbacks.Callback):
 def mean_weights(
     folder: str | PathLike[str], last: int = 10
 ) -> tuple[dict[str, np.ndarray], list[int]]:
-    """The mean of the weights of the ``last`` checkpoints in a folder (Vaswani et al. 2017, 6.1).
+    """Averages the weights of the ``last`` checkpoints in a folder (Vaswani et al. 2017, 6.1).
 
     >>> for i in (1, 2):
     ...     tensors = {"model/bias": np.array([i, 2 * i])}
@@ -315,10 +315,10 @@ def mean_weights(
     ({'bias': array([1.5, 3. ], dtype=float32)}, [1, 2])
 
     Returns:
-        ``{path: array}``, and after how many updates each checkpoint was written.
+        ``{path: array}``, and the number of updates of each checkpoint.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: there are fewer checkpoints.
     """
     saved = sorted(Path(folder).glob(CHECKPOINTS))
     if not 1 <= last <= len(saved):
@@ -329,7 +329,7 @@ def mean_weights(
     for path in saved[-last:]:
         weights = {k[6:]: v for k, v in read_tensors(path)[0].items() if k.startswith("model/")}
         if sums and sums.keys() != weights.keys():
-            raise CheckpointError(f"{path} is another model's than {saved[-last]}")
+            raise CheckpointError(f"{path} and {saved[-last]} are of different models")
         for name, value in weights.items():
             sums[name] = sums.get(name, 0) + value.astype("float64")
     means = {name: np.asarray(value / last, "float32") for name, value in sums.items()}
@@ -342,10 +342,10 @@ def updates_of(path):
 
 
 def training_state(model):
-    """``{name: variable}`` of all that a training changes."""
+    """``{name: variable}`` of everything that training changes."""
     build_optimizer(model)
-    # Seed generators and optimizers are numbered by the process that made them: their paths are
-    # no names.
+    # Paths of seed generators and optimizers contain numbers that depend on the process, so they
+    # cannot serve as names.
     return {
         **{f"model/{path}": v for path, v in by_path(model.weights).items()},
         **{
@@ -357,9 +357,9 @@ def training_state(model):
 
 
 def plain_attributes(callback):
-    """Of a callback's attributes the numbers, strings and truth values.
+    """The numbers, strings and booleans among a callback's attributes.
 
-    Less the arguments of its constructor: those it has again, and Keras's change theirs.
+    Without constructor arguments: the new callback has those, and Keras's callbacks modify theirs.
     """
     given = inspect.signature(type(callback).__init__).parameters
     scalars = {
@@ -370,8 +370,8 @@ def plain_attributes(callback):
     return {name: value for name, value in scalars.items() if type(value) in PLAIN}
 
 
-def kept_arrays(callback):
-    """Of a callback's attributes the lists of arrays: the best weights of early stopping."""
+def array_attributes(callback):
+    """The lists of arrays among a callback's attributes: early stopping's best weights."""
     return {
         name: value
         for name, value in vars(callback).items()
@@ -380,7 +380,7 @@ def kept_arrays(callback):
 
 
 def write_table(path, rows):
-    """Rows, dicts with the same or growing columns, as CSV; complete or not at all."""
+    """Writes rows, dicts with the same or growing columns, as CSV, atomically."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = io.StringIO()
     writer = csv.DictWriter(table, columns, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Class weights, as sample weights."""
+"""Class weights as sample weights."""
 
 import contextlib
 import math
@@ -7,20 +7,19 @@ import keras
 import tensorflow as tf
 
 
-def class_weighted(class_weight, x, y=None, sample_weight=None):
-    """A batch ``(x, y, sample_weight)`` whose weights are multiplied by those of its classes.
+def apply_class_weights(class_weight, x, y=None, sample_weight=None):
+    """Multiplies the sample weights of a batch ``(x, y, sample_weight)`` by its class weights.
 
     Args:
-        class_weight: ``{class: weight}``; other classes weigh 1.
-        x: anything.
-        y: class numbers (B,), (B, 1) or of the shape of ``sample_weight``, as of tokens; or
-            probabilities of the classes (B, ..., K), one-hot or mixed: then the mean of the
-            classes' weights counts.
+        class_weight: ``{class: weight}``; the weight of other classes is 1.
+        x: the inputs, returned unchanged.
+        y: class indices (B,), (B, 1) or, for tokens, of the shape of ``sample_weight``; or class
+            probabilities (B, ..., C), one-hot or mixed, which average the class weights.
         sample_weight: 1 if not given.
 
     Raises:
-        ValueError: a class is not a number, a weight is not finite or negative, or ``y`` is not one
-            tensor.
+        ValueError: a class is not an integer, a weight is negative or non-finite, or ``y`` is not a
+            single tensor.
     """
     table = {}
     with contextlib.suppress(AttributeError, TypeError, ValueError, OverflowError):

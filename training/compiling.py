@@ -1,4 +1,4 @@
-"""Lines on stderr about compilations that take long."""
+"""Reports long compilations on stderr."""
 
 import functools
 import sys
@@ -9,16 +9,16 @@ import keras
 
 from .devices import is_chief
 
-# Seconds. Nobody wonders about a shorter wait, and small models stay silent.
+# Seconds: shorter compilations, as of small models, are not reported.
 PATIENCE = 2.0
 
 
 class Notice:
-    """A context that says what is compiled in it, and how long the call took that compiled it.
+    """A context that reports what is compiled in it, and how long the compiling call took.
 
-    It says nothing within the first `PATIENCE` seconds, where `keras.config` has interactive
-    logging disabled, on machines other than the chief, and while ``silent``. Each line is written
-    whole, so that it appears above the progress bars of rich.
+    It prints nothing in the first `PATIENCE` seconds, if `keras.config` disables interactive
+    logging, on machines other than the chief, or while ``silent``. Each line is written at once, so
+    that it appears above the progress bars of rich.
     """
 
     def __init__(self, silent=True):
@@ -31,7 +31,7 @@ class Notice:
         return self
 
     def begin(self, name, shape=None):
-        """Says that compiling ``name`` has begun, for an input of this shape if it is known."""
+        """Reports that compiling ``name`` has begun, for an input of this shape if it is known."""
         if self.timer is not None:
             return
         self.name, self.shape = name, shape
@@ -41,9 +41,9 @@ class Notice:
         self.timer.start()
 
     def ran(self, shape):
-        """The input's shape as a tensor: XLA compiles for each, though tracing did not know it.
+        """Stores the input's shape, a tensor: XLA compiles for each shape, unknown when tracing.
 
-        It is read only after slow calls, so that others need not wait for a device.
+        It is read only after slow calls, so that fast calls need not wait for a device.
         """
         self.shape = shape
 
@@ -70,8 +70,8 @@ class Notice:
             print(line, file=sys.stderr, flush=True)
 
 
-def noticed(function, name):
-    """``function`` of arrays, which is compiled when it is first called for a shape."""
+def with_notice(function, name):
+    """Wraps ``function``, which is compiled at the first call for a shape, in a `Notice`."""
     seen = set()
 
     @functools.wraps(function, updated=())

@@ -1,4 +1,4 @@
-"""The devices there are, on one machine or several, as a distribution strategy."""
+"""The available devices, on one machine or several, as a distribution strategy."""
 
 import json
 import os
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 def strategy(
     devices: int | None = None, say: Callable[[str], object] = print
 ) -> "tf.distribute.Strategy":
-    """A `tf.distribute` strategy over the devices there are; ``say`` is told which.
+    """Creates a `tf.distribute` strategy for the available devices; ``say`` reports them.
 
-    - Where the variable ``TF_CONFIG`` names several workers, `MultiWorkerMirroredStrategy` over
-      them all, each with the GPUs it has, or its CPU.
-    - Else over ``devices`` GPUs (all, if no number is given), by `MirroredStrategy`.
-    - Without GPUs, the one CPU, or as many logical CPU devices as asked for. They share the
-      cores: they show that a program is right on several devices, and no gain in speed. Where
-      there are no more cores than devices, operations are told to use one thread each.
+    - If the environment variable ``TF_CONFIG`` names several workers:
+      `MultiWorkerMirroredStrategy` over all of them, each with its GPUs, or its CPU.
+    - With GPUs: `MirroredStrategy` over ``devices`` GPUs, all by default.
+    - Without GPUs: the CPU, or ``devices`` logical CPU devices. These share the cores, so they test
+      a program on several devices but are not faster. If there are at most as many cores as
+      devices, each operation uses one thread.
 
     Build the model within ``strategy(...).scope()``:
 
@@ -27,9 +27,9 @@ def strategy(
     ...     model = polyhead.GPT.preset("char-small", num_layers=1)
 
     Raises:
-        ValueError: fewer than one device, more than there are GPUs, a number of them where
-            ``TF_CONFIG`` rules, or a ``TF_CONFIG`` that is not JSON.
-        RuntimeError: TensorFlow was used before, so that its CPU cannot be divided any more.
+        ValueError: ``devices`` is less than 1, more than the GPUs, or given although ``TF_CONFIG``
+            names several workers; or ``TF_CONFIG`` is invalid.
+        RuntimeError: TensorFlow has been used already, so its CPU can no longer be divided.
     """
     import tensorflow as tf
 
@@ -37,7 +37,7 @@ def strategy(
     here = place()
     if here.machines > 1:
         if devices is not None:
-            raise ValueError(f"TF_CONFIG says which devices there are, not a number: {devices}")
+            raise ValueError(f"TF_CONFIG selects the devices: do not pass their number, {devices}")
         several = tf.distribute.MultiWorkerMirroredStrategy()
         say(
             f"{here.kind} {here.index} of {here.machines} machines, "
@@ -50,7 +50,7 @@ def strategy(
         raise ValueError(f"devices must be 1 or more, {most}: {devices}")
     if devices == 1:
         say("1 GPU" if gpus else "no GPU: the CPU")
-        return tf.distribute.get_strategy()  # TensorFlow's own choice is GPU:0, where there is one
+        return tf.distribute.get_strategy()  # TensorFlow's default is GPU:0, if there is one
     if gpus:
         say(f"{devices} of {len(gpus)} GPUs")
         return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(devices)])
@@ -60,23 +60,24 @@ def strategy(
         tf.config.set_logical_device_configuration(cpu, parts)
         threads = tf.config.threading
         if not threads.get_intra_op_parallelism_threads() and (os.cpu_count() or 1) <= devices:
-            # Else replicas get in each other's way: 595 ms a step of `make bench-devices`, not 518.
+            # Otherwise replicas compete for cores: a step of `make bench-devices` takes 595 ms
+            # instead of 518.
             threads.set_intra_op_parallelism_threads(1)
     except RuntimeError:
         there_are = len(tf.config.list_logical_devices("CPU"))
         if there_are < devices:
             raise RuntimeError(
-                f"{devices} logical CPU devices must be made before TensorFlow is used; "
+                f"{devices} logical CPU devices must be created before TensorFlow is used; "
                 f"there are {there_are}"
             ) from None
     say(f"no GPU: {devices} logical devices of the CPU, which share its cores")
-    # Collectives of CPU devices allow one size of group in a process.
+    # Collectives of CPU devices allow one group size per process.
     reduction = tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)], reduction)
 
 
 class Place(NamedTuple):
-    """How many machines there are, and which of them this is; alone, the one worker."""
+    """The number of machines, and which of them this is; a single machine is the one worker."""
 
     machines: int = 1
     kind: str = "worker"
@@ -85,7 +86,7 @@ class Place(NamedTuple):
 
 
 def place():
-    """What ``TF_CONFIG`` says, if it names several machines."""
+    """Reads ``TF_CONFIG``, if it names several machines."""
     try:
         config = json.loads(os.environ.get("TF_CONFIG") or "{}")
         cluster = config.get("cluster", {})
@@ -94,13 +95,13 @@ def place():
             return Place()
         kind, index = config["task"]["type"], int(config["task"]["index"])
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"TF_CONFIG is no JSON of a cluster and a task: {error!r}") from None
+        raise ValueError(f"TF_CONFIG must be JSON with a cluster and a task: {error!r}") from None
     first = "chief" if "chief" in cluster else "worker"
     return Place(machines, kind, index, (kind, index) == (first, 0))
 
 
 def is_chief() -> bool:
-    """Whether this process writes files: of several workers the chief, or the first.
+    """Whether this process writes files: the chief, or the first of several workers.
 
     >>> polyhead.training.is_chief()
     True
@@ -108,18 +109,20 @@ def is_chief() -> bool:
     return place().chief
 
 
-def summed(tensors):
-    """A structure of a replica's tensors, summed over all replicas; so are their gradients."""
+def sum_over_replicas(tensors):
+    """Sums a structure of tensors over all replicas; their gradients are summed too."""
     import tensorflow as tf
 
-    # Reduction runs where its values are, and not all of them say where that is.
+    # Reduction runs on the device of its values, which not all of them state.
     tensors = tf.nest.map_structure(tf.identity, tensors)
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
 
 def from_chief(strategy: "tf.distribute.Strategy", number: float) -> float:
-    """What ``number`` is on the chief; all workers must ask. Alone, the number itself.
+    """Returns the chief's ``number`` on every worker; all workers must call it.
+
+    On a single machine it returns ``number``.
 
     >>> polyhead.training.from_chief(tf.distribute.get_strategy(), 3)
     3

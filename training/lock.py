@@ -1,4 +1,4 @@
-"""One process at a time writes to a folder."""
+"""Locks that let one process at a time write to a folder."""
 
 import contextlib
 import errno
@@ -18,23 +18,23 @@ HELD = {}  # lock file -> its open file object, of the locks that this process h
 
 
 class FolderInUseError(RuntimeError):
-    """Another process writes to the folder; the message names both."""
+    """Another process uses the folder; the message names both."""
 
 
 def acquire(folder: str | PathLike[str], name: str = "") -> bool:
     """Locks a folder for this process, until `release` or until the process ends.
 
-    The lock is the operating system's (``lockf``) on the file ``.lock`` in the folder: a process
-    that is killed leaves no lock. Several machines that share the folder see it where their file
-    system supports locks. Readers are not affected. Without locks, on Windows and on some network
-    file systems, a warning says so.
+    The lock is the operating system's (``lockf``) on the file ``.lock`` in the folder, so a killed
+    process leaves no lock behind. It holds across machines that share the folder if the file system
+    supports locks. Readers are not affected. On Windows and on some network file systems there are
+    no locks, and a warning is issued.
 
     Args:
         folder: an existing folder.
         name: locks one part of the folder, with the file ``.<name>.lock``.
 
     Returns:
-        whether it was locked here, and not before by this process.
+        whether this call locked it; False if this process held the lock already.
 
     Raises:
         FolderInUseError: another process holds the lock.
@@ -46,7 +46,7 @@ def acquire(folder: str | PathLike[str], name: str = "") -> bool:
         file = open(path, "a+b", buffering=0)
         try:
             if fcntl is None:
-                raise OSError(errno.ENOSYS, "this system has no fcntl")
+                raise OSError(errno.ENOSYS, "this system does not have fcntl")
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -60,7 +60,7 @@ def acquire(folder: str | PathLike[str], name: str = "") -> bool:
             )
         if is_same(path, file):
             HELD[path] = file
-            with contextlib.suppress(OSError):  # the disk is full: the lock is unnamed
+            with contextlib.suppress(OSError):  # on a full disk the lock names no holder
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         else:  # its holder removed it after it was opened here
@@ -69,7 +69,7 @@ def acquire(folder: str | PathLike[str], name: str = "") -> bool:
 
 
 def release(folder: str | PathLike[str], name: str = "") -> None:
-    """Ends the lock of a folder, if this process holds it."""
+    """Releases the lock of a folder, if this process holds it."""
     path = Path(folder).resolve() / (f".{name}.lock" if name else ".lock")
     if file := HELD.pop(path, None):
         path.unlink(missing_ok=True)
@@ -78,7 +78,9 @@ def release(folder: str | PathLike[str], name: str = "") -> None:
 
 @contextlib.contextmanager
 def locked(folder: str | PathLike[str], name: str = "") -> Iterator[None]:
-    """Within it no other process may `acquire` the folder. Creates it; removes it if left empty.
+    """A context in which no other process can `acquire` the folder.
+
+    Creates the folder if necessary, and removes it if it is empty at the end.
 
     >>> with polyhead.training.locked("run"):
     ...     polyhead.training.write_file("run/notes.txt", b"Only we write here.")
@@ -104,7 +106,7 @@ def locked(folder: str | PathLike[str], name: str = "") -> Iterator[None]:
 
 
 def is_same(path, file):
-    """Whether ``path`` still is the open ``file``."""
+    """Whether ``path`` is still the open ``file``."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except FileNotFoundError:

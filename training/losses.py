@@ -10,17 +10,17 @@ from keras import ops
 class SmoothedCrossEntropy(keras.losses.Loss):
     """Cross-entropy with label smoothing (Szegedy et al. 2016; Vaswani et al. 2017, section 5.4).
 
-    -(1 - smoothing) log p(label) - smoothing / V * sum_v log p(v), in nats per token, averaged
-    over the tokens by their weights: padding weighs nothing. Computed from the logits without
-    making (B, T, V) targets.
+    -(1 - smoothing) log p(label) - smoothing / V * sum_v log p(v), in nats per token: a weighted
+    mean over the tokens, where padding has weight 0. It is computed from the logits, without
+    (B, T, V) targets.
 
-    With a ``consistency`` the rows are pairs of the same example, 2 i and 2 i + 1, that dropout
-    has made different (R-Drop, Liang et al. 2021, arXiv 2106.14448): each has a part in what
-    their distributions p and q differ by, consistency / 4 * (KL(p||q) + KL(q||p)).
+    With ``consistency``, rows 2 i and 2 i + 1 are the same example with different dropout (R-Drop,
+    Liang et al. 2021, arXiv 2106.14448). Each row adds consistency / 4 * (KL(p||q) + KL(q||p)),
+    where p and q are the predicted distributions of the two rows.
 
     Args:
-        smoothing: between 0 and 1; 0.1 in the paper.
-        consistency: R-Drop's alpha, 5 for translation there; 0 is none.
+        smoothing: in [0, 1); 0.1 in the paper.
+        consistency: R-Drop's alpha, 5 for translation in the paper; 0 disables it.
 
     Call with ``labels`` (B, T), ``logits`` (B, T, V) and ``sample_weight`` (B, T).
 
@@ -47,16 +47,16 @@ class SmoothedCrossEntropy(keras.losses.Loss):
         self.consistency = consistency
 
     def call(self, labels, logits):
-        labels = ops.cast(labels, "int32")  # Keras made floats of them
+        labels = ops.cast(labels, "int32")  # Keras converts them to floats
         normalizer = ops.logsumexp(logits, axis=-1)
         chosen = ops.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
         loss = normalizer - (1 - self.smoothing) * chosen
         if self.smoothing:
             loss = loss - self.smoothing * ops.mean(logits, axis=-1)
         if self.consistency:
-            # sum_v (p - q) (log p - log q), in which the normalizers cancel out.
-            chance = ops.exp(logits - normalizer[..., None])
-            difference = (chance[::2] - chance[1::2]) * (logits[::2] - logits[1::2])
+            # sum_v (p - q) (log p - log q), where the normalizers cancel.
+            probability = ops.exp(logits - normalizer[..., None])
+            difference = (probability[::2] - probability[1::2]) * (logits[::2] - logits[1::2])
             differs = ops.repeat(ops.sum(difference, axis=-1), 2, axis=0)
             loss = loss + self.consistency / 4 * differs
         return loss

@@ -1,21 +1,20 @@
-"""Metrics of text, by the library that the field quotes."""
+"""BLEU, computed by sacrebleu."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class Bleu(NamedTuple):
-    """A corpus BLEU in percent, and the signature that tells how it was computed."""
+    """A corpus BLEU score in percent, and sacrebleu's signature of how it was computed."""
 
     score: float
     signature: str
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "13a") -> Bleu:
-    """Corpus BLEU (Papineni et al. 2002) of sacrebleu (Post 2018), one reference each.
+    """Computes corpus BLEU (Papineni et al. 2002) by sacrebleu (Post 2018), one reference each.
 
-    ``tokenize`` is "13a", sacrebleu's default for raw text, or "none" for text that is
-    tokenized already.
+    ``tokenize`` is "13a", sacrebleu's default for raw text, or "none" for tokenized text.
 
     >>> round(polyhead.training.bleu(["A dog runs."], ["A dog runs."]).score, 1)
     100.0
@@ -26,7 +25,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "
         raise ValueError(
             f"one reference for each hypothesis: {len(references)} for {len(hypotheses)}"
         )
-    # force: sacrebleu need not warn that text for "none" looks tokenized
+    # force: no warning that text for "none" looks tokenized
     metric = BLEU(tokenize=tokenize, force=True)
     score = metric.corpus_score(hypotheses, [references]).score
     return Bleu(score, str(metric.get_signature()))

@@ -1,6 +1,6 @@
-"""The base of every model, and how a function of it is compiled: chosen once per backend.
+"""The base class of all models, and compiled functions of a model, for Keras's backend.
 
-On TensorFlow a model trains by `replicas`; elsewhere it is a plain `keras.Model`.
+On TensorFlow the base class is `replicas.Model`; on other backends it is `keras.Model`.
 """
 
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from typing import Any
 
 import keras
 
-from .compiling import noticed
+from .compiling import with_notice
 
 if keras.config.backend() == "tensorflow":
-    from .replicas import Model, jitted
+    from .replicas import Model, jit
 
     def build_optimizer(model: keras.Model) -> None:
-        """Creates the variables of the model's optimizer, if there are none yet.
+        """Builds the model's optimizer, unless it is built already.
 
         >>> model = polyhead.GPT.preset("char-small", num_layers=1)
         >>> model.compile("adam")
@@ -26,8 +26,8 @@ if keras.config.backend() == "tensorflow":
 else:
     from keras import Model
 
-    def jitted(model, function):
-        """``function`` of arrays, which calls ``model``, compiled by JAX."""
+    def jit(model, function):
+        """Compiles ``function``, which takes arrays and calls ``model``, with JAX."""
         import jax
 
         @jax.jit
@@ -38,23 +38,23 @@ else:
         return lambda *args: stateless([v.value for v in model.variables], *args)
 
     def build_optimizer(model: keras.Model) -> None:
-        """Creates the variables of the model's optimizer, if there are none yet."""
+        """Builds the model's optimizer, unless it is built already."""
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
 
 
 def compiled(model: keras.Model, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """``function`` of arrays, which calls ``model``, compiled once per shape.
+    """Compiles ``function``, which takes arrays and calls ``model``, once per shape.
 
-    Where that takes long, a line on stderr says that ``name`` is compiled, and another how long
-    it took.
+    If compiling takes long, a line on stderr reports that ``name`` is being compiled, and a second
+    line how long it took.
 
     >>> model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
     >>> predict = polyhead.training.compiled(model, lambda x: model(x), "prediction")
     >>> tuple(predict(np.ones([3, 2], "float32")).shape)
     (3, 1)
     """
-    return noticed(jitted(model, function), name)
+    return with_notice(jit(model, function), name)
 
 
 __all__ = ["Model", "build_optimizer", "compiled"]

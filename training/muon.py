@@ -11,26 +11,26 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("polyhead")
 class Muon(keras.optimizers.Muon):
-    """Keras's Muon, which also takes the kernels of attention for the matrices that they are.
+    """Keras's Muon, extended to attention kernels of three axes.
 
-    An update of a matrix is its momentum made orthogonal, and as large as AdamW's would be (Liu et
-    al. 2025, arXiv 2502.16982, section 2.2), so that one learning rate does for both. AdamW's are
-    vectors, embeddings and what ``exclude_layers`` names: here the first and the last map of a ViT.
+    The update of a matrix is its orthogonalized momentum, scaled to the size of AdamW's update (Liu
+    et al. 2025, arXiv 2502.16982, section 2.2), so one learning rate works for both. AdamW updates
+    vectors, embeddings and the weights that ``exclude_layers`` matches, by default the first and
+    the last kernel of a ViT.
 
-    A kernel of several axes, (D, H, K) or (H, K, D), is a matrix with its neighbouring axes joined,
-    so that it comes nearest to a square: D is about H K. The two matrices of a low-rank change are
-    AdamW's.
+    A kernel of shape (D, H, K) or (H, K, D) becomes a matrix by joining neighbouring axes, such
+    that it is closest to a square, since D is about H K. AdamW also updates LoRA adapters.
 
     >>> optimizer = polyhead.training.Muon(2e-3, weight_decay=0.1)  # for model.compile
 
     Args:
-        learning_rate, weight_decay: of AdamW too; a decay of None is none.
-        exclude_layers: regular expressions that are looked for in weights' paths.
-        adam_weight_decay: AdamW's own; where it is None, ``weight_decay``.
-        kwargs: Keras's.
+        learning_rate, weight_decay: for AdamW's weights too; None disables the decay.
+        exclude_layers: regular expressions, searched in the paths of weights.
+        adam_weight_decay: the decay of AdamW's weights. Default: ``weight_decay``.
+        kwargs: other arguments of Keras's Muon.
 
     Raises:
-        TypeError: ``exclude_layers`` is no list.
+        TypeError: ``exclude_layers`` is not a list.
     """
 
     def __init__(
@@ -70,6 +70,6 @@ class Muon(keras.optimizers.Muon):
 
 
 def matrix(shape):
-    """Rows and columns of a kernel: its axes joined into two, as near to a square as can be."""
+    """Joins the axes of a kernel into rows and columns, as close to a square as possible."""
     cuts = [(math.prod(shape[:i]), math.prod(shape[i:])) for i in range(1, len(shape))]
     return min(cuts, key=max)

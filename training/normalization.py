@@ -6,27 +6,27 @@ from functools import partial
 import keras
 import tensorflow as tf
 
-from .devices import summed
+from .devices import sum_over_replicas
 
 
-def synchronized(model):
-    """The layers in training that normalize by the batch of all replicas."""
-    return [layer for layer in in_training(model) if layer.synchronized]
+def synchronized_layers(model):
+    """The trainable layers that normalize by the batch of all replicas."""
+    return [layer for layer in batch_normalizations(model) if layer.synchronized]
 
 
-def unsynchronized(model):
-    """The layers in training that normalize by the batch of their own replica."""
-    return [layer for layer in in_training(model) if not layer.synchronized]
+def unsynchronized_layers(model):
+    """The trainable layers that normalize by their replica's part of the batch."""
+    return [layer for layer in batch_normalizations(model) if not layer.synchronized]
 
 
-def in_training(model):
+def batch_normalizations(model):
     layers = model._flatten_layers()
     return [x for x in layers if isinstance(x, keras.layers.BatchNormalization) and x.trainable]
 
 
 @contextlib.contextmanager
 def synchronizing(layers):
-    """Within it, ``layers`` use `moments`: Keras's do not synchronize those of masked inputs."""
+    """A context in which ``layers`` use `moments`: Keras does not synchronize masked inputs."""
     for layer in layers:
         layer._moments = partial(moments, layer)
     try:
@@ -37,14 +37,14 @@ def synchronizing(layers):
 
 
 def moments(layer, inputs, mask):
-    """The mean and variance of all replicas' ``inputs``, of what ``mask`` leaves of them."""
+    """The mean and variance of all replicas' ``inputs`` where ``mask`` is true."""
     weight = tf.ones_like(inputs)
     if mask is not None:
         weight *= tf.cast(mask, inputs.dtype)[..., None]
 
     def mean(values):
         sums = [tf.reduce_sum(x, layer._reduction_axes) for x in (values * weight, weight)]
-        total, count = summed(sums)
+        total, count = sum_over_replicas(sums)
         return tf.math.divide_no_nan(total, count)
 
     mean_here = mean(inputs)

@@ -1,4 +1,4 @@
-"""The training step on TensorFlow: the same mathematics on one device or many, under XLA."""
+"""The training step on TensorFlow: equal results on one device or many, compiled by XLA."""
 
 import contextlib
 import warnings
@@ -12,53 +12,53 @@ from tensorflow.python.distribute.values import DistributedVariable
 
 from .averages import averages, counting_updates, inner
 from .callbacks import Progress
-from .class_weights import class_weighted
+from .class_weights import apply_class_weights
 from .compiling import Notice
-from .devices import summed
+from .devices import sum_over_replicas
 from .global_loss import GlobalLoss, rows, share
-from .normalization import synchronized, synchronizing, unsynchronized
+from .normalization import synchronized_layers, synchronizing, unsynchronized_layers
 from .states import random_states, some
 
-DEFAULT = tf.distribute.get_strategy()  # where there is none
+DEFAULT = tf.distribute.get_strategy()  # outside any strategy's scope
 SUPPORTED = (
     type(DEFAULT),
     tf.distribute.OneDeviceStrategy,
     tf.distribute.MirroredStrategy,
     tf.distribute.MultiWorkerMirroredStrategy,
 )
-MEASURED = "polyhead/"  # begins the names of a step's logs that go to `Model.measured`
-SHAPE = "polyhead/shape"  # of a step's input, where XLA compiles for each
+MEASURED = "polyhead/"  # prefix of the logs that a step moves to `Model.measured`
+SHAPE = "polyhead/shape"  # log with the shape of a step's input; XLA compiles once per shape
 STREAM = 0x9E3779B1  # 2**32 / the golden ratio: far from its small multiples
 
 
-def jitted(model, function):
-    """``function`` of tensors, which calls ``model``, compiled by XLA, once per shape."""
+def jit(model, function):
+    """Compiles ``function``, which takes tensors and calls ``model``, with XLA, once per shape."""
     return tf.function(function, jit_compile=True, autograph=False)
 
 
 class Model(keras.Model):
     """A `keras.Model` whose `fit` gives the same result on one device and on several.
 
-    Subclass it, or call it as ``Model(inputs, outputs)``. Under a `tf.distribute` strategy
+    Subclass it, or call it as ``Model(inputs, outputs)``. Under a `tf.distribute` strategy:
 
-    - every loss of Keras is a mean over the weights of the global batch, not of a replica's;
-    - gradients are summed over the replicas first: clipping, loss scaling, weight decay and
-      averages (``use_ema``) see those of the global batch;
-    - the optimizer's ``gradient_accumulation_steps`` batches are one: their gradients count by
-      the weights of the batches (of the first loss, where there are several);
-    - each replica draws other random numbers, the same for the same seed;
-    - metrics are exact over all replicas at every step.
+    - Each Keras loss is the weighted mean over the global batch, not over a replica's part.
+    - Gradients are summed over the replicas first, so clipping, loss scaling, weight decay and EMA
+      weights (``use_ema``) use the gradients of the global batch.
+    - Gradient accumulation over ``gradient_accumulation_steps`` batches equals one large batch: a
+      batch counts by its weight (that of the first loss, if there are several).
+    - Each replica samples different random numbers, reproducible from the seed.
+    - Metrics are exact over all replicas at every step.
 
-    The step is compiled by XLA (``jit_compile``, on by default): whole on the only device; under
-    a strategy in two parts per replica, the forward and backward pass, and the optimizer, which
-    updates the replica's copies of the variables. After a step ``measured`` holds its
-    ``gradient_norm``, before clipping, and its ``weight``, the tokens or examples of the global
-    batch.
+    The step is compiled by XLA (``jit_compile``, on by default). On one device it is one function.
+    Under a strategy it is two per replica: the forward and backward pass, and the optimizer, which
+    updates the replica's copies of the variables. After a step, ``measured`` holds its
+    ``gradient_norm`` before clipping and its ``weight``, the number of tokens or examples in the
+    global batch.
 
-    A `compute_loss` of your own that calls no loss of `compile` gives a mean over the replica's
-    examples; so does `add_loss`. A `train_step` of your own runs as under `keras.Model`: Keras's
-    optimizer sums the gradients over the replicas, ``measured`` stays empty, and XLA is used on
-    one device only. Where it calls ``super().train_step``, all of the above holds.
+    A custom `compute_loss` that does not call the losses of `compile` is a mean over the replica's
+    examples; so is `add_loss`. A custom `train_step` runs as in `keras.Model`: Keras's optimizer
+    sums the gradients over the replicas, ``measured`` stays empty, and XLA is used on one device
+    only. If it calls ``super().train_step``, all of the above holds.
 
     >>> inputs = keras.Input([2])
     >>> model = polyhead.training.Model(inputs, keras.layers.Dense(1)(inputs))
@@ -69,14 +69,14 @@ class Model(keras.Model):
     """
 
     def __new__(cls, *args, **kwargs):
-        if cls is Model and of_tensors(args, kwargs):
+        if cls is Model and is_functional(args, kwargs):
             cls = FunctionalModel
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if of_tensors(args, kwargs):
-            # Keras would make a functional model of this class itself, and so of all models.
-            functional(type(self))
+        if is_functional(args, kwargs):
+            # Keras would make this class itself functional, and with it all models.
+            make_functional(type(self))
             Functional.__init__(self, *args, **kwargs)
         else:
             super().__init__(*args, **kwargs)
@@ -85,8 +85,8 @@ class Model(keras.Model):
         here = self.distribute_strategy
         if not isinstance(here, SUPPORTED):
             raise NotImplementedError(
-                f"{type(here).__name__} is not supported: MirroredStrategy and "
-                "MultiWorkerMirroredStrategy are, and on TPUs Keras's JAX backend"
+                f"{type(here).__name__} is not supported: use MirroredStrategy or "
+                "MultiWorkerMirroredStrategy, or Keras's JAX backend on TPUs"
             )
         own = type(self).train_step is not Model.train_step
         super().compile(*args, jit_compile=own and here is DEFAULT and jit_compile, **kwargs)
@@ -109,8 +109,8 @@ class Model(keras.Model):
         if optimizer is not None:
             if optimizer._distribution_strategy is not here:
                 raise ValueError(
-                    f"the model is of {type(here).__name__}, the optimizer of "
-                    f"{type(optimizer._distribution_strategy).__name__}: make both, and call "
+                    f"the model belongs to {type(here).__name__}, the optimizer to "
+                    f"{type(optimizer._distribution_strategy).__name__}: create both, and call "
                     "compile, within strategy.scope()"
                 )
             if isinstance(optimizer, keras.optimizers.MultiOptimizer) and here is not DEFAULT:
@@ -131,23 +131,23 @@ class Model(keras.Model):
         sample_weight=None,
         **kwargs,
     ):
-        """As `keras.Model.fit`; ``class_weight`` multiplies sample weights.
+        """Trains like `keras.Model.fit`; ``class_weight`` multiplies the sample weights.
 
-        Labels are class numbers, or probabilities of classes: these weigh by their mean. With
-        ``validation_split``, a generator or a `PyDataset`, Keras applies ``class_weight`` itself:
-        to the most likely class.
+        Labels are class indices or class probabilities; with probabilities, an example's weight is
+        the mean of the class weights. With ``validation_split``, a generator or a `PyDataset`,
+        Keras applies ``class_weight`` itself, to the most likely class.
 
         Raises:
-            ConnectionError: another machine is gone.
+            ConnectionError: another worker has stopped.
         """
         self._assert_compile_called("fit")
         if isinstance(x, tf.data.Dataset):
-            kwargs.setdefault("shuffle", False)  # Keras warns that it will not
+            kwargs.setdefault("shuffle", False)  # else Keras warns that it does not shuffle
         if class_weight and isinstance(x, tf.data.Dataset):
-            x = x.map(lambda *batch: class_weighted(class_weight, *batch))
+            x = x.map(lambda *batch: apply_class_weights(class_weight, *batch))
             class_weight = None
         elif class_weight and y is not None and not kwargs.get("validation_split"):
-            _, _, sample_weight = class_weighted(class_weight, None, y, sample_weight)
+            _, _, sample_weight = apply_class_weights(class_weight, None, y, sample_weight)
             sample_weight, class_weight = sample_weight.numpy(), None
         given = keras.tree.flatten(getattr(callbacks, "callbacks", callbacks))
         self._notice.silent = verbose == 0 and not any(isinstance(c, Progress) for c in given)
@@ -158,8 +158,8 @@ class Model(keras.Model):
             if not self._on_several_machines or "Collective" not in str(error):
                 raise
             raise ConnectionError(
-                "another worker is gone, and training cannot continue without it; start the job "
-                "again on all machines: it resumes from its last checkpoint "
+                "another worker has stopped, and training cannot continue without it: restart the "
+                "job on all machines; it resumes from its last checkpoint "
                 f"({type(error).__name__})"
             ) from error
         finally:
@@ -167,7 +167,7 @@ class Model(keras.Model):
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, **kwargs):
         if class_weight:
-            _, _, sample_weight = class_weighted(class_weight, None, y, sample_weight)
+            _, _, sample_weight = apply_class_weights(class_weight, None, y, sample_weight)
         return super().train_on_batch(x, y, sample_weight, **kwargs)
 
     @property
@@ -178,16 +178,18 @@ class Model(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if tf.distribute.has_strategy():
             context = tf.distribute.get_replica_context()
-            totals = summed(self._count(x, y, sample_weight))
-            # Read here: the compiled function would keep the scale it began with.
+            totals = sum_over_replicas(self._count(x, y, sample_weight))
+            # Read here: the compiled function would keep its first value.
             scale = self.optimizer.scale_loss(tf.ones(()))
             replica = tf.convert_to_tensor(context.replica_id_in_sync_group)
             # Replicas cannot exchange moments inside a function that XLA compiles.
-            part = forward_backward if synchronized(self) else self._forward_backward
+            part = forward_backward if synchronized_layers(self) else self._forward_backward
             loss, counts, gradients, y_pred = part(
                 self, x, y, sample_weight, totals, scale, replica
             )
-            norm = self._update_copies(self, summed(gradients), scale, first_loss(totals))
+            norm = self._update_copies(
+                self, sum_over_replicas(gradients), scale, first_loss(totals)
+            )
         else:
             loss, counts, norm, y_pred = self._whole_step(self, x, y, sample_weight)
             totals = counts
@@ -220,10 +222,10 @@ class Model(keras.Model):
             logs = step_function(data)
             if not self._on_several_machines:
                 return logs
-            # There Keras cannot reduce scalars.
+            # Keras cannot reduce scalars over several machines.
             return keras.tree.map_structure(lambda value: tf.reshape(value, [-1]), logs)
 
-        def announced(data):  # which runs while it is traced
+        def announced(data):  # Python runs this only while tracing
             tensors = [x for x in keras.tree.flatten(data) if isinstance(x, tf.Tensor)]
             shape = tensors[0].shape if tensors else tf.TensorShape(None)
             self._notice.begin("training", shape if shape.is_fully_defined() else None)
@@ -237,17 +239,17 @@ class Model(keras.Model):
         return super()._make_function(announced if train else step)
 
     def _layers_to_synchronize(self):
-        """The layers that exchange moments; warns of those that do not, and that XLA is off."""
+        """Returns the layers that synchronize moments; warns about others and if XLA is off."""
         if self.distribute_strategy is DEFAULT:
             return []
-        names = [layer.path for layer in unsynchronized(self)]
+        names = [layer.path for layer in unsynchronized_layers(self)]
         if names and self.distribute_strategy.num_replicas_in_sync > 1:
             warnings.warn(
-                f"each replica normalizes its own part of a batch in {some(names)}, so several "
-                "replicas train differently than one: use BatchNormalization(synchronized=True)",
+                f"each replica normalizes its own part of a batch in {some(names)}, so training on "
+                "several replicas differs from one: use BatchNormalization(synchronized=True)",
                 stacklevel=2,
             )
-        if (layers := synchronized(self)) and self._forward_backward is not forward_backward:
+        if (layers := synchronized_layers(self)) and self._forward_backward is not forward_backward:
             self._notice.say(
                 "XLA is off for the forward and backward pass: replicas exchange moments in "
                 f"{some([layer.path for layer in layers])}"
@@ -259,15 +261,15 @@ class Model(keras.Model):
         y_pred = self(x, training=False)
         totals = None
         if tf.distribute.get_replica_context().num_replicas_in_sync > 1:
-            totals = summed(self._count(x, y, sample_weight, y_pred))
+            totals = sum_over_replicas(self._count(x, y, sample_weight, y_pred))
         loss, counts = self._share_of_loss(x, y, y_pred, sample_weight, False, totals)
         self._track(loss, first_loss(counts), first_loss(counts if totals is None else totals))
         return self._results(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
 
     def _share_of_loss(self, x, y, y_pred, sample_weight, training, totals=None):
-        """This replica's part of the global loss, and its counts.
+        """Computes this replica's part of the global loss, and its counts.
 
-        ``totals`` are the counts of all replicas; without them it is as if this were the only one.
+        ``totals`` are the counts of all replicas; None for a single replica.
         """
         examples = rows((y, x))
         losses = GlobalLoss(None) if self._compile_loss is None else self._compile_loss
@@ -276,17 +278,17 @@ class Model(keras.Model):
         if len(counts) == 1 and type(self).compute_loss is not keras.Model.compute_loss:
             loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
         total = examples if totals is None else totals[0]
-        loss = tf.where(examples > 0, loss, 0)  # the mean of nothing is no number
+        loss = tf.where(examples > 0, loss, 0)  # the mean over no examples is NaN
         return loss * share(examples, total), tf.stack(counts)
 
     def _count(self, x, y, sample_weight, y_pred=None):
-        """This replica's counts, before its loss is known.
+        """Computes this replica's counts before its loss.
 
-        Masks are made on the way through the model. Where there are no outputs yet, which is in
-        training, it goes that way once more; of this only what the counts depend on is run. In a
-        stateless scope, lest anything be assigned.
+        Layers create masks while the model runs. In training there are no outputs yet, so the
+        model is called here too; the graph runs only what the counts depend on. A stateless scope
+        prevents assignments.
         """
-        # Regularizers look for their weights in that scope.
+        # Regularizers read their weights from that scope.
         weights = [(v, v.value) for v in self.trainable_variables if v.regularizer is not None]
         with keras.StatelessScope(state_mapping=weights):
             if training := y_pred is None:
@@ -294,22 +296,22 @@ class Model(keras.Model):
             return self._share_of_loss(x, y, y_pred, sample_weight, training)[1]
 
     def _track(self, loss, weight, total):
-        """Adds to the mean loss a global batch's, by its weight; each replica its part."""
+        """Adds this replica's part of a global batch's loss to the mean loss, by its weight."""
         self._loss_tracker.total.assign_add(loss * total)
         self._loss_tracker.count.assign_add(weight)
 
     def _results(self, results):
-        """Metrics over all replicas; their variables are sums."""
+        """Computes metrics over all replicas; their variables are sums."""
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
             variables = [v for v in self.metrics_variables if v.aggregation == "sum"]
-            sums = summed([v.value for v in variables])
+            sums = sum_over_replicas([v.value for v in variables])
             with keras.StatelessScope(state_mapping=list(zip(variables, sums, strict=True))):
                 results = {**results, **self.get_metrics_result()}
         return results
 
     def _apply(self, gradients, weight):
-        """Lets the optimizer make its step of ``gradients``, or of several batches' gradients."""
+        """Applies ``gradients``, or accumulates them until there are enough batches."""
         if not self._accumulate:
             self._step(gradients)
             return
@@ -343,10 +345,10 @@ class Model(keras.Model):
                 tf.cond(due, overwrite, tf.no_op)
 
     def _accumulators(self):
-        """Sums of gradients, of their weights, and the number of batches: the optimizer's."""
+        """Returns the optimizer's sums of gradients and of weights, and its number of batches."""
         optimizer = inner(self.optimizer)
         if not hasattr(optimizer, "_sums"):
-            # Keras's own name, so that its optimizer can use them too.
+            # Keras's name, so that its optimizer can use them too.
             if not hasattr(optimizer, "_accumulated_gradients"):
                 optimizer._accumulated_gradients = [
                     optimizer.add_variable_from_reference(v, name="gradient_sum")
@@ -360,21 +362,21 @@ class Model(keras.Model):
         return optimizer._sums
 
     def build_optimizer(self) -> None:
-        """Creates the optimizer's variables, which cannot be created while a step is traced."""
+        """Builds the optimizer; variables cannot be created while a step is traced."""
         if self.optimizer is None:
             return
         with self.distribute_strategy.scope():
             if not self.optimizer.built:  # building Keras's loss scaling twice would reset it
                 with counting_updates(inner(self.optimizer)):
                     self.optimizer.build(self.trainable_variables)
-                for v, average in averages(self.optimizer):  # else zero until the first update
+                for v, average in averages(self.optimizer):  # otherwise zero until the first update
                     average.assign(v.numpy())
             if self._accumulate:
                 self._accumulators()
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Under a strategy Keras builds a model from the mean of the replicas' batches, which need
-        # not have one shape, nor be readable on several machines. Shapes are enough.
+        # Under a strategy Keras builds a model from the mean of the replicas' batches. Their shapes
+        # may differ, and on several machines they cannot be read. Shapes are enough.
         if iterator is not None:
             data_batch = iterator.data_adapter.get_tf_dataset().element_spec
         _, y, _ = keras.utils.unpack_x_y_sample_weight(data_batch)
@@ -387,25 +389,25 @@ class Model(keras.Model):
 
 
 class FunctionalModel(Model, Functional):
-    """What ``Model(inputs, outputs)`` makes."""
+    """The class of ``Model(inputs, outputs)``."""
 
 
-def of_tensors(args, kwargs):
-    """Whether a model is made of ``(inputs, outputs)``, as Keras decides it."""
+def is_functional(args, kwargs):
+    """Whether a model is created from ``(inputs, outputs)``, decided as in Keras."""
     return len(args) == 2 or "outputs" in kwargs and len(args) + ("inputs" in kwargs) == 1
 
 
-def functional(cls):
-    """Puts `FunctionalModel` in the place of `Model` among the bases of a class."""
+def make_functional(cls):
+    """Replaces `Model` by `FunctionalModel` among the bases of a class."""
     if issubclass(cls, Model) and not issubclass(cls, FunctionalModel):
         cls.__bases__ = tuple(
-            FunctionalModel if base is Model else functional(base) for base in cls.__bases__
+            FunctionalModel if base is Model else make_functional(base) for base in cls.__bases__
         )
     return cls
 
 
 def whole_step(model, x, y, sample_weight):
-    """A step on the only device: the loss, its counts, the gradients' norm, the outputs."""
+    """Runs a step on one device; returns loss, counts, gradient norm and outputs."""
     scale = model.optimizer.scale_loss(tf.ones(()))
     loss, counts, gradients, y_pred = forward_backward(model, x, y, sample_weight, None, scale, 0)
     model._apply(gradients, first_loss(counts))
@@ -413,9 +415,9 @@ def whole_step(model, x, y, sample_weight):
 
 
 def forward_backward(model, x, y, sample_weight, totals, scale, replica):
-    """This replica's part of the loss, its counts, ``scale`` times its gradients, the outputs.
+    """Returns this replica's part of the loss, counts, gradients times ``scale``, and outputs.
 
-    ``totals`` are the counts of all replicas, None where this is the only one.
+    ``totals`` are the counts of all replicas; None for a single replica.
     """
     streams = random_states(model) if totals is not None else []
     stream = tf.stack([tf.cast(replica, "int64") * STREAM, 0])
@@ -432,28 +434,28 @@ def forward_backward(model, x, y, sample_weight, totals, scale, replica):
         [v.value for v in model.trainable_weights],
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
-    # The outputs are large: hand them on only where a metric reads them.
+    # The outputs are large: return them only if a metric reads them.
     own = type(model).compute_metrics is not keras.Model.compute_metrics
     y_pred = y_pred if own or model._compile_metrics is not None else None
     gradients = [tf.convert_to_tensor(g) for g in gradients]
-    return loss, counts, gradients if totals is None else packed(gradients), y_pred
+    return loss, counts, gradients if totals is None else pack(gradients), y_pred
 
 
 def norm(gradients):
-    """The norm of all gradients together, which may be of several dtypes."""
+    """The global norm of all gradients, whose dtypes may differ."""
     return tf.linalg.global_norm([tf.cast(g, "float32") for g in gradients])
 
 
-def packed(tensors):
-    """Tensors as one vector for each dtype: to reduce one costs less than to reduce many."""
+def pack(tensors):
+    """Packs tensors into one vector per dtype: reducing one costs less than reducing many."""
     kinds = {tensor.dtype: [] for tensor in tensors}
     for tensor in tensors:
         kinds[tensor.dtype].append(tf.reshape(tensor, [-1]))
     return [tf.concat(flat, 0) for flat in kinds.values()]
 
 
-def unpacked(vectors, variables):
-    """What `packed` made of tensors that have the variables' shapes and dtypes."""
+def unpack(vectors, variables):
+    """Reverses `pack` for tensors with the shapes and dtypes of ``variables``."""
     parts = {}
     for vector in vectors:
         sizes = [v.value.shape.num_elements() for v in variables if v.dtype == vector.dtype.name]
@@ -462,11 +464,11 @@ def unpacked(vectors, variables):
 
 
 def update_copies(model, gradients, scale, weight):
-    """The optimizer's step on this replica's copies of all variables; the gradients' norm.
+    """Updates this replica's copies of all variables; returns the gradient norm.
 
-    The packed gradients are those of all replicas, so each makes the same step.
+    The packed gradients are summed over all replicas, so each replica makes the same update.
     """
-    gradients = unpacked(gradients, model.trainable_weights)
+    gradients = unpack(gradients, model.trainable_weights)
     with own_copies(model):
         model._apply(gradients, weight)
     return norm(gradients) / scale
@@ -474,10 +476,10 @@ def update_copies(model, gradients, scale, weight):
 
 @contextlib.contextmanager
 def own_copies(model):
-    """Within it a replica is alone: variables are its own copies, and there is no strategy.
+    """A context in which variables are the replica's copies and there is no strategy.
 
-    Keras's optimizers, and its loss scaling, have the replicas meet for each variable, which a
-    compiled function cannot do.
+    Keras's optimizers and loss scaling synchronize the replicas for each variable, which a compiled
+    function cannot do.
     """
     optimizer = inner(model.optimizer)
     strategy = optimizer._distribution_strategy
@@ -498,5 +500,5 @@ def own_copies(model):
 
 
 def first_loss(counts):
-    """The count by which batches are weighed: the first loss's, or examples where there is none."""
+    """The weight of a batch: the count of its first loss, or of examples if there is no loss."""
     return counts[min(1, counts.shape[0] - 1)]

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the update."""
+"""Learning rate schedules."""
 
 import keras
 from keras import ops
@@ -6,9 +6,9 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("polyhead")
 class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises linearly to ``peak`` at update ``warmup``, then falls as 1 / sqrt(update).
+    """Increases linearly to ``peak`` at update ``warmup``, then decays as 1 / sqrt(update).
 
-    Vaswani et al. 2017, equation 3, is ``InverseSquareRoot.of_width(dim, warmup)``.
+    The schedule of Vaswani et al. 2017, equation 3, is ``InverseSquareRoot.of_width(dim, warmup)``.
 
     >>> rate = polyhead.training.InverseSquareRoot.of_width(512, warmup=4000)
     >>> round(float(rate(3999)), 6)  # the peak
@@ -23,7 +23,7 @@ class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
 
     @classmethod
     def of_width(cls, dim: int, warmup: int = 4000) -> "InverseSquareRoot":
-        """dim^-0.5 min(update^-0.5, update warmup^-1.5)."""
+        """The schedule dim^-0.5 min(update^-0.5, update warmup^-1.5)."""
         return cls(dim**-0.5 * warmup**-0.5, warmup)
 
     def __call__(self, step):

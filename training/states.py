@@ -1,4 +1,4 @@
-"""Tensors by name in safetensors files: weights, and the whole state of a training run."""
+"""Named tensors in safetensors files: weights, and the complete state of a training run."""
 
 import json
 import os
@@ -25,12 +25,12 @@ def write_tensors(
     >>> polyhead.training.write_tensors("x.safetensors", {"x": np.ones(2)}, about="an example")
     """
     arrays = {name: np.array(value, order="C") for name, value in tensors.items()}
-    # Other libraries require a format; PyTorch's is the same bytes.
+    # Other libraries require a format; PyTorch's has the same bytes.
     write_file(path, save(arrays, metadata={"format": "pt", "polyhead": json.dumps(about)}))
 
 
 def write_file(path: str | PathLike[str], content: bytes) -> None:
-    """Writes bytes atomically. An `OSError`, as of a full disk, names the file.
+    """Writes bytes atomically. An `OSError`, for example for a full disk, names the file.
 
     >>> polyhead.training.write_file("notes.txt", b"All of it, or nothing.")
     """
@@ -50,14 +50,14 @@ def write_file(path: str | PathLike[str], content: bytes) -> None:
 
 
 def read_tensors(path: str | PathLike[str]) -> tuple[dict[str, np.ndarray], Any]:
-    """The ``{name: array}`` of a file, and the ``about`` that was written with them.
+    """Reads the ``{name: array}`` of a file, and the ``about`` that was written with them.
 
     >>> polyhead.training.write_tensors("x.safetensors", {"x": np.ones(2)}, about="an example")
     >>> polyhead.training.read_tensors("x.safetensors")
     ({'x': array([1., 1.])}, 'an example')
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         CheckpointError: it is not a complete safetensors file.
     """
     check_file(path)
@@ -72,11 +72,11 @@ def read_tensors(path: str | PathLike[str]) -> tuple[dict[str, np.ndarray], Any]
 
 
 def check_file(path):
-    """Refuses what is not a regular file: a folder, a device, or a pipe, which would block.
+    """Checks that a path is a regular file: a folder cannot be read, and a pipe would block.
 
     Raises:
-        FileNotFoundError: there is nothing, or a broken link.
-        CheckpointError: there is something else than a file.
+        FileNotFoundError: the path does not exist, or is a broken link.
+        CheckpointError: the path is not a regular file.
     """
     path = Path(path)
     if not path.exists():
@@ -86,7 +86,7 @@ def check_file(path):
 
 
 def by_path(variables):
-    """``{path: variable}``; the paths are the format, so duplicates are an error."""
+    """``{path: variable}``; paths name the tensors in files, so duplicates are an error."""
     named = {}
     for variable in variables:
         if variable.path in named:
@@ -96,13 +96,13 @@ def by_path(variables):
 
 
 def random_states(model):
-    """The states of the model's random generators, which are not among its weights."""
+    """The states of the model's random generators; they are not weights."""
     weights = {id(v) for v in model.weights + model.metrics_variables}
     return [v for v in model.variables if id(v) not in weights]
 
 
 def some(names):
-    """The first of ``names``, and how many more there are."""
+    """Formats the first of ``names`` and the number of the others."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{names[:5]}{more}" if names else "nothing else"
 
@@ -111,11 +111,11 @@ def check_shapes(shapes, tensors, source):
     """Checks that ``tensors`` has every name of ``shapes``, with that shape.
 
     Args:
-        shapes: pairs of a name and a shape. It may be an endless iterator: the check ends at the
-            sixth name that is missing.
+        shapes: pairs of a name and a shape. May be an endless iterator: the check stops at the
+            sixth missing name.
 
     Raises:
-        CheckpointError: naming what is missing, or of another shape.
+        CheckpointError: a tensor is missing or has another shape; the message names it.
     """
     missing = []
     for name, shape in shapes:
@@ -133,16 +133,16 @@ def check_shapes(shapes, tensors, source):
 
 
 def check_values(variable, name, array, source):
-    """Checks that an array's kind of number is the variable's, and that all values are finite.
+    """Checks that array and variable are both floating or both not, and that values are finite.
 
     Raises:
-        CheckpointError: naming the tensor.
+        CheckpointError: the message names the tensor.
     """
     kind, ours = (keras.backend.standardize_dtype(x.dtype) for x in (array, variable))
     if ("float" in kind) != ("float" in ours):
         raise CheckpointError(f"{source}: {name} has type {kind}, the model's is {ours}")
     if "float" in ours and array.size:
-        # Finite in the variable's type; NaN is least and most.
+        # Finite in the variable's type; NaN is both minimum and maximum.
         with np.errstate(over="ignore", invalid="ignore"):
             ends = np.array([array.min(), array.max()]).astype(ours)
         if not np.isfinite(ends.astype("float64")).all():
@@ -150,16 +150,16 @@ def check_values(variable, name, array, source):
 
 
 def assign(variables, tensors, source, unchecked=()):
-    """Gives ``{name: variable}`` the values ``{name: array}``, all of them or none.
+    """Assigns ``{name: array}`` to ``{name: variable}``, all of them or none.
 
-    It takes them out of ``tensors`` one by one, so that memory does not hold all of them twice.
+    Arrays are removed from ``tensors`` one by one, so that memory does not hold all of them twice.
 
     Args:
         unchecked: prefixes of the names of tensors that may be non-finite.
 
     Raises:
-        CheckpointError: naming a tensor that is missing, left over, of another shape or type, or
-            non-finite.
+        CheckpointError: a tensor is missing, left over, of another shape or type, or non-finite;
+            the message names it.
     """
     missing = sorted(set(variables) - set(tensors))
     unread = sorted(set(tensors) - set(variables))

@@ -1,9 +1,9 @@
-"""Tokenizers that run in TensorFlow's graph, chosen by what their files say.
+"""Tokenizers that run in TensorFlow's graph, selected by the content of their files.
 
 All have one interface (`tokenizer.Tokenizer`):
 
 - ``encode(texts)`` -> ragged ids, ``decode(ids)`` -> texts: tensors, eagerly or in a `tf.function`;
-- ``tokens(text)``: the tokens of one text as strings, for people to look at;
+- ``tokens(text)``: the tokens of one text as readable strings;
 - ``vocab_size``, ``pad_id``, ``end_id``; ``prefix`` and ``suffix``, ids around each text;
 - ``save(folder)``, ``load(folder)``; ``spec(name)``, the input of an exported function.
 """
@@ -17,21 +17,23 @@ MARIAN = ("source.spm", "target.spm")
 JSON = "tokenizer.json"
 SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 BYTE_PAIRS = ("vocab.json", "merges.txt")
-# All that tokenizers read and write.
+# All files that tokenizers read and write.
 FILES = (CHARACTERS, *MARIAN, "target_vocab.json", JSON, *SENTENCEPIECE, *BYTE_PAIRS)
 
 
 def load(folder, end=None):
-    """Loads the tokenizer in ``folder``, or returns None where there is none.
+    """Loads the tokenizer in ``folder``; returns None if there is none.
 
-    A ``tokenizer.json`` or a SentencePiece model is read for the kind of tokenizer that it holds.
+    The class is selected by the content of ``tokenizer.json`` or of the SentencePiece model.
 
     Args:
-        end: the id of the end token, for byte pairs: ``<|endoftext|>`` if not given.
+        end: the id of the end token, if the files do not give it. Default for byte pairs:
+            ``<|endoftext|>``.
 
     Raises:
-        FileNotFoundError: a file that belongs to those in the folder is missing.
-        ValueError: naming the file, and what in it is wrong or not supported.
+        FileNotFoundError: one of the tokenizer's files is missing.
+        ValueError: a file is invalid, or has a setting that is not supported; the message names
+            both.
     """
     folder = Path(folder)
 
@@ -63,7 +65,7 @@ def load(folder, end=None):
 
 
 def is_sentencepiece(content):
-    """Is the content of a ``tokenizer.json`` a SentencePiece model?"""
+    """Whether the content of a ``tokenizer.json`` is a SentencePiece model."""
     model = content.get("model")
     if not isinstance(model, dict):
         return False

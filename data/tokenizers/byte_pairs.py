@@ -1,72 +1,81 @@
 """Byte-level byte-pair encoding (Radford et al. 2019, section 2.2), run in TensorFlow's graph."""
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
 from ..files import read, read_json, write
-from .hugging_face import read_added, read_around, steps_of
-from .splits import GPT2, PATTERNS, split_words, text_operations, to_re2, unmarked
+from .hugging_face import list_steps, read_added, read_around
+from .splits import GPT2, PATTERNS, remove_marks, split_words, text_operations, to_re2
 from .tokenizer import (
     AddedTokens,
     ByteTokenizer,
     hide_zeros,
+    replace_invalid,
+    set_untracked,
     show_zeros,
     table,
-    untracked,
-    valid,
 )
 
 FILE = "tokenizer.json"
 END = "<|endoftext|>"
 NONE = 2**62  # the rank of a pair that is not merged
-MOST = 2**19  # tokens; published vocabularies have up to 262,144
-WINDOW = 128  # bytes of a longer word that are merged at a time
+MOST = 2**19  # maximum number of tokens; published vocabularies have up to 262,144
+WINDOW = 128  # bytes per window of a long word
 
 
 class BytePairs(ByteTokenizer):
-    """A byte-level tokenizer: words are cut into bytes, whose most frequent pairs are merged.
+    """A byte-level BPE tokenizer: words are split into bytes, then pairs are merged.
 
-    `encode` and `decode` agree with Hugging Face's for GPT-2, RoBERTa, Llama 3, Qwen 2 and every
-    other whose words are split by one of `splits.PATTERNS`.
+    `encode` and `decode` equal Hugging Face's for GPT-2, RoBERTa, Llama 3, Qwen 2 and all others
+    whose words are split by one of `splits.PATTERNS`.
+
+    >>> tokenizer = polyhead.data.BytePairs.train(["a dog, a log"], vocab_size=258)
+    >>> tokenizer.tokens("dog")
+    ['d', 'og']
+    >>> tokenizer.decode(tokenizer.encode(["a dog"])).numpy()[0]
+    b'a dog'
 
     Args:
         vocabulary: ``{piece: token}``, the pieces written in GPT-2's alphabet of 256 characters.
         merges: pairs of pieces, in the order in which they are merged.
-        special: ``{text: token}`` of texts that are one token wherever they stand, and that
-            `decode` leaves out.
-        end: the one that ends a document.
-        added: ``{text: token}`` of other texts that are one token wherever they stand; `decode`
-            keeps them.
+        special: ``{text: token}`` of special tokens, which are never split, and which `decode`
+            leaves out.
+        end: the special token that ends a document.
+        added: ``{text: token}`` of other added tokens, which are never split; `decode` keeps them.
         pattern: a value of `splits.PATTERNS`.
-        digits: each number is a word of its own.
-        nfc: texts are normalized to NFC.
-        ignore_merges: a word that is in the vocabulary is not merged from its bytes.
+        digits: whether each digit is a separate word.
+        nfc: whether texts are normalized to NFC.
+        ignore_merges: whether a word of the vocabulary is one token, without merges.
         flags: arguments of `AddedTokens`.
         around: `prefix` and `suffix`.
-        content: of a ``tokenizer.json`` that says all this, which `save` writes again.
+        content: the ``tokenizer.json`` with all of these, for `save`.
 
     Raises:
-        ValueError: a byte has no token, two pieces have the same one, or a merge has none.
+        ValueError: a byte has no token, two pieces have the same token, or a merge is not in the
+            vocabulary.
     """
 
     def __init__(
         self,
-        vocabulary,
-        merges,
-        special,
-        end=END,
-        added=None,
+        vocabulary: Mapping[str, int],
+        merges: Iterable[Sequence[str]],
+        special: Mapping[str, int],
+        end: str = END,
+        added: Mapping[str, int] | None = None,
         *,
-        pattern=GPT2,
-        digits=False,
-        nfc=False,
-        ignore_merges=False,
-        flags=None,
-        around=((), ()),
-        content=None,
-    ):
+        pattern: str = GPT2,
+        digits: bool = False,
+        nfc: bool = False,
+        ignore_merges: bool = False,
+        flags: Mapping[str, Sequence[str]] | None = None,
+        around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()),
+        content: dict[str, Any] | None = None,
+    ) -> None:
         added = dict(added or {})
         whole = {**added, **special}  # never cut
         if end not in special:
@@ -95,8 +104,10 @@ class BytePairs(ByteTokenizer):
                 raise ValueError(f"a merge is not of pieces in the vocabulary: {pair!r:.100}")
         super().__init__(pieces, special[end], {token: text for text, token in special.items()})
         merges = [tuple(pair) for pair in merges]
-        untracked(self, vocabulary=vocabulary, merges=merges, special=dict(special), added=added)
-        untracked(self, _content=content)
+        set_untracked(
+            self, vocabulary=vocabulary, merges=merges, special=dict(special), added=added
+        )
+        set_untracked(self, _content=content)
         self.end = end
         self.prefix, self.suffix = around
         self._byte_tokens = tf.constant([vocabulary[char] for char in ALPHABET])
@@ -112,19 +123,19 @@ class BytePairs(ByteTokenizer):
         self._normalize = to_nfc if nfc else None
 
     @classmethod
-    def train(cls, texts, vocab_size=10000):
-        """Learns a vocabulary of up to ``vocab_size`` tokens from strings: the end token is 0.
+    def train(cls, texts: Iterable[str], vocab_size: int = 10000) -> "BytePairs":
+        """Learns a vocabulary of up to ``vocab_size`` tokens from strings; the end token is 0.
 
         Raises:
-            ValueError: no text, or no room for all bytes and the end token.
+            ValueError: there is no text, or ``vocab_size`` is less than 257.
         """
         import tokenizers
 
         texts = [text for text in texts if text]
         if not texts:
-            raise ValueError("a vocabulary is learned from text, and there is none")
+            raise ValueError("a vocabulary cannot be learned without text")
         if vocab_size < 257:
-            raise ValueError(f"256 bytes and an end need a vocab_size of 257: {vocab_size}")
+            raise ValueError(f"256 bytes and an end token need vocab_size >= 257: {vocab_size}")
         learner = tokenizers.Tokenizer(tokenizers.models.BPE())
         learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         learner.train_from_iterator(
@@ -141,25 +152,25 @@ class BytePairs(ByteTokenizer):
         return cls(model["vocab"], merges, {END: 0})
 
     def _encode(self, texts, target=False):
-        parts, ids, keys = self._added.split(hide_zeros(valid(texts)), self._normalize)
+        parts, ids, keys = self._added.split(hide_zeros(replace_invalid(texts)), self._normalize)
         words = split_words(tf.where(ids >= 0, "-", keys), *self._words)
         part = words.value_rowids()
         flat = tf.where(tf.gather(ids, part) >= 0, tf.gather(keys, part), words.flat_values)
         words = parts.with_flat_values(words.with_values(flat)).merge_dims(1, -1)
         unique, index = tf.unique(words.flat_values, tf.int64)
-        tokens = self.merged(show_zeros(unmarked(unique)))
+        tokens = self.merge_words(show_zeros(remove_marks(unique)))
         return words.with_flat_values(tf.gather(tokens, index)).merge_dims(1, 2)
 
-    def merged(self, words):
-        """``words`` (W,) -> ragged tokens (W, None).
+    def merge_words(self, words: tf.Tensor) -> tf.RaggedTensor:
+        """Tokenizes ``words`` (W,) to ragged tokens (W, None).
 
-        Merging takes a number of rounds that grows with a word. So a long word is merged in windows
-        that overlap by half. Tokens are those of the whole word if all neighbours are neighbours
-        in some window: wherever two windows share a token, one may follow the other from there.
-        Windows that share none become one, and are merged again.
+        The number of merging rounds grows with the length of a word, so a long word is merged in
+        windows that overlap by half. Where two consecutive windows share a token, the second one
+        continues the first from there: then all neighbours are neighbours in some window, and the
+        tokens are those of the whole word. Windows that share no token are joined and merged again.
         """
         whole = tf.cast(self._whole.lookup(words), tf.int32)
-        plain = tf.where(whole < 0, words, "-")  # what is never cut is one token, without pairs
+        plain = tf.where(whole < 0, words, "-")  # a whole word is one token, without pairs
         content = tf.io.decode_raw(tf.strings.reduce_join(plain), tf.uint8)
         byte_tokens = tf.gather(self._byte_tokens, tf.cast(content, tf.int32))
         length = tf.strings.length(plain)
@@ -176,7 +187,7 @@ class BytePairs(ByteTokenizer):
             never_cut = tf.gather(whole, tf.gather(of_word, window))
             tokens = tf.where(never_cut < 0, tf.gather(byte_tokens, at), never_cut)
             tokens, at, window = self._merge(tokens, at, window)
-            # The tokens of even and of odd windows, at the place of their first bytes.
+            # The tokens of even and of odd windows, at the position of their first byte.
             count = tf.size(start, tf.int64)
             even, odd = (
                 tf.tensor_scatter_nd_update(
@@ -193,7 +204,8 @@ class BytePairs(ByteTokenizer):
             place = tf.where(shared, at, tf.int32.max)
             place = tf.math.unsorted_segment_min(place, window, count)
             apart = tf.logical_and(later, place == tf.int32.max)
-            # A window's tokens count from where it meets the one before to where the next does.
+            # A window's tokens count from where it meets the previous window to where it meets the
+            # next one.
             first = tf.where(later, place, 0)
             last = tf.concat([tf.where(later, place, tf.int32.max)[1:], [tf.int32.max]], axis=0)
             last = last[: tf.size(start)]
@@ -216,10 +228,10 @@ class BytePairs(ByteTokenizer):
         return tf.RaggedTensor.from_value_rowids(tokens, tf.cast(row, tf.int64), nrows=count)
 
     def _merge(self, tokens, at, word):
-        """Merges the pairs of ``tokens`` of one ``word``, those of least rank first.
+        """Merges pairs of ``tokens`` within each ``word``, those of lowest rank first.
 
-        Pairs of one rank are merged at once, from left to right: a pair with a token that was
-        merged ranks later. Returns the same three, of fewer tokens: ``at`` is where each begins.
+        Pairs of the same rank are merged together, from left to right; pairs with a merged token
+        have a higher rank. Returns the arguments for fewer tokens; ``at`` is where each begins.
         """
         count = tf.reduce_max(tf.concat([[-1], word], axis=0)) + 1
 
@@ -231,7 +243,7 @@ class BytePairs(ByteTokenizer):
         def merge(tokens, at, word, rank):
             least = tf.gather(tf.math.unsorted_segment_min(rank, word[:-1], count), word[:-1])
             pairs = tf.logical_and(rank == least, rank < NONE)
-            # Of pairs that overlap, as in "aaa", every other one.
+            # Every other one of pairs that overlap, as in "aaa".
             position, run = tf.range(tf.size(pairs)), tf.cumsum(tf.cast(~pairs, tf.int32))
             start = tf.where(pairs, position, tf.int32.max)
             start = tf.gather(tf.math.unsorted_segment_min(start, run, tf.size(pairs) + 1), run)
@@ -254,7 +266,7 @@ class BytePairs(ByteTokenizer):
             shape_invariants=(tf.TensorShape([None]),) * 4,
         )[:3]
 
-    def save(self, folder):
+    def save(self, folder: str | PathLike[str]) -> None:
         """Writes ``tokenizer.json``, which Hugging Face's library reads too."""
         if self._content is not None:
             text = json.dumps(self._content, ensure_ascii=False) + "\n"
@@ -291,14 +303,17 @@ class BytePairs(ByteTokenizer):
         write(Path(folder) / FILE, text.encode())
 
     @classmethod
-    def load(cls, folder, end=None):
-        """Reads ``tokenizer.json`` or, where there is none, ``vocab.json`` and ``merges.txt``.
+    def load(cls, folder: str | PathLike[str], end: int | None = None) -> "BytePairs":
+        """Reads ``tokenizer.json`` or, if there is none, ``vocab.json`` and ``merges.txt``.
 
-        ``end`` is the token that ends a document: the special one ``<|endoftext|>`` if not given.
+        Args:
+            folder: the folder of the files.
+            end: the id of the token that ends a document. Default: that of ``<|endoftext|>``.
 
         Raises:
-            FileNotFoundError: there is neither.
-            ValueError: naming the file, and what is wrong in it or is not honoured.
+            FileNotFoundError: there are no such files.
+            ValueError: a file is invalid or has a setting that is not supported; the message names
+                it.
         """
         folder = Path(folder)
         path = folder / FILE if (folder / FILE).is_file() else folder / "vocab.json"
@@ -317,17 +332,17 @@ class BytePairs(ByteTokenizer):
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
-    def read(cls, content, end=None):
-        """From the content of a ``tokenizer.json``."""
+    def read(cls, content: dict[str, Any], end: int | None = None) -> "BytePairs":
+        """Creates a tokenizer from the content of a ``tokenizer.json``."""
         model, first = (content.get(name) or {} for name in ("model", "pre_tokenizer"))
         if not isinstance(model, dict) or not isinstance(first, dict):
             raise ValueError("model and pre_tokenizer must be objects")
         normalizer = content.get("normalizer")
         nfc = isinstance(normalizer, dict)
-        nfc = nfc and [s.get("type") for s in steps_of(content, "normalizer")] == ["NFC"]
+        nfc = nfc and [s.get("type") for s in list_steps(content, "normalizer")] == ["NFC"]
         for said, rule in (
             (model.get("type") == "BPE", "model must be of type BPE"),
-            (nfc or not normalizer, f"there must be no normalizer but NFC: {normalizer!r:.200}"),
+            (nfc or not normalizer, f"the only supported normalizer is NFC: {normalizer!r:.200}"),
             (not model.get("continuing_subword_prefix"), "pieces must have no prefix"),
             (not model.get("end_of_word_suffix"), "pieces must have no suffix"),
             (isinstance(model.get("vocab"), dict), "model must have a vocab of pieces and tokens"),
@@ -335,7 +350,7 @@ class BytePairs(ByteTokenizer):
         ):
             if not said:
                 raise ValueError(rule)
-        pattern, digits = read_words(steps_of(content, "pre_tokenizer"))
+        pattern, digits = read_words(list_steps(content, "pre_tokenizer"))
         if max(len(model["vocab"]), len(model["merges"])) > MOST:
             raise ValueError(f"a vocabulary must have at most {MOST} pieces: {len(model['vocab'])}")
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
@@ -359,10 +374,10 @@ class BytePairs(ByteTokenizer):
 
 
 def read_words(steps):
-    """The pattern of a ``pre_tokenizer``, and whether each number is a word of its own.
+    """Reads the pattern of a ``pre_tokenizer``, and whether each digit is a separate word.
 
     Raises:
-        ValueError: naming a step, or a pattern, that is not supported.
+        ValueError: a step or a pattern is not supported; the message names it.
     """
     steps, pattern, digits = list(steps), None, False
     if not steps or steps[-1].get("type") != "ByteLevel":
@@ -387,12 +402,12 @@ def read_words(steps):
     return pattern, digits
 
 
-# What a pattern matches are the words; all of those known match every character.
+# The words are the matches of a pattern; all known patterns match every character.
 SPLITS = (("Isolated", False), ("Removed", True))
 
 
 def to_nfc(texts):
-    """Unicode's composed form, as Hugging Face's step NFC gives it."""
+    """Normalizes to Unicode's composed form, as Hugging Face's step NFC does."""
     return hide_zeros(text_operations().normalize_utf8(show_zeros(texts), "NFC"))
 
 
@@ -402,12 +417,12 @@ def name_of(special, end):
         return END
     named = [text for text, token in special.items() if token == end]
     if not named:
-        raise ValueError(f"the end token {end} is not among the special ones {special}")
+        raise ValueError(f"the end token {end} is not a special token: {special}")
     return named[0]
 
 
 def alphabet():
-    """The character by which GPT-2's files write each byte: itself where it can be seen."""
+    """The character that GPT-2's files use for each byte: itself if it is visible."""
     seen = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(256, 512))
     return [chr(byte if byte in seen else next(others)) for byte in range(256)]

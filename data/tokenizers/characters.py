@@ -1,30 +1,38 @@
-"""Characters as tokens: a vocabulary for small experiments."""
+"""Character tokenizer, for small experiments."""
 
+from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 
 import tensorflow as tf
 
 from ..files import read, write
-from .tokenizer import ByteTokenizer, valid
+from .tokenizer import ByteTokenizer, replace_invalid
 
 FILE = "characters.txt"
 
 
 class Characters(ByteTokenizer):
-    """Every character of a vocabulary is a token; token 0 ends a document.
+    """A tokenizer with one token per character; token 0 ends a document.
 
-    Other characters are a `ValueError` in `encode`; in a graph they become 0 too.
+    `encode` raises a `ValueError` for unknown characters; in a graph they become 0.
+
+    >>> tokenizer = polyhead.data.Characters("abc")
+    >>> tokenizer.encode(["cab"]).to_list()
+    [[3, 1, 2]]
+    >>> tokenizer.decode([[3, 1, 2]]).numpy()[0]
+    b'cab'
 
     Args:
-        characters: a string, each character once.
+        characters: a string with each character once.
 
     Raises:
-        ValueError: there is none, or one comes twice.
+        ValueError: ``characters`` is empty or has duplicates.
     """
 
-    def __init__(self, characters):
+    def __init__(self, characters: str) -> None:
         if not characters or len(set(characters)) < len(characters):
-            raise ValueError(f"a vocabulary has each character once: {characters!r:.100}")
+            raise ValueError(f"a vocabulary must have each character once: {characters!r:.100}")
         super().__init__([b"", *(c.encode() for c in characters)], end_id=0)
         self.characters = characters
         keys = tf.constant(self._bytes[1:])
@@ -34,8 +42,8 @@ class Characters(ByteTokenizer):
         )
 
     @classmethod
-    def train(cls, texts, vocab_size=None):
-        """The characters of strings: the ``vocab_size`` - 1 most frequent ones, or all."""
+    def train(cls, texts: Iterable[str], vocab_size: int | None = None) -> "Characters":
+        """Creates a vocabulary of the ``vocab_size`` - 1 most frequent characters, or of all."""
         count = {}
         for text in texts:
             for character in text:
@@ -44,7 +52,7 @@ class Characters(ByteTokenizer):
         return cls("".join(sorted(kept)))
 
     def _encode(self, texts, target=False):
-        characters = tf.strings.unicode_split(valid(texts), "UTF-8")
+        characters = tf.strings.unicode_split(replace_invalid(texts), "UTF-8")
         tokens = characters.with_flat_values(self._tokens.lookup(characters.flat_values))
         if tf.executing_eagerly() and tf.reduce_any(tokens.flat_values == 0):
             unknown = tf.boolean_mask(characters.flat_values, tokens.flat_values == 0)
@@ -52,11 +60,13 @@ class Characters(ByteTokenizer):
             raise ValueError(f"the vocabulary has no characters {unknown!r:.100}")
         return tokens
 
-    def save(self, folder):
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Writes ``characters.txt``."""
         write(Path(folder) / FILE, self.characters.encode())
 
     @classmethod
-    def load(cls, folder):
+    def load(cls, folder: str | PathLike[str]) -> "Characters":
+        """Reads ``characters.txt``."""
         path = Path(folder) / FILE
         try:
             return cls(read(path).decode())

@@ -1,10 +1,10 @@
-"""The parts of Hugging Face's ``tokenizer.json`` that all kinds of tokenizers have."""
+"""The parts of Hugging Face's ``tokenizer.json`` that all tokenizers share."""
 
 FLAGS = ("normalized", "lstrip", "rstrip")
 
 
-def steps_of(content, name):
-    """The steps of a normalizer or pre-tokenizer, a list, whether or not it is a Sequence."""
+def list_steps(content, name):
+    """Lists the steps of a normalizer or pre-tokenizer, whether or not it is a Sequence."""
     step = content.get(name)
     if not step:
         return []
@@ -15,14 +15,14 @@ def steps_of(content, name):
     steps = step.get("pretokenizers" if name == "pre_tokenizer" else "normalizers")
     if not isinstance(steps, list) or not all(isinstance(s, dict) for s in steps):
         raise ValueError(f"a Sequence in {name} must be a list of objects")
-    return [inner for s in steps for inner in steps_of({name: s}, name)]
+    return [inner for s in steps for inner in list_steps({name: s}, name)]
 
 
 def read_added(content, end=None):
-    """``{text: id}`` of special tokens, the same of others, and texts by `FLAGS`.
+    """Reads ``{text: id}`` of special tokens and of other added tokens, and texts by `FLAGS`.
 
     Args:
-        end: a test of (text, id): the end of a document is special, whatever the file says.
+        end: a function of (text, id) that is true for the end token, which is always special.
     """
     special, added, flags = {}, {}, {flag: [] for flag in FLAGS}
     for entry in content.get("added_tokens") or ():
@@ -30,7 +30,7 @@ def read_added(content, end=None):
             raise ValueError(f"an added token must have an id and a content: {entry!r:.100}")
         text, token = entry["content"], entry["id"]
         if entry.get("single_word"):
-            raise ValueError(f"an added token that must be a word of its own: {text!r}")
+            raise ValueError(f"single_word of an added token is not supported: {text!r}")
         is_special = entry.get("special", True) or (end is not None and end(text, token))
         (special if is_special else added)[text] = token
         for flag in FLAGS:
@@ -40,10 +40,10 @@ def read_added(content, end=None):
 
 
 def read_around(content):
-    """The ids that the post-processor puts before and after a text.
+    """Reads the ids that the post-processor adds before and after a text.
 
     Raises:
-        ValueError: naming a step that is not supported.
+        ValueError: a step is not supported; the message names it.
     """
     step = content.get("post_processor") or {"type": "ByteLevel"}
     kind = step.get("type")
@@ -51,7 +51,7 @@ def read_around(content):
         found = [read_around({"post_processor": inner}) for inner in step["processors"]]
         found = [pair for pair in found if pair != ((), ())]
         if len(found) > 1:
-            raise ValueError("post_processor must add tokens in one step alone")
+            raise ValueError("post_processor must add tokens in a single step")
         return found[0] if found else ((), ())
     if kind == "ByteLevel":
         return (), ()
@@ -66,6 +66,6 @@ def read_around(content):
                 name = piece["SpecialToken"]["id"]
                 around[min(side, 1)].extend(step["special_tokens"][name]["ids"])
         if side != 1:
-            raise ValueError("post_processor must take a text once")
+            raise ValueError("post_processor must use the text exactly once")
         return tuple(around[0]), tuple(around[1])
-    raise ValueError(f"post_processor is of an unknown type: {kind!r}")
+    raise ValueError(f"post_processor has an unknown type: {kind!r}")

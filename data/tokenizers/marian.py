@@ -1,13 +1,15 @@
-"""The vocabularies of Marian's translation models, in the graph."""
+"""The tokenizer of Marian's translation models, in the graph."""
 
 import json
+from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 
 import tensorflow as tf
 
 from ..files import read, read_json, write
 from .pieces import SPACE, PieceTokenizer, read_pieces
-from .tokenizer import untracked
+from .tokenizer import set_untracked
 
 SOURCE, TARGET, VOCABULARY, TARGET_VOCABULARY = (
     "source.spm",
@@ -18,26 +20,34 @@ SOURCE, TARGET, VOCABULARY, TARGET_VOCABULARY = (
 
 
 class MarianPieces(PieceTokenizer):
-    """Two SentencePiece models that cut text into pieces, and a table of the pieces' numbers.
+    """A tokenizer of two SentencePiece models, with tables from pieces to ids.
 
-    As Hugging Face's `MarianTokenizer`: a source that begins with a language's code, ``>>de<<``,
-    keeps it as one piece, and a piece that is not in the table is ``<unk>``. Other than there,
-    ``</s>`` in a text is text like any other.
+    Follows Hugging Face's `MarianTokenizer`: a language code at the start of a source, ``>>de<<``,
+    is one token, and a piece that is not in the table is ``<unk>``. Unlike there, ``</s>`` in a
+    text is ordinary text. Sequences start with the padding token.
+
+    >>> tokenizer = polyhead.data.MarianPieces.load("opus-mt-de-en")  # doctest: +SKIP
+    >>> tokenizer.tokens("Ein Hund.")  # doctest: +SKIP
+    ['▁Ein', '▁Hund', '.', '</s>']
 
     Args:
         source: the bytes of the source language's SentencePiece model.
-        target: those of the target language's.
-        vocabulary: ``{piece: number}``.
-        target_vocabulary: of the target's pieces, where it has its own.
-
-    Sequences start with the padding piece.
+        target: the bytes of the target language's SentencePiece model.
+        vocabulary: ``{piece: id}``.
+        target_vocabulary: ``{piece: id}`` for targets. Default: ``vocabulary``.
 
     Raises:
-        ValueError: the bytes are no SentencePiece model, a table has not the numbers 0, 1, 2 ...,
-            lacks ``<unk>``, ``</s>`` or ``<pad>``, or both have others for the last two.
+        ValueError: the bytes are not a SentencePiece model; a table does not have the ids 0, 1, 2
+            ..., or lacks ``<unk>``, ``</s>`` or ``<pad>``; or the tables differ in the last two.
     """
 
-    def __init__(self, source, target, vocabulary, target_vocabulary=None):
+    def __init__(
+        self,
+        source: bytes,
+        target: bytes,
+        vocabulary: dict[str, int],
+        target_vocabulary: dict[str, int] | None = None,
+    ) -> None:
         models, vocabularies = {SOURCE: source, TARGET: target}, {VOCABULARY: vocabulary}
         if target_vocabulary is not None:
             vocabularies[TARGET_VOCABULARY] = target_vocabulary
@@ -56,9 +66,9 @@ class MarianPieces(PieceTokenizer):
         self._unknown = tables[-1]["<unk>"]
         sides = tables[0], tables[-1]
         pieces = [sorted(table, key=table.get) for table in sides]
-        untracked(self, models=models, vocabularies=vocabularies, _pieces=pieces)
+        set_untracked(self, models=models, vocabularies=vocabularies, _pieces=pieces)
         self._target_pieces = tf.constant(pieces[1])
-        self._numbers = [numbers_of(table) for table in sides]
+        self._numbers = [id_table(table) for table in sides]
 
     def _encode(self, texts, target=False):
         pattern = "(?s)^(>>.*?<<)(.*)$"
@@ -69,24 +79,25 @@ class MarianPieces(PieceTokenizer):
         pieces = tf.concat([codes, self._operations()[target].tokenize(rest)], axis=1)
         return self._numbers[target].lookup(pieces)
 
-    def decode(self, tokens):
-        """``tokens`` (B, T) -> texts (B,), without padding, end and unknown pieces."""
-        rows = self.kept(tokens, self.pad_id, self.end_id, self._unknown)
+    def decode(self, tokens: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """Decodes ``tokens`` (B, T) to texts (B,), without padding, end and unknown tokens."""
+        rows = self.remove_ids(tokens, self.pad_id, self.end_id, self._unknown)
         texts = tf.strings.reduce_join(tf.gather(self._target_pieces, rows), axis=-1)
         return tf.strings.strip(tf.strings.regex_replace(texts, SPACE, " "))
 
-    def pieces(self, tokens, target=False):
-        """The pieces of ``tokens`` (T,), for people to look at."""
+    def pieces(self, tokens: Iterable[int], target: bool = False) -> list[str]:
+        """The pieces of ``tokens`` (T,) as readable strings."""
         return [self._pieces[target][int(token)] for token in tokens]
 
-    def save(self, folder):
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Writes ``source.spm``, ``target.spm``, ``vocab.json`` and maybe ``target_vocab.json``."""
         for name, model in self.models.items():
             write(Path(folder) / name, model)
         for name, table in self.vocabularies.items():
             write(Path(folder) / name, json.dumps(table, indent=0).encode())
 
     @classmethod
-    def load(cls, folder):
+    def load(cls, folder: str | PathLike[str]) -> "MarianPieces":
         """Reads ``source.spm``, ``target.spm``, ``vocab.json`` and maybe ``target_vocab.json``."""
         folder = Path(folder)
         tables = []
@@ -113,10 +124,10 @@ def check_pieces(name, model):
     except ValueError as error:
         raise ValueError(f"{name} is {error}") from None
     if any(pieces.is_byte(i) for i in range(pieces.get_piece_size())):
-        raise ValueError(f"{name} has pieces for bytes, which are not supported")
+        raise ValueError(f"{name} has byte pieces, which are not supported")
 
 
-def numbers_of(table):
+def id_table(table):
     return tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(list(table), list(table.values()), tf.string, tf.int32),
         default_value=table["<unk>"],

@@ -1,4 +1,4 @@
-"""BPE-dropout of SentencePiece vocabularies (Provilkov et al. 2020), from a seed of its own."""
+"""BPE-dropout for SentencePiece vocabularies (Provilkov et al. 2020), reproducible from a seed."""
 
 import functools
 import heapq
@@ -15,15 +15,15 @@ KINDS = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
 class Merges:
-    """Segments text as SentencePiece's own encoder does, and can skip merges at random.
+    """Segments text as SentencePiece's encoder does, and can skip merges at random.
 
-    SentencePiece samples with a generator that it seeds differently in each process.
+    (SentencePiece's own sampling has another seed in each process.)
 
     Args:
         model: a `SentencePieceProcessor`.
 
     Raises:
-        ValueError: it is not a BPE model, or it has pieces that are marked as unused.
+        ValueError: it is not a BPE model, or it has unused pieces.
     """
 
     def __init__(self, model):
@@ -43,16 +43,16 @@ class Merges:
         self._symbols = frozenset(symbols)
         longest_first = map(re.escape, sorted(symbols, key=len, reverse=True))
         self._characters = re.compile("|".join([*longest_first, "(?s:.)"]))
-        # Words do not merge with each other where a space only ever begins a piece.
+        # Words do not merge with each other if a space can only begin a piece.
         apart = not any(SPACE in piece[1:] for piece in self._scores)
         self._words = re.compile(f"(?s){SPACE}?[^{SPACE}]+|{SPACE}" if apart else "(?s).+")
         self._cut = functools.lru_cache(1 << 17)(self._cut)
 
     def sample(self, texts, dropout, seed):
-        """Lists of tokens of ``texts``; each merge is skipped with the probability ``dropout``."""
+        """Tokenizes ``texts`` to lists; each merge is skipped with probability ``dropout``."""
         waits = itertools.repeat(math.inf)
         if dropout:
-            # Numbers of merges between two that are skipped, without end.
+            # An endless iterator of the numbers of merges between two skipped ones.
             random = np.random.Generator(np.random.PCG64(seed))
             batches = iter(lambda: (random.geometric(dropout, 8192) - 1).tolist(), None)
             waits = itertools.chain.from_iterable(batches)
@@ -82,7 +82,7 @@ class Merges:
                     wait = next(waits)
                 wait -= count - done
                 row += tokens
-            # Unknown characters in a row are one token.
+            # Consecutive unknown characters are one token.
             if self._unknown in row and self._bytes is None:
                 row = [
                     token
@@ -93,15 +93,15 @@ class Merges:
         return rows
 
     def _cut(self, word, skipped):
-        """The tokens of ``word`` without the merges ``skipped``, and how many merges came up."""
+        """Returns the tokens of ``word`` without merges ``skipped``, and the number of merges."""
         numbers = itertools.count()
         tokens = self._merge(word, lambda: next(numbers) in skipped)
         return tokens, next(numbers)
 
     def _merge(self, word, skip):
-        """The tokens of ``word``; ``skip()`` says of each merge that comes up whether to skip it.
+        """Tokenizes ``word``; ``skip()`` is called for each merge and returns whether to skip it.
 
-        They come up by their scores, the best first, and equal ones from left to right.
+        Merges are in the order of their scores, the best first, and from left to right.
         """
         symbols = self._characters.findall(word)
         before, after = list(range(-1, len(symbols))), list(range(1, len(symbols) + 1))

@@ -1,4 +1,4 @@
-"""SentencePiece models in TensorFlow's graph, as published or rebuilt from a tokenizer.json."""
+"""SentencePiece models in TensorFlow's graph, published or rebuilt from a ``tokenizer.json``."""
 
 import base64
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ import sentencepiece
 import tensorflow as tf
 from sentencepiece import sentencepiece_model_pb2 as protos
 
-from .hugging_face import read_added, read_around, steps_of
+from .hugging_face import list_steps, read_added, read_around
 from .splits import text_operations
 from .tokenizer import Tokenizer
 
@@ -19,18 +19,18 @@ SENTINELS = 100  # <extra_id_0>, <extra_id_1> ... of T5: the last pieces, in rev
 
 @dataclass(frozen=True)
 class Rules:
-    """How texts are cut around a SentencePiece model, and which of its pieces are special.
+    """The processing of texts before a SentencePiece model, and its special pieces.
 
     Args:
         prefix, suffix: ids around each text.
-        added: ``{text: id}`` of tokens that are found in a text before it is cut.
+        added: ``{text: id}`` of added tokens, which are found before a text is segmented.
         strips: arguments of `AddedTokens`.
-        space: where a space is added: "model" where the model itself does it; "prepend", before
-            each part of a text; "always", before each part that has none; "first", only before a
-            text that has none; "never".
-        blanks: whether any white space is a space.
-        native: whether SentencePiece itself decodes, and shows unknown pieces; if not, tokens are
-            decoded as Hugging Face does it.
+        space: where a space is added: "model", by the model itself; "prepend", before each part of
+            a text; "always", before each part without one; "first", before a text without one; or
+            "never".
+        blanks: whether all white space becomes spaces.
+        native: whether SentencePiece decodes, including unknown pieces; otherwise tokens are
+            decoded as in Hugging Face.
     """
 
     pad_id: int
@@ -50,7 +50,7 @@ class PieceTokenizer(Tokenizer):
 
     Args:
         models: the bytes of SentencePiece models.
-        out_type: of their pieces, tf.int32 or tf.string.
+        out_type: the type of their output, tf.int32 or tf.string.
     """
 
     def __init__(self, models, out_type):
@@ -59,8 +59,8 @@ class PieceTokenizer(Tokenizer):
         self._out_type = out_type
         self._in_graph = self._load()
 
-    def kept(self, tokens, *special):
-        """``tokens`` (B, T) -> ragged, without the ``special`` ones."""
+    def remove_ids(self, tokens, *special):
+        """Removes the ``special`` ids from ``tokens`` (B, T); returns a ragged tensor."""
         tokens = tf.cast(tokens, tf.int32)
         return tf.ragged.boolean_mask(
             tokens, tf.reduce_all(tokens[..., None] != tf.constant(special), axis=-1)
@@ -75,18 +75,18 @@ class PieceTokenizer(Tokenizer):
             try:
                 self._in_graph[0].tokenize("")
             except tf.errors.NotFoundError:
-                # `tf.random.set_seed` drops all kernels, and with its own the loaded models.
+                # `tf.random.set_seed` drops all kernels, and with them the loaded models.
                 self._in_graph = self._load()
         return self._in_graph
 
 
 def read_pieces(model):
-    """The `SentencePieceProcessor` of a model's bytes.
+    """Creates a `SentencePieceProcessor` from a model's bytes.
 
     Raises:
         ValueError: they are not a SentencePiece model.
     """
-    if not model:  # which SentencePiece takes for a model to be loaded later
+    if not model:  # SentencePiece would expect to load a model later
         raise ValueError("not a SentencePiece model: it is empty")
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -95,14 +95,15 @@ def read_pieces(model):
 
 
 def read_rules(model):
-    """The model, as bytes, and its `Rules`, by what its pieces are.
+    """Determines the `Rules` of a model, given as bytes, from its pieces; returns both.
 
-    One with pad, start and end pieces, as `Subwords.train` makes it, ends each text. T5's (no bytes
-    and no start piece) too, and has sentinels, which are added. Llama's and Gemma's (with bytes, no
-    pad piece or the end before the start) start each text.
+    - Pad, start and end pieces, as from `Subwords.train`: texts end with the end token.
+    - T5 (no byte pieces and no start piece): texts end with the end token; sentinels are added.
+    - Llama and Gemma (byte pieces, and no pad piece or the end before the start): texts begin with
+      the start token.
 
     Raises:
-        ValueError: it is not a SentencePiece model, or of another kind.
+        ValueError: it is not a SentencePiece model, or of an unknown kind.
     """
     pieces = read_pieces(model)
     pad, start, end = pieces.pad_id(), pieces.bos_id(), pieces.eos_id()
@@ -114,12 +115,12 @@ def read_rules(model):
         return model, Rules(pad, pad, end, suffix=(end,), added=sentinels, blanks=True)
     ids = {"pad": pad, "start": start, "end": end}
     if lacking := [name for name, i in ids.items() if i < 0]:
-        raise ValueError(f"a vocabulary needs pieces for pad, start and end: no {lacking}")
+        raise ValueError(f"a vocabulary needs pieces for pad, start and end; it lacks {lacking}")
     return model, Rules(pad, start, end, suffix=(end,), native=True)
 
 
 def add_sentinels(model):
-    """T5's model with its sentinels as the last pieces, and their ``{text: id}``."""
+    """Adds sentinels to T5's model as its last pieces; returns it and their ``{text: id}``."""
     proto = protos.ModelProto.FromString(model)
     names = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
     ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
@@ -131,17 +132,18 @@ def add_sentinels(model):
 
 
 def rebuild(content, end=None):
-    """The SentencePiece model, as bytes, that a ``tokenizer.json`` was made from, and its `Rules`.
+    """Rebuilds a SentencePiece model from a ``tokenizer.json``; returns its bytes and its `Rules`.
 
-    A BPE piece's score is the rank of the first merge that makes it. Special tokens become control
-    pieces, which SentencePiece does not find in a text, and other added tokens its own symbols.
+    The score of a BPE piece is the rank of the first merge that makes it. Special tokens become
+    control pieces, which SentencePiece does not find in a text; other added tokens become
+    user-defined symbols.
 
     Args:
-        content: of the file.
-        end: the id of the end token, where the file does not say it.
+        content: the content of the file.
+        end: the id of the end token, if the file does not give it.
 
     Raises:
-        ValueError: naming a setting that SentencePiece does not have.
+        ValueError: SentencePiece does not support a setting; the message names it.
     """
     model, (special, added, flags) = content["model"], read_added(content)
     unigram = model.get("type") == "Unigram"
@@ -188,7 +190,7 @@ def rebuild(content, end=None):
     normalizer.name, normalizer.escape_whitespaces = "identity", True
     normalizer.remove_extra_whitespaces = normalizer.add_dummy_prefix = False
     space, blanks = "never", False
-    for step in steps_of(content, "normalizer"):
+    for step in list_steps(content, "normalizer"):
         kind, how = step.get("type"), (step.get("pattern") or {}, step.get("content"))
         if kind == "Precompiled":
             normalizer.precompiled_charsmap = base64.b64decode(step["precompiled_charsmap"])
@@ -198,7 +200,7 @@ def rebuild(content, end=None):
             normalizer.remove_extra_whitespaces = True
         elif kind != "Replace" or how != ({"String": " "}, SPACE):
             raise ValueError(f"normalizer has a step that is not supported: {step!r:.200}")
-    for step in steps_of(content, "pre_tokenizer"):
+    for step in list_steps(content, "pre_tokenizer"):
         kind = step.get("type")
         if kind == "WhitespaceSplit":
             normalizer.remove_extra_whitespaces = blanks = True
@@ -216,9 +218,9 @@ def rebuild(content, end=None):
     ends = [*suffix[-1:], *(special[text] for text in ("</s>", "<eos>") if text in special)]
     end = next(iter(ends), None) if end is None else end
     if end not in special.values():
-        raise ValueError(f"the end token {end} is not among the special ones: {special!r:.400}")
+        raise ValueError(f"the end token {end} is not a special token: {special!r:.400}")
     pad = special.get("<pad>", end)
-    # SentencePiece itself finds other added tokens, but treats what stands around them as one text.
+    # SentencePiece finds other added tokens itself, but treats the text around them as one.
     strips = {flag: flags[flag] for flag in ("lstrip", "rstrip")}
     apart = {*strips["lstrip"], *strips["rstrip"]}
     found = special | {t: i for t, i in added.items() if space != "never" or t in apart}

@@ -1,18 +1,18 @@
-"""How byte-level tokenizers split text into words, exactly, by RE2 in TensorFlow's graph."""
+"""Splits text into words exactly as byte-level tokenizers do, by RE2 in TensorFlow's graph."""
 
 import re
 
 import tensorflow as tf
 
-# What Unicode calls white space; RE2's \s is that of ASCII alone.
+# Unicode's white space; RE2's \s is only ASCII's.
 SPACE = (
     r"\x{09}-\x{0d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}"
     r"\x{3000}"
 )
-# A surrogate, which valid text does not contain: before white space that a word follows.
+# A surrogate, which valid text does not contain. It marks white space that a word follows.
 MARK, MARK_PATTERN = b"\xed\xa0\x80", r"\x{d800}"
 
-# The patterns of published tokenizers, as their files write them.
+# The patterns of published tokenizers, as in their files.
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 UPPER, LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 LEAD = r"[^\r\n\p{L}\p{N}]?"
@@ -32,7 +32,7 @@ PATTERNS = {
 }
 GPT2 = PATTERNS["GPT-2"]
 
-# Code points newer than RE2's tables of Unicode: those of the `tokenizers` library.
+# Code points that the `tokenizers` library has and RE2's older Unicode tables lack.
 NEWER = {
     "Lu": "1c89 a7cb-a7cc a7da a7dc 10d50-10d65",
     "Ll": "1c8a a7cd a7db 10d70-10d85",
@@ -46,25 +46,25 @@ NEWER = {
     "N": "10d40-10d49 116d0-116e3 11bf0-11bf9 16130-16139 16d70-16d79 1ccf0-1ccf9 1e5f1-1e5fa",
 }
 NEWER["L"] = " ".join(NEWER[kind] for kind in ("Lu", "Ll", "Lm", "Lo"))
-# Its step `Digits` knows these numbers too, which its patterns do not.
+# Numbers that only the step `Digits` of the library has, not its patterns.
 NEWER["digits"] = NEWER["N"] + " 11de0-11de9 16ff4-16ff6"
 
 
 def unicode_class(kind):
-    """A category of Unicode for a class of RE2, with its newer code points."""
+    """The content of an RE2 class for a Unicode category, with its newer code points."""
     newer = "".join(rf"\x{{{point}}}" for point in NEWER[kind].split()).replace("-", r"}-\x{")
     return (r"\p{N}" if kind == "digits" else rf"\p{{{kind}}}") + newer
 
 
 def to_re2(pattern, digits=False):
-    """The same words for RE2, and where marks stand: patterns for `split_words`.
+    """Converts a pattern to RE2; returns the patterns of words and of marks for `split_words`.
 
-    RE2 cannot look ahead and has no possessive quantifiers. So in the text `MARK` stands before
-    each white space character that is followed by something else: the character that
-    ``\\s+(?!\\S)`` leaves to the next word.
+    RE2 has neither lookahead nor possessive quantifiers. So `MARK` is inserted before each white
+    space character that is followed by another character: the one that ``\\s+(?!\\S)`` leaves to
+    the next word.
 
     Args:
-        digits: each number is a word of its own (the step `Digits`); for GPT-2's pattern.
+        digits: whether each digit is a separate word (the step `Digits`); for GPT-2's pattern.
     """
     if digits:
         pattern = pattern.replace(r" ?\p{N}+", r"\p{N}")
@@ -85,27 +85,27 @@ def to_re2(pattern, digits=False):
     pattern = re.sub(
         r"\\p\{(\w+)\}", lambda m: unicode_class(number if m[1] == "N" else m[1]), pattern
     )
-    # White space before a number that is cut off stays whole.
+    # White space before a separate digit stays together.
     other = unicode_class(number) if digits else ""
     return pattern.replace(r"\s", SPACE), f"([{SPACE}])([^{SPACE}{other}])"
 
 
 def split_words(texts, pattern, marks):
-    """``texts`` (N,) -> ragged words (N, None), with marks: see `to_re2` and `unmarked`."""
+    """Splits ``texts`` (N,) into ragged words (N, None), with marks (see `to_re2`)."""
     return split(tf.strings.regex_replace(texts, marks, MARK + rb"\1\2"), pattern)
 
 
-def unmarked(words):
+def remove_marks(words):
     return tf.strings.regex_replace(words, MARK_PATTERN, "")
 
 
 def split(texts, pattern):
-    """``texts`` (N,) -> ragged (N, None): what ``pattern`` matches, and what is between."""
+    """Splits ``texts`` (N,) into ragged (N, None) matches of ``pattern`` and the text between."""
     return text_operations().regex_split(texts, pattern, pattern)
 
 
 def text_operations():
-    """TensorFlow Text, whose operations cut text in the graph.
+    """Imports TensorFlow Text, whose operations split text in the graph.
 
     Raises:
         ImportError: it is not installed.

@@ -1,45 +1,56 @@
-"""SentencePiece vocabularies (Kudo & Richardson 2018), trained or published, run in the graph."""
+"""SentencePiece tokenizers (Kudo & Richardson 2018), trained or published, in the graph."""
 
 import io
 import json
 import os
 import re
+from collections.abc import Iterable, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import tensorflow as tf
 
 from ..files import read, read_json, write
 from .merges import Merges
-from .pieces import SPACE, PieceTokenizer, read_pieces, read_rules, rebuild
-from .tokenizer import AddedTokens, hide_zeros, show_zeros, untracked, valid
+from .pieces import SPACE, PieceTokenizer, Rules, read_pieces, read_rules, rebuild
+from .tokenizer import AddedTokens, hide_zeros, replace_invalid, set_untracked, show_zeros
 
 FILE, T5_FILE, JSON = "tokenizer.model", "spiece.model", "tokenizer.json"
 LONGEST = 4192  # bytes of a text; SentencePiece drops longer ones
-# At most a quarter as many characters, up to white space where there is any.
+# Parts of at most a quarter as many characters, which end at white space if possible.
 PART = re.compile(rf"(?s).{{1,{LONGEST // 4}}}(?=\s|\Z)|.{{1,{LONGEST // 4}}}")
 
 
 class Subwords(PieceTokenizer):
-    """A SentencePiece model: text to tokens and back within TensorFlow's graph.
+    """A SentencePiece tokenizer in TensorFlow's graph.
+
+    >>> texts = ["A dog runs.", "A dog sleeps."]
+    >>> tokenizer = polyhead.data.Subwords.train(texts, vocab_size=30, exact=False)
+    >>> ids = tokenizer.encode(["A dog sleeps."])
+    >>> tokenizer.decode(ids).numpy()[0]
+    b'A dog sleeps.'
 
     Args:
         model: the bytes of a SentencePiece model.
-        rules: how texts are cut around it; by default what its pieces say (`read_rules`).
-        file: the name and the bytes of the file that says all this, for `save`.
+        rules: the processing around the model. Default: by its pieces (`read_rules`).
+        file: the name and the bytes of the file with model and rules, for `save`.
 
     Raises:
         ValueError: the bytes are not a SentencePiece model, or it is of an unknown kind.
     """
 
-    def __init__(self, model, rules=None, file=None):
+    def __init__(
+        self, model: bytes, rules: Rules | None = None, file: tuple[str, bytes] | None = None
+    ) -> None:
         if rules is None:
             model, rules = read_rules(model)
         super().__init__([model], tf.int32)
         self.model = model
         self._pieces = read_pieces(model)
         self._file = file or (FILE, model)
-        self._merges = None  # made when they are first needed
+        self._merges = None  # created at the first call of `sampled`
         self.vocab_size = self._pieces.get_piece_size()
         self.pad_id, self.start_id, self.end_id = rules.pad_id, rules.start_id, rules.end_id
         self.prefix, self.suffix = rules.prefix, rules.suffix
@@ -48,7 +59,7 @@ class Subwords(PieceTokenizer):
         if not rules.native:
             self._hidden.append(self._pieces.unk_id())
         content = [self._bytes_of(token) for token in range(self.vocab_size)]
-        untracked(self, _rules=rules, _bytes=content)
+        set_untracked(self, _rules=rules, _bytes=content)
         self._table = None if rules.native else tf.constant(content)
 
     def _bytes_of(self, token):
@@ -60,21 +71,22 @@ class Subwords(PieceTokenizer):
         return piece.replace(SPACE, " ").encode()
 
     @classmethod
-    def train(cls, texts, vocab_size=10000, exact=True):
-        """Learns a BPE vocabulary from strings: pad 0, start 1, end 2.
+    def train(cls, texts: Iterable[str], vocab_size: int = 10000, exact: bool = True) -> "Subwords":
+        """Learns a BPE vocabulary from strings, with pad 0, start 1 and end 2.
+
+        Long texts are split into parts, at white space if possible.
 
         Args:
+            texts: the strings.
             vocab_size: the number of tokens.
-            exact: with False ``vocab_size`` is the most; less text gives a smaller vocabulary.
-
-        A long text is cut into parts, at white space where possible.
+            exact: False makes ``vocab_size`` a maximum: less text gives a smaller vocabulary.
 
         Raises:
-            ValueError: no text, or too little text for an ``exact`` vocabulary of this size.
+            ValueError: there is no text, or too little for an ``exact`` vocabulary of this size.
         """
         texts = [text for text in texts if text.strip()]
         if not texts:
-            raise ValueError("a vocabulary is learned from text, and there is none")
+            raise ValueError("a vocabulary cannot be learned without text")
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -92,7 +104,7 @@ class Subwords(PieceTokenizer):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            # SentencePiece names the limit at the end of its message.
+            # The last line of SentencePiece's message names the limit.
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(
                 f"{len(texts)} texts give no vocabulary of {vocab_size} pieces: {reason}"
@@ -101,14 +113,14 @@ class Subwords(PieceTokenizer):
 
     def _encode(self, texts, target=False):
         if self._rules.blanks:
-            # The one white space character that T5's normalization does not map to a space.
+            # The only white space character that T5's normalization does not map to a space.
             texts = tf.strings.regex_replace(texts, "\N{NEXT LINE}", " ")
         if self._added is None and self._rules.space in ("model", "never"):
             return self._operations()[0].tokenize(texts)
         parts = tf.RaggedTensor.from_uniform_row_length(texts, 1)
         ids = tf.fill(tf.shape(texts), -1)
         if self._added is not None:
-            parts, ids, _ = self._added.split(hide_zeros(valid(texts)))
+            parts, ids, _ = self._added.split(hide_zeros(replace_invalid(texts)))
             parts = parts.with_flat_values(show_zeros(parts.flat_values))
         rows = self._operations()[0].tokenize(self._spaced(parts, ids))
         added = tf.ragged.boolean_mask(ids[:, None], ids[:, None] >= 0)
@@ -129,12 +141,11 @@ class Subwords(PieceTokenizer):
         starts = place == tf.gather(parts.row_starts(), parts.value_rowids())
         return tf.where(starts, spaced, texts)
 
-    def sampled(self, texts, dropout, seed):
-        """Lists of tokens like those of `encode`, with each merge skipped at the rate ``dropout``.
+    def sampled(self, texts: Sequence[str], dropout: float, seed: int) -> list[list[int]]:
+        """Tokenizes with BPE-dropout (Provilkov et al. 2020, arXiv 1910.13267).
 
-        BPE-dropout (Provilkov et al. 2020, arXiv 1910.13267): every call segments a text
-        differently, but equally for an equal ``seed``, in every process. A rate of 0.1 makes about
-        a third more tokens.
+        Each merge is skipped with probability ``dropout``. The result depends only on ``seed``, not
+        on the process. A rate of 0.1 gives about a third more tokens.
 
         Raises:
             ValueError: the vocabulary is not a BPE vocabulary.
@@ -143,34 +154,39 @@ class Subwords(PieceTokenizer):
             self._merges = Merges(self._pieces)
         return [[*row, self.end_id] for row in self._merges.sample(texts, dropout, seed)]
 
-    def decode(self, tokens):
-        """``tokens`` (B, T) -> texts (B,), without special tokens."""
-        rows = self.kept(tokens, *self._hidden)
+    def decode(self, tokens: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """Decodes ``tokens`` (B, T) to texts (B,), without special tokens."""
+        rows = self.remove_ids(tokens, *self._hidden)
         if self._rules.native:
             return self._operations()[0].detokenize(rows)
-        texts = valid(tf.strings.reduce_join(tf.gather(self._table, rows), axis=-1))
+        texts = replace_invalid(tf.strings.reduce_join(tf.gather(self._table, rows), axis=-1))
         if self._rules.space == "never":
             return texts
         return tf.strings.regex_replace(texts, "^ ", "", replace_global=False)
 
-    def text(self, tokens):
-        """The bytes of ``tokens``, a list, which need not be whole characters."""
+    def text(self, tokens: Iterable[int]) -> bytes:
+        """The bytes of ``tokens``, which may end within a character."""
         return b"".join(self._bytes[t] for t in tokens if 0 <= t < self.vocab_size)
 
-    def pieces(self, tokens, target=False):
-        """The pieces of ``tokens`` (T,), for people to look at."""
+    def pieces(self, tokens: Iterable[int], target: bool = False) -> list[str]:
+        """The pieces of ``tokens`` (T,) as readable strings."""
         return [self._pieces.id_to_piece(int(token)) for token in tokens]
 
-    def save(self, folder):
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Writes the SentencePiece model, or the ``tokenizer.json`` that it was rebuilt from."""
         name, content = self._file
         write(Path(folder) / name, content)
 
     @classmethod
-    def load(cls, folder, end=None):
-        """Reads ``tokenizer.json`` or, where there is none, a SentencePiece model.
+    def load(cls, folder: str | PathLike[str], end: int | None = None) -> "Subwords":
+        """Reads ``tokenizer.json`` or, if there is none, a SentencePiece model.
 
         Args:
-            end: the id of the end token, for a ``tokenizer.json`` that does not say it.
+            folder: the folder of the file.
+            end: the id of the end token, if ``tokenizer.json`` does not give it.
+
+        Raises:
+            ValueError: the file is invalid or has a setting that is not supported.
         """
         folder = Path(folder)
         names = [name for name in (JSON, FILE, T5_FILE) if (folder / name).is_file()]
@@ -182,14 +198,14 @@ class Subwords(PieceTokenizer):
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
-    def read(cls, content, end=None):
-        """From the content of a ``tokenizer.json``; see `rebuild`."""
+    def read(cls, content: dict[str, Any], end: int | None = None) -> "Subwords":
+        """Creates a tokenizer from the content of a ``tokenizer.json``; see `rebuild`."""
         text = json.dumps(content, ensure_ascii=False) + "\n"
         return cls(*rebuild(content, end), (JSON, text.encode()))
 
 
 def parts(text):
-    """``text``, or its parts where it is longer than SentencePiece takes."""
-    # It drops whole texts with these characters, too.
+    """Splits ``text`` if it is longer than SentencePiece's limit."""
+    # SentencePiece also drops texts with these characters.
     text = text.replace("\0", " ").replace("\N{LOWER FIVE EIGHTHS BLOCK}", " ")
     return [text] if len(text.encode()) <= LONGEST else PART.findall(text)

@@ -1,38 +1,46 @@
-"""The interface that all tokenizers share, and text operations in TensorFlow's graph."""
+"""The interface of all tokenizers, and text operations in TensorFlow's graph."""
 
 import re
+from collections.abc import Iterable, Sequence
 
 import tensorflow as tf
 
 from .splits import SPACE, split
 
-# A character that valid text does not contain stands for a zero byte, where RegexSplit would stop.
+# A character that valid text does not contain; it replaces zero bytes, at which RegexSplit stops.
 ZERO, ZERO_PATTERN = b"\xed\xa0\x81", r"\x{d801}"
 
 
 class Tokenizer(tf.Module):
-    """Texts to ids and back, in TensorFlow's graph.
+    """Converts texts to ids and back, in TensorFlow's graph.
 
-    A subclass defines ``_encode(texts, target)``, `decode`, `pieces`, ``save`` and ``load``. An
-    object that is exported must be tracked by what exports it: it is a `tf.Module` for that.
+    A subclass defines ``_encode(texts, target)``, `decode`, `pieces`, ``save`` and ``load``. It is
+    a `tf.Module`, so that an export can track it.
 
     Attributes:
         vocab_size: the number of tokens.
-        source_vocab_size: that of sources, where it differs from that of targets; else None.
+        source_vocab_size: the number of source tokens, if it differs from that of targets.
         pad_id, end_id: ids that pad a batch and end a text.
-        prefix, suffix: ids that stand before and after those of each text.
+        prefix, suffix: ids before and after those of each text.
     """
 
     source_vocab_size = None
     prefix, suffix = (), ()
 
-    def encode(self, texts, max_length=None, target=False, add_special_tokens=True):
-        """``texts`` (B,) -> ragged ids (B, None).
+    def encode(
+        self,
+        texts: Sequence[str] | tf.Tensor,
+        max_length: int | None = None,
+        target: bool = False,
+        add_special_tokens: bool = True,
+    ) -> tf.RaggedTensor:
+        """Tokenizes ``texts`` (B,) to ragged ids (B, None).
 
         Args:
-            max_length: of a text with more ids, special ones included, the first are kept.
-            target: the texts are targets, for a tokenizer that has a vocabulary for each side.
-            add_special_tokens: whether `prefix` and `suffix` stand around each text.
+            max_length: the maximum number of ids per text, including special ones; others are cut
+                from the end of the text.
+            target: the texts are targets, for a tokenizer with one vocabulary per side.
+            add_special_tokens: whether to add `prefix` and `suffix` to each text.
         """
         rows = self._encode(tf.convert_to_tensor(texts, tf.string), target)
         before, after = (self.prefix, self.suffix) if add_special_tokens else ((), ())
@@ -40,15 +48,17 @@ class Tokenizer(tf.Module):
             rows = rows[:, : max(max_length - len(before) - len(after), 0)]
         return surround(rows, before, after) if before or after else rows
 
-    def tokens(self, text, target=False):
-        """The tokens of one text, a list of strings, for people to look at."""
+    def tokens(self, text: str, target: bool = False) -> list[str]:
+        """The tokens of one text as readable strings."""
         return self.pieces(self.encode([text], target=target)[0].numpy(), target)
 
-    def prompts(self, texts, longest):
-        """``texts`` (B,) -> ids (B, P), padded on the left, and how many (B,) are of the text.
+    def prompts(
+        self, texts: Sequence[str] | tf.Tensor, longest: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Tokenizes ``texts`` (B,) to ids (B, P), padded on the left, and their numbers (B,).
 
-        They start with `prefix`, unless the text itself does. Of more than ``longest`` ids the
-        last of the text stay; an empty prompt is the end token.
+        A prompt starts with `prefix`, unless the text itself does. Prompts of more than ``longest``
+        ids keep the end of the text. An empty prompt becomes the end token.
         """
         rows = self.encode(texts, add_special_tokens=False)
         if self.prefix:
@@ -65,21 +75,21 @@ class Tokenizer(tf.Module):
             rows = tf.concat([rows, tf.RaggedTensor.from_row_lengths(ends, empty)], axis=1)
         count = rows.row_lengths()
         ids = tf.reverse_sequence(rows.to_tensor(self.end_id), count, seq_axis=1)
-        none = tf.cast(tf.shape(ids)[1] == 0, tf.int32)  # of no text at all P is 1 too
+        none = tf.cast(tf.shape(ids)[1] == 0, tf.int32)  # P is at least 1, also without texts
         return tf.pad(tf.reverse(ids, [1]), [[0, 0], [none, 0]]), tf.cast(count, tf.int32)
 
     @staticmethod
-    def spec(name, dtype="string"):
+    def spec(name: str, dtype: str | tf.DType = "string") -> tf.TensorSpec:
         """The input ``name`` of an exported function: texts for `encode`, or numbers."""
         return tf.TensorSpec([None], dtype, name=name)
 
 
 class ByteTokenizer(Tokenizer):
-    """A tokenizer whose tokens stand for bytes: a text is the bytes of its tokens.
+    """A tokenizer whose tokens are byte strings: a text is the bytes of its tokens.
 
     Args:
-        pieces: the bytes of each token; special tokens have none.
-        end_id: the token that ends a document.
+        pieces: the bytes of each token; empty for special tokens.
+        end_id: the id of the token that ends a document.
         special: ``{id: text}`` of special tokens, for `pieces`.
     """
 
@@ -87,11 +97,11 @@ class ByteTokenizer(Tokenizer):
         super().__init__()
         self.end_id = self.pad_id = end_id
         self.vocab_size = len(pieces)
-        untracked(self, _bytes=pieces, _names=special or {})
+        set_untracked(self, _bytes=pieces, _names=special or {})
         self._table = tf.constant(pieces, tf.string)
 
-    def decode(self, tokens):
-        """``tokens`` (B, T) -> texts (B,); invalid UTF-8 becomes U+FFFD, as in Python.
+    def decode(self, tokens: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """Decodes ``tokens`` (B, T) to texts (B,); invalid UTF-8 becomes U+FFFD, as in Python.
 
         Special tokens, and ids outside the vocabulary, are left out.
         """
@@ -100,30 +110,30 @@ class ByteTokenizer(Tokenizer):
             tokens = tf.RaggedTensor.from_tensor(tokens)
         known = tf.logical_and(tokens >= 0, tokens < self.vocab_size)
         pieces = tf.gather(self._table, tf.ragged.boolean_mask(tokens, known))
-        return valid(tf.strings.reduce_join(pieces, axis=-1))
+        return replace_invalid(tf.strings.reduce_join(pieces, axis=-1))
 
-    def text(self, tokens):
-        """The bytes of ``tokens``, a list, which need not be whole characters."""
+    def text(self, tokens: Iterable[int]) -> bytes:
+        """The bytes of ``tokens``, which may end within a character."""
         return b"".join(self._bytes[t] for t in tokens if 0 <= t < self.vocab_size)
 
-    def pieces(self, tokens, target=False):
-        """The texts of ``tokens`` (T,), a list of strings, for people to look at."""
+    def pieces(self, tokens: Iterable[int], target: bool = False) -> list[str]:
+        """The texts of ``tokens`` (T,) as readable strings."""
         tokens = [int(token) for token in tokens]
         return [self._names.get(t) or self._bytes[t].decode("utf-8", "replace") for t in tokens]
 
 
 class AddedTokens(tf.Module):
-    """Splits texts at tokens that are never cut, the longest first, as Hugging Face does.
+    """Splits texts at added tokens, the longest first, as Hugging Face does.
 
     Args:
-        ids: ``{text: id}``.
-        normalized: texts that are looked for after the text is normalized.
-        lstrip, rstrip: texts that take the white space before or after them.
+        ids: ``{text: id}`` of added tokens, which are never split.
+        normalized: added tokens that are found after the text is normalized.
+        lstrip, rstrip: added tokens that include the white space before or after them.
     """
 
     def __init__(self, ids, normalized=(), lstrip=(), rstrip=()):
         super().__init__()
-        untracked(self, ids=dict(ids))
+        set_untracked(self, ids=dict(ids))
         self._table = table(list(ids), list(ids.values()), tf.string, -1)
         raw = pattern_of([text for text in ids if text not in normalized], lstrip, rstrip)
         late = pattern_of([text for text in ids if text in normalized], lstrip, rstrip)
@@ -133,9 +143,10 @@ class AddedTokens(tf.Module):
         self._strips = tuple(filter(None, strips))
 
     def split(self, texts, normalize=None):
-        """``texts`` (B,) -> ragged parts (B, None), the ids (P,) of all or -1 of text, their keys.
+        """Splits ``texts`` (B,) into ragged parts (B, None); also returns ids (P,) and keys (P,).
 
-        The key of a part is its text, without the white space that an added token takes.
+        The id of a part that is not an added token is -1. The key of a part is its text, without
+        the white space that an added token includes.
         """
         parts = tf.RaggedTensor.from_uniform_row_length(texts, 1)
         if self._first:
@@ -157,7 +168,7 @@ class AddedTokens(tf.Module):
 
 
 def surround(rows, before, after):
-    """Ragged ``rows`` with the ids ``before`` and ``after`` each."""
+    """Adds the ids ``before`` and ``after`` to each of the ragged ``rows``."""
 
     def fill(ids):
         return tf.tile(tf.constant([ids], rows.dtype, [1, len(ids)]), [rows.nrows(), 1])
@@ -166,7 +177,7 @@ def surround(rows, before, after):
 
 
 def pattern_of(texts, lstrip=(), rstrip=()):
-    """RE2's pattern that matches any of ``texts``, the longest first."""
+    """A pattern of RE2 that matches any of ``texts``, the longest first."""
 
     def one(text):
         escaped = re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
@@ -176,13 +187,13 @@ def pattern_of(texts, lstrip=(), rstrip=()):
     return "|".join(map(one, sorted(texts, key=len, reverse=True)))
 
 
-def valid(texts):
-    """``texts`` with U+FFFD instead of invalid UTF-8."""
+def replace_invalid(texts):
+    """Replaces invalid UTF-8 in ``texts`` by U+FFFD."""
     return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
 
 
 def hide_zeros(texts):
-    """``texts`` with `ZERO` instead of zero bytes."""
+    """Replaces zero bytes in ``texts`` by `ZERO`."""
     return tf.strings.regex_replace(texts, r"\x00", ZERO)
 
 
@@ -191,16 +202,16 @@ def show_zeros(texts):
 
 
 def table(keys, values, kind, default):
-    """A table in the graph, from ``kind`` to int64."""
+    """A lookup table in the graph, from ``kind`` to int64."""
     keys, values = tf.constant(keys, kind, [len(keys)]), tf.constant(values, tf.int64, [len(keys)])
     return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), default)
 
 
-def untracked(module, **attributes):
-    """Sets attributes of a `tf.Module` that are not part of an export.
+def set_untracked(module, **attributes):
+    """Sets attributes of a `tf.Module` that are not exported.
 
-    TensorFlow wraps every list and dictionary that it tracks, item by item, which takes minutes
-    for a large vocabulary.
+    TensorFlow wraps each item of a list or dict that it tracks, which takes minutes for a large
+    vocabulary.
     """
     for name, value in attributes.items():
         object.__setattr__(module, name, value)

@@ -14,7 +14,7 @@ def arrays(batches):
     return [(x["source"].numpy(), x["target"].numpy(), y.numpy(), w.numpy()) for x, y, w in batches]
 
 
-def test_a_batch_is_what_the_model_reads(sample, tokenizer):
+def test_a_batch_has_the_inputs_of_the_model(sample, tokenizer):
     for source, target, labels, weight in arrays(translation_batches(sample, tokenizer, 512)):
         assert source.shape == target.shape == labels.shape == weight.shape
         assert source.size <= 512 and len(source) % 8 == 0
@@ -25,7 +25,7 @@ def test_a_batch_is_what_the_model_reads(sample, tokenizer):
         assert (labels.max(1) > 2)[filled].all() and (source[~filled] == 0).all()
 
 
-def test_every_pair_comes_once_an_epoch(sample, tokenizer):
+def test_every_pair_occurs_once_per_epoch(sample, tokenizer):
     seen = []
     for source, _, labels, weight in arrays(translation_batches(sample, tokenizer, 512)):
         for row in np.flatnonzero(weight.any(1)):
@@ -40,7 +40,7 @@ def test_there_are_no_more_shapes_than_buckets(sample, tokenizer):
         assert len({b[0].shape for b in batches}) <= buckets
 
 
-def test_each_row_may_come_twice(sample, tokenizer):
+def test_rows_can_be_repeated(sample, tokenizer):
     once = arrays(translation_batches(sample, tokenizer, 512, shuffle=False))
     twice = arrays(translation_batches(sample, tokenizer, 512, shuffle=False, twice=True))
     for batch, doubled in zip(once, twice, strict=True):
@@ -48,7 +48,7 @@ def test_each_row_may_come_twice(sample, tokenizer):
             np.testing.assert_array_equal(one.repeat(2, 0), two)
 
 
-def test_the_order_is_new_each_epoch_and_the_same_for_a_seed(sample, tokenizer):
+def test_the_order_changes_each_epoch_and_is_reproducible(sample, tokenizer):
     def epochs(seed):
         batches = translation_batches(sample, tokenizer, 512, seed=seed)
         return [[b[2].tobytes() for b in arrays(batches)] for _ in range(2)]
@@ -59,19 +59,19 @@ def test_the_order_is_new_each_epoch_and_the_same_for_a_seed(sample, tokenizer):
     assert epochs(2)[0] != first
 
 
-def test_an_endless_stream_goes_on_where_it_is_told_to(sample, tokenizer):
+def test_an_endless_dataset_starts_at_a_given_update(sample, tokenizer):
     def stream(start, count):
         batches = translation_batches(sample, tokenizer, 512, start=start)
         return [b[2].tobytes() for b in arrays(itertools.islice(batches, count))]
 
     epoch = len(translation_batches(sample, tokenizer, 512))
     whole = stream(0, 2 * epoch + 5)
-    assert len(set(whole)) > epoch  # the second epoch's batches are others
+    assert len(set(whole)) > epoch  # the second epoch has other batches
     for start in (1, epoch, epoch + 3):
         assert stream(start, len(whole) - start) == whole[start:]
 
 
-def test_bpe_dropout_cuts_the_same_texts_anew_each_epoch_and_goes_on(sample, tokenizer):
+def test_bpe_dropout_segments_differently_each_epoch_and_resumes(sample, tokenizer):
     def stream(start, count):
         batches = translation_batches(sample, tokenizer, 512, start=start, bpe_dropout=0.2)
         return arrays(itertools.islice(batches, count))
@@ -85,7 +85,7 @@ def test_bpe_dropout_cuts_the_same_texts_anew_each_epoch_and_goes_on(sample, tok
     whole = stream(0, 2 * epoch)
     first, second = whole[:epoch], whole[epoch:]
     assert texts(first) == texts(second) == sorted(sample.targets)
-    assert sum(b[3].sum() for b in first) != sum(b[3].sum() for b in second)  # of other pieces
+    assert sum(b[3].sum() for b in first) != sum(b[3].sum() for b in second)  # other tokens
     usual = arrays(translation_batches(sample, tokenizer, 512))
     assert sum(b[3].sum() for b in first) > 1.1 * sum(b[3].sum() for b in usual)
     for start in (2, epoch + 1):
@@ -94,7 +94,7 @@ def test_bpe_dropout_cuts_the_same_texts_anew_each_epoch_and_goes_on(sample, tok
             np.testing.assert_array_equal(a[2], b[2])
 
 
-def test_numpy_integers_are_sizes_and_seeds(sample, tokenizer):
+def test_numpy_integers_are_accepted_as_sizes_and_seeds(sample, tokenizer):
     sizes = dict(tokens=512, max_length=64, buckets=2, seed=3, start=1)
     numpy = {name: np.int64(size) for name, size in sizes.items()}
     first, other = (
@@ -104,32 +104,32 @@ def test_numpy_integers_are_sizes_and_seeds(sample, tokenizer):
     np.testing.assert_array_equal(first[1], other[1])
 
 
-def test_bpe_dropout_keeps_to_the_longest_length(sample, tokenizer):
-    with pytest.warns(UserWarning, match="longer than 21 pieces"):
+def test_bpe_dropout_respects_the_maximum_length(sample, tokenizer):
+    with pytest.warns(UserWarning, match="longer than 21 tokens"):
         batches = translation_batches(sample, tokenizer, 512, 21, seed=-1, bpe_dropout=0.5)
     assert max(b[3].sum(1).max() for b in arrays(batches)) <= 21
 
 
-def test_without_shuffling_it_is_the_same_each_time(sample, tokenizer):
+def test_batches_without_shuffling_are_reproducible(sample, tokenizer):
     batches = translation_batches(sample, tokenizer, 512, shuffle=False)
     assert [b[2].tobytes() for b in arrays(batches)] == [b[2].tobytes() for b in arrays(batches)]
 
 
 def test_pairs_that_are_empty_or_too_long_are_left_out_with_a_warning(tokenizer):
     pairs = ParallelText(["The dog", "", "The cat"], ["Der Hund", "Die Katze", "Katze " * 99])
-    with pytest.warns(UserWarning, match="2 of 3 pairs are empty or longer than 64 pieces"):
+    with pytest.warns(UserWarning, match="2 of 3 pairs are empty or longer than 64 tokens"):
         [(_, _, _, weight)] = arrays(translation_batches(pairs, tokenizer, max_length=64))
     assert weight.any(1).sum() == 1
 
 
-def test_what_cannot_be_is_refused(tokenizer, sample):
-    with pytest.raises(ValueError, match="no pair has between 1 and 127 pieces"):
+def test_bad_arguments_are_refused(tokenizer, sample):
+    with pytest.raises(ValueError, match="no pair has between 1 and 127 tokens"):
         translation_batches(ParallelText([""], [""]), tokenizer)
     with pytest.raises(ValueError, match="must be positive"):
         translation_batches(sample, tokenizer, tokens=0)
     with pytest.raises(ValueError, match="bpe_dropout must be in"):
         translation_batches(sample, tokenizer, bpe_dropout=1.0)
-    with pytest.raises(ValueError, match="object has no BPE-dropout"):
+    with pytest.raises(ValueError, match="object does not support BPE-dropout"):
         translation_batches(sample, object(), bpe_dropout=0.1)
 
 
@@ -152,7 +152,7 @@ def test_a_plan_covers_all_rows_once_within_the_budget(lengths, buckets, tokens)
 
 @settings(deadline=None)
 @given(lengths)
-def test_bucket_lengths_make_the_least_padding(lengths):
+def test_bucket_lengths_minimize_padding(lengths):
     def padded(ends):
         return sum(min(e for e in ends if e >= length) for length in lengths)
 

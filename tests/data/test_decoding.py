@@ -33,7 +33,7 @@ def exif(orientation, endian="<"):
 
 
 def upright(file):
-    """What Pillow reads, turned as the file says."""
+    """Decodes an image with Pillow, rotated by Exif."""
     from PIL import ImageOps
 
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file))).convert("RGB"), int)
@@ -46,7 +46,7 @@ def refused(content, channels=3, **options):
 
 
 def png(width, height, data=b""):
-    """A PNG file of one colour: a header, and rows of zeros."""
+    """A black PNG file: a header and rows of zeros."""
 
     def chunk(kind, body):
         sum = zlib.crc32(kind + body)
@@ -60,17 +60,17 @@ def png(width, height, data=b""):
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_images_are_turned_upright_as_pillow_turns_them(format):
+def test_images_are_rotated_by_exif_as_in_pillow(format):
     for orientation in range(1, 9):
         for endian in "<>":
             file = encode(PHOTO, format, exif=exif(orientation, endian))
             expected, found = upright(file), decode(file).numpy()
             assert found.shape == expected.shape == ((33, 45, 3), (45, 33, 3))[orientation > 4]
-            # Two decoders of JPEG differ by rounding; a wrong turn by more than 50.
+            # JPEG decoders differ by rounding; a wrong rotation differs by more than 50.
             assert np.abs(found - expected).max() <= (5 if format == "JPEG" else 0)
 
 
-def test_exif_is_found_behind_other_segments():
+def test_exif_is_found_after_other_segments():
     file = encode(PHOTO, "JPEG", exif=exif(6), icc_profile=bytes(70_000), comment=b"a comment")
     assert decode(file).shape == (45, 33, 3)
     file = encode(PHOTO, "JPEG", exif=exif(6))
@@ -80,7 +80,7 @@ def test_exif_is_found_behind_other_segments():
     assert decode(filled).shape == (45, 33, 3)
 
 
-def test_a_broken_exif_block_means_as_stored():
+def test_an_invalid_exif_block_is_ignored():
     file = encode(PHOTO, "JPEG", exif=exif(6))
     start = file.index(b"Exif\0\0") + 6
     length = struct.unpack(">H", file[start - 8 : start - 6])[0] - 8
@@ -89,18 +89,18 @@ def test_a_broken_exif_block_means_as_stored():
     entry = block.index(struct.pack("<H", 0x0112))
     broken = [
         b"XX" + block[2:],
-        block[:4] + struct.pack("<I", 2**32 - 1) + block[8:],  # the table is nowhere
+        block[:4] + struct.pack("<I", 2**32 - 1) + block[8:],  # the table is outside the file
         block[:8] + b"\0\0" + block[10:],  # without entries
         block[:8],
         block[:entry] + bytes(length - entry),
         block[: entry + 8] + struct.pack("<H", 9) + block[entry + 10 :],
         block[: entry + 8] + struct.pack("<H", 0) + block[entry + 10 :],
-        block[: entry + 2] + struct.pack("<H", 2) + block[entry + 4 :],  # a text
+        block[: entry + 2] + struct.pack("<H", 2) + block[entry + 4 :],  # a string
         b"",
     ]
     broken += [RANDOM.bytes(length) for _ in range(20)]
     for other in broken:
-        for size in (len(other) + 8, 0xFFFF):  # honest, or beyond the end of the file
+        for size in (len(other) + 8, 0xFFFF):  # correct, or beyond the end of the file
             changed = file[: start - 8] + struct.pack(">H", size) + file[start - 6 : start] + other
             if size == len(other) + 8:
                 found = decode(changed + file[start + length :]).numpy()
@@ -119,7 +119,7 @@ def test_a_broken_exif_block_means_as_stored():
         ("L", "BMP", {}), ("P", "BMP", {}), ("RGB", "WEBP", {}), ("RGBA", "WEBP", {}),
     ],
 )  # fmt: skip
-def test_every_kind_of_file_is_read_in_colour_and_in_grey(mode, format, options):
+def test_all_formats_are_decoded_to_rgb_and_greyscale(mode, format, options):
     file = encode(PHOTO.convert(mode), format, **options)
     for channels, name in GREY.items():
         expected = np.asarray(Image.open(io.BytesIO(file)).convert(name), int)
@@ -129,18 +129,18 @@ def test_every_kind_of_file_is_read_in_colour_and_in_grey(mode, format, options)
         assert np.abs(found - expected.reshape(found.shape)).max() <= most
 
 
-def test_16_bits_are_read_as_8():
+def test_16_bit_images_are_decoded_to_8_bits():
     deep = Image.fromarray(RANDOM.integers(0, 2**16, (9, 8)).astype("uint16"))
     found = decode(encode(deep, "PNG"), 1).numpy()[:, :, 0]
     np.testing.assert_array_equal(found, np.asarray(deep) >> 8)
 
 
-def test_of_an_animation_only_the_first_frame_is_decoded():
+def test_only_the_first_frame_of_an_animation_is_decoded():
     frames = [PHOTO.rotate(90 * i).quantize(64) for i in range(5)]
     still = encode(frames[0], "GIF")
     file = encode(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=40, loop=0)
     np.testing.assert_array_equal(decode(file), decode(still))
-    # A second frame of 65,535 x 65,535 pixels: read whole, it would take 4 GB.
+    # A second frame of 65,535 x 65,535 pixels, which would take 4 GB.
     large = b"\x2c\0\0\0\0\xff\xff\xff\xff\0\x08\x02\x4c\x01\0"
     np.testing.assert_array_equal(decode(still[:-1] + large + b";"), decode(still))
     assert "truncated" in refused(still[:-40])
@@ -161,7 +161,7 @@ def test_of_an_animation_only_the_first_frame_is_decoded():
 
 
 def test_bytes_that_cannot_be_decoded_are_refused():
-    """TensorFlow's decoder of animated WebP writes beyond its memory and ends the process."""
+    """TensorFlow's decoder crashes the process for an animated WebP."""
     again = [PHOTO.rotate(90)] * 3
     animated = encode(PHOTO, "WEBP", save_all=True, append_images=again)
     assert refused(animated) == "an animated WebP is not supported"
@@ -176,7 +176,7 @@ def test_bytes_that_cannot_be_decoded_are_refused():
         decode(file, 2)
 
 
-def test_the_size_is_read_before_an_image_is_decoded():
+def test_the_size_is_checked_before_decoding():
     for format in ("JPEG", "PNG", "GIF", "BMP", "WEBP"):
         for options in ({}, {"lossless": True}, {"exif": exif(1)}) if format == "WEBP" else ({},):
             file = encode(PHOTO, format, **options)
@@ -186,7 +186,7 @@ def test_the_size_is_read_before_an_image_is_decoded():
     assert len(bomb) < 100_000
     assert "8000 x 8000 pixels" in refused(bomb)
     assert "a side is longer than 65535" in refused(png(70_000, 2))
-    hidden = png(100, 100)  # libpng skips a chunk that it does not know
+    hidden = png(100, 100)  # libpng skips unknown chunks
     body = b"prVt" + struct.pack(">II", 1, 1)
     first = struct.pack(">I", 8) + body + struct.pack(">I", zlib.crc32(body))
     assert "does not begin with its header" in refused(hidden[:8] + first + hidden[8:])
@@ -213,7 +213,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["python", "graph"])
-def test_50_megapixels_are_read_within_4_bytes_a_channel(tmp_path, place):
+def test_decoding_50_megapixels_takes_at_most_4_bytes_per_channel(tmp_path, place):
     width, height = 8660, 5774
     row = RANDOM.integers(0, 256, (1, 300, 3)).astype("uint8")
     large = Image.fromarray(row).resize((width, height))

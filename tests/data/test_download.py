@@ -32,26 +32,26 @@ def fetch(folder, address, files=FILES):
     download_multi30k(folder, address, files, say=lambda line: None)
 
 
-def test_files_are_fetched_once_and_checked(address, tmp_path):
+def test_files_are_downloaded_once_and_verified(address, tmp_path):
     fetch(tmp_path / "data", address)
     assert (tmp_path / "data" / "train.en").read_bytes() == CONTENT
     (tmp_path / "served" / "raw" / "train.en").unlink()
-    fetch(tmp_path / "data", address)  # it is there and whole: nothing is asked
+    fetch(tmp_path / "data", address)  # complete files are not requested
     (tmp_path / "data" / "train.en").write_bytes(b"half")
-    with pytest.raises(ConnectionError, match="cannot fetch .*raw/train.en: 404"):
+    with pytest.raises(ConnectionError, match="cannot download .*raw/train.en: 404"):
         fetch(tmp_path / "data", address)
 
 
-def test_a_file_that_changed_is_refused_and_does_not_appear(address, tmp_path):
-    with pytest.raises(ValueError, match="raw/train.en is not the file it was"):
+def test_a_file_with_a_wrong_checksum_is_refused_and_not_kept(address, tmp_path):
+    with pytest.raises(ValueError, match="raw/train.en has changed"):
         fetch(tmp_path / "data", address, {"raw/train.en": "0" * 64})
     assert not [p for p in (tmp_path / "data").iterdir()]
 
 
-def test_without_a_network_the_address_is_named(tmp_path):
-    with pytest.raises(ConnectionError, match="cannot fetch http://127.0.0.1:9/raw/train.en"):
+def test_a_failed_download_names_the_address(tmp_path):
+    with pytest.raises(ConnectionError, match="cannot download http://127.0.0.1:9/raw/train.en"):
         fetch(tmp_path, "http://127.0.0.1:9/")
 
 
-def test_there_is_a_checksum_for_each_split_and_language():
+def test_each_split_and_language_has_a_checksum():
     assert len(MULTI30K) == 12 and all(len(c) == 64 for c in MULTI30K.values())

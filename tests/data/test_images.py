@@ -23,7 +23,7 @@ def write(path, image):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twenty images of each of two classes."""
+    """A folder with twenty images for each of two classes."""
     for label, name in enumerate(CLASSES):
         for i in range(20):
             image = np.full((20 + i, 24, 3), 100 * label + i, "uint8")
@@ -47,7 +47,7 @@ def test_a_folder_is_read_by_class(folder):
     assert [len(read_images(folder, split)) for split in ("train", "val", "test")] == [1, 1, 1]
 
 
-def test_files_that_are_left_out_are_named(folder):
+def test_skipped_files_are_named(folder):
     kept = read_images(folder).images
     for name in ("cat/._x.JPG", "cat/.ipynb_checkpoints/a.png", "cat/__MACOSX/b.png"):
         write(folder / name, SQUARES[0])
@@ -67,7 +67,7 @@ def test_files_that_are_left_out_are_named(folder):
         assert read_images(folder).images == kept
 
 
-def test_upper_case_webp_and_linked_files_are_read(tmp_path):
+def test_uppercase_names_webp_and_links_are_read(tmp_path):
     images = tmp_path / "images"
     for name in ("cat/A.JPG", "cat/b.WebP", "dog/folder.png/c.PNG"):
         write(images / name, SQUARES[0])
@@ -87,7 +87,7 @@ def test_upper_case_webp_and_linked_files_are_read(tmp_path):
         found.pixels((8, 8))
 
 
-def test_grey_images_are_batched_for_grey_models(folder):
+def test_greyscale_batches_fit_greyscale_models(folder):
     images = read_images(folder)
     grey = images.pixels((16, 16), channels=1)
     assert grey.images.shape == (36, 16, 16, 1)
@@ -102,7 +102,7 @@ def test_grey_images_are_batched_for_grey_models(folder):
         image_batches(images, (16, 16), channels=2)
 
 
-def test_training_reads_upright_and_refuses_too_many_pixels(tmp_path):
+def test_training_applies_exif_and_refuses_too_many_pixels(tmp_path):
     image = pytest.importorskip("PIL.Image")
     block = image.Exif()
     block[0x0112] = 6
@@ -122,7 +122,7 @@ def test_training_reads_upright_and_refuses_too_many_pixels(tmp_path):
             images.pixels((16, 16), "skip", max_pixels=255)
 
 
-def test_records_are_read(tmp_path):
+def test_tfrecords_are_read(tmp_path):
     def example(image, label):
         features = {
             "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
@@ -142,12 +142,12 @@ def test_records_are_read(tmp_path):
     assert test.classes == CLASSES and test.labels.tolist() == [0, 1]
     np.testing.assert_array_equal(test.pixels((16, 16)).images, SQUARES[8:])
     (tmp_path / "test-0.tfrecord").write_bytes(b"broken" * 9)
-    with pytest.raises(ValueError, match="test-0.tfrecord holds no images"):
+    with pytest.raises(ValueError, match="test-0.tfrecord does not hold images"):
         read_images(tmp_path, "test")
 
 
 @pytest.mark.parametrize("broken", ["refuse", "skip"])
-def test_a_broken_image_is_refused_or_left_out_by_name(folder, broken):
+def test_a_corrupt_image_is_refused_or_skipped_by_name(folder, broken):
     (folder / "cat" / "03.png").write_bytes(b"no image")
     (folder / "dog" / "04.png").write_bytes((folder / "dog" / "05.png").read_bytes()[:60])
     images = read_images(folder)
@@ -168,10 +168,10 @@ def test_a_broken_image_is_refused_or_left_out_by_name(folder, broken):
     assert read_images(folder).classes == CLASSES
     with pytest.warns(UserWarning, match="0[34].png is left out: "):
         for pixels, _, _ in image_batches(images, (8, 8), 6, broken=broken, mix=True):
-            assert pixels.numpy().max((1, 2, 3)).min() > 0  # no black row is mixed in
+            assert pixels.numpy().max((1, 2, 3)).min() > 0  # no black image is mixed in
 
 
-def test_every_image_comes_once_an_epoch_and_a_run_goes_on():
+def test_every_image_occurs_once_per_epoch_and_training_resumes():
     def epoch(**options):
         return [tuple(x.numpy() for x in b) for b in image_batches(ARRAYS, (16, 16), 4, **options)]
 
@@ -190,7 +190,7 @@ def test_every_image_comes_once_an_epoch_and_a_run_goes_on():
                 np.testing.assert_array_equal(x, y)
 
 
-def test_augmented_images_are_the_same_in_other_places():
+def test_augmented_images_have_valid_pixels_and_labels():
     whole = LabelledImages(np.full((4, 16, 16, 3), 200, "uint8"), [0] * 4, CLASSES)
     [(pixels, labels, _)] = image_batches(whole, (16, 16), 4, augment="light")
     assert set(np.unique(pixels)) <= {0, 200} and (pixels.numpy() == 200).mean() > 0.7
@@ -205,7 +205,7 @@ def test_augmented_images_are_the_same_in_other_places():
         assert ((labels > 0.01) & (labels < 0.99)).numpy().any()
 
 
-def test_resizing_is_pillows():
+def test_resizing_equals_pillow():
     image = pytest.importorskip("PIL.Image")
     photo = RANDOM.integers(0, 256, (50, 70, 3)).astype("uint8")
     for size in ((20, 24), (80, 90)):
@@ -215,12 +215,12 @@ def test_resizing_is_pillows():
             assert np.abs(ours - theirs).mean() < 1.0, (size, name)
     middle = fitted(photo, (10, 10), squash=False, crop=0.2).numpy()
     np.testing.assert_array_equal(middle, photo[20:30, 30:40])
-    middle = fitted(photo, (10, 14), crop=0.2).numpy()  # each side's middle, of any shape
+    middle = fitted(photo, (10, 14), crop=0.2).numpy()  # the central part of each side
     np.testing.assert_array_equal(middle, photo[20:30, 28:42])
 
 
 @pytest.mark.parametrize("crop", [0.9, 0.875])
-def test_the_same_part_is_cut_out_in_the_graph(crop):
+def test_crops_are_equal_in_the_graph(crop):
     fit = dict(size=(24, 32), squash=False, crop=crop)
     sizes = [tf.TensorSpec([None, None, 3], tf.uint8)]
     graph = tf.function(lambda image: fitted(image, **fit), sizes, autograph=False)
@@ -229,7 +229,7 @@ def test_the_same_part_is_cut_out_in_the_graph(crop):
         np.testing.assert_allclose(fitted(photo, **fit), graph(photo), atol=1e-3)
 
 
-def test_what_is_read_in_the_graph_is_what_python_reads():
+def test_preprocessing_is_equal_in_the_graph_and_in_python():
     reader = Pixels((12, 10), squash=False, crop=0.8)
     files = [tf.io.encode_jpeg(square, quality=95).numpy() for square in SQUARES]
     batch = tf.function(reader.batch)(tf.constant(files))
@@ -250,7 +250,7 @@ def test_what_is_read_in_the_graph_is_what_python_reads():
 
 
 def test_bad_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="as many labels"):
+    with pytest.raises(ValueError, match="need one label each"):
         LabelledImages(SQUARES, [0], CLASSES)
     with pytest.raises(ValueError, match="of uint8"):
         LabelledImages(SQUARES.astype("float32"), [0] * 10, CLASSES)
@@ -269,7 +269,7 @@ def test_bad_arguments_are_refused(tmp_path):
             image_batches(ARRAYS, (16, 16), **options)
 
 
-def test_shapes_are_drawn_the_same_each_time():
+def test_generated_shapes_are_reproducible():
     train, val = shapes("train"), shapes("val")
     assert train.classes == SHAPES and train.images.shape == (4000, 32, 32, 3)
     assert np.bincount(val.labels).tolist() == [50] * 8
@@ -280,7 +280,7 @@ def test_shapes_are_drawn_the_same_each_time():
         assert val.images.std(axis=(1, 2, 3)).min() > 10
 
 
-def test_preprocessing_is_made_from_a_configuration():
+def test_preprocessing_is_created_from_a_configuration():
     config = SimpleNamespace(
         image_size=[4, 6], channels=1, interpolation="bicubic", squash=False, crop=0.9, dim=8
     )

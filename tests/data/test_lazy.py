@@ -11,7 +11,7 @@ def run(code):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_names_are_imported_when_they_are_used():
+def test_names_are_imported_on_first_use():
     run(
         "import sys\n"
         "import polyhead.data.files, polyhead.data.tokenizers as tokenizers\n"
@@ -27,7 +27,7 @@ def test_names_are_imported_when_they_are_used():
 
 
 @pytest.mark.slow
-def test_images_need_no_library_for_text_and_text_says_what_it_lacks(tmp_path):
+def test_images_do_not_need_text_libraries_and_text_names_the_missing_one(tmp_path):
     run(f"""
 import sys
 for name in ("tensorflow_text", "sentencepiece", "tokenizers"):

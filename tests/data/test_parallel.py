@@ -20,20 +20,20 @@ def pair(tmp_path):
 EXPECTED = ParallelText(["A dog.", "Two men."], ["Ein Hund.", "Zwei Männer."])
 
 
-def test_two_files_plain_or_gzipped(pair, tmp_path):
+def test_plain_and_gzipped_files_are_read(pair, tmp_path):
     assert read_parallel(*pair) == EXPECTED
     zipped = write(tmp_path / "train.de.gz", gzip.compress(pair[1].read_bytes()))
     assert read_parallel(pair[0], zipped) == EXPECTED
 
 
-def test_a_folder_in_the_layout_of_multi30k(pair, tmp_path):
+def test_a_folder_in_multi30ks_layout_is_read(pair, tmp_path):
     assert read_split(tmp_path, "train", "en", "de") == EXPECTED
     for path in pair:
         path.rename(tmp_path / path.name.replace("train", "test_2016_flickr.lc.norm.tok"))
     assert read_split(tmp_path, "test", "en", "de", "lc.norm.tok") == EXPECTED
 
 
-def test_tsv(tmp_path):
+def test_tsv_files_are_read(tmp_path):
     path = write(tmp_path / "val.tsv", "A dog.\tEin Hund.\nTwo men.\tZwei Männer.\tnote\n")
     assert read_tsv(path) == EXPECTED == read_split(tmp_path, "val", "en", "de")
 
@@ -43,20 +43,22 @@ def test_only_newlines_end_lines(tmp_path):
     assert read_tsv(path) == ParallelText(["one\u2028two"], ["eins"])
 
 
-def test_what_is_wrong_is_named(pair, tmp_path):
+def test_errors_name_the_problem(pair, tmp_path):
     english, german = pair
-    with pytest.raises(ValueError, match=r"equally many lines: 2 in .*train.en, 1 in .*one.de"):
+    with pytest.raises(
+        ValueError, match=r"the same number of lines: 2 in .*train.en, 1 in .*one.de"
+    ):
         read_parallel(english, write(tmp_path / "one.de", "Ein Hund.\n"))
     with pytest.raises(ValueError, match=r"bad.de, line 2: not UTF-8: invalid start byte"):
         read_parallel(english, write(tmp_path / "bad.de", b"gut\n\xff\n"))
     with pytest.raises(ValueError, match=r"empty.de is empty"):
         read_parallel(english, write(tmp_path / "empty.de", "\n"))
-    with pytest.raises(ValueError, match=r"half.de.gz is no complete gzip file"):
+    with pytest.raises(ValueError, match=r"half.de.gz is not a complete gzip file"):
         half = gzip.compress(german.read_bytes())[:-9]
         read_parallel(english, write(tmp_path / "half.de.gz", half))
-    with pytest.raises(ValueError, match=r"fake.de.gz is no complete gzip file"):
+    with pytest.raises(ValueError, match=r"fake.de.gz is not a complete gzip file"):
         read_parallel(english, write(tmp_path / "fake.de.gz", "Ein Hund.\n"))
-    with pytest.raises(ValueError, match=r"t.tsv, line 2: a line is source TAB target: 'b'"):
+    with pytest.raises(ValueError, match=r"t.tsv, line 2 must be source TAB target: 'b'"):
         read_tsv(write(tmp_path / "t.tsv", "a\tb\nb\n"))
     with pytest.raises(FileNotFoundError, match="has no split 'test': neither test.en and test.de"):
         read_split(tmp_path, "test", "en", "de")
@@ -92,13 +94,13 @@ def test_quotes_of_spreadsheets_are_removed(tmp_path):
         ['say "a"\tsag "a"', '"a, b"\t"c, d"'],
     ],
 )
-def test_quotes_of_a_text_are_text_and_swallow_no_lines(lines, tmp_path):
+def test_quotes_within_text_are_kept(lines, tmp_path):
     path = write(tmp_path / "a.tsv", "\n".join(lines))
     pairs = read_tsv(path)
     assert [f"{s}\t{t}" for s, t in zip(pairs.sources, pairs.targets, strict=True)] == lines
 
 
-def test_quotes_of_two_kinds_are_text_and_the_lines_are_named(tmp_path):
+def test_inconsistent_quotes_are_kept_with_a_warning(tmp_path):
     for other in ('5" screen\tc', '"open\tc', 'd\te"'):
         path = write(tmp_path / "a.tsv", f'a\tb\n"a ""b"""\tc\n\n{other}\n')
         with pytest.warns(UserWarning, match="a.tsv are read as text: line 2 .* but line 4 is not"):
@@ -106,11 +108,11 @@ def test_quotes_of_two_kinds_are_text_and_the_lines_are_named(tmp_path):
         assert pairs.sources == ["a", '"a ""b"""', other.split("\t")[0]]
 
 
-def test_lines_may_end_as_on_old_macs(tmp_path):
+def test_line_endings_of_old_macs_are_read(tmp_path):
     assert read_tsv(write(tmp_path / "a.tsv", "a\tb\rc\td\r")).sources == ["a", "c"]
 
 
-def test_a_line_that_names_the_columns_says_which_they_are(tmp_path):
+def test_a_header_selects_the_columns(tmp_path):
     words = "source\ttarget", "Source \tTarget", "src\ttgt", "English\tGerman"
     for names in (*words, "en\tde", "en-US\tde-DE"):
         path = write(
@@ -122,13 +124,13 @@ def test_a_line_that_names_the_columns_says_which_they_are(tmp_path):
     )
     assert read_split(tmp_path, "train", "en", "de") == EXPECTED
     write(path, "source\ttarget\n1\n")
-    with pytest.raises(ValueError, match="train.tsv, line 2: a line is source TAB target: '1'"):
+    with pytest.raises(ValueError, match="train.tsv, line 2 must be source TAB target: '1'"):
         read_split(tmp_path, "train", "en", "de")
     with pytest.raises(ValueError, match="train.tsv is empty"):
         read_tsv(write(path, "source\ttarget\n"))
 
 
-def test_each_tenth_pair_of_a_single_file_is_for_validation(tmp_path):
+def test_every_tenth_pair_of_a_single_file_is_for_validation(tmp_path):
     path = write(tmp_path / "pairs.tsv", "".join(f"s{i}\tt{i}\n" for i in range(25)))
     train, val = (read_split(path, split, "en", "de") for split in ("train", "val"))
     assert val == ParallelText(["s9", "s19"], ["t9", "t19"])

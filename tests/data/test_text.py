@@ -19,7 +19,7 @@ def arrays(batches):
     return [tuple(x.numpy() for x in batch) for batch in batches]
 
 
-def test_every_token_is_a_label_once_and_follows_what_stands_before(characters):
+def test_every_token_is_a_label_once_after_its_predecessors(characters):
     stream = token_stream(TEXTS, characters)
     assert (stream == 0).sum() == len(TEXTS) and stream[-1] == 0
     for shuffle in (False, True):
@@ -36,7 +36,7 @@ def test_every_token_is_a_label_once_and_follows_what_stands_before(characters):
     np.testing.assert_array_equal(np.concatenate([b[1] for b in batches]).ravel()[:20], stream[:20])
 
 
-def test_rows_begin_elsewhere_each_epoch_and_go_on_where_told(characters):
+def test_row_boundaries_change_each_epoch_and_training_resumes(characters):
     def stream(start, count, seed=3):
         batches = text_batches(TEXTS, characters, 7, 2, seed=seed, start=start)
         return [b[1].tobytes() for b in arrays(itertools.islice(batches, count))]
@@ -49,7 +49,7 @@ def test_rows_begin_elsewhere_each_epoch_and_go_on_where_told(characters):
     assert stream(0, 3, seed=4) != whole[:3]
 
 
-def test_a_dataset_of_strings_and_long_texts_give_the_same_tokens(characters, monkeypatch):
+def test_datasets_and_long_texts_give_equal_tokens(characters, monkeypatch):
     expected = token_stream(TEXTS, characters)
     dataset = tf.data.Dataset.from_tensor_slices(TEXTS)
     np.testing.assert_array_equal(token_stream(dataset, characters), expected)
@@ -76,14 +76,14 @@ def test_files_and_folders_are_read(tmp_path):
     assert read_text(tmp_path, "test") == ["last"]
 
 
-def test_a_byte_order_mark_and_carriage_returns_are_not_text(tmp_path):
+def test_byte_order_marks_and_carriage_returns_are_removed(tmp_path):
     (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
     (tmp_path / "val.txt").write_bytes(b"\xef\xbb\xbfone\r\n")
     assert read_text(tmp_path) == ["one\ntwo\nthree\n"]
     assert read_text(tmp_path, "val") == ["one\n"]
 
 
-def test_numpy_integers_are_sizes_and_seeds(characters):
+def test_numpy_integers_are_accepted_as_sizes_and_seeds(characters):
     sizes = dict(length=7, batch_size=2, seed=3, start=1)
     numpy = {name: np.uint32(size) for name, size in sizes.items()}
     first, other = (
@@ -92,7 +92,7 @@ def test_numpy_integers_are_sizes_and_seeds(characters):
     np.testing.assert_array_equal(first[1], other[1])
 
 
-def test_what_is_no_text_is_refused(tmp_path, characters):
+def test_invalid_text_is_refused(tmp_path, characters):
     (tmp_path / "empty").mkdir()
     (tmp_path / "none.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
@@ -102,7 +102,7 @@ def test_what_is_no_text_is_refused(tmp_path, characters):
         (FileNotFoundError, "has no split test", tmp_path / "latin.txt", "test"),
         (ValueError, "none.txt is empty", tmp_path / "none.txt", "train"),
         (ValueError, "latin.txt is not valid UTF-8", tmp_path / "latin.txt", "train"),
-        (ValueError, "a split is train, val or test: 'dev'", tmp_path, "dev"),
+        (ValueError, "split must be train, val or test: 'dev'", tmp_path, "dev"),
     ):
         with pytest.raises(error, match=f"(?i){message}"):
             read_text(path, split)

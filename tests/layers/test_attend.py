@@ -6,7 +6,7 @@ from polyhead.layers import attend, attention_weights
 B, T, S, H, G, K = 2, 5, 7, 6, 2, 4
 
 
-def draw(*shape, seed=0):
+def random_array(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
@@ -14,11 +14,15 @@ def array(x):
     return ops.convert_to_numpy(x)
 
 
-QUERY, KEY, VALUE = draw(B, T, H, K), draw(B, S, G, K, seed=1), draw(B, S, G, K, seed=2)
+QUERY, KEY, VALUE = (
+    random_array(B, T, H, K),
+    random_array(B, S, G, K, seed=1),
+    random_array(B, S, G, K, seed=2),
+)
 
 
 def test_consecutive_heads_share_keys_and_values():
-    mask, bias = draw(B, H, T, S, seed=3) > -1, draw(1, H, T, S, seed=4)
+    mask, bias = random_array(B, H, T, S, seed=3) > -1, random_array(1, H, T, S, seed=4)
     key, value = (np.repeat(x, H // G, axis=2) for x in (KEY, VALUE))
     for options in (dict(), dict(mask=mask), dict(mask=mask[:, :1], bias=bias, softcap=2.0)):
         expected = attend(QUERY, key, value, **options)
@@ -26,7 +30,7 @@ def test_consecutive_heads_share_keys_and_values():
         np.testing.assert_allclose(array(found), array(expected), atol=1e-6)
 
 
-def test_attention_by_hand():
+def test_attention_equals_a_manual_computation():
     weights = np.zeros((B, H, T, S))
     for b, h, t in np.ndindex(B, H, T):
         scores = KEY[b, :, h // 3] @ QUERY[b, t, h] * 0.3

@@ -21,7 +21,7 @@ B, T, S, D, H = 2, 5, 7, 16, 4
 KINDS = list(itertools.product([False, True], [False, True], ["pre", "post"]))
 
 
-def draw(*shape, seed=0):
+def random_array(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
@@ -32,23 +32,23 @@ def array(x):
 def block(causal, cross, order, **options):
     layer = TransformerBlock(H, 24, causal=causal, cross=cross, order=order, **options)
     layer.build((B, T, D))
-    return layer, dict(memory=draw(B, S, D, seed=1)) if cross else {}
+    return layer, dict(memory=random_array(B, S, D, seed=1)) if cross else {}
 
 
 @pytest.mark.parametrize("causal, cross, order", KINDS)
-def test_configuration_rebuilds_the_block(causal, cross, order):
+def test_a_block_is_rebuilt_from_its_configuration(causal, cross, order):
     layer, memory = block(causal, cross, order)
     again = TransformerBlock.from_config(layer.get_config())
     again.build((B, T, D))
     again.set_weights(layer.get_weights())
-    x = draw(B, T, D)
+    x = random_array(B, T, D)
     np.testing.assert_array_equal(array(again(x, **memory)), array(layer(x, **memory)))
 
 
 @pytest.mark.parametrize("causal, cross, order", KINDS)
-def test_the_future_is_seen_only_without_causal(causal, cross, order):
+def test_a_causal_block_does_not_see_the_future(causal, cross, order):
     layer, memory = block(causal, cross, order)
-    x = draw(B, T, D)
+    x = random_array(B, T, D)
     changed = x.copy()
     changed[:, 3] += 1
     past = [array(layer(v, **memory))[:, :3] for v in (x, changed)]
@@ -58,7 +58,7 @@ def test_the_future_is_seen_only_without_causal(causal, cross, order):
 @pytest.mark.parametrize("cross, order", itertools.product([False, True], ["pre", "post"]))
 def test_cached_decoding_equals_the_full_forward(cross, order):
     layer, memory = block(True, cross, order)
-    x = draw(B, T, D)
+    x = random_array(B, T, D)
     projected = {"memory": layer.project(memory["memory"])} if cross else {}
     cache, steps = KeyValueCache.empty(B, T, H, D // H, "float32"), []
     for t in range(T):
@@ -69,7 +69,7 @@ def test_cached_decoding_equals_the_full_forward(cross, order):
 
 @pytest.mark.parametrize("order", ["pre", "post"])
 @pytest.mark.parametrize("decoder", [False, True])
-def test_the_block_is_that_of_pytorch(order, decoder):
+def test_a_block_equals_pytorch(order, decoder):
     torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
     layer, memory = block(decoder, decoder, order)
     kind = torch.nn.TransformerDecoderLayer if decoder else torch.nn.TransformerEncoderLayer
@@ -100,7 +100,7 @@ def test_the_block_is_that_of_pytorch(order, decoder):
         ):
             theirs.weight.copy_(tensor(ours.kernel).T)
             theirs.bias.copy_(tensor(ours.bias))
-        x = torch.tensor(draw(B, T, D))
+        x = torch.tensor(random_array(B, T, D))
         if decoder:
             future = torch.nn.Transformer.generate_square_subsequent_mask(T)
             expected = peer(x, torch.tensor(memory["memory"]), tgt_mask=future)
@@ -111,17 +111,17 @@ def test_the_block_is_that_of_pytorch(order, decoder):
     )
 
 
-def test_dropout_is_for_training_only_and_differs_from_call_to_call():
+def test_dropout_applies_only_in_training_and_differs_between_calls():
     layer, _ = block(False, False, "post", dropout=0.5)
-    x = draw(B, T, D)
+    x = random_array(B, T, D)
     np.testing.assert_array_equal(array(layer(x)), array(layer(x, training=False)))
     first, second = (array(layer(x, training=True)) for _ in range(2))
     assert np.abs(first - second).max() > 0.1
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_a_block_in_half_precision_is_near_float32(policy):
-    x, memory = draw(B, T, D), draw(B, S, D, seed=1)
+def test_a_block_in_half_precision_is_close_to_float32(policy):
+    x, memory = random_array(B, T, D), random_array(B, S, D, seed=1)
     full, _ = block(True, True, "post")
     half, _ = block(True, True, "post", dtype=policy)
     half.set_weights(full.get_weights())
@@ -132,19 +132,19 @@ def test_a_block_in_half_precision_is_near_float32(policy):
     )
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match="order must be one of pre, post, both: 'sandwich'"):
         TransformerBlock(H, 24, order="sandwich")
     layer, _ = block(True, True, "pre")
     with pytest.raises(ValueError, match="cross=True, but memory is NoneType"):
-        layer(draw(B, T, D))
+        layer(random_array(B, T, D))
 
 
 @pytest.mark.parametrize("cross", [False, True])
 @pytest.mark.parametrize(
     "policy", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
 )
-def test_what_is_computed_again_gives_the_same_gradients(cross, policy):
+def test_recomputation_gives_equal_gradients(cross, policy):
     def trained(remat):
         keras.utils.set_random_seed(3)
         block = TransformerBlock(
@@ -166,7 +166,7 @@ def test_what_is_computed_again_gives_the_same_gradients(cross, policy):
         )
 
 
-def test_numbers_are_shorthand_for_parts():
+def test_numbers_are_a_shorthand_for_parts():
     attention = MultiHeadAttention(H, causal=True)
     parts = TransformerBlock(attention=attention, feed_forward=FeedForward(24), name="block")
     parts.build((B, T, D))
@@ -175,7 +175,7 @@ def test_numbers_are_shorthand_for_parts():
     assert [v.path for v in parts.weights] == [v.path for v in numbers.weights]
     assert parts.get_config() == numbers.get_config()
     parts.set_weights(numbers.get_weights())
-    x = draw(B, T, D)
+    x = random_array(B, T, D)
     np.testing.assert_array_equal(array(parts(x)), array(numbers(x)))
 
 
@@ -190,7 +190,7 @@ def test_parts_are_templates_that_blocks_copy():
     assert blocks[0].attention.query.compute_dtype == "bfloat16"
 
 
-def test_each_part_is_given_once():
+def test_each_part_is_given_exactly_once():
     attention = MultiHeadAttention(H)
     for options, message in (
         (dict(), "give num_heads or attention: None, None"),
@@ -209,7 +209,7 @@ def test_a_block_with_both_norms_adds_a_normalized_output():
     names = {v.path for v in layer.weights if v.name == "gamma"}
     parts = ("attention_norm", "attention_output_norm", "feed_forward_norm")
     assert names == {f"block/{part}/gamma" for part in (*parts, "feed_forward_output_norm")}
-    x = draw(B, T, D)
+    x = random_array(B, T, D)
     first = x + array(layer.attention_output_norm(layer.attention(layer.attention_norm(x))))
     second = layer.feed_forward(layer.feed_forward_norm(first))
     expected = first + array(layer.feed_forward_output_norm(second))
@@ -217,7 +217,7 @@ def test_a_block_with_both_norms_adds_a_normalized_output():
 
 
 @pytest.mark.slow
-def test_recomputing_covers_all_dropouts_and_the_bias():
+def test_recomputation_covers_all_dropouts_and_the_bias():
     def trained(remat):
         keras.utils.set_random_seed(3)
         block = TransformerBlock(

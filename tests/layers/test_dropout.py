@@ -9,7 +9,7 @@ def drop(layer, shape=(64, 1000)):
     return keras.ops.convert_to_numpy(layer(keras.ops.ones(shape), training=True))
 
 
-def test_a_share_is_dropped_and_the_mean_stays():
+def test_dropout_keeps_the_mean():
     for rate in (0.1, 0.3, 0.9):
         kept = drop(Dropout(rate, seed=1))
         assert set(np.unique(kept)) <= {np.float32(0), np.float32(1) / np.float32(1 - rate)}
@@ -20,7 +20,7 @@ def test_a_share_is_dropped_and_the_mean_stays():
         assert np.std(columns) < 1.5 * np.sqrt(rate * (1 - rate) / 64)
 
 
-def test_masks_are_as_good_as_independent():
+def test_masks_are_practically_independent():
     masks = []
     for seed in (1, 2, 3):
         layer = Dropout(0.5, seed=seed)
@@ -30,14 +30,14 @@ def test_masks_are_as_good_as_independent():
     assert np.abs(correlation).max() < 5 / np.sqrt(masks[0].size)
 
 
-def test_the_seed_tells_the_mask():
+def test_the_seed_determines_the_mask():
     layer, again = Dropout(0.5, seed=1), Dropout(0.5, seed=1)
     first = drop(layer)
     np.testing.assert_array_equal(drop(again), first)
     assert (drop(layer) != first).mean() > 0.4
 
 
-def test_what_it_cannot_do_is_refused():
+def test_unsupported_arguments_are_refused():
     for options in (dict(rate=1.0), dict(rate=-0.1)):
         with pytest.raises(ValueError, match=r"rate must be in \[0, 1\)|Invalid value"):
             Dropout(**options)

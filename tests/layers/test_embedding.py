@@ -9,7 +9,7 @@ def array(x):
     return ops.convert_to_numpy(x)
 
 
-def test_tokens_are_scaled_rows_and_logits_use_the_same_matrix():
+def test_embeddings_are_scaled_rows_and_logits_use_the_same_matrix():
     layer = TokenEmbedding(11, 4)
     tokens = np.array([[3, 10, 0]])
     x = layer(tokens)

@@ -1,4 +1,4 @@
-"""What holds for every public layer: configuration, precision, and Keras's files."""
+"""Tests of every public layer: configuration, precision, and Keras's files."""
 
 import inspect
 import json
@@ -36,7 +36,7 @@ DECODER = dict(
 )  # fmt: skip
 
 
-# What a layer is called on, with a function that makes it of keyword arguments.
+# The inputs of each layer, with a function that creates it from keyword arguments.
 CASES = {
     "ClassToken": (X, ClassToken, {}),
     "Dropout": (X, Dropout, dict(rate=0.1)),
@@ -86,7 +86,7 @@ every_layer = pytest.mark.parametrize("case", CASES)
 
 
 def make(case, seed=0, **options):
-    """The layer of a case with random weights, and what it is called on."""
+    """Creates the layer of a case with random weights; returns it and its inputs."""
     inputs, kind, arguments = CASES[case]
     layer = kind(**arguments, **options)
     inputs = inputs if isinstance(inputs, dict) else {argument(kind): inputs}
@@ -119,7 +119,7 @@ def test_every_public_layer_has_a_case():
 
 
 @every_layer
-def test_a_layer_is_its_configuration_and_its_weights(case):
+def test_configuration_and_weights_restore_a_layer(case):
     layer, inputs = make(case)
     written = json.dumps(keras.saving.serialize_keras_object(layer))
     again = keras.saving.deserialize_keras_object(json.loads(written))
@@ -135,7 +135,7 @@ def test_a_layer_is_its_configuration_and_its_weights(case):
 @pytest.mark.parametrize(
     "policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
 )
-def test_half_precision_is_that_of_the_policy_and_near_float32(case, policy):
+def test_half_precision_follows_the_policy_and_is_close_to_float32(case, policy):
     full, inputs = make(case)
     half, _ = make(case, dtype=policy)
     expected, found = full(**inputs), half(**inputs)
@@ -147,7 +147,7 @@ def test_half_precision_is_that_of_the_policy_and_near_float32(case, policy):
 
 
 @every_layer
-def test_keras_files_hold_a_layer(case, tmp_path):
+def test_keras_files_restore_a_layer(case, tmp_path):
     layer, inputs = make(case)
     inner = keras.tree.map_structure(
         lambda x: keras.Input(batch_shape=x.shape, dtype=str(x.dtype)), inputs

@@ -8,7 +8,7 @@ def array(x):
     return ops.convert_to_numpy(x)
 
 
-def test_feed_forward_is_equation_2():
+def test_feed_forward_equals_equation_2():
     layer = FeedForward(6)
     x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("float32")
     y = array(layer(x))

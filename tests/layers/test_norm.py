@@ -8,7 +8,7 @@ def array(x):
     return ops.convert_to_numpy(ops.cast(x, "float32"))
 
 
-def test_the_root_mean_square_becomes_gamma():
+def test_rms_norm_scales_the_root_mean_square_to_gamma():
     x = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
     expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1)
     for offset in (0.0, 1.0):

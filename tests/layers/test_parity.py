@@ -1,4 +1,4 @@
-"""Parts and whole blocks against the modules of transformers, and against KerasHub's."""
+"""Compares parts and blocks with the modules of transformers and of KerasHub."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ pytest.importorskip("transformers", reason="transformers is not installed: EXTRA
 B, T, D, H, G = 2, 9, 24, 4, 2
 
 
-def draw(*shape, seed=0):
+def random_array(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
@@ -39,7 +39,7 @@ def randomize(module):
 
 
 def set_linear(ours, theirs):
-    """Copies a linear map of PyTorch, (out, in), to one of ours, whose axes may be split."""
+    """Copies a linear layer of PyTorch, (out, in), to one of ours, whose axes may be split."""
     ours.kernel.assign(array(theirs.weight).T.reshape(ours.kernel.shape))
     assert (ours.bias is None) == (theirs.bias is None)
     if ours.bias is not None:
@@ -64,7 +64,7 @@ LLAMA3 |= dict(rope_type="llama3", rope_theta=1e4, original_max_position_embeddi
 
 
 def families():
-    """Of each family: settings of its configuration, our attention's, norm's and block's."""
+    """The settings of each family's configuration, and of our attention, norm and block."""
     from transformers.models import gemma2, gemma3, llama, qwen2, qwen3
 
     gemma = dict(hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=9, sliding_window=4)
@@ -92,7 +92,7 @@ def families():
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "gemma3"])
-def test_a_block_is_the_decoder_layer_of_transformers(family):
+def test_a_block_equals_the_decoder_layer_of_transformers(family):
     import transformers
 
     module, name, settings, attention, norm, options = families()[family]
@@ -130,7 +130,7 @@ def test_a_block_is_the_decoder_layer_of_transformers(family):
     rotary, turn = Rotary(size), getattr(module, f"{name}RotaryEmbedding")(config)
     if family == "llama":
         rotary = Rotary(size, 1e4, "llama3", factor=8.0, original_length=16, low=1.0, high=4.0)
-    x, padding = draw(B, T, D), np.arange(T) >= np.array([[2], [0]])
+    x, padding = random_array(B, T, D), np.arange(T) >= np.array([[2], [0]])
     positions = np.maximum(np.arange(T) - np.array([[2], [0]]), 0)
     mask = array(causal_mask(T, window=attention.get("window"))) & padding[:, None, None]
     arguments = (torch.tensor(x), torch.tensor(positions))
@@ -169,7 +169,7 @@ SCALINGS = {
 
 @pytest.mark.parametrize("kind", SCALINGS)
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
-def test_rotations_are_those_of_transformers(kind, fraction):
+def test_rotations_equal_transformers(kind, fraction):
     from transformers import LlamaConfig, Phi3Config
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
     from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
@@ -195,7 +195,7 @@ def test_rotations_are_those_of_transformers(kind, fraction):
 
 
 @pytest.mark.parametrize("decoder", [False, True])
-def test_relative_biases_are_those_of_t5(decoder):
+def test_relative_biases_equal_t5(decoder):
     from transformers import T5Config
     from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -210,7 +210,7 @@ def test_relative_biases_are_those_of_t5(decoder):
         set_linear(getattr(attention, mine), getattr(peer, theirs))
     whole = array(bias(np.arange(400), np.arange(400)))
     np.testing.assert_array_equal(whole, array(peer.compute_bias(400, 400)))
-    x = draw(B, T, D)
+    x = random_array(B, T, D)
     mask = None
     if decoder:
         mask = torch.tensor(np.where(array(causal_mask(T)), 0, -1e9).astype("float32"))
@@ -219,11 +219,11 @@ def test_relative_biases_are_those_of_t5(decoder):
     np.testing.assert_allclose(array(found), expected, atol=1e-5)
 
 
-def test_feed_forward_networks_are_those_of_t5():
+def test_feed_forward_networks_equal_t5():
     from transformers import T5Config
     from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense
 
-    x = draw(B, T, D)
+    x = random_array(B, T, D)
     config = T5Config(d_model=D, d_ff=40, feed_forward_proj="gated-gelu")
     peer, ours = randomize(T5DenseGatedActDense(config)), GatedFeedForward(40, "gelu_tanh")
     ours.build(x.shape)
@@ -238,13 +238,13 @@ def test_feed_forward_networks_are_those_of_t5():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_root_mean_square_norms_are_those_of_transformers(dtype):
+def test_rms_norms_equal_transformers(dtype):
     from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
     from transformers.models.t5.modeling_t5 import T5LayerNorm
 
     torch_dtype = torch.bfloat16 if "bfloat16" in dtype else torch.float32
-    x = torch.tensor(draw(50, 64)).to(torch_dtype)
+    x = torch.tensor(random_array(50, 64)).to(torch_dtype)
     for kind, offset in ((LlamaRMSNorm, 0.0), (T5LayerNorm, 0.0), (Gemma2RMSNorm, 1.0)):
         peer = randomize(kind(64, eps=1e-6)).to(torch_dtype)
         ours = RMSNorm(1e-6, offset, dtype=dtype)
@@ -253,28 +253,32 @@ def test_root_mean_square_norms_are_those_of_transformers(dtype):
         found = array(ops.cast(ours(array(x.float())), "float32"))
         expected = array(peer(x).float())
         np.testing.assert_allclose(found, expected, rtol=1e-2 if "bfloat16" in dtype else 1e-5)
-        # Sums of another order may round a few numbers to the next one.
+        # Sums in another order may round a few numbers differently.
         assert dtype == "float32" or (found != expected).mean() < 0.005
 
 
-def test_gated_attention_with_a_bias_is_that_of_esmfold():
+def test_gated_attention_with_a_bias_equals_esmfold():
     from transformers.models.esm.modeling_esmfold import EsmFoldSelfAttention
 
     peer = randomize(EsmFoldSelfAttention(D, H, D // H, gated=True))
     ours = MultiHeadAttention(H, use_bias=False, output_bias=True, gated=True)
     ours.build((B, T, D))
-    fused = array(peer.proj.weight).reshape(H, 3, D // H, D)  # of each head: query, key, value
+    fused = array(peer.proj.weight).reshape(H, 3, D // H, D)  # per head: query, key, value
     for i, layer in enumerate((ours.query, ours.key, ours.value)):
         layer.kernel.assign(np.einsum("hkd->dhk", fused[:, i]))
     set_linear(ours.gate, peer.g_proj)
     set_linear(ours.output_projection, peer.o_proj)
-    x, bias, mask = draw(B, T, D), draw(B, T, T, H, seed=1), np.arange(T) < np.array([[4], [T]])
+    x, bias, mask = (
+        random_array(B, T, D),
+        random_array(B, T, T, H, seed=1),
+        np.arange(T) < np.array([[4], [T]]),
+    )
     expected, _ = peer(*(torch.tensor(v) for v in (x, mask, bias)))
     found = ours(x, mask=mask[:, None, None], bias=np.transpose(bias, (0, 3, 1, 2)))
     np.testing.assert_allclose(array(found), array(expected), atol=1e-5)
 
 
-def test_a_new_gate_is_that_of_esmfold():
+def test_the_initial_gate_equals_esmfold():
     layer = MultiHeadAttention(H, gated=True)
     layer.build((B, T, D))
     assert not array(layer.gate.kernel).any() and (array(layer.gate.bias) == 1).all()
@@ -282,11 +286,11 @@ def test_a_new_gate_is_that_of_esmfold():
 
 @pytest.mark.parametrize("order", ["pre", "post"])
 @pytest.mark.parametrize("decoder", [False, True])
-def test_a_block_is_that_of_keras_hub(order, decoder):
+def test_a_block_equals_keras_hub(order, decoder):
     keras_hub = pytest.importorskip("keras_hub", reason="keras-hub is not installed")
     kind = keras_hub.layers.TransformerDecoder if decoder else keras_hub.layers.TransformerEncoder
     peer = kind(40, H, activation="gelu", normalize_first=order == "pre")
-    x, memory = draw(B, T, D), draw(B, 7, D, seed=1)
+    x, memory = random_array(B, T, D), random_array(B, 7, D, seed=1)
     padding = np.arange(7) < np.array([[4], [7]])
     if decoder:
         options = dict(encoder_padding_mask=padding)
@@ -309,7 +313,7 @@ def test_a_block_is_that_of_keras_hub(order, decoder):
         names += ["cross_attention_layer", "cross_attention_layer_norm"]
         ours += [block.cross_attention, block.cross_attention_norm]
     for seed, (mine, name) in enumerate(zip(ours, names, strict=True)):
-        weights = [draw(*w.shape, seed=seed) / 3 for w in mine.get_weights()]
+        weights = [random_array(*w.shape, seed=seed) / 3 for w in mine.get_weights()]
         mine.set_weights(weights)
         getattr(peer, f"_{name}").set_weights(weights)
     if decoder:

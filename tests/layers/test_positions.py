@@ -12,7 +12,7 @@ def array(x):
     return ops.convert_to_numpy(x)
 
 
-def test_sinusoids_are_those_of_section_3_5():
+def test_sinusoids_equal_section_3_5():
     x = np.zeros((1, 30, 8), "float32")
     table = array(PositionalEmbedding()(x))[0]
     for position in (0, 1, 29):
@@ -23,7 +23,7 @@ def test_sinusoids_are_those_of_section_3_5():
 
 
 @pytest.mark.parametrize("kind", ["sinusoidal", "learned"])
-def test_positions_can_begin_anywhere(kind):
+def test_positions_can_start_at_an_offset(kind):
     layer = PositionalEmbedding(kind, max_length=10)
     x = np.ones((2, 10, 6), "float32")
     whole = array(layer(x))
@@ -36,7 +36,7 @@ def test_learned_positions_are_weights():
     np.testing.assert_array_equal(y[0], array(layer.embeddings)[:3])
 
 
-def test_positions_that_cannot_be_are_refused():
+def test_invalid_positions_are_refused():
     with pytest.raises(ValueError, match="kind must be 'sinusoidal' or 'learned': 'rotary'"):
         PositionalEmbedding("rotary")
     with pytest.raises(ValueError, match="learned positions need a max_length"):
@@ -47,7 +47,7 @@ def test_positions_that_cannot_be_are_refused():
         PositionalEmbedding("learned", max_length=3)(np.zeros((1, 4, 4), "float32"))
 
 
-def test_rotations_turn_pairs_of_channels_by_the_position():
+def test_rotary_rotates_pairs_of_channels_by_the_position():
     x = np.random.default_rng(0).normal(size=(1, 7, 2, 6)).astype("float32")
     rotated = array(rotate(x, Rotary(6, theta=100.0)(np.arange(7))))
     for position, i in np.ndindex(7, 3):
@@ -57,7 +57,7 @@ def test_rotations_turn_pairs_of_channels_by_the_position():
         np.testing.assert_allclose(rotated[0, position, :, i + 3], expected.imag, atol=1e-5)
 
 
-def test_channels_beyond_the_fraction_do_not_turn():
+def test_channels_beyond_the_fraction_are_not_rotated():
     x = np.random.default_rng(0).normal(size=(1, 7, 2, 8)).astype("float32")
     rotated = array(rotate(x, Rotary(8, fraction=0.5)(np.arange(7))))
     np.testing.assert_array_equal(rotated[..., 4:], x[..., 4:])
@@ -70,7 +70,7 @@ def test_angles_are_exact_in_half_precision():
     np.testing.assert_allclose(cosine, np.cos([8190, 8191]), atol=4e-3)
 
 
-def test_long_texts_have_rotations_of_their_own():
+def test_long_texts_have_separate_rotations():
     factors = dict(short_factors=(1.0, 1.0), long_factors=(2.0, 4.0))
     rotary = Rotary(4, kind="longrope", factor=2.0, original_length=8, scale=1.0, **factors)
     short, long = (array(rotary(np.arange(length))[1])[1, 0] for length in (8, 9))
@@ -78,7 +78,7 @@ def test_long_texts_have_rotations_of_their_own():
     np.testing.assert_allclose(long, np.sin([1 / 2, 0.01 / 4]), rtol=1e-5)
 
 
-def test_rotary_settings_that_are_missing_are_named():
+def test_missing_rotary_settings_are_named():
     with pytest.raises(ValueError, match="kind must be one of default, linear.*: 'dynamic'"):
         Rotary(8, kind="dynamic")
     with pytest.raises(ValueError, match="kind 'llama3' need original_length, low, high"):
@@ -86,7 +86,7 @@ def test_rotary_settings_that_are_missing_are_named():
 
 
 def test_distances_share_the_buckets_of_t5():
-    """Distances of keys before and after the query, and their buckets, by section 2.1's code."""
+    """Distances of keys before and after the query share buckets, by the code of section 2.1."""
     layer = RelativeBias(2)
     assert layer.buckets(np.array([0, -1, -7, -8, -12, -128, -500])).tolist() == [
         0, 1, 7, 8, 9, 15, 15,
@@ -96,7 +96,7 @@ def test_distances_share_the_buckets_of_t5():
     assert causal.buckets(np.array([3, 0, -15, -16, -128])).tolist() == [0, 0, 15, 16, 31]
 
 
-def test_the_bias_of_later_queries_is_the_rest_of_the_whole():
+def test_the_bias_of_later_queries_is_the_end_of_the_full_bias():
     layer = RelativeBias(3, bidirectional=False)
     whole = array(layer(np.arange(300), np.arange(300)))
     np.testing.assert_array_equal(

@@ -26,8 +26,8 @@ PUBLIC = {name: None for name in ("layers", "data", "training", "zoo")} | {
     "serving.loader": ("SavedModel",),
 }
 # Subpackages, or names such as "zoo.GPT", that are not done yet: only shorten these lists.
-WITHOUT_TYPES = ("layers", "data")
-WITHOUT_EXAMPLE = ("layers", "data")
+WITHOUT_TYPES = ()
+WITHOUT_EXAMPLE = ()
 # Examples that take more than a second.
 SLOW = ("Checkpoints", "check_operations", "export", "fit")
 

@@ -1,4 +1,4 @@
-"""An exported ViT, asked through the C++ loader."""
+"""Tests of an exported ViT, queried through the C++ loader."""
 
 import base64
 import io
@@ -45,7 +45,7 @@ def encoded():
 
 
 def turned(orientation, format="JPEG", mode="RGB"):
-    """A file of `PHOTO`, whose Exif block says how the camera was held."""
+    """A file of `PHOTO` with an Exif orientation."""
     image = pytest.importorskip("PIL.Image", reason="Pillow comes with matplotlib")
     block, file = image.Exif(), io.BytesIO()
     block[0x0112] = orientation
@@ -64,7 +64,7 @@ def ask(version, *requests, arguments=()):
     return subprocess.run(command, input=lines, capture_output=True, text=True)
 
 
-def test_the_server_gives_what_python_gives(vit, exported, tmp_path):
+def test_the_server_and_python_give_equal_answers(vit, exported, tmp_path):
     files = encoded()
     pixels = [vit.pixels(file) for file in files]
     done = ask(
@@ -77,16 +77,16 @@ def test_the_server_gives_what_python_gives(vit, exported, tmp_path):
     answer, none, same = map(json.loads, done.stdout.splitlines())
     expected = vit.classify(files, top=2)
     assert answer["labels"] == [[label for label, _ in classes] for classes in expected]
-    chances = [[chance for _, chance in classes] for classes in expected]
-    np.testing.assert_allclose(answer["probabilities"], chances, atol=1e-3)
-    np.testing.assert_allclose(same["probabilities"], chances, atol=1e-3)
+    probabilities = [[probability for _, probability in classes] for classes in expected]
+    np.testing.assert_allclose(answer["probabilities"], probabilities, atol=1e-3)
+    np.testing.assert_allclose(same["probabilities"], probabilities, atol=1e-3)
     assert none == {"labels": [], "probabilities": []}
     (tmp_path / "photo.jpg").write_bytes(files[0])
     done = ask(exported, arguments=[tmp_path / "photo.jpg"])
     assert json.loads(done.stdout)["labels"] == answer["labels"][:1]
 
 
-def test_grey_models_read_every_kind_of_file(tmp_path):
+def test_greyscale_models_read_all_formats(tmp_path):
     sizes = {**SIZES, "channels": 1, "mean": (0.5,), "std": (0.5,)}
     model, random = ViT(ViTConfig(**sizes)), np.random.default_rng(0)
     for v in model.weights:
@@ -115,22 +115,22 @@ def test_grey_models_read_every_kind_of_file(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ({"b64": base64.b64encode(b"no image").decode()}, "refuses with code 3"),
+        ({"b64": base64.b64encode(b"no image").decode()}, "failed with code 3"),
         ({"b64": ""}, "it is not JPEG, PNG, GIF, BMP or WebP"),
-        ({"b64": base64.b64encode(encoded()[0][:200]).decode()}, "refuses with code 3"),
-        ({"b64": "?"}, "no base64"),
+        ({"b64": base64.b64encode(encoded()[0][:200]).decode()}, "failed with code 3"),
+        ({"b64": "?"}, "not base64"),
         ({"b65": "aa"}, "bytes are"),
     ],
 )
-def test_bytes_that_cannot_be_decoded_are_an_error(exported, content, message):
+def test_invalid_image_bytes_are_an_error(exported, content, message):
     done = ask(exported, ("serving_default", {"image_bytes": [*as_json(encoded()[:1]), content]}))
     assert done.returncode == 1 and message in done.stderr
 
 
 def test_pixels_of_the_wrong_shape_are_refused(exported):
     for images, message in (
-        ([[[[1.0, 2.0, 3.0]]]], "refuses with code 3"),
-        ([[1.0], [1.0, 2.0]], "of one length"),
+        ([[[[1.0, 2.0, 3.0]]]], "failed with code 3"),
+        ([[1.0], [1.0, 2.0]], "the same length"),
         ([["a"]], "are numbers"),
     ):
         done = ask(exported, ("pixels", {"images": images}))

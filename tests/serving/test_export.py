@@ -38,7 +38,7 @@ def exported(model, tmp_path_factory):
 
 
 def ask(version, requests, signature="serving_default", **environment):
-    """Through the C++ loader, in a process without Python's tensorflow."""
+    """Queries the C++ loader, in a process without Python's tensorflow."""
     return send(version, [{"inputs": {"text": t}} for t in requests], signature, **environment)
 
 
@@ -55,7 +55,7 @@ def send(version, requests, signature="serving_default", **environment):
 
 
 @pytest.mark.filterwarnings("ignore:1 of 5 sources")
-def test_the_server_translates_as_the_model_does(exported, model):
+def test_the_server_translates_like_the_model(exported, model):
     requests = [TEXTS[:1], TEXTS[:3], TEXTS, TEXTS[1:2]]
     answers = ask(exported, requests)
     expected = model.translate(TEXTS)
@@ -67,7 +67,7 @@ def test_the_server_translates_as_the_model_does(exported, model):
 
 
 @pytest.mark.filterwarnings("ignore:1 of 5 sources")
-def test_the_server_searches_as_the_model_does(exported, model):
+def test_the_server_searches_like_the_model(exported, model):
     [answer] = ask(exported, [TEXTS], "beam")
     expected = model.translate(TEXTS, num_beams=4, num_return_sequences=4)
     assert answer["text"][1] == [""] * 4 and answer["score"][1][0] == 0
@@ -78,7 +78,9 @@ def test_the_server_searches_as_the_model_does(exported, model):
 
 
 @pytest.mark.slow
-def test_a_quantized_model_translates_as_before_and_so_does_its_export(tokenizer, sample, tmp_path):
+def test_quantized_models_and_their_exports_translate_like_the_original(
+    tokenizer, sample, tmp_path
+):
     texts, translations = sample.sources[:48], sample.targets[:48]
     model = small(tokenizer, dim=64, num_layers=1)
     labels = np.array(tokenizer.encode(translations, target=True).to_tensor())
@@ -87,7 +89,9 @@ def test_a_quantized_model_translates_as_before_and_so_does_its_export(tokenizer
     model.compile(keras.optimizers.Adam(3e-3))
     model.fit(inputs, labels, 48, 150, verbose=0, sample_weight=np.float32(labels != 0))
     expected = model.translate(texts, batch_size=48)
-    assert sum(a == b for a, b in zip(expected, translations, strict=True)) > 40  # it has learned
+    assert (
+        sum(a == b for a, b in zip(expected, translations, strict=True)) > 40
+    )  # the model is trained
     model.quantize("int8")
     assert model.translate(texts, batch_size=48) == expected
     model.save_pretrained(tmp_path / "saved")
@@ -98,13 +102,13 @@ def test_a_quantized_model_translates_as_before_and_so_does_its_export(tokenizer
     assert weights < 0.5 * 4 * model.count_params()
 
 
-def test_python_loads_it_as_well(exported, model):
+def test_python_can_load_an_export(exported, model):
     served = tf.saved_model.load(str(exported)).signatures["serving_default"]
     answer = served(text=tf.constant(TEXTS[:1]))
     assert [t.decode() for t in answer["text"].numpy()] == model.translate(TEXTS[:1])
 
 
-def test_the_folder_is_what_the_server_wants(exported):
+def test_the_folder_has_the_files_of_the_server(exported):
     base = exported.parent
     assert exported.name == "1" and (exported / "saved_model.pb").is_file()
     assert (exported / "variables" / "variables.index").is_file()
@@ -137,7 +141,7 @@ def test_the_folder_is_what_the_server_wants(exported):
     assert "--allow_version_labels_for_unavailable_models" in (base / "models.config").read_text()
 
 
-def test_requests_are_answered_in_the_form_of_the_servers_rest_interface(exported):
+def test_answers_have_the_format_of_the_rest_api(exported):
     [body] = re.findall(r"curl -d '(.*)'", (exported.parent / "README.md").read_text())
     request = json.loads(body)
     assert request == {"instances": [{"text": "A dog runs."}]}
@@ -159,8 +163,8 @@ def test_requests_are_answered_in_the_form_of_the_servers_rest_interface(exporte
 @pytest.mark.parametrize(
     "instances, message",
     [
-        ([], "must be a list that is not empty, not \\[\\]"),
-        ("A dog.", "must be a list that is not empty, not 'A dog.'"),
+        ([], "must be a non-empty list, not \\[\\]"),
+        ("A dog.", "must be a non-empty list, not 'A dog.'"),
         ([{"text": "a", "seed": 1}, "b"], "instance 1 must be an object with .*, not 'b'"),
         ([{"text": "a"}], "instance 0 must be an object with \\['seed', 'text'\\], not {'text'"),
         ([{"b64": "YQ=="}], "instance 0 must be an object"),
@@ -171,7 +175,7 @@ def test_invalid_instances_are_refused_by_index(instances, message):
         columns(instances, ["seed", "text"])
 
 
-def test_the_loader_leaves_other_libraries_and_their_xla_alone(tmp_path):
+def test_the_loader_does_not_affect_other_libraries_or_xla(tmp_path):
     def twice(jit_compile):
         function = tf.function(lambda x: x * 2, jit_compile=jit_compile)
         spec = tf.TensorSpec([None], tf.float32)
@@ -210,7 +214,7 @@ print("done")
 
 @pytest.fixture(scope="session")
 def previous_tensorflow():
-    """A folder with the TensorFlow before this one, as in the newest image of the server."""
+    """A folder with the previous TensorFlow, the version of the newest server image."""
     name = "tensorflow-2.20.0-{}{}".format(*sys.version_info[:2])
     folder = pooch.os_cache("polyhead-tests") / name
     if not folder.is_dir():
@@ -227,7 +231,7 @@ def previous_tensorflow():
 
 
 @pytest.mark.slow
-def test_an_export_answers_under_the_previous_tensorflow(exported, model, previous_tensorflow):
+def test_an_export_runs_under_the_previous_tensorflow(exported, model, previous_tensorflow):
     for signature in ("serving_default", "beam"):
         [now] = ask(exported, [TEXTS[:3]], signature)
         [then] = ask(exported, [TEXTS[:3]], signature, PYTHONPATH=str(previous_tensorflow))
@@ -254,9 +258,9 @@ def test_the_configuration_is_in_the_servers_format(exported):
     assert config.model_config_list.config[0].name == "translation"
 
 
-def test_the_loader_says_what_is_wrong(exported, tmp_path):
+def test_errors_of_the_loader_name_the_problem(exported, tmp_path):
     for arguments, message in (
-        ([tmp_path, "A dog."], "TensorFlow refuses with code 5"),
+        ([tmp_path, "A dog."], "TensorFlow failed with code 5"),
         ([], "usage:"),
     ):
         done = subprocess.run(
@@ -268,7 +272,7 @@ def test_the_loader_says_what_is_wrong(exported, tmp_path):
 
 
 class Doubler:
-    """The least that can be exported: text twice."""
+    """A minimal exported function that doubles a text."""
 
     def __call__(self, text):
         return {"text": tf.strings.join([text, text])}
@@ -293,7 +297,7 @@ def test_versions_follow_each_other(tmp_path):
         Doubler().export(tmp_path / "README.md")
 
 
-def test_an_export_that_fails_leaves_nothing(tmp_path):
+def test_a_failed_export_leaves_no_files(tmp_path):
     class Compiled(Doubler):
         def __call__(self, text):
             x = tf.function(lambda n: n * 2, jit_compile=True)(tf.strings.length(text))
@@ -311,7 +315,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_operation_of_slice_update_is_refused_by_name(tmp_path):
+def test_the_xla_operation_of_slice_update_is_refused_by_name(tmp_path):
     import keras
 
     module = tf.Module()
@@ -324,7 +328,7 @@ def test_the_operation_of_slice_update_is_refused_by_name(tmp_path):
         check_operations(tmp_path)
 
 
-def test_a_model_that_answers_otherwise_is_refused(tmp_path):
+def test_a_model_with_different_answers_is_refused(tmp_path):
     class Clock(Doubler):
         def __call__(self, text):
             now = tf.strings.as_string(tf.timestamp())
@@ -338,7 +342,7 @@ def test_a_model_that_answers_otherwise_is_refused(tmp_path):
     shutil.which("tensorflow_model_server") is None,
     reason="tensorflow_model_server is not on the path",
 )
-def test_the_model_server_serves_it(exported, model, tmp_path):
+def test_the_model_server_serves_an_export(exported, model, tmp_path):
     config = tmp_path / "models.config"
     text = (exported.parent / "models.config").read_text()
     config.write_text(text.replace("/models/translation", str(exported.parent)))
@@ -378,8 +382,8 @@ def test_the_model_server_serves_it(exported, model, tmp_path):
         server.wait()
 
 
-def test_without_tensorflow_text_and_the_loader_all_but_text_is_exported(tmp_path, monkeypatch):
-    """As on Windows."""
+def test_models_without_text_are_exported_without_tensorflow_text_and_loader(tmp_path, monkeypatch):
+    """Simulates Windows."""
     monkeypatch.setattr("polyhead.serving.contract.text_libraries", lambda: [])
     monkeypatch.setattr("polyhead.serving.export.tensorflow_library", lambda: tmp_path / "none")
     served_operations.cache_clear()

@@ -10,7 +10,7 @@ from polyhead.serving.folder import DAY, temporary_folder
 
 @pytest.fixture
 def left(tmp_path):
-    """Makes a folder as a process leaves it."""
+    """Creates a leftover folder of a process."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
 
@@ -35,7 +35,7 @@ def test_leftovers_of_killed_processes_are_deleted(tmp_path, left):
     assert sorted(tmp_path.iterdir()) == sorted([*kept, other])
 
 
-def test_saving_deletes_what_a_killed_save_left(tmp_path, left, model):
+def test_saving_deletes_leftovers_of_a_killed_save(tmp_path, left, model):
     old = left("model")
     model.save_pretrained(tmp_path / "model")
     assert not old.exists() and [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -1,4 +1,4 @@
-"""The networks as ONNX, LiteRT and OpenVINO files."""
+"""Tests of networks as ONNX, LiteRT and OpenVINO files."""
 
 import importlib.util
 
@@ -40,7 +40,7 @@ def transformer(sample):
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [gpt, vit, transformer])
 @pytest.mark.parametrize("format", formats.FORMATS)
-def test_a_network_gives_its_outputs_in_another_runtime(format, make, sample, tmp_path):
+def test_a_network_has_equal_outputs_in_another_runtime(format, make, sample, tmp_path):
     end, *needed = formats.FORMATS[format]
     for package in needed:
         pytest.importorskip(package, reason=f"{package} is not installed: extra formats")
@@ -59,7 +59,7 @@ def test_a_network_gives_its_outputs_in_another_runtime(format, make, sample, tm
             formats.check_outputs(model, str(path), format, [signature], size, 40, 1e-4)
 
 
-def test_a_file_that_gives_other_outputs_is_refused(monkeypatch, tmp_path):
+def test_a_file_with_different_outputs_is_refused(monkeypatch, tmp_path):
     path = tmp_path / "model.tflite"
     path.write_text("an older file")
     model = keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(2)])
@@ -83,7 +83,7 @@ def test_a_file_that_gives_other_outputs_is_refused(monkeypatch, tmp_path):
     assert path.read_text() == ""
 
 
-def test_formats_that_cannot_be_written_are_refused(monkeypatch, model, tmp_path):
+def test_unsupported_formats_are_refused(monkeypatch, model, tmp_path):
     with pytest.raises(ValueError, match="format must be one of .*'onnx', .*: 'gguf'"):
         model.export(tmp_path / "model", format="gguf")
     with pytest.raises(ValueError, match=r"'litert' is written to a file \*.tflite: .*model"):

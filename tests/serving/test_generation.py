@@ -1,4 +1,4 @@
-"""An exported GPT, asked through the C++ loader."""
+"""Tests of an exported GPT, queried through the C++ loader."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ def ask(version, *requests):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_the_server_gives_what_python_gives(gpt, exported):
+def test_the_server_and_python_give_equal_answers(gpt, exported):
     texts = [
         "The old man",
         "",
@@ -60,7 +60,7 @@ def test_the_server_gives_what_python_gives(gpt, exported):
         min_p=[0.0, 0.0, 0.05, 0.0, 0.0, 0.1],
         seed=[0, 5, 6, 7, 8, 9],
     )
-    plain, drawn, scores, none = ask(
+    plain, sampled, scores, none = ask(
         exported,
         ("serving_default", {"text": texts}),
         ("generate", {"text": texts, **settings}),
@@ -75,7 +75,7 @@ def test_the_server_gives_what_python_gives(gpt, exported):
         row["top_k"] = row["top_k"] or None
         count, seed = row.pop("max_new_tokens"), row.pop("seed")
         made = gpt.generate([text], max_new_tokens=count, seed=[seed], **row)[0] if count else ""
-        assert drawn["text"][i] == made
+        assert sampled["text"][i] == made
     with pytest.warns(UserWarning, match="truncated to their first 64 tokens"):
         known = gpt.score(texts, truncate=True)
     np.testing.assert_allclose(
@@ -84,7 +84,7 @@ def test_the_server_gives_what_python_gives(gpt, exported):
     assert scores["tokens"] == [s.tokens for s in known]
 
 
-def test_requests_of_the_wrong_kind_are_refused(exported):
+def test_requests_with_wrong_types_are_refused(exported):
     command = [sys.executable, "-m", "polyhead.serving.loader", str(exported)]
     row = dict(text=["a"], max_new_tokens=[1.5], temperature=[1], top_k=[0])
     row |= dict(top_p=[1.0], min_p=[0.0], seed=[1])
@@ -93,7 +93,7 @@ def test_requests_of_the_wrong_kind_are_refused(exported):
     assert done.returncode == 1 and "values of max_new_tokens are integers" in done.stderr
 
 
-def test_low_rank_changes_are_merged_in_what_is_exported(gpt, tmp_path):
+def test_lora_adapters_are_merged_in_an_export(gpt, tmp_path):
     model = GPT(gpt.config, gpt.tokenizer)
     model.set_weights(gpt.get_weights())
     model.enable_lora(2)

@@ -30,25 +30,25 @@ def written(folder):
     }
 
 
-def test_tensorboard_gets_learning_rate_gradient_norm_and_speed(tmp_path):
+def test_curves_have_learning_rate_gradient_norm_and_speed(tmp_path):
     fit([Curves(tmp_path, every=2)])
     points = written(tmp_path)
     assert set(points) == {
         "loss", "learning_rate", "gradient_norm", "tokens_per_second", "epoch/loss",
     }  # fmt: skip
     assert list(points["gradient_norm"]) == [2, 4, 6, 8] and list(points["epoch/loss"]) == [4, 8]
-    assert abs(points["learning_rate"][4] - 5e-4) < 1e-9  # of the update that comes next
+    assert abs(points["learning_rate"][4] - 5e-4) < 1e-9  # of the next update
     assert all(value > 0 for tag in points for value in points[tag].values())
 
 
-def test_progress_says_epochs_of_the_data_loss_and_speed():
+def test_progress_reports_epochs_of_the_data_loss_and_speed():
     said = []
     fit([Progress("tokens", per_epoch=8, say=said.append)])
     assert [line.split(":")[0] for line in said] == ["epoch 0.5", "epoch 1"]
     assert "loss " in said[0] and said[0].endswith(" tokens/s")
 
 
-def test_the_learning_rate_of_accumulated_batches_is_that_of_updates(tmp_path):
+def test_the_learning_rate_follows_updates_not_accumulated_batches(tmp_path):
     model = OwnLoss()
     rate = InverseSquareRoot(1e-3, warmup=10)
     model.compile(keras.optimizers.SGD(rate, gradient_accumulation_steps=2), jit_compile=False)
@@ -56,7 +56,7 @@ def test_the_learning_rate_of_accumulated_batches_is_that_of_updates(tmp_path):
     assert abs(written(tmp_path)["learning_rate"][2] - 3e-4) < 1e-9
 
 
-def test_a_step_of_the_users_own_is_counted_by_batches(tmp_path):
+def test_progress_counts_batches_for_a_custom_step(tmp_path):
     model = OwnStep()
     model.compile("sgd", cross_entropy(), jit_compile=False)
     said = []

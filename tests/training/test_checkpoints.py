@@ -17,7 +17,7 @@ from tests.training.test_replicas import batch
 
 
 def fit(folder, epochs, seed=1, **options):
-    """A small training that goes on from what is in ``folder``; returns model and callback."""
+    """Trains a small model, resumed from ``folder``; returns model and callback."""
     keras.utils.set_random_seed(seed)
     model = small(dropout=0.2, num_layers=1)
     model.compile(jit_compile=False)
@@ -44,11 +44,11 @@ def fit(folder, epochs, seed=1, **options):
 @pytest.mark.parametrize(
     "policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
 )
-def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(tmp_path, policy):
+def test_a_resumed_training_run_equals_an_uninterrupted_one_exactly(tmp_path, policy):
     keras.config.set_dtype_policy(policy)
     whole, _ = fit(tmp_path / "whole", 4)
     fit(tmp_path / "parts", 2)
-    parts, checkpoints = fit(tmp_path / "parts", 4, seed=99)  # all that counts is restored
+    parts, checkpoints = fit(tmp_path / "parts", 4, seed=99)  # the complete state is restored
     for a, b in zip(whole.get_weights(), parts.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert [h["updates"] for h in checkpoints.history] == [3, 6, 9, 12]
@@ -62,7 +62,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(tmp_path, policy
         pytest.param(2, Muon, marks=pytest.mark.slow),
     ],
 )
-def test_with_accumulation_averages_and_callbacks_too(tmp_path, devices, kind):
+def test_resuming_is_exact_with_accumulation_ema_weights_and_callbacks(tmp_path, devices, kind):
     def run(folder, epochs, seed=1):
         keras.utils.set_random_seed(seed)
         with strategy(devices).scope():
@@ -93,7 +93,7 @@ def test_with_accumulation_averages_and_callbacks_too(tmp_path, devices, kind):
     whole, tensors, about, history = run(tmp_path / "whole", 5)
     run(tmp_path / "parts", 1)
     parts, again, about_parts, _ = run(tmp_path / "parts", 5, seed=99)
-    assert about_parts["updates"] == about["updates"] == 9  # early stopping counted on
+    assert about_parts["updates"] == about["updates"] == 9  # early stopping continued its count
     assert {h["val_loss"] for h in about["history"]} == {
         h["val_loss"] for h in about_parts["history"]
     }
@@ -101,16 +101,16 @@ def test_with_accumulation_averages_and_callbacks_too(tmp_path, devices, kind):
     for name, value in tensors.items():
         np.testing.assert_array_equal(value, again[name], err_msg=name)
     for a, b in zip(whole.get_weights(), parts.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)  # early stopping's best, of before the stop
+        np.testing.assert_array_equal(a, b)  # early stopping's best weights, from before the stop
     assert "callbacks/0/best_weights/000000" in tensors
-    # The best model is the averages, as validation saw them.
+    # The best model has the EMA weights that were validated.
     best = type(whole).from_pretrained(tmp_path / "whole" / "best")
     best.compile(jit_compile=False)
     found = best.evaluate(tf.data.Dataset.from_tensors(batch()), verbose=0)
     assert found == pytest.approx(max(history["val_loss"]), rel=1e-6)
 
 
-def test_older_checkpoints_counted_updates(tmp_path):
+def test_older_checkpoints_that_counted_updates_are_resumed(tmp_path):
     def resumed():
         model = small(num_layers=1)
         model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), jit_compile=False)
@@ -119,7 +119,7 @@ def test_older_checkpoints_counted_updates(tmp_path):
         return model, model.optimizer, checkpoints
 
     model, optimizer, checkpoints = resumed()
-    data = tf.data.Dataset.from_tensors(batch()).repeat(3)  # a batch is left over
+    data = tf.data.Dataset.from_tensors(batch()).repeat(3)  # one batch remains
     model.fit(data, callbacks=[checkpoints], verbose=0)
     assert optimizer.iterations.numpy() == 1 and optimizer._iterations.numpy() == 2
     path = checkpoints.saved()[-1]
@@ -129,7 +129,7 @@ def test_older_checkpoints_counted_updates(tmp_path):
     assert resumed()[1]._iterations.numpy() == 2
 
 
-def test_a_loss_that_is_no_number_stops_and_says_where(tmp_path):
+def test_a_non_finite_loss_stops_training_and_names_the_update(tmp_path):
     class Poison(keras.callbacks.Callback):
         def on_train_batch_end(self, step, logs):
             if self.model.optimizer.iterations == 4:
@@ -177,13 +177,13 @@ def test_a_full_disk_names_the_last_good_checkpoint(tmp_path, monkeypatch):
     fit(tmp_path, 6)
 
 
-def test_a_folder_that_cannot_be_is_found_before_any_work(tmp_path):
+def test_an_unwritable_folder_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         fit(tmp_path / "file", 1)
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+def test_training_continues_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     import time
 
     import polyhead.training.checkpoints as module
@@ -195,10 +195,10 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "write_tensors", slow)
     _, checkpoints = fit(tmp_path, 1)
     assert checkpoints.waited < 0.5
-    assert len(checkpoints.saved()) == 1  # `fit` ends when all is written
+    assert len(checkpoints.saved()) == 1  # `fit` ends after all writes
 
 
-def test_the_last_are_kept_and_the_best(tmp_path):
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     _, checkpoints = fit(tmp_path, 4)
     names = [p.name for p in checkpoints.saved()]
     assert names == ["checkpoint-00000009.safetensors", "checkpoint-00000012.safetensors"]
@@ -207,7 +207,7 @@ def test_the_last_are_kept_and_the_best(tmp_path):
     assert (tmp_path / "history.csv").read_text().startswith("epoch,updates,seconds,")
 
 
-def test_patience_updates_and_minutes_end_a_training(tmp_path):
+def test_patience_updates_and_minutes_stop_training(tmp_path):
     _, checkpoints = fit(tmp_path / "patience", 6, patience=2)
     assert len(checkpoints.history) == 4 and "no better score in 2" in checkpoints.finished
     _, checkpoints = fit(tmp_path / "updates", 6, updates=4)
@@ -218,7 +218,7 @@ def test_patience_updates_and_minutes_end_a_training(tmp_path):
     assert checkpoints.finished == "2 minutes spent"
 
 
-def test_a_broken_checkpoint_is_refused_and_the_one_before_it_named(tmp_path):
+def test_a_corrupt_checkpoint_is_refused_and_the_previous_one_named(tmp_path):
     _, checkpoints = fit(tmp_path, 2)
     last = checkpoints.saved()[-1]
     last.write_bytes(last.read_bytes()[:-100])
@@ -238,14 +238,14 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         Checkpoints(tmp_path).resume(other)
 
 
-def test_a_checkpoint_holds_kernels_without_their_lora_adapters(tmp_path):
+def test_a_checkpoint_has_kernels_without_lora_adapters(tmp_path):
     model = small(num_layers=1)
     model.enable_lora(2)
     model.compile(keras.optimizers.Adam(0.1), run_eagerly=True)
     checkpoints = Checkpoints(tmp_path, monitor="loss", mode="min")
     data = tf.data.Dataset.from_tensors(batch()).repeat()
     model.fit(data, steps_per_epoch=2, callbacks=[checkpoints], verbose=0)
-    assert (tmp_path / "best").is_dir()  # where the adapters are merged
+    assert (tmp_path / "best").is_dir()  # the adapters are merged there
     tensors, _ = read_tensors(checkpoints.saved()[-1])
     for v in model.weights:
         np.testing.assert_array_equal(tensors[f"model/{v.path}"], v)

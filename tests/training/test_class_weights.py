@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from polyhead.data.images import LabelledImages, image_batches
 from polyhead.training import Model, strategy
-from polyhead.training.class_weights import class_weighted
+from polyhead.training.class_weights import apply_class_weights
 from tests.training.test_replicas import largest_difference, sgd
 
 WEIGHTS = {0: 0.25, 2: 3.0}
@@ -14,9 +14,9 @@ EACH = np.array([0.25, 1, 3, 3, 0.25, 1, 3, 0.25], "float32")
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3)).astype("uint8")
 
 
-def test_labels_are_numbers_one_hot_mixed_or_of_tokens():
+def test_labels_can_be_indices_one_hot_mixed_or_tokens():
     def weights(y, w=None):
-        return np.asarray(class_weighted(WEIGHTS, None, y, w)[2])
+        return np.asarray(apply_class_weights(WEIGHTS, None, y, w)[2])
 
     one_hot = np.eye(3, dtype="float32")[CLASSES]
     for y in (CLASSES, CLASSES[:, None], one_hot, one_hot.astype("int32"), CLASSES.astype("f4")):
@@ -45,7 +45,7 @@ def linear(devices=1):
 
 
 @pytest.mark.parametrize("devices, mix", [(1, True), (2, False)])
-def test_batches_of_images_may_have_class_weights(devices, mix):
+def test_class_weights_apply_to_image_batches(devices, mix):
     images = LabelledImages(PIXELS[:7], CLASSES[:7], ("a", "b", "c"))
 
     def batches():  # the last one is padded with images of weight 0
@@ -58,14 +58,14 @@ def test_batches_of_images_may_have_class_weights(devices, mix):
     assert largest_difference(model, expected) < 1e-6
 
 
-def test_arrays_may_have_both_weights():
+def test_arrays_can_have_class_and_sample_weights():
     one_hot, weight = np.eye(3, dtype="float32")[CLASSES], np.arange(8, dtype="float32")
     expected, model, same = linear(), linear(), linear()
     expected.train_on_batch(PIXELS, one_hot, weight * EACH)
     model.train_on_batch(PIXELS, one_hot, weight, class_weight=WEIGHTS)
     same.fit(PIXELS, one_hot, 8, sample_weight=weight, class_weight=WEIGHTS, verbose=0)
     assert largest_difference(model, expected) == 0
-    assert largest_difference(same, expected) < 1e-6  # of another order
+    assert largest_difference(same, expected) < 1e-6  # in another order
 
 
 @pytest.mark.parametrize("wrong", [{"cat": 1.0}, {-1: 1.0}, {0: float("nan")}, {0: -1.0}, [1, 2]])

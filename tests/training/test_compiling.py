@@ -14,7 +14,7 @@ def impatient(monkeypatch):
 
 
 def slow(x):
-    time.sleep(0.05)  # while it is traced
+    time.sleep(0.05)  # while tracing
     return x + 1.0
 
 
@@ -37,7 +37,7 @@ def test_a_quick_compilation_is_not_reported(capsys, monkeypatch):
     assert not capsys.readouterr().err
 
 
-def test_without_interactive_logging_nothing_is_reported(impatient, capsys, monkeypatch):
+def test_nothing_is_reported_without_interactive_logging(impatient, capsys, monkeypatch):
     monkeypatch.setattr(keras.config, "is_interactive_logging_enabled", lambda: False)
     compiled(None, slow, "generate")(np.ones((2, 3), "float32"))
     assert not capsys.readouterr().err
@@ -49,7 +49,7 @@ def test_only_the_chief_reports(impatient, capsys, monkeypatch):
     assert not capsys.readouterr().err
 
 
-def test_a_failed_compilation_is_not_reported_as_done(impatient, capsys):
+def test_a_failed_compilation_is_not_reported_as_completed(impatient, capsys):
     def failing(x):
         time.sleep(0.05)
         raise ArithmeticError
@@ -59,7 +59,7 @@ def test_a_failed_compilation_is_not_reported_as_done(impatient, capsys):
     assert capsys.readouterr().err == "compiling generate for (2, 3) ...\n"
 
 
-def test_the_first_fit_reports_that_it_compiles(impatient, capsys):
+def test_the_first_fit_reports_compilation(impatient, capsys):
     x = keras.Input([3])
     model = Model(x, keras.layers.Dense(1)(x))
     model.compile("sgd", "mse", jit_compile=False)
@@ -78,14 +78,14 @@ def test_the_first_fit_reports_that_it_compiles(impatient, capsys):
     assert "compiled training" in said(verbose=2)
 
 
-def test_fit_reports_that_xla_compiles_for_another_shape(capsys, monkeypatch):
+def test_fit_reports_compilation_for_another_shape(capsys, monkeypatch):
     x = keras.Input([None, 3])
     model = Model(x, keras.layers.Dense(1)(x))
     model.compile("sgd", "mse", jit_compile=True)
     sizes = [2, 3, 3, 2, 4]
 
     class Slowly(keras.callbacks.Callback):
-        """All batches but the last are slow."""
+        """Makes all batches except the last one slow."""
 
         def on_train_batch_begin(self, batch, logs=None):
             monkeypatch.setattr(compiling, "PATIENCE", 0.0 if batch < 4 else 100.0)

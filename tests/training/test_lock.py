@@ -17,7 +17,7 @@ sys.stdin.read()
 
 @contextmanager
 def another_process_holds(folder, name=""):
-    """Within it a process that is then killed holds the lock; gives the process."""
+    """A context in which another process holds the lock; the process is killed at the end."""
     command = [sys.executable, "-c", HOLD, lock.__file__, str(folder), name]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with subprocess.Popen(command, **pipes) as process:
@@ -34,9 +34,9 @@ def test_a_folder_is_refused_while_another_process_holds_it(tmp_path):
             lock.acquire(tmp_path)
         with locked(tmp_path, "average"):  # another part of the folder
             pass
-    assert (tmp_path / ".lock").exists()  # left by the killed process: no lock any more
+    assert (tmp_path / ".lock").exists()  # left by the killed process, and no longer locked
     with locked(tmp_path), another_process_holds(tmp_path, "average"):
-        with locked(tmp_path):  # a process may lock twice; the first one ends the lock
+        with locked(tmp_path):  # a process can lock twice; the outer lock releases
             assert not lock.acquire(tmp_path)
         assert (tmp_path / ".lock").exists()
         with pytest.raises(FolderInUseError):
@@ -44,7 +44,7 @@ def test_a_folder_is_refused_while_another_process_holds_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".average.lock"]
 
 
-def test_a_folder_made_for_the_lock_is_removed_if_it_is_left_empty(tmp_path):
+def test_a_folder_created_for_the_lock_is_removed_if_empty(tmp_path):
     with pytest.raises(KeyError), locked(tmp_path / "new" / "run"):
         raise KeyError
     assert not (tmp_path / "new").exists()
@@ -57,7 +57,7 @@ def test_a_folder_made_for_the_lock_is_removed_if_it_is_left_empty(tmp_path):
 
 def test_checkpoints_lock_their_folder_before_they_remove_temporary_files(tmp_path):
     temporary = tmp_path / ".checkpoint-00000001.safetensors.7"
-    temporary.write_text("of a live process")
+    temporary.write_text("of a running process")
     checkpoints = Checkpoints(tmp_path)
     with another_process_holds(tmp_path), pytest.raises(FolderInUseError):
         checkpoints.resume(model=None)
@@ -68,7 +68,7 @@ def test_checkpoints_lock_their_folder_before_they_remove_temporary_files(tmp_pa
     assert not (tmp_path / ".lock").exists()
 
 
-def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch):
     def lockf(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 

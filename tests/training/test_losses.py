@@ -17,7 +17,7 @@ def number(x):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_is_that_of_keras_on_smoothed_targets(smoothing):
+def test_the_loss_equals_keras_on_smoothed_targets(smoothing):
     targets = keras.utils.to_categorical(LABELS, 5) * (1 - smoothing) + smoothing / 5
     peer = keras.losses.CategoricalCrossentropy(from_logits=True, reduction="none")
     expected = ops.convert_to_numpy(peer(targets, LOGITS))[0, :2].mean()
@@ -25,7 +25,7 @@ def test_the_loss_is_that_of_keras_on_smoothed_targets(smoothing):
     assert number(ours) == pytest.approx(expected, rel=1e-5)
 
 
-def test_padding_weighs_nothing():
+def test_padding_has_no_weight():
     loss = SmoothedCrossEntropy()
     changed = LOGITS.copy()
     changed[:, 2] = 100
@@ -33,7 +33,7 @@ def test_padding_weighs_nothing():
     assert number(loss(LABELS, LOGITS, WEIGHT * 0)) == 0
 
 
-def test_consistency_weighs_the_divergence_of_two_passes():
+def test_consistency_adds_the_divergence_of_two_passes():
     logits = np.random.default_rng(1).normal(size=(4, 3, 5)).astype("float32")
     labels, weight = LABELS.repeat(4, 0), WEIGHT.repeat(4, 0)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -41,7 +41,7 @@ def test_consistency_weighs_the_divergence_of_two_passes():
     divergence = (p * np.log(p / q) + q * np.log(q / p)).sum(-1).mean()
     plain = number(SmoothedCrossEntropy()(labels, logits, weight))
     consistent = number(SmoothedCrossEntropy(consistency=5)(labels, logits, weight))
-    # R-Drop adds 5 / 2 of it to the sum of both passes, of which this is the mean.
+    # R-Drop adds 5 / 2 of it to the sum of both passes; the loss is their mean.
     assert consistent - plain == pytest.approx(5 / 4 * divergence, rel=1e-4)
     same = logits[::2].repeat(2, 0)
     assert number(SmoothedCrossEntropy(consistency=5)(labels, same, weight)) == pytest.approx(
@@ -49,14 +49,14 @@ def test_consistency_weighs_the_divergence_of_two_passes():
     )
 
 
-def test_a_setting_out_of_range_is_refused():
+def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"smoothing must be in \[0, 1\): 1"):
         SmoothedCrossEntropy(1)
     with pytest.raises(ValueError, match="consistency must not be negative: -1"):
         SmoothedCrossEntropy(consistency=-1)
 
 
-def test_the_schedule_is_equation_3():
+def test_the_schedule_equals_equation_3():
     schedule = InverseSquareRoot.of_width(512, warmup=4000)
     for update in (1, 100, 4000, 16000):
         expected = 512**-0.5 * min(update**-0.5, update * 4000**-1.5)
@@ -67,10 +67,10 @@ def test_the_schedule_is_equation_3():
         InverseSquareRoot(0, 10)
 
 
-def test_bleu_is_sacrebleus():
+def test_bleu_equals_sacrebleu():
     assert bleu(["the cat sat on the mat"], ["the cat sat on the mat"]).score == pytest.approx(100)
     score = bleu(["the cat sat on a mat now"], ["the cat sat on the mat now"])
-    # 6/7 unigrams, 4/6, 2/5 and 1/4 of the longer ones, no brevity penalty
+    # precisions: 6/7 for unigrams, then 4/6, 2/5 and 1/4; no brevity penalty
     expected = 100 * math.exp(np.mean(np.log([6 / 7, 4 / 6, 2 / 5, 1 / 4])))
     assert score.score == pytest.approx(expected)
     assert "tok:13a" in score.signature and "version:" in score.signature

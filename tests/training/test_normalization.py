@@ -35,12 +35,12 @@ def normalized(devices, jit_compile, masked=False, **options):
 
 
 @pytest.mark.parametrize("jit_compile, masked", [(True, False), (False, True)])
-def test_synchronized_batch_normalization_is_the_same_on_replicas(jit_compile, masked):
+def test_synchronized_batch_normalization_is_equal_on_replicas(jit_compile, masked):
     one, batches = normalized(1, jit_compile, masked, synchronized=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         two, _ = normalized(2, jit_compile, masked, synchronized=True)
-    for a, b in zip(one.weights, two.weights, strict=True):  # moving statistics, too
+    for a, b in zip(one.weights, two.weights, strict=True):  # including moving statistics
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-6, err_msg=a.path)
     found = [model.evaluate(batches, verbose=0) for model in (one, two)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
@@ -50,15 +50,15 @@ def test_synchronized_batch_normalization_is_the_same_on_replicas(jit_compile, m
 def test_unsynchronized_batch_normalization_warns_on_replicas():
     with pytest.warns(UserWarning, match="batch_normalization.*synchronized=True"):
         normalized(2, False)
-    normalized(1, False)  # nothing to warn of
+    normalized(1, False)  # does not warn
 
 
-def test_frozen_batch_normalization_needs_no_warning():
+def test_frozen_batch_normalization_does_not_warn():
     normalized(2, False, trainable=False)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_line_says_that_xla_is_off(jit_compile, capsys):
+def test_a_line_reports_that_xla_is_off(jit_compile, capsys):
     with strategy(2).scope():
         x = keras.Input([5])
         y = keras.layers.BatchNormalization(synchronized=True, name="between")(x)

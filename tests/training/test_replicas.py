@@ -16,7 +16,7 @@ SMOOTHED = SmoothedCrossEntropy(0.1)
 
 
 def batch(seed=0, lengths=(2, 1, 2, 1, 6, 5, 6, 6)):
-    """Translation with uneven padding; the first half holds far fewer tokens than the second."""
+    """A translation batch with uneven padding: its first half has far fewer tokens."""
     random = np.random.default_rng(seed)
     lengths = np.array(lengths)
     labels = random.integers(3, V, (len(lengths), T)).astype("int32")
@@ -54,7 +54,7 @@ def translator(**overrides):
 
 
 def trained(devices, make, optimizer, batches=BATCHES, loss=SMOOTHED, validated=False, **options):
-    """A model after one step for each batch, and what `fit` logged."""
+    """Trains a model for one step per batch; returns it and the history of `fit`."""
     keras.utils.set_random_seed(5)
     with strategy(devices).scope():
         model = make()
@@ -85,7 +85,7 @@ def agree(make, optimizer, tolerance=1e-5, replicas=(2,), **options):
     return one
 
 
-def test_the_step_is_that_of_plain_keras_on_one_device():
+def test_the_step_equals_plain_keras_on_one_device():
     ours, _ = trained(1, translator, sgd(), BATCHES[:3])
     keras.utils.set_random_seed(5)
     network = translator()
@@ -112,19 +112,19 @@ LONG = [pytest.mark.slow, pytest.mark.long]
         pytest.param(sgd(), 1e-5, False, (2,), id="sgd-2"),
         pytest.param(sgd(), 1e-5, False, (4,), id="sgd-4", marks=pytest.mark.slow),
         pytest.param(adam(), 1e-5, False, (2, 4), id="adam", marks=pytest.mark.slow),
-        # Of the paper's Adam the losses agree; gradients that are none become steps.
+        # With the paper's Adam only the losses agree: gradients that should be zero become steps.
         pytest.param(adam(epsilon=1e-9), np.inf, False, (2, 4), id="paper", marks=pytest.mark.slow),
         pytest.param(sgd(), 1e-5, True, (2, 4), id="sgd-xla", marks=pytest.mark.slow),
         pytest.param(adam(), 1e-5, True, (2, 4), id="adam-xla", marks=LONG),
         pytest.param(adam(epsilon=1e-9), np.inf, True, (2, 4), id="paper-xla", marks=LONG),
     ],
 )
-def test_replicas_train_as_one(optimizer, tolerance, jit_compile, replicas):
+def test_replicas_train_like_one_device(optimizer, tolerance, jit_compile, replicas):
     agree(translator, optimizer, tolerance, replicas=replicas, jit_compile=jit_compile)
 
 
 def masked():
-    """Keras's own mask, from an embedding to the loss."""
+    """A model with Keras's mask, from the embedding to the loss."""
     tokens = keras.Input([None], dtype="int32")
     x = keras.layers.Embedding(V, 8, mask_zero=True)(tokens)
     return Model(tokens, keras.layers.Dense(V)(x))
@@ -145,7 +145,7 @@ def two_outputs():
 
 
 class OwnLoss(Model):
-    """A loss of the user's own, which is a mean over the examples at hand."""
+    """A model with a custom loss, a mean over the replica's examples."""
 
     def __init__(self):
         super().__init__()
@@ -166,7 +166,7 @@ class OwnLoss(Model):
 
 
 def tagging(weighted=True, ignored=False):
-    """Batches of one input and one label a token."""
+    """Batches with one input and one label per token."""
     for x, y, w in BATCHES:
         if ignored:
             y = np.where(w > 0, y, -1)
@@ -201,13 +201,13 @@ def cross_entropy(**options):
     ],
 )
 @SEVERAL
-def test_any_loss_is_a_mean_over_the_global_batch(make, loss, weighted, ignored, replicas):
+def test_any_loss_is_the_mean_over_the_global_batch(make, loss, weighted, ignored, replicas):
     batches = list(tagging(weighted, ignored))
     options = dict(metrics=["sparse_categorical_accuracy"]) if make is masked else {}
-    # Of an embedding Keras clips what is no gradient: its rows, before those of a token are summed.
+    # Keras clips an embedding's gradient by rows, before the rows of the same token are summed.
     optimizer = sgd(global_clipnorm=None)
     one = agree(make, optimizer, batches=batches, loss=loss, replicas=[replicas], **options)
-    if make is not OwnLoss:  # on one device it is Keras's own
+    if make is not OwnLoss:  # on one device it equals Keras
         keras.utils.set_random_seed(5)
         plain = make()
         plain = keras.Model(plain.inputs, plain.outputs)
@@ -216,7 +216,7 @@ def test_any_loss_is_a_mean_over_the_global_batch(make, loss, weighted, ignored,
         assert largest_difference(one, plain) < 1e-6
 
 
-def test_a_loss_of_the_inputs_alone_needs_no_labels():
+def test_a_loss_of_only_the_inputs_does_not_need_labels():
     class Rebuild(OwnLoss):
         def compute_loss(self, x, y, y_pred, sample_weight, training=True):
             return super().compute_loss(x, x, y_pred, sample_weight)
@@ -224,7 +224,7 @@ def test_a_loss_of_the_inputs_alone_needs_no_labels():
     agree(Rebuild, sgd(), batches=[(x,) for x, _, _ in TAGS], loss=None)
 
 
-def test_evaluation_counts_as_the_model_evaluates():
+def test_evaluation_uses_the_weights_of_evaluation():
     class UnweightedInTraining(OwnLoss):
         def __init__(self):
             super().__init__()
@@ -242,7 +242,7 @@ def test_evaluation_counts_as_the_model_evaluates():
 
 
 @pytest.mark.slow
-def test_a_strategy_of_one_replica_trains_as_none():
+def test_a_strategy_of_one_replica_trains_like_no_strategy():
     alone, _ = trained(1, translator, sgd(), BATCHES[:2])
     for one in (
         tf.distribute.OneDeviceStrategy("CPU:0"),
@@ -260,7 +260,7 @@ def test_a_strategy_of_one_replica_trains_as_none():
 @pytest.mark.parametrize(
     "policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
 )
-def test_the_compiled_step_is_the_uncompiled_one(policy, devices):
+def test_the_compiled_step_equals_the_eager_one(policy, devices):
     keras.config.set_dtype_policy(policy)
     settings = dict(gradient_accumulation_steps=2, use_ema=True, ema_overwrite_frequency=2)
     plain, logs = trained(1, translator, sgd(**settings), BATCHES[:1] * 4, jit_compile=False)
@@ -273,12 +273,12 @@ def test_the_compiled_step_is_the_uncompiled_one(policy, devices):
     assert compiled.measured.keys() == {"gradient_norm", "weight"}
 
 
-def test_several_steps_may_be_one_execution():
+def test_steps_per_execution_does_not_change_training():
     agree(masked, sgd(), batches=TAGS[:4], steps_per_execution=2)
 
 
 @SEVERAL
-def test_losses_of_several_outputs_have_weights_of_their_own(replicas):
+def test_losses_of_several_outputs_have_separate_weights(replicas):
     def batches():
         for x, y, w in BATCHES:
             labels = {"each": y, "first": y[:, :1].astype("float32")}
@@ -311,7 +311,7 @@ def test_losses_of_several_outputs_have_weights_of_their_own(replicas):
     ],
 )
 @SEVERAL
-def test_what_an_optimizer_does_is_the_same_on_replicas(optimizer, replicas):
+def test_optimizer_features_are_equal_on_replicas(optimizer, replicas):
     agree(masked, optimizer, batches=TAGS, replicas=[replicas])
 
 
@@ -336,7 +336,7 @@ def test_excluded_weights_do_not_decay():
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_weight_that_the_loss_does_not_depend_on_stays(devices):
+def test_a_weight_without_gradient_does_not_change(devices):
     def make():
         model = translator()
         model.unused = keras.layers.Dense(3)
@@ -349,7 +349,7 @@ def test_a_weight_that_the_loss_does_not_depend_on_stays(devices):
 
 
 @pytest.mark.slow
-def test_a_part_of_a_model_trains_as_one_on_replicas():
+def test_partly_trainable_models_train_equally_on_replicas():
     def adapted():
         model = translator()
         model.enable_lora(2)
@@ -371,7 +371,7 @@ def test_a_part_of_a_model_trains_as_one_on_replicas():
 
 
 @pytest.mark.parametrize("devices", [1, 2, FOUR])
-def test_accumulated_batches_are_one_big_batch(devices):
+def test_accumulated_batches_equal_one_large_batch(devices):
     batches = TAGS[:3]
     big = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
     parts, _ = trained(devices, masked, sgd(gradient_accumulation_steps=3), batches)
@@ -381,7 +381,7 @@ def test_accumulated_batches_are_one_big_batch(devices):
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_an_average_is_kept(devices):
+def test_ema_weights_are_kept(devices):
     batches = TAGS[:3]
     model, _ = trained(devices, masked, sgd(use_ema=True, ema_momentum=0.5), batches)
     expected = None
@@ -389,7 +389,7 @@ def test_an_average_is_kept(devices):
         now = trained(devices, masked, sgd(), batches[:count])[0].get_weights()
         pairs = zip(expected or now, now, strict=True)
         expected = [(a + b) / 2 for a, b in pairs]
-    for a, b in zip(model.get_weights(), expected, strict=True):  # `fit` ends with the average
+    for a, b in zip(model.get_weights(), expected, strict=True):  # `fit` ends with the EMA weights
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
@@ -437,7 +437,7 @@ def test_metrics_are_exact_over_replicas_at_every_step(devices):
     steps=st.sampled_from([None, 2]),
     clip=st.sampled_from([None, 0.05]),
 )
-def test_any_batches_train_the_same_on_replicas(lengths, steps, clip):
+def test_any_batches_train_equally_on_replicas(lengths, steps, clip):
     optimizer = sgd(global_clipnorm=clip, gradient_accumulation_steps=steps)
     batches = [batch(i, rows) for i, rows in enumerate(lengths)]
     batches = [(x["source"], y, w) for x, y, w in batches]
@@ -445,9 +445,9 @@ def test_any_batches_train_the_same_on_replicas(lengths, steps, clip):
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_each_replica_drops_other_units_and_the_seed_tells_which(jit_compile):
+def test_each_replica_has_a_different_dropout_mask_determined_by_the_seed(jit_compile):
     class Kept(keras.layers.Layer):
-        """Remembers what dropout left of ones, by an output."""
+        """Returns the units that dropout kept as an additional output."""
 
         def __init__(self):
             super().__init__()
@@ -458,7 +458,7 @@ def test_each_replica_drops_other_units_and_the_seed_tells_which(jit_compile):
             return self.dropout(self.scale * keras.ops.ones_like(x), training=training)
 
     class Sum(keras.metrics.Metric):
-        """The number of times that each unit was kept, by row."""
+        """Counts how often each unit was kept, by row."""
 
         def __init__(self, name="kept"):
             super().__init__(name=name)
@@ -502,7 +502,7 @@ def test_each_replica_drops_other_units_and_the_seed_tells_which(jit_compile):
     "policy, tolerance",
     [("mixed_float16", 2e-3), pytest.param("mixed_bfloat16", 2e-2, marks=pytest.mark.slow)],
 )
-def test_mixed_precision_trains_as_float32_within(devices, policy, tolerance):
+def test_mixed_precision_trains_like_float32_within(devices, policy, tolerance):
     expected, _ = trained(1, translator, sgd(global_clipnorm=None), BATCHES[:3])
     keras.config.set_dtype_policy(policy)
     mixed, _ = trained(devices, translator, sgd(global_clipnorm=None), BATCHES[:3])
@@ -542,7 +542,7 @@ def test_the_step_does_not_depend_on_the_loss_scale():
         pytest.param("mixed_bfloat16", marks=pytest.mark.slow),
     ],
 )
-def test_it_overfits_one_batch(policy):
+def test_training_overfits_one_batch(policy):
     keras.config.set_dtype_policy(policy)
     network, _ = trained(
         1, small, lambda: keras.optimizers.Adam(3e-3), [batch()] * 2, jit_compile=True
@@ -568,7 +568,7 @@ def test_nothing_is_traced_after_the_first_epoch():
     assert [part.experimental_get_tracing_count() for part in parts] == traces
 
 
-def test_a_step_is_measured():
+def test_a_step_measures_gradient_norm_and_weight():
     model, _ = trained(2, regularized, sgd(), TAGS[:1])
     x, y, w = TAGS[0]
     assert float(model.measured["weight"]) == w.sum()
@@ -582,13 +582,13 @@ def test_a_step_is_measured():
 
 
 @pytest.mark.slow
-def test_what_is_computed_again_trains_the_same_on_replicas():
+def test_recomputation_trains_equally_on_replicas():
     kept, _ = trained(1, translator, sgd(), BATCHES[:2])
     again, _ = trained(2, translator, sgd(), BATCHES[:2], remat=True)
     assert largest_difference(kept, again) < 1e-5
 
 
-def test_evaluation_weighs_tokens_not_batches():
+def test_evaluation_weights_tokens_not_batches():
     network = small()
     network.compile(jit_compile=False)
     x, y, w = batch()
@@ -598,7 +598,7 @@ def test_evaluation_weighs_tokens_not_batches():
 
 
 @pytest.mark.slow
-def test_a_users_subclass_may_be_functional():
+def test_a_custom_subclass_can_be_functional():
     class Own(Model):
         def __init__(self, units):
             x = keras.Input([3])
@@ -608,7 +608,7 @@ def test_a_users_subclass_may_be_functional():
     own.compile("sgd", "mse", jit_compile=False)
     own.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
     assert isinstance(own, Model) and own.output_shape == (None, 2)
-    network = small()  # a model of the zoo is none the less what it was
+    network = small()  # a model of the zoo does not change
     network.compile(jit_compile=False)
     network.fit(dataset(BATCHES[:1]), shuffle=False, verbose=0)
 
@@ -619,7 +619,7 @@ def settings_of(optimizer):
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_an_optimizer_is_the_users_after_compile_and_fit(jit_compile):
+def test_the_optimizer_is_unchanged_after_compile_and_fit(jit_compile):
     with strategy(2).scope():
         model = regularized()
         optimizer = sgd(
@@ -634,7 +634,7 @@ def test_an_optimizer_is_the_users_after_compile_and_fit(jit_compile):
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
-def test_an_optimizer_is_the_users_after_a_step_that_failed(run_eagerly):
+def test_the_optimizer_is_unchanged_after_a_failed_step(run_eagerly):
     class Failing(keras.optimizers.SGD):
         def update_step(self, *args):
             raise ArithmeticError("as the user's update may")
@@ -651,7 +651,7 @@ def test_an_optimizer_is_the_users_after_a_step_that_failed(run_eagerly):
 @pytest.mark.parametrize(
     "devices, options", [(2, {}), (1, {"gradient_accumulation_steps": 2, "clipnorm": None})]
 )
-def test_a_users_own_loop_has_the_optimizer_of_plain_keras(devices, options):
+def test_the_optimizer_in_a_custom_loop_equals_plain_keras(devices, options):
     def looped(made, fitted):
         keras.utils.set_random_seed(5)
         here = strategy(devices)
@@ -660,7 +660,7 @@ def test_a_users_own_loop_has_the_optimizer_of_plain_keras(devices, options):
             model = made(model.inputs, model.outputs)
             optimizer = keras.optimizers.SGD(0.5, **options)
             model.compile(optimizer, cross_entropy(), jit_compile=False)
-        if fitted:  # without a change of the weights
+        if fitted:  # without changing the weights
             optimizer.learning_rate = 0.0
             model.fit(dataset(list(tagging(weighted=False))[:2]), verbose=0)
             optimizer.learning_rate = 0.5
@@ -686,7 +686,7 @@ def test_a_users_own_loop_has_the_optimizer_of_plain_keras(devices, options):
 
 
 class OwnStep(OwnLoss):
-    """A custom step, as the guide of Keras writes it."""
+    """A model with the custom step of Keras's guide."""
 
     def train_step(self, data):
         x, y, w = keras.utils.unpack_x_y_sample_weight(data)
@@ -701,16 +701,16 @@ class OwnStep(OwnLoss):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_custom_train_step_trains_as_in_plain_keras(devices):
-    batches = [(x, y) for x, y, _ in TAGS[:2]]  # that divide, and weigh the same
-    optimizer = sgd(global_clipnorm=None)  # which Keras applies to each replica's gradients
+def test_a_custom_train_step_trains_like_plain_keras(devices):
+    batches = [(x, y) for x, y, _ in TAGS[:2]]  # of equal size and weight on all replicas
+    optimizer = sgd(global_clipnorm=None)  # Keras clips each replica's gradients
     model, logs = trained(devices, OwnStep, optimizer, batches, cross_entropy(), jit_compile="auto")
     alone, _ = trained(1, OwnLoss, optimizer, batches, loss=None)
     assert largest_difference(model, alone) < 1e-6
     assert logs.keys() == {"own", "weight"} and logs["weight"] == 3 and not model.measured
 
 
-def test_a_train_step_may_add_to_ours():
+def test_a_custom_train_step_can_extend_ours():
     class Added(OwnLoss):
         def train_step(self, data):
             return {**super().train_step(data), "added": tf.constant(1.0)}
@@ -720,7 +720,7 @@ def test_a_train_step_may_add_to_ours():
     assert model.measured.keys() == {"gradient_norm", "weight"}
 
 
-def test_a_keras_file_keeps_what_was_accumulated(tmp_path):
+def test_a_keras_file_restores_accumulated_gradients(tmp_path):
     model = translator()
     model.compile(sgd(gradient_accumulation_steps=2, momentum=0.5)(), jit_compile=False)
     model.build_optimizer()
@@ -734,7 +734,7 @@ def test_a_keras_file_keeps_what_was_accumulated(tmp_path):
     assert loaded.optimizer.gradient_accumulation_steps == 2
 
 
-def test_a_model_of_the_zoo_may_have_a_custom_train_step():
+def test_a_model_of_the_zoo_can_have_a_custom_train_step():
     from polyhead.zoo import GPT
 
     class Own(GPT):
@@ -761,14 +761,14 @@ def test_a_built_model_is_not_built_from_data():
     network._maybe_symbolic_build(iterator=None)
 
 
-def test_what_would_train_wrongly_is_refused(monkeypatch):
+def test_unsupported_training_is_refused(monkeypatch):
     with strategy(2).scope():
         inside = translator()
         inside.compile(sgd()())
         with pytest.raises(NotImplementedError, match="MultiOptimizer is not supported under"):
             several = keras.optimizers.OptimizerMap(sgd()())
             inside.compile(keras.optimizers.MultiOptimizer(several))
-    with pytest.raises(ValueError, match="the model is of MirroredStrategy, the optimizer of"):
+    with pytest.raises(ValueError, match="model belongs to MirroredStrategy, the optimizer to"):
         inside.compile(sgd()())
     monkeypatch.setattr(replicas, "SUPPORTED", (tf.distribute.OneDeviceStrategy,))
     with pytest.raises(NotImplementedError, match="DefaultDistributionStrategy is not supported"):
@@ -776,7 +776,7 @@ def test_what_would_train_wrongly_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_weights_may_be_of_several_dtypes(devices):
+def test_weights_can_have_several_dtypes(devices):
     def mixed():
         x = keras.Input([4])
         y = keras.layers.Dense(8, dtype="float16")(x)
@@ -794,7 +794,7 @@ def test_weights_may_be_of_several_dtypes(devices):
     assert largest_difference(alone, model) < 1e-2
 
 
-def test_a_number_of_devices_that_cannot_be_is_refused():
+def test_an_invalid_number_of_devices_is_refused():
     with pytest.raises(ValueError, match="devices must be 1 or more"):
         strategy(0)
     with pytest.raises(RuntimeError, match="before TensorFlow is used; there are 4"):

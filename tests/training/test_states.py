@@ -12,7 +12,7 @@ from polyhead.training.states import assign, by_path, check_shapes
 TENSORS = {"a/kernel": np.arange(6, dtype="float32").reshape(2, 3), "b": np.array(3)}
 
 
-def test_tensors_come_back(tmp_path):
+def test_tensors_are_read_as_written(tmp_path):
     write_tensors(tmp_path / "x.safetensors", TENSORS, {"updates": 7})
     tensors, about = read_tensors(tmp_path / "x.safetensors")
     assert about == {"updates": 7} and set(tensors) == set(TENSORS)
@@ -22,7 +22,7 @@ def test_tensors_come_back(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_a_failed_write_leaves_the_file_before_it(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_previous_file(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     write_tensors(path, TENSORS, 1)
 
@@ -37,7 +37,7 @@ def test_a_failed_write_leaves_the_file_before_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors at all", b"\xff" * 100, "half"])
-def test_a_broken_file_is_named(tmp_path, content):
+def test_a_corrupt_file_is_named(tmp_path, content):
     path = tmp_path / "x.safetensors"
     write_tensors(path, TENSORS)
     path.write_bytes(path.read_bytes()[:-4] if content == "half" else content)
@@ -45,7 +45,7 @@ def test_a_broken_file_is_named(tmp_path, content):
         read_tensors(path)
 
 
-def test_what_does_not_fit_is_named_and_nothing_assigned():
+def test_mismatches_are_named_and_nothing_is_assigned():
     a, b = keras.Variable(np.zeros((2, 3)), name="a"), keras.Variable(np.zeros(2), name="b")
     variables = {"a": a, "b": b}
     with pytest.raises(CheckpointError, match=r"file .*lacks \['b'\].*has no \['c'\]"):
@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_named_and_nothing_assigned():
         by_path([a, a])
 
 
-def test_weights_that_are_not_finite_are_refused_by_name():
+def test_non_finite_weights_are_refused_by_name():
     for dtype, value in (
         ("float32", np.nan), ("float32", -np.inf), ("float64", 1e300), ("float16", np.inf)
     ):  # fmt: skip
@@ -67,13 +67,13 @@ def test_weights_that_are_not_finite_are_refused_by_name():
         with pytest.raises(CheckpointError, match="file: b has values .* not finite in float32"):
             assign({"a": a, "b": b}, dict(tensors), "file")
         assert a.numpy().max() == 0
-    # An optimizer's moments may overflow while training continues.
+    # The optimizer's moments may overflow while training continues.
     assign({"a": a, "optimizer/0": b}, {"a": tensors["a"], "optimizer/0": tensors["b"]}, "file",
            unchecked=("optimizer/",))  # fmt: skip
     assert a.numpy().min() == 1 and np.isinf(b.numpy()).any()
 
 
-def test_a_tensor_of_another_kind_of_number_is_refused():
+def test_a_tensor_with_another_kind_of_dtype_is_refused():
     v, count = keras.Variable(np.zeros(2, "float32")), keras.Variable(0, dtype="int64")
     with pytest.raises(CheckpointError, match="file: a has type int32, the model's is float32"):
         assign({"a": v}, {"a": np.ones(2, "int32")}, "file")

@@ -15,7 +15,7 @@ WORKER = Path(__file__).with_name("worker.py")
 
 
 def start(run, epochs, pause=0.0, workers=2):
-    """Starts workers as a user does, by TF_CONFIG; or one process without it."""
+    """Starts workers with TF_CONFIG, or one process without it."""
     sockets = [socket.socket() for _ in range(workers)]
     for s in sockets:
         s.bind(("127.0.0.1", 0))
@@ -49,22 +49,22 @@ def difference(one, other):
     return max(np.abs(one[name] - other[name]).max() for name in one)
 
 
-def test_two_workers_train_as_one_process(tmp_path):
+def test_two_workers_train_like_one_process(tmp_path):
     ended(start(tmp_path / "two", 3))
     ended(start(tmp_path / "one", 3, workers=1))
     assert difference(tmp_path / "two", tmp_path / "one") < 1e-6
 
 
 @pytest.mark.parametrize("lost", [0, 1], ids=["the chief", "another"])
-def test_a_lost_worker_ends_the_others_and_the_job_goes_on(tmp_path, lost):
+def test_a_lost_worker_stops_the_others_and_the_job_resumes(tmp_path, lost):
     processes = start(tmp_path / "run", 6, pause=0.3)
     while not list((tmp_path / "run").glob("checkpoint-*")):
         assert all(p.poll() is None for p in processes)
         time.sleep(0.5)
     processes[lost].send_signal(signal.SIGKILL)
-    output = processes[1 - lost].communicate(timeout=240)[0]  # it ends by itself
+    output = processes[1 - lost].communicate(timeout=240)[0]  # it stops by itself
     assert processes[1 - lost].returncode != 0
-    assert "another worker is gone" in output.splitlines()[-1], output[-3000:]
+    assert "another worker has stopped" in output.splitlines()[-1], output[-3000:]
     ended(start(tmp_path / "run", 6))
     ended(start(tmp_path / "whole", 6, workers=1))
     assert difference(tmp_path / "run", tmp_path / "whole") < 1e-6

@@ -1,4 +1,4 @@
-"""One worker of a training on several machines, as `test_workers` starts them: RUN EPOCHS."""
+"""One worker of training on several machines, started by `test_workers`: RUN EPOCHS [PAUSE]."""
 
 import os
 import sys

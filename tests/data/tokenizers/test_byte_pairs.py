@@ -20,7 +20,7 @@ POOLS = (
 
 
 def strange_texts(count):
-    """Strings of all that makes tokenizers differ."""
+    """Strings with characters for which tokenizers differ."""
     choose = random.Random(0)
 
     def piece():
@@ -48,13 +48,13 @@ def peer(pairs, tmp_path_factory):
     return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def test_tokens_are_those_of_hugging_face(pairs, peer):
+def test_tokens_equal_hugging_face(pairs, peer):
     texts = strange_texts(2000)
     expected = [encoding.ids for encoding in peer.encode_batch(texts)]
     assert pairs.encode(texts).to_list() == expected
 
 
-def test_any_tokens_are_decoded_as_python_and_hugging_face_do(pairs, peer):
+def test_decoding_any_tokens_equals_python_and_hugging_face(pairs, peer):
     choose = random.Random(1)
     rows = [[choose.randrange(400) for _ in range(choose.randint(0, 12))] for _ in range(2000)]
     decoded = [text.decode() for text in pairs.decode(tf.ragged.constant(rows, tf.int32)).numpy()]
@@ -62,32 +62,32 @@ def test_any_tokens_are_decoded_as_python_and_hugging_face_do(pairs, peer):
     assert decoded == peer.decode_batch(rows, skip_special_tokens=True)
 
 
-def test_text_comes_back(pairs):
+def test_decoding_restores_the_text(pairs):
     texts = [text.replace(END, "") for text in strange_texts(300)]
     assert [t.decode() for t in pairs.decode(pairs.encode(texts)).numpy()] == texts
 
 
-def test_bytes_that_are_no_text_are_replaced(pairs):
+def test_invalid_utf8_is_replaced(pairs):
     broken = b"a\xff\xe2\x82b\xf0\x9f\x98"
     [text] = pairs.decode(pairs.encode([broken])).numpy()
     assert text.decode() == broken.decode("utf-8", "replace")
 
 
-def test_special_tokens_are_one_token_and_no_text(pairs):
+def test_special_tokens_are_one_token_and_are_not_decoded(pairs):
     [row] = pairs.encode([f"a{END}b"]).to_list()
     assert row[1] == pairs.end_id == 0 and len(row) == 3
     assert pairs.decode([row]).numpy() == [b"ab"]
     assert pairs.decode([[*row, 399, 5000, -1]]).numpy()[0].startswith(b"ab")
 
 
-def test_it_runs_in_a_graph_of_unknown_sizes(pairs):
+def test_it_runs_in_a_graph_with_unknown_shapes(pairs):
     graph = tf.function(lambda texts: pairs.encode(texts).to_tensor(), [pairs.spec("text")])
     for texts in (["the dog", "  a"], [""], []):
         expected = pairs.encode(texts).to_tensor() if texts else np.zeros((0, 0))
         np.testing.assert_array_equal(graph(tf.constant(texts, tf.string)), expected)
 
 
-def test_files_of_either_kind_are_read(pairs, tmp_path):
+def test_both_file_formats_are_read(pairs, tmp_path):
     pairs.save(tmp_path)
     again = BytePairs.load(tmp_path)
     assert (again.vocabulary, again.merges, again.special) == (
@@ -108,7 +108,7 @@ def test_files_of_either_kind_are_read(pairs, tmp_path):
 
 
 def with_added(pairs, folder, **tokens):
-    """Saves ``pairs`` to ``folder`` with added tokens that are text, and gives the file's path."""
+    """Saves ``pairs`` with added tokens that are text to ``folder``; returns the file's path."""
     pairs.save(folder)
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text("utf-8"))
@@ -120,7 +120,7 @@ def with_added(pairs, folder, **tokens):
     return path
 
 
-def test_added_tokens_that_are_not_special_stay_in_the_text(pairs, tmp_path):
+def test_decoding_keeps_added_tokens_that_are_not_special(pairs, tmp_path):
     tokens = {"<tag>": 400, "two words": 401, "日本": 402, "été": 403}
     path = with_added(pairs, tmp_path, **tokens)
     added = BytePairs.load(tmp_path)
@@ -146,7 +146,7 @@ def test_added_tokens_that_are_not_special_stay_in_the_text(pairs, tmp_path):
     assert again.encode(texts).to_list() == rows
 
 
-def test_added_tokens_are_decoded_as_hugging_face_does(pairs, tmp_path):
+def test_decoding_added_tokens_equals_hugging_face(pairs, tmp_path):
     transformers = pytest.importorskip("transformers")
     path = with_added(pairs, tmp_path, **{"<tag>": 400, "two words": 401, "日本": 402})
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=END)
@@ -158,7 +158,7 @@ def test_added_tokens_are_decoded_as_hugging_face_does(pairs, tmp_path):
     assert [text.decode() for text in ours.decode(tf.ragged.constant(rows)).numpy()] == expected
 
 
-def test_long_words_are_merged_in_short_windows_as_hugging_face_merges_them(tmp_path, monkeypatch):
+def test_merging_long_words_in_windows_equals_hugging_face(tmp_path, monkeypatch):
     tokenizers = pytest.importorskip("tokenizers")
     choose = random.Random(0)
 
@@ -183,10 +183,10 @@ def test_long_words_are_merged_in_short_windows_as_hugging_face_merges_them(tmp_
     monkeypatch.setattr(long, "_merge", counted)
     word = letters(20_000)
     assert long.encode([word]).to_list() == [peer.encode(word).ids]
-    assert max(sizes) <= 2 * 128 and len(sizes) <= 3  # however long the word is
+    assert max(sizes) <= 2 * 128 and len(sizes) <= 3  # for words of any length
 
 
-def test_files_that_are_not_honoured_are_refused(pairs, tmp_path, monkeypatch):
+def test_unsupported_settings_are_refused(pairs, tmp_path, monkeypatch):
     pairs.save(tmp_path)
     path = tmp_path / "tokenizer.json"
     sound = json.loads(path.read_text())
@@ -200,7 +200,7 @@ def test_files_that_are_not_honoured_are_refused(pairs, tmp_path, monkeypatch):
             BytePairs.load(tmp_path)
 
     refused("model must be of type BPE", model={"type": "WordPiece"})
-    refused("there must be no normalizer", normalizer=[{"type": "NFC"}])
+    refused("the only supported normalizer is NFC", normalizer=[{"type": "NFC"}])
     refused("must not add a prefix space", pre_tokenizer={"add_prefix_space": True})
     refused("a merge is not of pieces", model={"merges": [["a", "zz"]]})
     refused("no token for the bytes", model={"vocab": {"a": 1}})
@@ -236,14 +236,14 @@ def test_files_that_are_not_honoured_are_refused(pairs, tmp_path, monkeypatch):
         BytePairs.load(tmp_path)
 
 
-def test_a_vocabulary_needs_text_and_room():
-    with pytest.raises(ValueError, match="learned from text, and there is none"):
+def test_training_a_vocabulary_needs_text_and_enough_tokens():
+    with pytest.raises(ValueError, match="cannot be learned without text"):
         BytePairs.train(["", ""])
-    with pytest.raises(ValueError, match="need a vocab_size of 257: 256"):
+    with pytest.raises(ValueError, match="need vocab_size >= 257: 256"):
         BytePairs.train(["abc"], 256)
 
 
-def test_a_vocabulary_may_be_of_bytes_alone():
+def test_a_vocabulary_can_have_only_bytes():
     bytes_alone = BytePairs.train(["ab"], 257)
     assert bytes_alone.merges == []
     rows = bytes_alone.encode(["abé", ""]).to_list()

@@ -1,4 +1,4 @@
-"""Files as other libraries publish them, read and compared with the `tokenizers` library."""
+"""Compares published tokenizer files with the `tokenizers` library."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def random_texts(count, parts=PARTS, seed=0):
 
 
 def check(folder, peer, texts, **options):
-    """Writes ``peer``'s file; ours, loaded, saved and loaded again, must give equal ids."""
+    """Checks that ``peer``'s file, loaded, saved and loaded again, gives equal ids."""
     peer.save(str(folder / "tokenizer.json"))
     ours = load(folder, **options)
     (folder / "again").mkdir(exist_ok=True)
@@ -53,7 +53,7 @@ def check(folder, peer, texts, **options):
 def learned(sample):
     """Vocabulary and merges of a byte-level tokenizer."""
     pairs = BytePairs.train([*sample.sources, *sample.targets], 500)
-    # Whole words that no merge makes: only `ignore_merges` finds them.
+    # Words that merges do not produce: only `ignore_merges` finds them.
     return {END: 0, **pairs.vocabulary, "Ġxyz": 500, "abcABC": 501}, pairs.merges
 
 
@@ -77,7 +77,7 @@ def test_llama_3_is_read(learned, tmp_path):
     assert ours.prefix == (ids[0][1],) and ours.suffix == ()
     assert 500 in ours.encode(["a xyz"]).to_list()[0]
 
-    # A prompt starts with the begin token once, whatever is cut off; an empty one is that alone.
+    # A prompt starts with the begin token exactly once, also if truncated or empty.
     ids, count = ours.prompts([f"{begin}ab", "ab", "", "c" * 50], 5)
     rows = [row[5 - n :] for row, n in zip(ids.numpy().tolist(), count.numpy(), strict=True)]
     assert rows[0] == rows[1] == ours.encode(["ab"]).to_list()[0]
@@ -93,13 +93,13 @@ def test_qwen_2_is_read(learned, tmp_path):
     check(tmp_path, peer, random_texts(500, [*PARTS, END, "<tag>", "A\u030a"]))
 
 
-def test_smollm_2_cuts_each_digit(learned, tmp_path):
+def test_smollm_2_splits_digits(learned, tmp_path):
     peer = byte_level(learned, before=[pre.Digits(individual_digits=True)])
     peer.add_special_tokens([END])
     check(tmp_path, peer, random_texts(500, [*PARTS, "1", "२", " 3", "Ⅷ"]))
 
 
-def test_roberta_has_tokens_around_a_text_and_a_mask_that_takes_white_space(learned, tmp_path):
+def test_roberta_adds_tokens_and_its_mask_includes_white_space(learned, tmp_path):
     peer = byte_level(learned)
     peer.add_special_tokens(["<s>", "</s>", AddedToken("<mask>", lstrip=True, normalized=False)])
     around = [(name, peer.token_to_id(name)) for name in ("</s>", "<s>")]
@@ -111,7 +111,7 @@ def test_roberta_has_tokens_around_a_text_and_a_mask_that_takes_white_space(lear
     assert ours.encode(["a b c d e"], max_length=4).row_lengths().numpy() == [4]
 
 
-def test_a_pattern_or_step_that_is_not_known_is_refused_by_name(learned, tmp_path):
+def test_unknown_patterns_and_steps_are_refused_by_name(learned, tmp_path):
     def refused(message, peer):
         peer.add_special_tokens([END])
         peer.save(str(tmp_path / "tokenizer.json"))
@@ -123,10 +123,10 @@ def test_a_pattern_or_step_that_is_not_known_is_refused_by_name(learned, tmp_pat
     refused("a step that is not supported: .*Digits", byte_level(learned, before=[digits]))
     peer = byte_level(learned)
     peer.normalizer = normalizers.Lowercase()
-    refused("must be no normalizer but NFC: .*Lowercase", peer)
+    refused("only supported normalizer is NFC: .*Lowercase", peer)
     peer = byte_level(learned)
     peer.add_tokens([AddedToken("word", single_word=True)])
-    refused("must be a word of its own: 'word'", peer)
+    refused("single_word of an added token is not supported: 'word'", peer)
 
 
 def trained(texts, **options):
@@ -138,7 +138,7 @@ def trained(texts, **options):
 
 
 def bpe_of(model):
-    """The BPE model that Hugging Face's converter makes of a SentencePiece model."""
+    """Converts a SentencePiece model to BPE as Hugging Face's converter does."""
     proto = protos.ModelProto.FromString(model)
     scores = {p.piece: p.score for p in proto.pieces}
     vocabulary = {p.piece: i for i, p in enumerate(proto.pieces)}
@@ -187,13 +187,13 @@ TEXTS = random_texts(700, [*(p for p in PARTS if p != "\x00"), "<s>", "</s>"], s
 @pytest.mark.parametrize(
     "space", [{}, {"prepend_scheme": "always"}, {"prepend_scheme": "first"}], ids=str
 )
-def test_llama_2_is_rebuilt_from_its_json(with_bytes, tmp_path, space):
+def test_llama_2_is_rebuilt_from_json(with_bytes, tmp_path, space):
     ours = check(tmp_path, llama(with_bytes, **space), TEXTS)
     assert isinstance(ours, Subwords) and ours.prefix == (ours.start_id,) == (1,)
     assert ours.end_id == ours.pad_id == 2
 
 
-def test_gemma_is_rebuilt_from_its_json(with_bytes, tmp_path):
+def test_gemma_is_rebuilt_from_json(with_bytes, tmp_path):
     peer = Tokenizer(bpe_of(with_bytes))
     peer.normalizer = normalizers.Replace(" ", "▁")
     peer.pre_tokenizer = pre.Split(" ", "merged_with_previous")
@@ -233,12 +233,12 @@ def t5_peer(model):
     return peer
 
 
-# Hugging Face drops a combining mark after some characters that its table maps; zero bytes too.
+# Hugging Face drops zero bytes, and a combining mark after some characters that its table maps.
 T5_PARTS = [p for p in PARTS if "\u0301" not in p and p not in ("\x00", "▁")]
 T5_TEXTS = random_texts(700, [*T5_PARTS, "<extra_id_0>", "<extra_id_42>", "ﬁ", "²", "…"], seed=2)
 
 
-def test_t5_is_rebuilt_from_its_json(t5, tmp_path):
+def test_t5_is_rebuilt_from_json(t5, tmp_path):
     ours = check(tmp_path, t5_peer(t5), T5_TEXTS)
     assert (ours.pad_id, ours.start_id, ours.end_id, ours.suffix) == (0, 0, 1, (1,))
 
@@ -256,9 +256,7 @@ def test_t5_is_read_from_its_model_with_sentinels(t5, tmp_path, name):
     assert load(tmp_path).encode(T5_TEXTS[:50]).to_list() == rows[:50]
 
 
-def test_llama_and_gemma_are_read_from_their_models_and_text_never_is_a_control_token(
-    with_bytes, sample, tmp_path
-):
+def test_llama_and_gemma_are_read_and_text_never_is_a_control_token(with_bytes, sample, tmp_path):
     processor = sentencepiece.SentencePieceProcessor(model_proto=with_bytes)
     (tmp_path / "tokenizer.model").write_bytes(with_bytes)
     ours = load(tmp_path)
@@ -280,13 +278,13 @@ def test_llama_and_gemma_are_read_from_their_models_and_text_never_is_a_control_
     assert ours.text(row).decode() == ours.decode([row]).numpy()[0].decode() == "<bos>é"
 
 
-def test_a_folder_is_loaded_by_what_its_files_say(sample, tokenizer, learned, tmp_path):
+def test_the_tokenizer_is_selected_by_file_content(sample, tokenizer, learned, tmp_path):
     assert load(tmp_path) is None
     tokenizer.save(tmp_path)
     ours = load(tmp_path)
     assert isinstance(ours, Subwords) and (ours.prefix, ours.suffix) == ((), (2,))
     pairs = BytePairs.train(sample.sources, 300)
-    pairs.save(tmp_path)  # a tokenizer.json says most
+    pairs.save(tmp_path)  # tokenizer.json has priority
     assert isinstance(load(tmp_path), BytePairs)
     Characters("ab").save(tmp_path)
     assert isinstance(load(tmp_path), Characters)
@@ -305,7 +303,7 @@ def test_a_folder_is_loaded_by_what_its_files_say(sample, tokenizer, learned, tm
 def test_a_model_of_another_kind_is_refused_by_name(sample, tmp_path):
     albert = trained(sample.sources, model_type="unigram", vocab_size=150, pad_id=-1)
     (tmp_path / "tokenizer.model").write_bytes(albert)
-    with pytest.raises(ValueError, match=r"tokenizer.model: .* no \['pad'\]"):
+    with pytest.raises(ValueError, match=r"tokenizer.model: .* lacks \['pad'\]"):
         load(tmp_path)
     content = {"model": {"type": "Unigram", "vocab": [["<unk>", 0.0]], "unk_id": 0}}
     content["normalizer"] = {"type": "Lowercase"}
@@ -314,15 +312,13 @@ def test_a_model_of_another_kind_is_refused_by_name(sample, tmp_path):
         load(tmp_path)
     content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": ""}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="the end token None is not among the special ones"):
+    with pytest.raises(ValueError, match="the end token None is not a special token"):
         load(tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Llama 3", "Qwen 2", "SmolLM 2", "Llama 2", "T5"])
-def test_tokens_are_those_of_the_library_for_every_code_point(
-    kind, learned, with_bytes, t5, tmp_path
-):
+def test_tokens_of_every_code_point_equal_the_library(kind, learned, with_bytes, t5, tmp_path):
     if kind == "SmolLM 2":
         peer = byte_level(learned, before=[pre.Digits(individual_digits=True)])
     elif kind in PATTERNS:

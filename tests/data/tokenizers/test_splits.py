@@ -9,9 +9,9 @@ from polyhead.data.tokenizers.splits import (
     NEWER,
     PATTERNS,
     SPACE,
+    remove_marks,
     split_words,
     to_re2,
-    unmarked,
 )
 
 CASES = [(name, False) for name in PATTERNS] + [("GPT-2", True)]
@@ -20,7 +20,7 @@ PARTS = [
     *("'s", "'S", "'LL", "'Re", " '", " \n", "\n ", "  ", "éa", "中文", "123", "\u0308", "ا", "ǅ"),
     *("ª", "²", "Ⅷ", "😀", "\U0002ebf0", "\U00010d40", "\u1c89"),  # the last: newer than RE2
 ]
-# Every code point but of planes where none is assigned, or all are private: there each 64th.
+# All code points; in planes that are unassigned or private, every 64th.
 POINTS = [
     chr(c)
     for c in range(1, 0x110000)
@@ -30,7 +30,7 @@ POINTS = [
 
 def ours(name, digits, texts):
     words = split_words(tf.constant(texts), *to_re2(PATTERNS[name], digits))
-    words = words.with_flat_values(unmarked(words.flat_values)).to_list()
+    words = words.with_flat_values(remove_marks(words.flat_values)).to_list()
     return [[word.decode() for word in row] for row in words]
 
 
@@ -42,7 +42,7 @@ def theirs(name, digits, texts):
 
 
 @pytest.mark.parametrize("name, digits", CASES)
-def test_words_of_random_strings_are_those_of_the_library(name, digits):
+def test_words_of_random_strings_equal_the_library(name, digits):
     choose = random.Random(0)
     texts = ["".join(choose.choices(PARTS, k=choose.randint(0, 24))) for _ in range(2000)]
     assert ours(name, digits, texts) == theirs(name, digits, texts)
@@ -50,14 +50,14 @@ def test_words_of_random_strings_are_those_of_the_library(name, digits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, digits", CASES)
-def test_words_are_those_of_the_library_for_every_code_point(name, digits):
+def test_words_of_every_code_point_equal_the_library(name, digits):
     for i in range(0, len(POINTS), 100_000):
         texts = [f"a{c}b {c}1 {c}\n'{c} x" for c in POINTS[i : i + 100_000]]
         assert ours(name, digits, texts) == theirs(name, digits, texts)
 
 
 @pytest.mark.slow
-def test_newer_code_points_are_those_that_the_library_has_and_re2_lacks():
+def test_newer_code_points_are_in_the_library_but_not_in_re2():
     def known(kind):
         step = pre_tokenizers.Split(Regex(rf"\p{{{kind}}}"), "removed")
         return [not step.pre_tokenize_str(c) for c in POINTS]
@@ -75,7 +75,7 @@ def test_newer_code_points_are_those_that_the_library_has_and_re2_lacks():
     assert listed == [not space.pre_tokenize_str(c) for c in POINTS]
 
 
-def test_the_step_that_cuts_digits_leaves_white_space_before_them_whole():
+def test_splitting_digits_keeps_white_space_together():
     assert ours("GPT-2", True, ["a  12 b"]) == [["a", "  ", "1", "2", " b"]]
     assert ours("GPT-2", False, ["a  12 b"]) == [["a", " ", " 12", " b"]]
     assert to_re2(GPT2) == to_re2(PATTERNS["GPT-2"], digits=False)

@@ -22,32 +22,32 @@ TEXTS = [
 ]
 
 
-def test_the_graph_gives_the_pieces_of_python(tokenizer):
+def test_tokens_are_equal_in_the_graph_and_in_python(tokenizer):
     python = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
     rows = tokenizer.encode(TEXTS).to_list()
     assert rows == [[*python.encode(text), tokenizer.end_id] for text in TEXTS]
 
 
-def test_text_of_known_characters_comes_back(tokenizer, sample):
+def test_decoding_restores_text_of_known_characters(tokenizer, sample):
     texts = sample.sources[:20] + sample.targets[:20]
     decoded = [t.decode() for t in tokenizer.decode(tokenizer.encode(texts)).numpy()]
     assert decoded == texts
 
 
-def test_padding_start_and_end_are_left_out_wherever_they_stand(tokenizer):
+def test_decoding_removes_padding_start_and_end_anywhere(tokenizer):
     row = tokenizer.encode(["The dog"]).numpy()[0]
     noisy = [[1, *row, 0, 2, 0]]
     assert tokenizer.decode(noisy).numpy().tolist() == [b"The dog"]
 
 
-def test_a_long_text_keeps_its_first_pieces_and_the_end(tokenizer):
+def test_a_truncated_text_keeps_its_first_tokens_and_the_end(tokenizer):
     text = "The dog sees a cat and a bird."
     whole = tokenizer.encode([text]).numpy()[0]
     cut = tokenizer.encode([text], max_length=4).numpy()[0]
     assert cut.tolist() == [*whole[:3], tokenizer.end_id]
 
 
-def test_an_empty_batch_is_a_batch(tokenizer):
+def test_an_empty_batch_is_encoded(tokenizer):
     assert tokenizer.encode(tf.zeros([0], tf.string)).shape[0] == 0
 
 
@@ -59,21 +59,21 @@ def test_it_runs_in_the_graph(tokenizer):
     assert round_trip(tf.constant(["The dog", ""])).numpy().tolist() == [b"The dog", b""]
 
 
-def test_a_new_seed_does_not_lose_the_vocabulary(tokenizer):
+def test_setting_a_seed_keeps_the_vocabulary(tokenizer):
     before = tokenizer.encode(TEXTS).to_list()
     keras.utils.set_random_seed(1)  # drops TensorFlow's kernels
     assert tokenizer.encode(TEXTS).to_list() == before
 
 
-def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
+def test_saving_and_loading_restores_the_tokenizer(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     again = Subwords.load(tmp_path)
     assert (again.vocab_size, again.pad_id, again.start_id, again.end_id) == (300, 0, 1, 2)
     assert again.encode(TEXTS).to_list() == tokenizer.encode(TEXTS).to_list()
 
 
-def test_what_is_wrong_is_named(tmp_path):
-    with pytest.raises(ValueError, match="learned from text, and there is none"):
+def test_errors_name_the_problem(tmp_path):
+    with pytest.raises(ValueError, match="cannot be learned without text"):
         Subwords.train(["", "  "])
     with pytest.raises(ValueError, match="2 texts give no vocabulary of 5000 pieces"):
         Subwords.train(["a dog", "a cat"], 5000)
@@ -92,7 +92,7 @@ def test_too_little_text_gives_a_smaller_vocabulary_if_the_size_is_not_exact():
 
 
 def trained(texts, **options):
-    """A SentencePiece model, trained with other options than ours."""
+    """A SentencePiece model, trained with other options than `Subwords.train`."""
     model = io.BytesIO()
     ids = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3)
     sentencepiece.SentencePieceTrainer.train(
@@ -106,7 +106,7 @@ def test_bpe_dropout_needs_a_bpe_vocabulary(sample):
         Subwords(trained(sample.sources, vocab_size=100)).sampled(["a dog"], 0.1, seed=1)
 
 
-def test_bpe_dropout_repeats_for_a_seed(sample, tokenizer):
+def test_bpe_dropout_is_reproducible(sample, tokenizer):
     rows = tokenizer.sampled(sample.sources, 0.3, seed=1)
     assert rows == tokenizer.sampled(sample.sources, 0.3, seed=1)
     assert rows != tokenizer.sampled(sample.sources, 0.3, seed=2)
@@ -125,9 +125,9 @@ print(merges.Merges(model).sample(json.load(sys.stdin), 0.3, 5))
 """
 
 
-def test_bpe_dropout_is_the_same_in_another_process(sample, tokenizer, tmp_path):
+def test_bpe_dropout_is_reproducible_in_another_process(sample, tokenizer, tmp_path):
     tokenizer.save(tmp_path)
-    other = subprocess.run(  # without TensorFlow, which takes long to import
+    other = subprocess.run(  # without TensorFlow, whose import is slow
         [sys.executable, "-c", PROCESS, merges.__file__, str(tmp_path / "tokenizer.model")],
         input=json.dumps(sample.sources),
         capture_output=True,
@@ -150,7 +150,7 @@ def test_bpe_dropout_is_the_same_in_another_process(sample, tokenizer, tmp_path)
         dict(add_dummy_prefix=False, normalization_rule_name="identity"),
     ],
 )
-def test_without_dropout_merges_are_those_of_sentencepiece(sample, options):
+def test_merges_without_dropout_equal_sentencepiece(sample, options):
     texts = sample.sources + sample.targets
     model = trained(texts, **{**dict(model_type="bpe", vocab_size=300), **options})
     python = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -160,7 +160,7 @@ def test_without_dropout_merges_are_those_of_sentencepiece(sample, options):
         assert ours.sample(some, 0.0, seed=1) == python.encode(some)
 
 
-def test_long_words_are_merged_in_one_pass_as_short_ones_are(sample, tokenizer, monkeypatch):
+def test_long_words_are_merged_in_one_pass_like_short_ones(sample, tokenizer, monkeypatch):
     texts = ["".join(sample.sources[:20]).replace(" ", ""), *sample.sources[:50]]
     python = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
     rows = []
@@ -170,7 +170,7 @@ def test_long_words_are_merged_in_one_pass_as_short_ones_are(sample, tokenizer, 
     assert rows[0] == rows[1] == rows[2] and rows[0][0] == python.encode(texts)
 
 
-def test_bpe_dropout_makes_as_many_pieces_as_sentencepiece(sample, tokenizer):
+def test_bpe_dropout_gives_as_many_tokens_as_sentencepiece(sample, tokenizer):
     python = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
     texts = (sample.sources + sample.targets) * 5
     usual = sum(map(len, python.encode(texts)))
@@ -181,7 +181,7 @@ def test_bpe_dropout_makes_as_many_pieces_as_sentencepiece(sample, tokenizer):
         assert ours == pytest.approx(theirs, rel=0.02) and ours > least * usual
 
 
-def test_letters_of_long_lines_are_known():
+def test_characters_of_long_lines_are_learned():
     long = [
         "word " * 2000 + "é",
         "ü" + "n" * 10_000,
