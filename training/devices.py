@@ -49,7 +49,7 @@ def strategy(
         most = f"at most the {len(gpus)} GPUs" if gpus else "logical CPU devices"
         raise ValueError(f"devices must be 1 or more, {most}: {devices}")
     if devices == 1:
-        say("1 GPU" if gpus else "no GPU: the CPU")
+        say("1 GPU" if gpus else "no GPU: using the CPU")
         return tf.distribute.get_strategy()  # TensorFlow's default is GPU:0, if there is one
     if gpus:
         say(f"{devices} of {len(gpus)} GPUs")
@@ -70,7 +70,7 @@ def strategy(
                 f"{devices} logical CPU devices must be created before TensorFlow is used; "
                 f"there are {there_are}"
             ) from None
-    say(f"no GPU: {devices} logical devices of the CPU, which share its cores")
+    say(f"no GPU: using {devices} logical CPU devices, which share the cores")
     # Collectives of CPU devices allow one group size per process.
     reduction = tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)], reduction)

@@ -62,8 +62,8 @@ class BytePairs(ByteTokenizer):
 
     def __init__(
         self,
-        vocabulary: Mapping[str, int],
-        merges: Iterable[Sequence[str]],
+        vocabulary: dict[str, int],
+        merges: Sequence[Sequence[str]],
         special: Mapping[str, int],
         end: str = END,
         added: Mapping[str, int] | None = None,
