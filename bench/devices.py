@@ -73,10 +73,10 @@ def measure_waiting():
     """The percentage of time that training waits for data: translation on the sample corpus."""
     from polyhead.data import Subwords, translation_batches
     from polyhead.data.parallel import read_split
-    from polyhead.recipes.translation import SAMPLE, folder_of
+    from polyhead.recipes.translation import SAMPLE, find_data
     from polyhead.zoo import Transformer
 
-    pairs = read_split(folder_of(SAMPLE), "train", "en", "de")
+    pairs = read_split(find_data(SAMPLE), "train", "en", "de")
     tokenizer = Subwords.train(pairs.sources + pairs.targets, 1000)
     model = Transformer.preset("tiny", tokenizer)
     model.compile()

@@ -165,10 +165,10 @@ def export(folder, base):
 
 def export_tiny(base):
     from polyhead.data import Subwords, read_split
-    from polyhead.recipes.translation import SAMPLE, folder_of
+    from polyhead.recipes.translation import SAMPLE, find_data
     from polyhead.zoo import Transformer
 
-    pairs = read_split(folder_of(SAMPLE), "val", "en", "de")
+    pairs = read_split(find_data(SAMPLE), "val", "en", "de")
     tokenizer = Subwords.train(pairs.sources + pairs.targets, 500)
     return str(Transformer.preset("tiny", tokenizer).export(base))
 

@@ -212,9 +212,9 @@ def docker(*arguments, error=RuntimeError):
 def small_models():
     """Creates an untrained model of each kind that can be exported."""
     from polyhead.data import Characters, Subwords, read_split
-    from polyhead.recipes.translation import SAMPLE, folder_of
+    from polyhead.recipes.translation import SAMPLE, find_data
 
-    pairs = read_split(folder_of(SAMPLE), "val", "en", "de")
+    pairs = read_split(find_data(SAMPLE), "val", "en", "de")
     subwords = Subwords.train(pairs.sources + pairs.targets, 300)
     yield polyhead.Transformer.preset("tiny", subwords, num_layers=1, max_length=64)
     yield polyhead.GPT.preset("char-small", Characters.train(pairs.sources), num_layers=1)

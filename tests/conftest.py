@@ -31,9 +31,9 @@ def seeded(monkeypatch):
 def sample():
     """The sample corpus's validation split: 200 pairs."""
     from polyhead.data import read_split
-    from polyhead.recipes.translation import SAMPLE, folder_of
+    from polyhead.recipes.translation import SAMPLE, find_data
 
-    return read_split(folder_of(SAMPLE), "val", "en", "de")
+    return read_split(find_data(SAMPLE), "val", "en", "de")
 
 
 @pytest.fixture(scope="session")

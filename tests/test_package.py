@@ -147,8 +147,8 @@ assert polyhead.layers.MultiHeadAttention and polyhead.layers.PositionalEmbeddin
 assert polyhead.GPT is polyhead.zoo.GPT and polyhead.ContractError.__name__ == "ContractError"
 from polyhead.serving.export import export
 from polyhead.recipes.command import app
-from polyhead.recipes.translation import folder_of
-assert len(polyhead.data.read_split(folder_of("sample"), "train", "en", "de")) == 4000
+from polyhead.recipes.translation import find_data
+assert len(polyhead.data.read_split(find_data("sample"), "train", "en", "de")) == 4000
 print(Path(polyhead.__file__).parent)
 """
 

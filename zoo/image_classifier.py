@@ -144,8 +144,8 @@ class ImageClassifier(Pretrained):
         >>> model.attention("cat.jpg").shape  # doctest: +SKIP
         (14, 14)
         """
-        [shares] = ops.convert_to_numpy(self.rollout(self.pixels(image)[None]))
-        return shares
+        shares = self.rollout(self.pixels(image)[None])
+        return np.asarray(ops.convert_to_numpy(shares))[0]
 
     @functools.cached_property
     def preprocessor(self) -> Any:

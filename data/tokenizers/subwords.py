@@ -158,7 +158,7 @@ class Subwords(PieceTokenizer):
         """Decodes ``tokens`` (B, T) to texts (B,), without special tokens."""
         rows = self.remove_ids(tokens, *self._hidden)
         if self._rules.native:
-            return self._operations()[0].detokenize(rows)
+            return tf.convert_to_tensor(self._operations()[0].detokenize(rows))
         texts = replace_invalid(tf.strings.reduce_join(tf.gather(self._table, rows), axis=-1))
         if self._rules.space == "never":
             return texts

@@ -46,7 +46,9 @@ class Tokenizer(tf.Module):
         before, after = (self.prefix, self.suffix) if add_special_tokens else ((), ())
         if max_length is not None:
             rows = rows[:, : max(max_length - len(before) - len(after), 0)]
-        return surround(rows, before, after) if before or after else rows
+        if before or after:
+            rows = surround(rows, before, after)
+        return rows  # pyright: ignore[reportReturnType]  (TensorFlow's stubs know only tensors)
 
     def tokens(self, text: str, target: bool = False) -> list[str]:
         """The tokens of one text as readable strings."""

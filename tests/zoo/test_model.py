@@ -225,7 +225,10 @@ def test_layers_can_be_left_out_of_quantization(tmp_path):
     tokens = np.arange(4)[None]
     np.testing.assert_array_equal(array(again(tokens)), array(model(tokens)))
     for quantization, message in (
-        ({"block_9": "int8"}, r"layers that the model does not have: \['block_9'\]"),
+        (
+            {"block_9": "int8"},
+            r"quantization names layers that the model does not have: \['block_9'\]",
+        ),
         ({"tokens": "int1"}, "quantization must map layers to 'int8'"),
         ("int8", "quantization must map layers to 'int8'"),
     ):
@@ -624,7 +627,7 @@ def test_a_full_disk_names_the_file_and_leaves_no_part_of_a_model(saved, monkeyp
 
 def test_a_folder_with_a_pipe_for_its_configuration_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match="holds something other"):
         small(num_layers=1).save_pretrained(tmp_path)
 
 

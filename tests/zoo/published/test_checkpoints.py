@@ -178,7 +178,7 @@ def test_timms_format_is_limited_to_its_sizes_and_pooling(tmp_path):
     assert again.config == config
     np.testing.assert_array_equal(logits(again), logits(model))
     for changes, message in (
-        (dict(intermediate_dim=12), "intermediate_dim 4 dim"),
+        (dict(intermediate_dim=12), "intermediate_dim 4 \\* dim"),
         (dict(epsilon=1e-5), "epsilon must be 1e-06 in the format 'timm'"),
     ):
         with pytest.raises(ValueError, match=message):
