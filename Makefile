@@ -34,14 +34,13 @@ demo: $(STAMP)
 	@POLYHEAD="$(BIN)/polyhead" PYTHON="$(BIN)/python" bash recipes/demo.sh $(DEMO)
 
 # The tests run in groups, each in a separate process: TensorFlow never frees traced functions, and a
-# single process would need 6 GB. Two groups run at a time, except the tests of replicas: their
-# threads wait for each other, and are slow beside another process. Each group prints its results
-# when it ends. To run some tests: .venv/bin/pytest tests/data
+# single process would need 6 GB. Two groups run at a time, the longest first. Each group prints its
+# results when it ends. To run some tests: .venv/bin/pytest tests/data
 REPLICAS := tests/training/test_replicas.py
 COMMAND := tests/recipes/test_command.py
 GPT := tests/zoo/test_gpt.py
 TRANSFORMER := tests/zoo/test_transformer.py
-GROUPS := replicas zoo gpt transformer recipes command serving training others
+GROUPS := zoo replicas gpt others transformer training serving command recipes
 replicas := $(REPLICAS)
 training := tests/training --ignore=$(REPLICAS)
 command := $(COMMAND)

@@ -445,6 +445,7 @@ def test_the_repetition_penalty_matches_hugging_face(penalty, tokenizer, tmp_pat
 
 
 @text
+@pytest.mark.slow
 def test_no_repeat_ngrams_and_min_new_tokens_match_hugging_face(tokenizer, tmp_path):
     theirs = save_published(tmp_path, seed=5)
     path = tmp_path / "generation_config.json"
@@ -628,6 +629,7 @@ def test_a_name_that_is_not_a_folder_is_loaded_from_the_hub(monkeypatch, tmp_pat
 
 
 @text
+@pytest.mark.slow
 def test_padding_rows_of_the_embedding_are_never_generated(gpt, tokenizer):
     padded = GPT(dataclasses.replace(gpt.config, vocab_size=310), tokenizer)
     embeddings = array(gpt.tokens.embeddings)

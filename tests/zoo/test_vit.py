@@ -213,6 +213,7 @@ def test_lora_adapters_are_used_and_kept_by_adapt():
     np.testing.assert_allclose(adapted.features(PIXELS), model.features(PIXELS), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_round_trips_through_a_keras_file(tmp_path):
     model = randomize(small())
     model.compile(metrics=["accuracy"], weighted_metrics=[keras.metrics.CategoricalAccuracy()])

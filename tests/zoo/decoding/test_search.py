@@ -95,7 +95,14 @@ def test_one_beam_takes_the_most_likely_token_at_each_step():
         assert score[row, 0] == pytest.approx(total, abs=1e-3)
 
 
-@pytest.mark.parametrize("stop", [False, True, "never"])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        False,
+        pytest.param(True, marks=pytest.mark.slow),
+        pytest.param("never", marks=pytest.mark.slow),
+    ],
+)
 def test_batched_search_equals_single_searches(stop):
     model, search = confident(), dict(num_beams=3, early_stopping=stop)
     sources = [random_tokens(1, n, seed=n) for n in (3, 5, 8)]
