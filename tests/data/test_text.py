@@ -57,7 +57,7 @@ def test_datasets_and_long_texts_give_equal_tokens(characters, monkeypatch):
     pairs = BytePairs.train([long], 270)
     expected = token_stream([long], pairs)
     monkeypatch.setattr(module, "PIECE", 40)
-    assert len(list(module.cut(long))) > 5
+    assert len(list(module.split_text(long))) > 5
     np.testing.assert_array_equal(token_stream([long], pairs), expected)
 
 
