@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib
-import math
 import os
 import sys
 from pathlib import Path
@@ -156,7 +155,7 @@ def models():
         tasks = " and ".join(task for task, verb in VERBS.items() if hasattr(model, verb))
         print(f"{model.__name__} for {tasks}; loads {', '.join(('polyhead', *model.FAMILIES))}")
         for name, config in model.PRESETS.items():
-            count = sum(math.prod(shape) for _, shape in model.shapes(config))
+            count = model.count_parameters(config)
             print(f"    {name:<12} {count:>13,} parameters")
 
 

@@ -25,7 +25,7 @@ from .model import block_shapes, check_sizes, norm_shapes, read_parts, stack
 class GPTConfig:
     """Configuration of a `GPT`; the defaults are those of the smallest GPT-2.
 
-    >>> polyhead.GPTConfig().parameters
+    >>> polyhead.GPT.count_parameters(polyhead.GPTConfig())
     124439808
     """
 
@@ -53,15 +53,6 @@ class GPTConfig:
         sizes = ("vocab_size", "max_length", "num_layers", "dim", "num_heads")
         check_sizes(self, *sizes, optional=("intermediate_dim",), tokens=("end_id",))
         self.search.within(self.vocab_size, self.max_length)
-
-    @property
-    def parameters(self) -> int:
-        """The number of parameters, counted by formula."""
-        d, inner = self.dim, self.intermediate_dim or 4 * self.dim
-        attention, feed_forward, norm = 4 * (d * d + d), d * inner + inner + inner * d + d, 2 * d
-        block = attention + feed_forward + 2 * norm
-        tables = (self.vocab_size * (2 - self.tied) + self.max_length) * d
-        return tables + self.num_layers * block + norm
 
 
 PRESETS = {

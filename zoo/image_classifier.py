@@ -11,8 +11,17 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..layers.arguments import plain
-from .model import Pretrained, bucket, check_count, in_batches
+from ..layers.arguments import plain, plain_fields
+from .model import (
+    HUGE,
+    TINY,
+    Pretrained,
+    bucket,
+    check_count,
+    check_integer,
+    check_real,
+    in_batches,
+)
 
 
 class Classification(NamedTuple):
@@ -308,3 +317,52 @@ class ImageClassifier(Pretrained):
             "pixels": (answer, sized, arrays),
         }
         return export(filepath, "classification", signatures, self.variables)
+
+
+def check_image_config(config: Any) -> None:
+    """Checks the settings of images and classes, and makes lists tuples; for ``__post_init__``.
+
+    They are ``image_size`` (an integer becomes a height and a width), ``channels``,
+    ``num_classes``, ``class_names``, ``mean``, ``std``, ``interpolation``, ``squash`` and ``crop``.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    plain_fields(config)
+    for name in ("image_size", "mean", "std", "class_names"):
+        if isinstance(value := getattr(config, name), list):
+            object.__setattr__(config, name, tuple(value))
+    size = config.image_size
+    if type(size) is int:
+        size = (size, size)
+        object.__setattr__(config, "image_size", size)
+    pair = type(size) is tuple and len(size) == 2
+    if not pair or not all(type(s) is int and 0 < s < 2**31 for s in size):
+        raise ValueError(f"image_size must be a height and a width: {size!r}")
+    check_integer(config, "channels", 1, "a positive integer")
+    check_integer(config, "num_classes", 0, "a non-negative integer")
+    for name in ("mean", "std"):
+        values = getattr(config, name)
+        if type(values) is not tuple or len(values) not in (1, config.channels):
+            raise ValueError(
+                f"{name} must have {config.channels} values (channels), or one: {values}"
+            )
+    check_real(config, "mean", lambda m: 0 <= m <= HUGE, "finite and not negative", several=True)
+    check_real(config, "std", lambda s: TINY <= s <= HUGE, "positive and finite", several=True)
+    for name in ("mean", "std"):
+        if len(set(values := getattr(config, name))) == 1:
+            object.__setattr__(config, name, values[:1])
+    if config.interpolation not in ("bilinear", "bicubic", "nearest"):
+        raise ValueError(
+            f"interpolation must be 'bilinear', 'bicubic' or 'nearest': {config.interpolation!r}"
+        )
+    check_real(config, "crop", lambda crop: TINY <= crop <= 1, "in (0, 1]")
+    if type(config.squash) is not bool:
+        raise ValueError(f"squash must be True or False: {config.squash!r}")
+    if (names := config.class_names) is not None:
+        if type(names) is not tuple or not all(type(name) is str for name in names):
+            raise ValueError(f"class_names must be strings: {names!r:.100}")
+        if len(names) != config.num_classes:
+            raise ValueError(
+                f"there must be a name for each class: {len(names)}, {config.num_classes}"
+            )

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import math
 import os
 import re
 import shutil
@@ -422,6 +423,15 @@ class Pretrained(Model):
         block comes first, so that a wrong number of blocks is detected immediately.
         """
         raise NotImplementedError
+
+    @classmethod
+    def count_parameters(cls, config: Any) -> int:
+        """The number of parameters of a model of ``config``, without building it.
+
+        >>> polyhead.GPT.count_parameters(polyhead.GPTConfig())
+        124439808
+        """
+        return sum(math.prod(shape) for _, shape in cls.shapes(config))
 
     @classmethod
     def load_tokenizer(cls, folder: Path, config: Any) -> Any:

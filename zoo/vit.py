@@ -17,18 +17,8 @@ from ..layers import (
     PatchEmbedding,
     TransformerBlock,
 )
-from ..layers.arguments import plain_fields
-from .image_classifier import ImageClassifier
-from .model import (
-    HUGE,
-    TINY,
-    block_shapes,
-    check_integer,
-    check_real,
-    check_sizes,
-    norm_shapes,
-    stack,
-)
+from .image_classifier import ImageClassifier, check_image_config
+from .model import block_shapes, check_sizes, norm_shapes, stack
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,7 @@ class ViTConfig:
     """Configuration of a `ViT` and its image preprocessing; the defaults are those of B/16.
 
     >>> config = polyhead.ViTConfig(class_names=("cat", "dog"), num_classes=2)
-    >>> config.grid, config.parameters
+    >>> config.grid, polyhead.ViT.count_parameters(config)
     ((14, 14), 85800194)
     """
 
@@ -62,54 +52,15 @@ class ViTConfig:
     crop: float = 1.0  # fraction of each side that is kept (center crop)
 
     def __post_init__(self):
-        plain_fields(self)
-        for name in ("image_size", "mean", "std", "class_names"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
-        size = self.image_size
-        if type(size) is int:
-            size = (size, size)
-            object.__setattr__(self, "image_size", size)
-        sizes = ("patch_size", "channels", "num_layers", "dim", "intermediate_dim", "num_heads")
+        check_image_config(self)
+        sizes = ("patch_size", "num_layers", "dim", "intermediate_dim", "num_heads")
         check_sizes(self, *sizes)
-        check_integer(self, "num_classes", 0, "a non-negative integer")
-        square = type(size) is tuple and len(size) == 2
-        if not square or not all(type(s) is int and 0 < s < 2**31 for s in size):
-            raise ValueError(f"image_size must be a height and a width: {size!r}")
-        if any(s % self.patch_size for s in size):
-            raise ValueError(f"image_size must be multiples of {self.patch_size}: {size}")
+        if any(side % self.patch_size for side in self.image_size):
+            raise ValueError(
+                f"image_size must be multiples of {self.patch_size}: {self.image_size}"
+            )
         if self.pooling not in ("token", "mean"):
             raise ValueError(f"pooling must be 'token' or 'mean': {self.pooling!r}")
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if type(values) is not tuple or len(values) not in (1, self.channels):
-                raise ValueError(
-                    f"{name} must have {self.channels} values (channels), or one: {values}"
-                )
-        check_real(
-            self, "mean", lambda mean: 0 <= mean <= HUGE, "finite and not negative", several=True
-        )
-        check_real(
-            self, "std", lambda std: TINY <= std <= HUGE, "positive and finite", several=True
-        )
-        for name in ("mean", "std"):
-            if len(set(values := getattr(self, name))) == 1:
-                object.__setattr__(self, name, values[:1])
-        if self.interpolation not in ("bilinear", "bicubic", "nearest"):
-            raise ValueError(
-                f"interpolation must be 'bilinear', 'bicubic' or 'nearest': {self.interpolation!r}"
-            )
-        check_real(self, "crop", lambda crop: TINY <= crop <= 1, "in (0, 1]")
-        if type(self.squash) is not bool:
-            raise ValueError(f"squash must be True or False: {self.squash!r}")
-        if self.class_names is not None:
-            names = self.class_names
-            if type(names) is not tuple or not all(type(name) is str for name in names):
-                raise ValueError(f"class_names must be strings: {names!r:.100}")
-            if len(names) != self.num_classes:
-                raise ValueError(
-                    f"there must be a name for each class: {len(names)}, {self.num_classes}"
-                )
 
     @property
     def fit(self) -> dict:
@@ -120,16 +71,6 @@ class ViTConfig:
     def grid(self) -> tuple[int, ...]:
         """The numbers of rows and columns of patches."""
         return tuple(side // self.patch_size for side in self.image_size)
-
-    @property
-    def parameters(self) -> int:
-        """The number of parameters, counted by formula."""
-        d, inner, rows, columns = self.dim, self.intermediate_dim, *self.grid
-        token = self.pooling == "token"
-        patch = self.patch_size**2 * self.channels * d + d
-        positions = (rows * columns + token) * d + token * d
-        block = 4 * (d * d + d) + d * inner + inner + inner * d + d + 4 * d
-        return patch + positions + self.num_layers * block + 2 * d + (d + 1) * self.num_classes
 
 
 def preset(dim, num_layers, num_heads, patch_size, **others):

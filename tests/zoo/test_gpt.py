@@ -46,7 +46,7 @@ PROMPTS = ["The dog", "", "A man on a bicycle rides past a large house", " a"]
 
 
 def test_presets_have_the_published_numbers_of_parameters():
-    counts = {name: config.parameters for name, config in GPT.PRESETS.items()}
+    counts = {name: GPT.count_parameters(config) for name, config in GPT.PRESETS.items()}
     assert counts == {
         "gpt2": 124_439_808,
         "gpt2-medium": 354_823_168,
@@ -57,7 +57,7 @@ def test_presets_have_the_published_numbers_of_parameters():
     }
     for overrides in (dict(), dict(intermediate_dim=48), dict(num_layers=3, dim=24)):
         model = GPT(GPTConfig(**{**SIZES, **overrides}))
-        assert model.count_params() == model.config.parameters
+        assert model.count_params() == model.count_parameters(model.config)
     assert GPT.preset("char-small").count_params() == counts["char-small"]
 
 
@@ -383,7 +383,7 @@ def test_logits_match_hugging_face_after_loading_and_saving(settings, tmp_path):
 def test_an_untied_head_is_read_and_written(tmp_path):
     theirs = save_published(tmp_path / "theirs", tie_word_embeddings=False)
     ours = GPT.from_pretrained(tmp_path / "theirs")
-    assert not ours.config.tied and ours.count_params() == ours.config.parameters
+    assert not ours.config.tied and ours.count_params() == ours.count_parameters(ours.config)
     assert_same_logits(theirs, ours)
     import transformers
     from safetensors.numpy import load_file, save_file
