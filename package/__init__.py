@@ -14,29 +14,15 @@ SUBPACKAGES = ("data", "layers", "recipes", "serving", "training", "zoo")
 # The modules of the public names. `__init__.pyi` declares the same for type checkers.
 PUBLIC = {
     "zoo": (
-        "Alignment",
-        "CausalLM",
-        "Classification",
-        "GPT",
-        "GPTConfig",
-        "Generation",
-        "ImageClassifier",
-        "Sampling",
-        "Score",
-        "Search",
-        "Seq2Seq",
-        "Transformer",
-        "TransformerConfig",
-        "Translation",
-        "ViT",
-        "ViTConfig",
-        "load",
+        "Alignment", "CausalLM", "Classification", "GPT", "GPTConfig", "Generation",
+        "ImageClassifier", "Sampling", "Score", "Search", "Seq2Seq", "Transformer",
+        "TransformerConfig", "Translation", "ViT", "ViTConfig", "load",
     ),
     "zoo.published.keras_hub": ("from_keras_hub", "to_keras_hub"),
     "training": ("CheckpointError", "FolderInUseError"),
     "serving.contract": ("ContractError",),
     "serving.formats": ("FormatError",),
-}
+}  # fmt: skip
 __all__ = [*SUBPACKAGES, *(name for names in PUBLIC.values() for name in names)]
 
 
