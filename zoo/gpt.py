@@ -64,26 +64,14 @@ PRESETS = {
     # nanoGPT's sizes for character-level Shakespeare (A. Karpathy, github.com/karpathy/nanoGPT),
     # for a GPU and for a CPU.
     "char": GPTConfig(
-        vocab_size=66,
-        max_length=256,
-        num_layers=6,
-        dim=384,
-        num_heads=6,
-        dropout=0.2,
-        attention_dropout=0.2,
-        end_id=0,
+        vocab_size=66, max_length=256, num_layers=6, dim=384, num_heads=6, dropout=0.2,
+        attention_dropout=0.2, end_id=0,
     ),
     "char-small": GPTConfig(
-        vocab_size=66,
-        max_length=64,
-        num_layers=4,
-        dim=128,
-        num_heads=4,
-        dropout=0.0,
-        attention_dropout=0.0,
-        end_id=0,
+        vocab_size=66, max_length=64, num_layers=4, dim=128, num_heads=4, dropout=0.0,
+        attention_dropout=0.0, end_id=0,
     ),
-}
+}  # fmt: skip
 
 
 @keras.saving.register_keras_serializable("polyhead")

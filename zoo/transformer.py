@@ -71,15 +71,10 @@ PRESETS = {
     # Transformer-Tiny for Multi30k: Wu et al. 2021 (arXiv 2105.14462), section 3. Pre-norm is our
     # choice: post-norm also trains, but needs a warm-up of half an hour on 2 cores.
     "tiny": TransformerConfig(
-        vocab_size=10000,
-        num_layers=4,
-        dim=128,
-        intermediate_dim=256,
-        num_heads=4,
-        dropout=0.3,
+        vocab_size=10000, num_layers=4, dim=128, intermediate_dim=256, num_heads=4, dropout=0.3,
         norm="pre",
     ),
-}
+}  # fmt: skip
 
 
 @keras.saving.register_keras_serializable("polyhead")

@@ -97,14 +97,8 @@ PRESETS = {
     ),
     # Ours, for half an hour of training on 2 cores.
     "nano-4": ViTConfig(
-        image_size=32,
-        patch_size=4,
-        num_classes=10,
-        num_layers=6,
-        dim=128,
-        intermediate_dim=256,
-        num_heads=4,
-        pooling="mean",
+        image_size=32, patch_size=4, num_classes=10, num_layers=6, dim=128, intermediate_dim=256,
+        num_heads=4, pooling="mean",
     ),
 }  # fmt: skip
 
