@@ -37,7 +37,7 @@ from polyhead.data import BytePairs, LabelledImages, image_batches
 from polyhead.zoo import ViT
 images = LabelledImages(np.zeros((4, 8, 8, 3), "uint8"), [0, 1, 0, 1], ("a", "b"))
 sizes = dict(num_layers=1, dim=16, num_heads=2, image_size=(8, 8), patch_size=4, num_classes=2)
-model = ViT.preset("tiny-16", **sizes)
+model = ViT.preset("ti-16", **sizes)
 model.compile()
 model.fit(image_batches(images, (8, 8), 4, augment="strong", mix=True), verbose=0)
 model.export({str(tmp_path)!r})

@@ -427,4 +427,4 @@ def test_two_devices_train_too(data, tmp_path):
     process = start(data, tmp_path / "run", "--devices", 2, "--epochs", 1)
     output = process.communicate()[0]
     assert process.returncode == 0, output
-    assert "2 logical devices" in output
+    assert "2 logical CPU devices" in output
