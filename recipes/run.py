@@ -275,12 +275,9 @@ def model_folder(run):
 
 
 def show_progress(title):
-    """Returns a function that iterates over batches, with a progress bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
+    from ..zoo.model import progress_bar
 
-    console = Console(stderr=True)
-    return lambda batches: track(batches, title, console=console, disable=not console.is_terminal)
+    return progress_bar(title)
 
 
 def check_run(settings, out, restart):

@@ -25,6 +25,7 @@ from .model import (
     check_count,
     empty_caches,
     in_batches,
+    pad_rows,
 )
 
 # Warm-up requests: an export must answer them before it is renamed into place.
@@ -392,11 +393,9 @@ class CausalLM(Pretrained):
 
         def run(rows):
             width = min(bucket(max(map(len, rows))), context)
-            labels = np.full((batch_size, width), self.config.end_id, "int32")
+            labels = pad_rows(rows, (batch_size, width), self.config.end_id)
             count = np.zeros(batch_size, "int32")
-            for i, row in enumerate(rows):
-                labels[i, : len(row)] = row
-                count[i] = len(row)
+            count[: len(rows)] = [len(row) for row in rows]
             total = np.asarray(log_likelihood(labels, count))
             return [Score(float(total[i]), len(row)) for i, row in enumerate(rows)]
 

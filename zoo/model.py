@@ -30,7 +30,7 @@ from ..training import (
 )
 from ..training.averages import inner
 from ..training.states import assign, by_path, some
-from .published import family, open_checkpoint, read_json, write_checkpoint
+from .published import family, open_checkpoint, read_json, rename_fields, write_checkpoint
 
 # Files that `save_pretrained` may write, apart from the tokenizer's.
 BESIDE = ("generation_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -122,7 +122,7 @@ class Pretrained(Model):
         config = dict(config)
         dtype = keras.dtype_policies.deserialize(config.pop("dtype", None))
         quantization, frozen = config.pop("quantization", {}), set(config.pop("frozen", ()))
-        model = cls(cls.Config(**config), dtype=dtype)
+        model = cls(cls.Config(**rename_fields(config)), dtype=dtype)
         model._restore_quantization(quantization)
         for v in model.weights:
             if v.path in frozen:
@@ -590,7 +590,7 @@ def in_batches(
     order = sorted(range(len(rows)), key=lambda i: length(rows[i]))
     results = [None] * len(rows)
     if not callable(progress):
-        progress = progress_bar if progress else iter
+        progress = progress_bar("batches") if progress else iter
     for start in progress(range(0, len(order), batch_size)):
         chosen = order[start : start + batch_size]
         for i, result in zip(chosen, run([rows[i] for i in chosen]), strict=True):
@@ -598,12 +598,21 @@ def in_batches(
     return results
 
 
-def progress_bar(batches):
+def pad_rows(rows: list, shape: tuple[int, int], value: int) -> np.ndarray:
+    """Returns ``rows`` of tokens as an array of ``shape``, padded at the end with ``value``."""
+    batch = np.full(shape, value, "int32")
+    for i, row in enumerate(rows):
+        batch[i, : len(row)] = row
+    return batch
+
+
+def progress_bar(title: str) -> Callable:
+    """Returns a function that iterates over batches, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
-    return track(batches, "batches", console=console, disable=not console.is_terminal)
+    return lambda batches: track(batches, title, console=console, disable=not console.is_terminal)
 
 
 def as_list(verb: str, texts: Any, name: str = "text") -> tuple[list, bool]:

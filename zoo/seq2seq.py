@@ -22,6 +22,7 @@ from .model import (
     check_count,
     empty_caches,
     in_batches,
+    pad_rows,
 )
 
 # Warm-up requests: an export must answer them before it is renamed into place.
@@ -175,9 +176,7 @@ class Seq2Seq(Pretrained):
 
         def run(rows):
             width = min(bucket(max(map(len, rows))), self.config.max_length)
-            batch = np.full((size, width), self.config.pad_id, "int32")
-            for i, row in enumerate(rows):
-                batch[i, : len(row)] = row
+            batch = pad_rows(rows, (size, width), self.config.pad_id)
             tokens, score = (x[: len(rows), :count] for x in self._run_search(batch, search))
             decoded = np.asarray(tokenizer.decode(tokens.reshape(-1, tokens.shape[-1])))
             for row, row_scores in zip(decoded.reshape(score.shape), score.tolist(), strict=True):

@@ -48,19 +48,15 @@ def load(folder, end=None):
         from .marian import MarianPieces
 
         return MarianPieces.load(folder)
-    if has(JSON):
-        if is_sentencepiece(read_json(folder / JSON)):
-            from .subwords import Subwords
-
-            return Subwords.load(folder, end)
-    elif has(*SENTENCEPIECE):
+    content = read_json(folder / JSON) if has(JSON) else None
+    if has(*SENTENCEPIECE) if content is None else is_sentencepiece(content):
         from .subwords import Subwords
 
-        return Subwords.load(folder, end)
+        return Subwords.load(folder, end, content)
     if has(JSON, *BYTE_PAIRS):
         from .byte_pairs import BytePairs
 
-        return BytePairs.load(folder, end)
+        return BytePairs.load(folder, end, content)
     return None
 
 

@@ -303,12 +303,18 @@ class BytePairs(ByteTokenizer):
         write(Path(folder) / FILE, text.encode())
 
     @classmethod
-    def load(cls, folder: str | PathLike[str], end: int | None = None) -> "BytePairs":
+    def load(
+        cls,
+        folder: str | PathLike[str],
+        end: int | None = None,
+        content: dict[str, Any] | None = None,
+    ) -> "BytePairs":
         """Reads ``tokenizer.json`` or, if there is none, ``vocab.json`` and ``merges.txt``.
 
         Args:
             folder: the folder of the files.
             end: the id of the token that ends a document. Default: that of ``<|endoftext|>``.
+            content: the content of ``tokenizer.json``, if it was read already.
 
         Raises:
             FileNotFoundError: there are no such files.
@@ -317,7 +323,7 @@ class BytePairs(ByteTokenizer):
         """
         folder = Path(folder)
         path = folder / FILE if (folder / FILE).is_file() else folder / "vocab.json"
-        content = read_json(path)
+        content = content or read_json(path)
         try:
             if path.name == FILE:
                 return cls.read(content, end)

@@ -178,12 +178,18 @@ class Subwords(PieceTokenizer):
         write(Path(folder) / name, content)
 
     @classmethod
-    def load(cls, folder: str | PathLike[str], end: int | None = None) -> "Subwords":
+    def load(
+        cls,
+        folder: str | PathLike[str],
+        end: int | None = None,
+        content: dict[str, Any] | None = None,
+    ) -> "Subwords":
         """Reads ``tokenizer.json`` or, if there is none, a SentencePiece model.
 
         Args:
             folder: the folder of the file.
             end: the id of the end token, if ``tokenizer.json`` does not give it.
+            content: the content of ``tokenizer.json``, if it was read already.
 
         Raises:
             ValueError: the file is invalid or has a setting that is not supported.
@@ -191,9 +197,9 @@ class Subwords(PieceTokenizer):
         folder = Path(folder)
         names = [name for name in (JSON, FILE, T5_FILE) if (folder / name).is_file()]
         path = folder / (names[0] if names else FILE)
-        content = read_json(path) if path.name == JSON else read(path)
+        found = content or (read_json(path) if path.name == JSON else read(path))
         try:
-            return cls.read(content, end) if path.name == JSON else cls(content)
+            return cls.read(found, end) if isinstance(found, dict) else cls(found)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 

@@ -178,7 +178,8 @@ def test_diversify_adds_translations_of_both_directions(
     found = read_split(more, "train", "en", "de")
     model = Transformer.from_pretrained(trained / "best")
     german, english = (
-        translate(model, side, batch_size=64, num_beams=2) for side in (pairs.sources, pairs.targets)
+        translate(model, side, batch_size=64, num_beams=2)
+        for side in (pairs.sources, pairs.targets)
     )
     made = {*zip(pairs.sources, german, strict=True), *zip(english, pairs.targets, strict=True)}
     made = {pair for pair in made if all(map(str.strip, pair))}

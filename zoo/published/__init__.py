@@ -20,7 +20,7 @@ from . import table
 from .files import Tensors, check_files, find_folder, naming_errors, read_json
 from .settings import Settings, write_settings
 
-__all__ = ["family", "open_checkpoint", "read_json", "write_checkpoint"]
+__all__ = ["family", "open_checkpoint", "read_json", "rename_fields", "write_checkpoint"]
 
 CONFIG = "config.json"
 PACKAGE = __package__.rpartition(".")[0]  # the zoo; FAMILIES are relative to it

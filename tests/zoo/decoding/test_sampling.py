@@ -27,20 +27,21 @@ def kept(logits, **settings):
 
 def test_filters_keep_the_documented_tokens():
     logits = np.random.default_rng(0).normal(size=(50, V)).astype("float32") * 3
-    chance = softmax(logits)
+    probability = softmax(logits)
     order = np.argsort(-logits, axis=1)
     ranks = np.argsort(order, axis=1)
     for k in (1, 3, V, 100):
         np.testing.assert_array_equal(kept(logits, top_k=k), ranks < k)
     assert kept(logits, top_k=0).all()
     for p in (0.01, 0.3, 0.9, 1.0):
-        ahead = np.cumsum(np.take_along_axis(chance, order, 1), 1)
-        ahead = np.take_along_axis(ahead, ranks, 1) - chance  # of all tokens that are more likely
+        ahead = np.cumsum(np.take_along_axis(probability, order, 1), 1)
+        # The probability of all tokens that are more likely.
+        ahead = np.take_along_axis(ahead, ranks, 1) - probability
         clear = np.abs(ahead - p) > 1e-5
         np.testing.assert_array_equal(kept(logits, top_p=p)[clear], (ahead < p)[clear])
     for p in (0.0, 0.1, 1.0):
         np.testing.assert_array_equal(
-            kept(logits, min_p=p), chance >= p * chance.max(1, keepdims=True) * (1 - 1e-6)
+            kept(logits, min_p=p), probability >= p * probability.max(1, keepdims=True) * (1 - 1e-6)
         )
 
 

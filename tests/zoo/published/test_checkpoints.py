@@ -8,8 +8,10 @@ names begin with what wrote them: polyhead 0.1 in its own format or in Hugging F
 import dataclasses
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -17,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from polyhead.training import CheckpointError
 from polyhead.zoo import GPT, Sampling, Search, Transformer, ViT
-from polyhead.zoo.published import vit_timm
+from polyhead.zoo.published import OLDER_FIELDS, vit_timm
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 NAMES = sorted(path.name for path in CHECKPOINTS.iterdir())
@@ -208,3 +210,21 @@ def test_older_names_of_our_own_fields_are_read():
     assert '"hidden_dim": 12' in content and '"beams": 2' in content
     config = GPT.from_pretrained(CHECKPOINTS / "polyhead-gpt").config
     assert config.intermediate_dim == 12 and config.search.num_beams == 2
+
+
+def test_a_keras_file_of_polyhead_0_1_is_read(tmp_path):
+    """Their configuration has the older names too; their weights have the same places."""
+    model = GPT.from_pretrained(CHECKPOINTS / "polyhead-gpt")
+    model.save(tmp_path / "new.keras")
+    with zipfile.ZipFile(tmp_path / "new.keras") as new:
+        with zipfile.ZipFile(tmp_path / "old.keras", "w") as old:
+            for name in new.namelist():
+                content = new.read(name)
+                for before, after in OLDER_FIELDS.items():
+                    content = content.replace(f'"{after}":'.encode(), f'"{before}":'.encode())
+                old.writestr(name, content)
+        assert b'"hidden_dim": 12' in zipfile.ZipFile(tmp_path / "old.keras").read("config.json")
+    again = keras.models.load_model(tmp_path / "old.keras")
+    assert again.config == model.config
+    for ours, theirs in zip(again.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
