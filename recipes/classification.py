@@ -112,7 +112,7 @@ def train(settings, out, restart=False, say=print):
         model = begin(settings, images["train"].classes)
     config = model.config
     for split in images:
-        images[split] = decode_small(images[split], config, settings.broken)
+        images[split] = decode_small(images[split], model, settings.broken)
 
     def batches(split, **options):
         return image_batches(
@@ -126,7 +126,9 @@ def train(settings, out, restart=False, say=print):
         )
 
     augmented = {"augment": settings.augment if settings.augment != "none" else None}
-    augmented |= {"mix": settings.mix} | (config.fit if augmented["augment"] is None else {})
+    augmented |= {"mix": settings.mix} | (
+        model.preprocessor.fit if augmented["augment"] is None else {}
+    )
     per_epoch = len(batches("train", **augmented))
     with run.devices.scope():
         optimizer = run.optimizer(
@@ -145,7 +147,7 @@ def train(settings, out, restart=False, say=print):
         return run.fit(
             model,
             lambda update: batches("train", start=update, **augmented),
-            batches("val", shuffle=False, **config.fit),
+            batches("val", shuffle=False, **model.preprocessor.fit),
             per_epoch,
             "val_accuracy",
             draw=lambda history, path: draw_curve(
@@ -198,13 +200,17 @@ def read_labelled(data, split):
     return shapes(split) if data == SAMPLE else read_images(Path(data), split)
 
 
-def decode_small(images, config, broken):
+def decode_small(images, model, broken):
     """Decodes ``images`` to an array of the model's size, if it is small and fits in memory."""
-    height, width = config.image_size
+    config, (height, width) = model.config, model.config.image_size
     if config.channels * height * width * len(images) > IN_MEMORY or max(height, width) > 64:
         return images
     return images.pixels(
-        config.image_size, broken, show_progress("decoding"), channels=config.channels, **config.fit
+        config.image_size,
+        broken,
+        show_progress("decoding"),
+        channels=config.channels,
+        **model.preprocessor.fit,
     )
 
 
@@ -247,7 +253,7 @@ def evaluate(
         shuffle=False,
         broken=broken or settings.broken,
         channels=c.channels,
-        **c.fit,
+        **model.preprocessor.fit,
     )
     counts, hits, total = np.zeros((c.num_classes,) * 2, int), 0, 0
     with naming_images():

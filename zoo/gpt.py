@@ -18,7 +18,7 @@ from ..layers import (
 )
 from .causal_lm import CausalLM, check_stop
 from .decoding import Sampling, Search
-from .model import block_shapes, check_sizes, norm_shapes, read_parts, stack
+from .model import block_shapes, check_config, norm_shapes, stack
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,8 @@ class GPTConfig:
     stop_strings: tuple[str, ...] = ()  # `generate` and `stream` stop at these
 
     def __post_init__(self):
-        read_parts(self, search=Search, sampling=Sampling)
+        check_config(self)
         object.__setattr__(self, "stop_strings", tuple(check_stop(self.stop_strings)))
-        if type(self.tied) is not bool:
-            raise ValueError(f"tied must be True or False: {self.tied!r}")
-        sizes = ("vocab_size", "max_length", "num_layers", "dim", "num_heads")
-        check_sizes(self, *sizes, optional=("intermediate_dim",), tokens=("end_id",))
         self.search.within(self.vocab_size, self.max_length)
 
 
@@ -128,10 +124,7 @@ class GPT(CausalLM):
         self.head = None if config.tied else keras.layers.Dense(
             config.vocab_size, use_bias=False, dtype=dtype, name="head"
         )  # fmt: skip
-        self.tokens.build()
-        for layer in filter(None, (self.positions, *self.blocks, self.norm, self.head)):
-            layer.build((None, None, config.dim))
-        self.built = True
+        self.build_layers()
         if initialize:
             self.initialize()
 

@@ -11,14 +11,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..layers.arguments import plain, plain_fields
+from ..layers.arguments import plain
 from .model import (
     HUGE,
     TINY,
     Pretrained,
     bucket,
     check_count,
-    check_integer,
     check_real,
     in_batches,
 )
@@ -40,9 +39,10 @@ class ImageClassifier(Pretrained):
     """Base class of image classifiers: `classify`, `attention`, `export`.
 
     A subclass is a network: images (B, Y, X, C), pixels from 0 to 255 -> logits (B, classes). Its
-    configuration has ``image_size``, ``channels``, ``num_classes``, ``class_names``,
-    ``patch_size`` and ``fit``. The network has ``blocks``, a ``head`` or None, a class ``token`` or
-    None, and the methods ``features(images)`` and ``embed(images)``, the input of the first block.
+    configuration has ``image_size``, ``patch_size``, ``channels``, ``num_classes``,
+    ``class_names``, and what `Pixels.from_config` reads. The network has ``blocks``, a ``head`` or
+    None, a class ``token`` or None, and the methods ``features(images)`` and ``embed(images)``, the
+    input of the first block.
 
     >>> model = polyhead.ViT.preset("nano-4", num_layers=1)
     >>> isinstance(model, polyhead.ImageClassifier)
@@ -320,15 +320,14 @@ class ImageClassifier(Pretrained):
 
 
 def check_image_config(config: Any) -> None:
-    """Checks the settings of images and classes, and makes lists tuples; for ``__post_init__``.
+    """Checks the settings of images and classes after `check_config`, and makes lists tuples.
 
-    They are ``image_size`` (an integer becomes a height and a width), ``channels``,
-    ``num_classes``, ``class_names``, ``mean``, ``std``, ``interpolation``, ``squash`` and ``crop``.
+    They are ``image_size`` (an integer becomes a height and a width), ``pooling``,
+    ``class_names``, ``mean``, ``std``, ``interpolation`` and ``crop``.
 
     Raises:
         ValueError: naming the setting.
     """
-    plain_fields(config)
     for name in ("image_size", "mean", "std", "class_names"):
         if isinstance(value := getattr(config, name), list):
             object.__setattr__(config, name, tuple(value))
@@ -339,8 +338,8 @@ def check_image_config(config: Any) -> None:
     pair = type(size) is tuple and len(size) == 2
     if not pair or not all(type(s) is int and 0 < s < 2**31 for s in size):
         raise ValueError(f"image_size must be a height and a width: {size!r}")
-    check_integer(config, "channels", 1, "a positive integer")
-    check_integer(config, "num_classes", 0, "a non-negative integer")
+    if any(side % config.patch_size for side in size):
+        raise ValueError(f"image_size must be multiples of {config.patch_size}: {size}")
     for name in ("mean", "std"):
         values = getattr(config, name)
         if type(values) is not tuple or len(values) not in (1, config.channels):
@@ -352,13 +351,13 @@ def check_image_config(config: Any) -> None:
     for name in ("mean", "std"):
         if len(set(values := getattr(config, name))) == 1:
             object.__setattr__(config, name, values[:1])
+    if config.pooling not in ("token", "mean"):
+        raise ValueError(f"pooling must be 'token' or 'mean': {config.pooling!r}")
     if config.interpolation not in ("bilinear", "bicubic", "nearest"):
         raise ValueError(
             f"interpolation must be 'bilinear', 'bicubic' or 'nearest': {config.interpolation!r}"
         )
     check_real(config, "crop", lambda crop: TINY <= crop <= 1, "in (0, 1]")
-    if type(config.squash) is not bool:
-        raise ValueError(f"squash must be True or False: {config.squash!r}")
     if (names := config.class_names) is not None:
         if type(names) is not tuple or not all(type(name) is str for name in names):
             raise ValueError(f"class_names must be strings: {names!r:.100}")

@@ -415,6 +415,13 @@ class Pretrained(Model):
         tokenizer = checkpoint.tokenizer(config)
         return checkpoint.load(lambda: cls(config, tokenizer, initialize=False))
 
+    def build_layers(self) -> None:
+        """Builds the layers of a network for inputs (B, T, D), except those that are built."""
+        for layer in self._flatten_layers(include_self=False, recursive=False):
+            if not layer.built:
+                layer.build((None, None, self.config.dim))
+        self.built = True
+
     @classmethod
     def shapes(cls, config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yields the path and the shape of each weight of a model with ``config``.
@@ -645,26 +652,6 @@ def bucket(length: int, start: int = 8) -> int:
     return size
 
 
-def read_parts(config, **kinds):
-    """Converts fields of a configuration: NumPy scalars to Python's, dictionaries to ``kinds``.
-
-    Call it at the beginning of ``__post_init__``. Configurations read from files have dictionaries.
-
-    Args:
-        kinds: the class of each field that has its own settings.
-
-    Raises:
-        ValueError: a field has another type.
-    """
-    plain_fields(config)
-    for name, kind in kinds.items():
-        value = getattr(config, name)
-        if isinstance(value, dict):
-            object.__setattr__(config, name, kind(**value))
-        elif not isinstance(value, kind):
-            raise ValueError(f"{name} must be a {kind.__name__}: {value!r}")
-
-
 def block_shapes(kind, count, config, intermediate_dim, cross=False):
     """Yields the paths and shapes of ``count`` `TransformerBlock`s, named ``kind``_0 and so on.
 
@@ -695,23 +682,35 @@ def norm_shapes(name, dim):
     return {f"{name}/gamma": (dim,), f"{name}/beta": (dim,)}
 
 
-def check_sizes(config, *sizes, optional=(), tokens=()):
-    """Checks the settings that many configurations share, after `plain_fields`.
+def check_config(config):
+    """Checks a configuration's settings by their types; call it first in ``__post_init__``.
 
-    ``sizes`` must be positive integers below 2^31, ``optional`` ones may be None, and ``tokens``
-    must be below ``vocab_size``. ``num_heads`` must divide ``dim``. If the configuration has them,
-    dropout rates must be in [0, 1), ``epsilon`` in (0, 1), and ``activation`` a name in Keras.
+    NumPy scalars become Python's. A field typed ``int`` must be positive and below 2^31, but
+    ``num_classes`` may be 0 and fields named ``..._id`` are tokens, below ``vocab_size``; one
+    typed ``bool`` must be True or False. A field whose type is a dataclass may be a dictionary, as
+    in files. ``num_heads`` must divide ``dim``. If the configuration has them, dropout rates must
+    be in [0, 1), ``epsilon`` in (0, 1), and ``activation`` a name in Keras.
 
     Raises:
         ValueError: a setting is invalid; the message names it.
     """
-    for name in (*sizes, *optional):
-        if getattr(config, name) is None and name in optional:
-            continue
-        none = ", or None" if name in optional else ""
-        check_integer(config, name, 1, f"a positive integer{none}")
-    for name in tokens:
-        check_integer(config, name, 0, f"a token, of {config.vocab_size}", config.vocab_size)
+    plain_fields(config)
+    for field in dataclasses.fields(config):
+        name, kind, value = field.name, field.type, getattr(config, field.name)
+        optional = kind == int | None
+        if dataclasses.is_dataclass(kind):
+            if isinstance(value, dict):
+                object.__setattr__(config, name, kind(**value))
+            elif not isinstance(value, kind):
+                raise ValueError(f"{name} must be a {kind.__name__}: {value!r}")
+        elif kind is bool and type(value) is not bool:
+            raise ValueError(f"{name} must be True or False: {value!r}")
+        elif name.endswith("_id"):
+            check_integer(config, name, 0, f"a token, of {config.vocab_size}", config.vocab_size)
+        elif name == "num_classes":
+            check_integer(config, name, 0, "a non-negative integer")
+        elif kind is int or optional and value is not None:
+            check_integer(config, name, 1, "a positive integer" + ", or None" * optional)
     if config.dim % config.num_heads:
         raise ValueError(f"num_heads must divide dim: {config.dim} / {config.num_heads}")
     for name in ("dropout", "attention_dropout", "stochastic_depth"):

@@ -17,7 +17,7 @@ from ..layers import (
 )
 from ..training import InverseSquareRoot, SmoothedCrossEntropy
 from .decoding import GREEDY, Search
-from .model import block_shapes, check_sizes, norm_shapes, read_parts, stack
+from .model import block_shapes, check_config, norm_shapes, stack
 from .seq2seq import Seq2Seq
 
 
@@ -50,13 +50,7 @@ class TransformerConfig:
     search: Search = GREEDY  # defaults of `translate` and `export`
 
     def __post_init__(self):
-        read_parts(self, search=Search)
-        for name in ("scale_embeddings", "interleaved_positions", "logits_bias"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be True or False: {getattr(self, name)!r}")
-        sizes = ("vocab_size", "num_layers", "dim", "intermediate_dim", "num_heads", "max_length")
-        optional = ("source_vocab_size", "decoder_layers")
-        check_sizes(self, *sizes, optional=optional, tokens=("pad_id", "start_id", "end_id"))
+        check_config(self)
         self.search.within(self.vocab_size, self.max_length)
         if self.dim % 2:
             raise ValueError(f"dim must be even for sinusoidal positions: {self.dim}")
@@ -137,20 +131,11 @@ class Transformer(Seq2Seq):
             TransformerBlock(**block, cross_attention=attention, name=f"decoder_{i}")
             for i in range(config.decoder_layers or config.num_layers)
         ]
-        width = (None, None, config.dim)
-        self.tokens.build()
-        if config.source_vocab_size is not None:
-            self.source_tokens.build()
-        self.positions.build(width)
-        for layer in self.encoder + self.decoder:
-            layer.build(width)
         if config.norm == "pre":
             norm = dict(epsilon=1e-5, dtype=dtype)
             self.encoder_norm = keras.layers.LayerNormalization(name="encoder_norm", **norm)
             self.decoder_norm = keras.layers.LayerNormalization(name="decoder_norm", **norm)
-            self.encoder_norm.build(width)
-            self.decoder_norm.build(width)
-        self.built = True
+        self.build_layers()
 
     @classmethod
     def shapes(cls, config: TransformerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.layers import LayerNormalization
 
 from ..layers import (
     ClassToken,
@@ -18,7 +19,7 @@ from ..layers import (
     TransformerBlock,
 )
 from .image_classifier import ImageClassifier, check_image_config
-from .model import block_shapes, check_sizes, norm_shapes, stack
+from .model import block_shapes, check_config, norm_shapes, stack
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,8 @@ class ViTConfig:
     crop: float = 1.0  # fraction of each side that is kept (center crop)
 
     def __post_init__(self):
+        check_config(self)
         check_image_config(self)
-        sizes = ("patch_size", "num_layers", "dim", "intermediate_dim", "num_heads")
-        check_sizes(self, *sizes)
-        if any(side % self.patch_size for side in self.image_size):
-            raise ValueError(
-                f"image_size must be multiples of {self.patch_size}: {self.image_size}"
-            )
-        if self.pooling not in ("token", "mean"):
-            raise ValueError(f"pooling must be 'token' or 'mean': {self.pooling!r}")
-
-    @property
-    def fit(self) -> dict:
-        """The arguments of `polyhead.data.image_batches` that fit images to the model's size."""
-        return {"interpolation": self.interpolation, "squash": self.squash, "crop": self.crop}
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -73,34 +62,29 @@ class ViTConfig:
         return tuple(side // self.patch_size for side in self.image_size)
 
 
-def preset(dim, num_layers, num_heads, patch_size, **others):
-    return ViTConfig(
-        dim=dim, num_layers=num_layers, num_heads=num_heads, intermediate_dim=4 * dim,
-        patch_size=patch_size, **others,
-    )  # fmt: skip
+SIZES = "patch_size", "dim", "intermediate_dim", "num_layers", "num_heads"
 
 
+def preset(*sizes, **others):
+    return ViTConfig(**dict(zip(SIZES, sizes, strict=True)), **others)
+
+
+SMALL = dict(image_size=32, num_classes=10)
 PRESETS = {
     # B, L and H: Dosovitskiy et al. 2020, table 1; Ti: Touvron et al. 2020 (DeiT), table 1; S:
     # Steiner et al. 2021, table 2. The number is the patch size.
-    "ti-16": preset(192, 12, 3, 16),
-    "s-16": preset(384, 12, 6, 16),
-    "s-32": preset(384, 12, 6, 32),
-    "b-16": preset(768, 12, 12, 16),
-    "b-32": preset(768, 12, 12, 32),
-    "l-16": preset(1024, 24, 16, 16),
-    "h-14": preset(1280, 32, 16, 14),
+    "ti-16": preset(16, 192, 768, 12, 3),
+    "s-16": preset(16, 384, 1536, 12, 6),
+    "s-32": preset(32, 384, 1536, 12, 6),
+    "b-16": preset(16, 768, 3072, 12, 12),
+    "b-32": preset(32, 768, 3072, 12, 12),
+    "l-16": preset(16, 1024, 4096, 24, 16),
+    "h-14": preset(14, 1280, 5120, 32, 16),
     # ViT-Lite-7/4 for images of 32 pixels: Hassani et al. 2021 (arXiv 2104.05704), table 1.
-    "lite-4": ViTConfig(
-        image_size=32, patch_size=4, num_classes=10, num_layers=7, dim=256, intermediate_dim=512,
-        num_heads=4,
-    ),
+    "lite-4": preset(4, 256, 512, 7, 4, **SMALL),
     # Ours, for half an hour of training on 2 cores.
-    "nano-4": ViTConfig(
-        image_size=32, patch_size=4, num_classes=10, num_layers=6, dim=128, intermediate_dim=256,
-        num_heads=4, pooling="mean",
-    ),
-}  # fmt: skip
+    "nano-4": preset(4, 128, 256, 6, 4, pooling="mean", **SMALL),
+}
 
 
 @keras.saving.register_keras_serializable("polyhead")
@@ -141,7 +125,7 @@ class ViT(ImageClassifier):
         parts = dict(
             attention=MultiHeadAttention(config.num_heads, dropout=config.attention_dropout),
             feed_forward=FeedForward(config.intermediate_dim, config.activation),
-            norm=keras.layers.LayerNormalization(epsilon=config.epsilon),
+            norm=LayerNormalization(epsilon=config.epsilon),
             dropout=config.dropout,
         )
         self.blocks = [
@@ -153,18 +137,13 @@ class ViT(ImageClassifier):
             )
             for i in range(config.num_layers)
         ]
-        self.norm = keras.layers.LayerNormalization(
-            epsilon=config.epsilon, dtype=dtype, name="norm"
-        )
+        self.norm = LayerNormalization(epsilon=config.epsilon, dtype=dtype, name="norm")
         # Zeros, as in the paper's code: initial predictions are uniform.
         self.head = config.num_classes and keras.layers.Dense(
             config.num_classes, kernel_initializer="zeros", dtype=dtype, name="head"
         )
         self.patches.build((None, *config.image_size, config.channels))
-        layers = [self.token, self.positions, *self.blocks, self.norm, self.head]
-        for layer in filter(None, layers):
-            layer.build((None, None, config.dim))
-        self.built = True
+        self.build_layers()
         for attention in self._attentions() if initialize else ():
             attention.initialize_mimetic()
 
@@ -195,8 +174,7 @@ class ViT(ImageClassifier):
     def embed(self, images: Any) -> Any:
         """``images`` (B, Y, X, C) -> (B, N, D): the class token and the patches, with positions."""
         c = self.config
-        pixels = ops.cast(images, "float32") / 255
-        pixels = (pixels - np.float32(c.mean)) / np.float32(c.std)
+        pixels = (ops.cast(images, "float32") / 255 - np.float32(c.mean)) / np.float32(c.std)
         grid = tuple(side // c.patch_size for side in images.shape[1:3])
         x = self.patches(ops.cast(pixels, self.compute_dtype))
         x = self.token(x) if self.token else x

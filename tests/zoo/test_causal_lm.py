@@ -8,7 +8,7 @@ import pytest
 
 from polyhead.layers import FeedForward, MultiHeadAttention, TokenEmbedding, TransformerBlock
 from polyhead.zoo import CausalLM, Sampling, Search
-from polyhead.zoo.model import block_shapes, check_sizes, norm_shapes, read_parts, stack
+from polyhead.zoo.model import block_shapes, check_config, norm_shapes, stack
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,7 @@ class ToyConfig:
     stop_strings: tuple = ()
 
     def __post_init__(self):
-        read_parts(self, search=Search, sampling=Sampling)
-        sizes = ("vocab_size", "max_length", "num_layers", "dim", "intermediate_dim", "num_heads")
-        check_sizes(self, *sizes, tokens=("end_id",))
+        check_config(self)
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -51,10 +49,7 @@ class Toy(CausalLM):
             for i in range(c.num_layers)
         ]
         self.norm = keras.layers.LayerNormalization(dtype=self.dtype_policy, name="norm")
-        self.tokens.build()
-        for layer in (*self.blocks, self.norm):
-            layer.build((None, None, c.dim))
-        self.built = True
+        self.build_layers()
 
     @classmethod
     def shapes(cls, config):

@@ -3,10 +3,10 @@
 from .format import Format
 from .generation import GENERATION, read_generation, write_generation
 from .settings import ACTIVATIONS, read_ends
-from .table import dense, norm
+from .table import QKV, dense, norm
 
 H, B = "transformer.h.{i}.", "block_{i}/"
-FUSED = (H + "attn.c_attn", "d (n h k)", B + "attention/{query|key|value}", "d h k")
+FUSED = (H + "attn.c_attn", "d (n h k)", f"{B}attention/{QKV}", "d h k")
 TENSORS = (
     ("transformer.wte.weight", "v d", "tokens/embeddings", "v d"),
     ("transformer.wpe.weight", "t d", "positions/embeddings", "t d"),

@@ -3,7 +3,7 @@
 from .format import Format
 from .generation import GENERATION, read_generation, write_generation
 from .settings import ACTIVATIONS, AGAIN, REQUIRED, read_ends, write_ends
-from .table import dense, norm, sinusoids
+from .table import QKV, dense, norm, sinusoids
 
 SETTINGS = (
     ("d_model", "dim", REQUIRED),
@@ -31,9 +31,7 @@ SHARED, SIDES = "model.shared.weight", ("model.decoder.", "model.encoder.")
 def block(theirs, ours, *attentions):
     for name, own in attentions:
         yield from norm(f"{theirs}{name}_layer_norm", f"{ours}{own}_norm")
-        for part in ("query", "key", "value"):
-            weight = f"{theirs}{name}.{part[0]}_proj"
-            yield from dense(weight, "(h k) d", f"{ours}{own}/{part}", "d h k")
+        yield from dense(f"{theirs}{name}.{{q|k|v}}_proj", "(h k) d", f"{ours}{own}/{QKV}", "d h k")
         yield from dense(f"{theirs}{name}.out_proj", "d (h k)", f"{ours}{own}/output", "h k d")
     yield from norm(f"{theirs}final_layer_norm", f"{ours}feed_forward_norm")
     yield from dense(f"{theirs}fc1", "f d", f"{ours}feed_forward/expand", "d f")

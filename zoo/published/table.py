@@ -7,8 +7,9 @@ A row is read in both directions:
 It has a published name, its axes, our variable's path and its axes. Axes are written as for
 `einops.rearrange`: ``(h k)`` is one axis of size H K, ``1`` is an axis of size 1. ``{i}`` is the
 index of a block. ``{query|key|value}`` are variables that share a published tensor, concatenated
-along the axis ``n``; they may differ in size. All sizes come from the shapes of our variables, so
-that a file's header can be checked before the model is built.
+along the axis ``n``; they may differ in size. If the published name has alternatives too, such as
+``{q|k|v}_proj``, the row stands for several rows. All sizes come from the shapes of our variables,
+so that a file's header can be checked before the model is built.
 """
 
 import math
@@ -16,6 +17,8 @@ import re
 from typing import Any, NamedTuple
 
 import numpy as np
+
+QKV = "{query|key|value}"
 
 
 def same(array, path):
@@ -112,8 +115,12 @@ def match(rows, shapes, sizes, names=None):
     """
     places = {}
     for row in (Row(*row) for row in rows):
-        paths = expand_parts(row.ours)
-        places |= {path: (row, k, len(paths)) for k, path in enumerate(paths)}
+        paths, names_of = expand_parts(row.ours), expand_parts(row.theirs or "")
+        if len(names_of) == 1:
+            places |= {path: (row, k, len(paths)) for k, path in enumerate(paths)}
+        else:
+            for name, path in zip(names_of, paths, strict=True):
+                places[path] = row._replace(theirs=name, ours=path), 0, 1
     entries, missing = {}, []
     for path, shape in shapes:
         block = re.search(r"_(\d+)/", path)

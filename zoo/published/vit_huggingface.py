@@ -4,20 +4,16 @@ from .format import Format
 from .generation import NAMES
 from .pixels import PIXELS, read_pixels, write_pixels
 from .settings import ACTIVATIONS, read_labels, write_labels
-from .table import dense, norm
+from .table import QKV, dense, norm
 
 L, B = "vit.encoder.layer.{i}.", "block_{i}/"
 EMBEDDINGS, PATCHES = "vit.embeddings.", "vit.embeddings.patch_embeddings.projection"
-QKV = [
-    dense(f"{L}attention.attention.{part}", "(h k) d", f"{B}attention/{part}", "d h k")
-    for part in ("query", "key", "value")
-]
 TENSORS = (
     (f"{EMBEDDINGS}cls_token", "1 1 d", "token/embeddings", "1 d"),
     (f"{EMBEDDINGS}position_embeddings", "1 t d", "positions/embeddings", "t d"),
     *dense(PATCHES, "d c y x", "patches/projection", "(y x c) d"),
     *norm(f"{L}layernorm_before", f"{B}attention_norm"),
-    *sum(QKV, ()),
+    *dense(f"{L}attention.attention.{QKV}", "(h k) d", f"{B}attention/{QKV}", "d h k"),
     *dense(f"{L}attention.output.dense", "d (h k)", f"{B}attention/output", "h k d"),
     *norm(f"{L}layernorm_after", f"{B}feed_forward_norm"),
     *dense(f"{L}intermediate.dense", "f d", f"{B}feed_forward/expand", "d f"),
@@ -25,7 +21,7 @@ TENSORS = (
     *norm("vit.layernorm", "norm"),
     *dense("classifier", "c d", "head", "d c"),
 )
-UNBIASED = ((None, "h k", B + "attention/{query|key|value}/bias", "h k"),)
+UNBIASED = ((None, "h k", f"{B}attention/{QKV}/bias", "h k"),)
 RENAMED = (  # the names of version 5 of transformers
     (r"^(?!vit\.|classifier\.)", "vit."),
     (r"^vit\.layers\.", "vit.encoder.layer."),

@@ -6,7 +6,7 @@ import numpy as np
 
 from .format import Format
 from .settings import nested, write_settings
-from .table import dense, norm
+from .table import QKV, dense, norm
 from .vit_huggingface import UNBIASED
 
 L, B = "blocks.{i}.", "block_{i}/"
@@ -15,7 +15,7 @@ TENSORS = (
     ("pos_embed", "1 t d", "positions/embeddings", "t d"),
     *dense("patch_embed.proj", "d c y x", "patches/projection", "(y x c) d"),
     *norm(f"{L}norm1", f"{B}attention_norm"),
-    *dense(f"{L}attn.qkv", "(n h k) d", B + "attention/{query|key|value}", "d h k"),
+    *dense(f"{L}attn.qkv", "(n h k) d", f"{B}attention/{QKV}", "d h k"),
     *dense(f"{L}attn.proj", "d (h k)", f"{B}attention/output", "h k d"),
     *norm(f"{L}norm2", f"{B}feed_forward_norm"),
     *dense(f"{L}mlp.fc1", "f d", f"{B}feed_forward/expand", "d f"),
