@@ -8,7 +8,7 @@ COMMA := ,
 STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(COMMA),-,$(EXTRAS)))
 DEMO := runs/demo
 
-# Targets that another target runs, with more extras.
+# Internal targets, which other targets run with more extras.
 .PHONY: groups bench-peers verify-here test-jax test-long
 .PHONY: help demo test test-all bench bench-devices verify lint sample clean
 
@@ -16,7 +16,7 @@ help:
 	@echo "make demo      train on the sample corpus, print BLEU and translations, export, query it"
 	@echo "make test      run the fast tests; EXTRAS=parity adds comparisons with PyTorch"
 	@echo "make test-all  also run the slow tests: process kills, several workers, JAX, the wheel"
-	@echo "make test-long run the longest tests"
+	@echo "make test-long run the tests that are too long for test-all"
 	@echo "make bench     compare speed and memory with Hugging Face and KerasHub"
 	@echo "make bench-devices  compare training on 1, 2 and 4 replicas with plain Keras"
 	@echo "make verify    run checks on your GPUs, Docker and network: please send us the output"
