@@ -44,7 +44,7 @@ def read_text(path: str | PathLike[str], split: str = "train", suffix: str = ".t
     else:
         files = [path]
     if split == "test":
-        raise FileNotFoundError(f"{path} has no split test: no file test{suffix}")
+        raise FileNotFoundError(f"{path} has no split test: there is no file test{suffix}")
     texts = [read(file) for file in files]
     first = int(SHARE * sum(map(len, texts)))
     parts = []

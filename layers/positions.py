@@ -21,9 +21,9 @@ class PositionalEmbedding(keras.layers.Layer):
             2018).
         max_length: the number of learned positions.
 
-    Call with ``x`` (B, T, D) and ``start``, the position of its first token: an integer, or a
-    tensor, () or (B, 1); the result is (B, T, D). If ``start`` is a tensor, positions out of range,
-    which only padding has, get the nearest learned position.
+    Call with ``x`` (B, T, D), whose first position is ``start``, a number or (B, 1), one for each
+    row; the result is (B, T, D). Where start is a tensor, positions out of range, those of
+    padding, get the nearest learned position.
 
     Raises:
         ValueError: an unknown kind; an odd D with sinusoids; learned positions without
@@ -58,15 +58,13 @@ class PositionalEmbedding(keras.layers.Layer):
                 initializer=keras.initializers.RandomNormal(stddev=0.02),
             )
         elif width % 2:
-            raise ValueError(f"the width must be even for sinusoidal positions: {width}")
+            raise ValueError(f"sinusoids come in pairs, so the width must be even: {width}")
 
     def call(self, x, start=0):
         length = x.shape[1]
         if self.kind == "learned" and length and isinstance(start, int):
             if start + length > self.max_length:
-                raise ValueError(
-                    f"there are {self.max_length} learned positions, x needs {start + length}"
-                )
+                raise ValueError(f"at most {self.max_length} positions: {start + length}")
         positions = ops.arange(ops.shape(x)[1]) + start
         if self.kind == "learned":
             if not isinstance(start, int):

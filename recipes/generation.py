@@ -1,7 +1,7 @@
 """Text generation with GPT: train, evaluate, generate and export.
 
 Character-level Shakespeare, on 2 cores of an AMD EPYC with AVX-512 (2026-11-25): a validation loss
-of 1.766 after 63 seconds; nanoGPT's at these sizes is 1.88.
+of 1.766 after 63 seconds; nanoGPT reports 1.88 for this configuration.
 
     polyhead train generation --data tinyshakespeare/input.txt --preset char-small --steps 2000 \\
         --interval 250 --peak 4e-3 --out RUN
@@ -173,7 +173,8 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, batch_size=
     """Evaluates a run's best model on a split of its data, "val" by default.
 
     Returns:
-        a dict: ``loss`` in nats a token, ``perplexity``, ``bits_per_byte``, ``tokens``, ``bytes``.
+        a dict: ``loss`` in nats per token, ``perplexity``, ``bits_per_byte``, and the numbers of
+        ``tokens`` and ``bytes``.
     """
     from ..data import text_batches, token_stream
 
@@ -218,7 +219,9 @@ def generate(
     num_return_sequences: Annotated[
         int | None, Option(help="Number of continuations per prompt.")
     ] = None,
-    stop: Annotated[list[str] | None, Option(help="Stop at this text, which is left out.")] = None,
+    stop: Annotated[
+        list[str] | None, Option(help="Stop at this string, which is left out; repeatable.")
+    ] = None,
     seed: Annotated[int | None, Option(help="Random seed for sampling.")] = None,
     **decoding: Unpack[Decoding],
 ):

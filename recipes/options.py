@@ -21,15 +21,17 @@ ExportFolder = Annotated[
     Path,
     Argument(metavar="EXPORT", help="Base folder of the exported model; or a file, see --format."),
 ]
-Data = Annotated[str | None, Option(metavar="DIR|FILE", help="Data. Default: the run's.")]
+Data = Annotated[
+    str | None, Option(metavar="DIR|FILE", help="Data to evaluate on. Default: the run's.")
+]
 Split = Annotated[
     str | None,
-    Option(help="train, val or test. Default: test for folders of translations, else val."),
+    Option(help="train, val or test. Default: test for folders of parallel text, else val."),
 ]
-Last = Annotated[int, Option(help="Number of checkpoints; see train's --keep.")]
+Last = Annotated[int, Option(help="Number of checkpoints to average, at most train's --keep.")]
 Format = Annotated[
     Literal["tf_saved_model", "onnx", "litert", "openvino"],
-    Option(help="A SavedModel, or a file of the network alone: tokens or pixels in, logits out."),
+    Option(help="A SavedModel, or a file with only the network: tokens or pixels in, logits out."),
 ]
 MaxPixels = Annotated[
     int | None,

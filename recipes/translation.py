@@ -81,7 +81,7 @@ class Settings(RunSettings):
         128, "Maximum number of tokens per sentence; longer pairs are left out."
     )
     tokens: int = option(4096, "Tokens per batch, including padding.")
-    buckets: int = option(4, "Number of batch lengths; each is compiled once.")
+    buckets: int = option(4, "Number of lengths that batches are padded to; each is compiled once.")
     peak: float | None = option(
         None, "Peak learning rate. Default: the paper's formula; 1e-4 for a pretrained model."
     )
@@ -91,7 +91,7 @@ class Settings(RunSettings):
         0.0, "R-Drop weight (5 in the paper); doubles the cost of an epoch."
     )
     bleu: Literal["13a", "none"] = option(
-        "13a", "sacrebleu's tokenizer: 13a for raw text, none for tokenized."
+        "13a", "sacrebleu's tokenizer: 13a for raw text, none for tokenized text."
     )
 
 

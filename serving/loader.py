@@ -1,4 +1,4 @@
-"""Runs a SavedModel as TensorFlow Serving does, through the C++ loader.
+"""Runs a SavedModel like TensorFlow Serving, through its C++ loader.
 
     python -m polyhead.serving.loader EXPORT/1 "A dog runs."
     python -m polyhead.serving.loader --signature beam EXPORT/1 "A dog runs."

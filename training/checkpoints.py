@@ -44,7 +44,7 @@ class Checkpoints(keras.callbacks.Callback):
     other ``callbacks``. (An update is one batch here, even if the optimizer accumulates several.)
     The best model by ``monitor`` is saved with `save_pretrained` to ``best``, with EMA weights if
     the optimizer keeps them. ``history.csv`` has one row per interval. Files are written
-    atomically, by a thread while training continues; on several machines only by the chief. List
+    atomically, by a thread while training continues; on several machines only by the chief. Put
     this callback after those whose logs it saves.
 
     >>> model = polyhead.GPT.preset("char-small", num_layers=1)
@@ -323,7 +323,7 @@ def mean_weights(
     saved = sorted(Path(folder).glob(CHECKPOINTS))
     if not 1 <= last <= len(saved):
         raise ValueError(
-            f"{folder} has {len(saved)} checkpoints, of which {last} cannot be averaged"
+            f"cannot average the last {last} checkpoints of {folder}: it has {len(saved)}"
         )
     sums = {}
     for path in saved[-last:]:

@@ -311,8 +311,8 @@ class CausalLM(Pretrained):
         long = [i for i, row in enumerate(rows) if len(row) > longest]
         if long and not truncate:
             raise ValueError(
-                f"a prompt must have fewer tokens than the context of {context}, or be truncated: "
-                f"prompt {long[0]} has {len(rows[long[0]])}"
+                f"a prompt must have fewer tokens than the context, {context}: prompt {long[0]} "
+                f"has {len(rows[long[0]])}; shorten it, or pass truncate=True"
             )
         if long:
             warnings.warn(
@@ -381,8 +381,8 @@ class CausalLM(Pretrained):
         long = [i for i, row in enumerate(rows) if len(row) > context]
         if long and not truncate:
             raise ValueError(
-                f"a text must not have more tokens than the context of {context}, or be "
-                f"truncated: text {long[0]} has {len(rows[long[0]])}"
+                f"a text must not have more tokens than the context, {context}: text {long[0]} has "
+                f"{len(rows[long[0]])}; shorten it, or pass truncate=True"
             )
         if long:
             warnings.warn(

@@ -43,7 +43,7 @@ def test_invalid_positions_are_refused():
         PositionalEmbedding("learned")
     with pytest.raises(ValueError, match="the width must be even: 5"):
         PositionalEmbedding()(np.zeros((1, 2, 5), "float32"))
-    with pytest.raises(ValueError, match="there are 3 learned positions, x needs 4"):
+    with pytest.raises(ValueError, match="at most 3 positions: 4"):
         PositionalEmbedding("learned", max_length=3)(np.zeros((1, 4, 4), "float32"))
 
 
