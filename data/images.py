@@ -196,10 +196,10 @@ def round_pixels(image):
 
 @dataclass(frozen=True)
 class Pixels:
-    """The preprocessing of a model's images, decoding and resizing, in Python and in exports.
+    """The image preprocessing of a model, decoding and resizing, in Python and in exports.
 
-    A model has one, as it has a tokenizer. It is created from the configuration (`from_config`), so
-    it has no file. Pixels are from 0 to 255; the network normalizes them by ``mean`` and ``std``.
+    It is created from the model's configuration (`from_config`), so it has no file. Pixels are from
+    0 to 255; the network normalizes them by ``mean`` and ``std``.
 
     Args:
         size: height and width.
@@ -284,7 +284,7 @@ class Pixels:
 
 
 def named(labels):
-    """Returns a function, run in the graph, from class indices to their ``labels``, strings."""
+    """Returns a function that maps class indices to their ``labels``, strings, in the graph."""
     table = tf.constant(labels)
     return lambda classes: tf.gather(table, classes)
 

@@ -107,12 +107,15 @@ class CausalLM(Pretrained):
         counted from the first token of each prompt.
 
         Args:
-            prompt: tokens (B, P); the last ``count`` (B,) of a row are its prompt.
+            prompt: tokens (B, P), padded on the left.
+            count: (B,) the number of tokens of each prompt, without padding.
             limit: (B,) the maximum number of new tokens of each row.
-            length: the maximum of any row.
+            length: the maximum of ``limit``, or more.
+            search: the settings of the search.
+            sampler: chooses the tokens. Default: the most likely ones.
             cache: the class of the key-value caches.
             state: resumes from this state of the same prompts.
-            until: the number of tokens to stop at.
+            until: the number of new tokens to stop at.
         """
         c, beams = self.config, search.num_beams
         batch, width = ops.shape(prompt)
