@@ -59,7 +59,8 @@ class Decoding(Search, total=False):
     temperature: Annotated[float, Option(help="Sampling temperature; 0 is greedy.")]
     top_k: Annotated[int, Option(help="Sample from the k most likely tokens.")]
     top_p: Annotated[
-        float, Option(help="Nucleus: sample from the smallest set with this total probability.")
+        float,
+        Option(help="Nucleus: sample from the smallest set of tokens with this total probability."),
     ]
     min_p: Annotated[
         float,
@@ -225,7 +226,10 @@ def generate(
     seed: Annotated[int | None, Option(help="Random seed for sampling.")] = None,
     **decoding: Unpack[Decoding],
 ):
-    """Continue text; it is printed as it is generated."""
+    """Continue text, and print it as it is generated.
+
+    Default of the settings of search and sampling: the model's own.
+    """
     model = load(run)
     for prompt in inputs or [sys.stdin.read()]:
         if num_return_sequences is None and decoding.get("num_beams", 1) == 1:

@@ -19,7 +19,9 @@ RunFolder = Annotated[Path, Argument(metavar="RUN", help="Folder of a run.")]
 ModelFolder = Annotated[Path, Argument(metavar="RUN", help="Folder of a run or of a saved model.")]
 ExportFolder = Annotated[
     Path,
-    Argument(metavar="EXPORT", help="Base folder of the exported model; or a file, see --format."),
+    Argument(
+        metavar="EXPORT", help="Base folder of the model's versions; or a file, see --format."
+    ),
 ]
 Data = Annotated[
     str | None, Option(metavar="DIR|FILE", help="Data to evaluate on. Default: the run's.")
