@@ -40,7 +40,7 @@ REPLICAS := tests/training/test_replicas.py
 COMMAND := tests/recipes/test_command.py
 GPT := tests/zoo/test_gpt.py
 TRANSFORMER := tests/zoo/test_transformer.py
-GROUPS := zoo replicas gpt others transformer training serving command recipes
+GROUPS := command recipes replicas zoo others training serving gpt transformer
 replicas := $(REPLICAS)
 training := tests/training --ignore=$(REPLICAS)
 command := $(COMMAND)
@@ -50,7 +50,7 @@ transformer := $(TRANSFORMER)
 zoo := tests/zoo --ignore=$(GPT) --ignore=$(TRANSFORMER)
 serving := tests/serving
 others := tests $(patsubst %,--ignore=tests/%,training recipes zoo serving)
-PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
+PYTEST := $(BIN)/python -m pytest -p no:cacheprovider --no-xla
 TOGETHER := --jobs=2 --keep-going --no-print-directory
 # Not supported by make 3.81, the version of macOS.
 TOGETHER += $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
