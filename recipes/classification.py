@@ -282,7 +282,7 @@ def evaluate(
     return score
 
 
-def average(run: RunFolder, last: Last = 10, say=print):
+def average(run: RunFolder, last: Last = None, say=print):
     """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
     save_average(run, last, evaluate, say)
 

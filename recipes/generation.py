@@ -206,7 +206,7 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, batch_size=
     return score
 
 
-def average(run: RunFolder, last: Last = 10, say=print):
+def average(run: RunFolder, last: Last = None, say=print):
     """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
     save_average(run, last, evaluate, say)
 

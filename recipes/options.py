@@ -30,7 +30,10 @@ Split = Annotated[
     str | None,
     Option(help="train, val or test. Default: test for folders of parallel text, else val."),
 ]
-Last = Annotated[int, Option(help="Number of checkpoints to average, at most train's --keep.")]
+Last = Annotated[
+    int | None,
+    Option(help="Number of checkpoints to average. Default: all that train's --keep left."),
+]
 Format = Annotated[
     Literal["tf_saved_model", "onnx", "litert", "openvino"],
     Option(help="A SavedModel, or a file with only the network: tokens or pixels in, logits out."),

@@ -224,7 +224,7 @@ def evaluate(
     return score, split, pairs, translations
 
 
-def average(run: RunFolder, last: Last = 10, say=print, **search: Unpack[Search]):
+def average(run: RunFolder, last: Last = None, say=print, **search: Unpack[Search]):
     """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
     save_average(run, last, functools.partial(evaluate, show=0, **search), say)
 

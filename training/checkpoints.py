@@ -304,14 +304,16 @@ class Checkpoints(keras.callbacks.Callback):
 
 
 def mean_weights(
-    folder: str | PathLike[str], last: int = 10
+    folder: str | PathLike[str], last: int | None = None
 ) -> tuple[dict[str, np.ndarray], list[int]]:
     """Averages the weights of the ``last`` checkpoints in a folder (Vaswani et al. 2017, 6.1).
+
+    Default: of all that are kept there.
 
     >>> for i in (1, 2):
     ...     tensors = {"model/bias": np.array([i, 2 * i])}
     ...     polyhead.training.write_tensors(f"checkpoint-{i}.safetensors", tensors)
-    >>> polyhead.training.mean_weights(".", last=2)
+    >>> polyhead.training.mean_weights(".")
     ({'bias': array([1.5, 3. ], dtype=float32)}, [1, 2])
 
     Returns:
@@ -321,6 +323,7 @@ def mean_weights(
         ValueError: there are fewer checkpoints.
     """
     saved = sorted(Path(folder).glob(CHECKPOINTS))
+    last = len(saved) if last is None else last
     if not 1 <= last <= len(saved):
         raise ValueError(
             f"cannot average the last {last} checkpoints of {folder}: it has {len(saved)}"
