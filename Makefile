@@ -80,6 +80,7 @@ bench-peers: $(STAMP)
 	$(BIN)/python bench/translation.py
 	$(BIN)/python bench/generation.py
 	$(BIN)/python bench/classification.py
+	$(BIN)/python bench/encoding.py
 
 bench-devices: $(STAMP)
 	$(BIN)/python bench/devices.py
