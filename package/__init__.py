@@ -14,8 +14,8 @@ SUBPACKAGES = ("data", "layers", "recipes", "serving", "training", "zoo")
 # The modules of the public names. `__init__.pyi` declares the same for type checkers.
 PUBLIC = {
     "zoo": (
-        "Alignment", "CausalLM", "Classification", "GPT", "GPTConfig", "Generation",
-        "ImageClassifier", "Sampling", "Score", "Search", "Seq2Seq", "TextEncoder",
+        "Alignment", "Answer", "CausalLM", "Classification", "GPT", "GPTConfig", "Generation",
+        "ImageClassifier", "Match", "Sampling", "Score", "Search", "Seq2Seq", "Span", "TextEncoder",
         "Transformer", "TransformerConfig", "Translation", "ViT", "ViTConfig", "load",
     ),
     "zoo.published.keras_hub": ("from_keras_hub", "to_keras_hub"),

@@ -8,22 +8,25 @@ from .image_classifier import ImageClassifier
 from .loading import load
 from .model import Classification
 from .seq2seq import Seq2Seq, Translation
-from .text_encoder import TextEncoder
+from .text_encoder import Answer, Match, Span, TextEncoder
 from .transformer import Transformer, TransformerConfig
 from .vit import ViT, ViTConfig
 
 __all__ = [
     "GPT",
     "Alignment",
+    "Answer",
     "CausalLM",
     "Classification",
     "GPTConfig",
     "Generation",
     "ImageClassifier",
+    "Match",
     "Sampling",
     "Score",
     "Search",
     "Seq2Seq",
+    "Span",
     "TextEncoder",
     "Transformer",
     "TransformerConfig",
