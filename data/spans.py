@@ -254,27 +254,27 @@ def begins_word(
 ) -> tf.Tensor:
     """Whether each of N tokens begins a word (N,).
 
-    Tokens belong to one word if the text has only letters, digits and combining marks at both
-    sides of where they meet, or if they share a character. A Chinese character is a word.
+    Two tokens belong to one word if the text has only letters, digits, combining marks and
+    characters of formatting from the end of the first to the beginning of the second, or if they
+    share a character. A Chinese character is a word.
 
     Args:
         points: the code points (B, None) of the texts.
         row, starts, ends: (N,) the text of each token, in order, and its place.
     """
     unique, index = tf.unique(points.flat_values)
-    letters = tf.strings.regex_full_match(
-        tf.strings.unicode_encode(unique[:, None], "UTF-8"), r"[\p{L}\p{N}\p{M}]"
-    )
-    chinese = tf.strings.regex_full_match(
-        tf.strings.unicode_encode(unique[:, None], "UTF-8"), r"\p{Han}"
-    )
-    letters = tf.gather(letters & ~chinese, index)
-    letters = tf.concat([[False], letters, [False]], axis=0)
-    at = tf.cast(tf.gather(points.row_starts(), row), tf.int32) + starts
-    before = tf.concat([[0], ends[:-1]], axis=0)[: tf.size(ends)]
-    joined = (starts == before) & tf.gather(letters, at) & tf.gather(letters, at + 1)
+    characters = tf.strings.unicode_encode(unique[:, None], "UTF-8")
+    joins = tf.strings.regex_full_match(characters, r"[\p{L}\p{N}\p{M}\p{Cf}]") | (unique == 0)
+    joins &= ~tf.strings.regex_full_match(characters, r"\p{Han}")
+    # The number of characters before each that separate words.
+    apart = tf.cumsum(tf.cast(~tf.gather(joins, index), tf.int32))
+    apart = tf.concat([[0], apart], axis=0)
     first = tf.concat([[True], row[1:] != row[:-1]], axis=0)[: tf.size(row)]
-    return first | ~(joined | (starts < before))
+    stop = tf.where(first, 0, tf.concat([[0], ends[:-1]], axis=0)[: tf.size(ends)])
+    base = tf.cast(tf.gather(points.row_starts(), row), tf.int32)
+    upto = tf.minimum(base + starts + 1, tf.size(apart) - 1)
+    between = tf.gather(apart, upto) - tf.gather(apart, base + tf.maximum(stop - 1, 0))
+    return first | ((between > 0) & (starts >= stop))
 
 
 class Tags(NamedTuple):

@@ -1,12 +1,14 @@
 """What follows the features of a text encoder: heads and pooling."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from ..layers import Dropout
-from ..layers.arguments import Tensor
+from ..layers.arguments import Tensor, plain
 from ..layers.feed_forward import gelu_tanh
 from ..layers.parts import Composed
 from .model import HUGE, check_real
@@ -19,6 +21,7 @@ HEADS = {
     "spans": "answer",
     "tokens": "fill_mask",
 }
+CLASSIFIERS = ("classes", "tags")
 POOLINGS = ("mean", "token", "max", "mean_sqrt", "last")
 
 
@@ -126,6 +129,39 @@ def head_shapes(
     return shapes
 
 
+def change_head(
+    config: Any,
+    head: str | None = None,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> tuple[Any, str]:
+    """Returns a configuration with another head or other classes, and a pattern of new weights.
+
+    The pattern matches the paths of the weights that the two heads do not share. For other
+    classes that is the last map: those before it, such as BERT's pooler, stay.
+
+    Args:
+        head: Default: the configuration's own.
+        num_classes, class_names: of the new head; the number follows from the names.
+    """
+    head = config.head if head is None else head
+    if class_names is not None and not isinstance(class_names, str):
+        class_names = plain(tuple(class_names))
+        num_classes = len(class_names) if num_classes is None else num_classes
+    if num_classes is None:
+        num_classes, same = 0, head == config.head
+        if head in CLASSIFIERS:
+            if not same:
+                raise ValueError(f"the head {head!r} needs num_classes or class_names")
+            num_classes, class_names = config.num_classes, config.class_names
+    settings = dict(head=head, num_classes=num_classes, class_names=class_names)
+    changed = dataclasses.replace(config, **settings)
+    if all(getattr(config, name) == value for name, value in settings.items()):
+        return changed, "(?!)"  # nothing
+    shared = head == config.head or {head, config.head} <= {"classes", "score"}
+    return changed, "head/output/" if shared else "head/"
+
+
 def head_size(config):
     """The number of outputs of the head's last map; 0 if it has none."""
     sizes = {"classes": config.num_classes, "tags": config.num_classes, "score": 1, "spans": 2}
@@ -171,7 +207,7 @@ def check_head(config: Any) -> None:
     head, names = config.head, config.class_names
     if head is not None and head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, or None: {head!r}")
-    if head in ("classes", "tags"):
+    if head in CLASSIFIERS:
         if config.num_classes < 1:
             raise ValueError(f"the head {head!r} needs num_classes: {config.num_classes}")
     elif config.num_classes or names is not None:

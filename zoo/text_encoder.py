@@ -15,7 +15,7 @@ from keras import ops
 from ..layers.arguments import plain
 from ..training import SmoothedCrossEntropy
 from ..training.states import by_path
-from .heads import HEADS, Head, head_size, pool
+from .heads import HEADS, Head, change_head, head_size, pool
 from .model import Classification, Pretrained, bucket, check_count, in_batches, pad_rows
 
 CHUNK = 4096  # texts that are tokenized at once
@@ -98,6 +98,24 @@ class TextEncoder(Pretrained):
     """
 
     VOCABULARY = ("vocab_size", "pad_id")
+    HEAD = ("head", "num_classes", "class_names")
+
+    @classmethod
+    def change_head(cls, config: Any, **changes: Any) -> tuple[Any, str]:
+        return change_head(config, **changes)
+
+    @classmethod
+    def load_tokenizer(cls, folder: Path, config: Any) -> Any:
+        from ..data.tokenizers import load
+
+        return load(folder)
+
+    def initialize(self) -> None:
+        """Samples matrices from N(0, 0.02), cut at two standard deviations (BERT's code)."""
+        initializer = keras.initializers.TruncatedNormal(stddev=0.02)
+        for v in self.trainable_variables:
+            if v.name in ("kernel", "embeddings"):
+                v.assign(initializer(v.shape, v.dtype))
 
     def build_head(
         self,
@@ -177,32 +195,12 @@ class TextEncoder(Pretrained):
         """
         if self._quantization():
             raise ValueError("a quantized model cannot be adapted: quantize the adapted model")
-        old, whole = self.config, self._without_lora()
-        head = old.head if head is None else head
-        if class_names is not None and not isinstance(class_names, str):
-            class_names = plain(tuple(class_names))
-            num_classes = len(class_names) if num_classes is None else num_classes
-        classes = (num_classes, class_names)
-        if head in ("classes", "tags"):
-            if num_classes is None and head == old.head:
-                classes = (old.num_classes, old.class_names)
-            elif num_classes is None:
-                raise ValueError(f"the head {head!r} needs num_classes or class_names")
-        else:
-            classes = (num_classes or 0, class_names)
-        settings = {"head": head, "num_classes": classes[0], "class_names": classes[1]}
-        config = dataclasses.replace(old, **settings, **overrides)
+        config, renewed = change_head(self.config, head, num_classes, class_names)
+        config = dataclasses.replace(config, **overrides)
         model = type(self)(config, self.tokenizer, initialize=False, dtype=self.dtype_policy)
-        pooled = ("classes", "score")
-        kept = head == old.head or {head, old.head} <= set(pooled)
-        same = head == old.head and classes == (old.num_classes, old.class_names)
-        weights = by_path(whole.weights)
+        weights = by_path(self._without_lora().weights)
         for path, v in by_path(model.weights).items():
-            if path.startswith("head/output/"):
-                reused = same
-            else:
-                reused = kept or not path.startswith("head/")
-            if reused and path in weights:
+            if not re.match(renewed, path):
                 v.assign(weights[path])
         return model
 
@@ -690,12 +688,6 @@ class TextEncoder(Pretrained):
             return np.asarray(function(inputs))[: len(chosen)]
 
         return in_batches(rows, size, run, lambda row: len(row["tokens"]), progress)
-
-    @classmethod
-    def load_tokenizer(cls, folder: Path, config: Any) -> Any:
-        from ..data.tokenizers import load
-
-        return load(folder)
 
     def compile(self, optimizer: Any = None, loss: Any = None, **kwargs: Any) -> None:
         """Keras's `compile`. Default: AdamW at 2e-5 (Devlin et al. 2019, appendix A.3).
