@@ -62,7 +62,7 @@ class Windows(NamedTuple):
         """
         stop = self.first + self.count
         same = self.row[1:] == self.row[:-1]
-        middle = (self.first[1:] + stop[:-1]) // 2
+        middle = (self.first[1:] + stop[:-1] + 1) // 2
         begin = tf.concat([self.first[:1], tf.where(same, middle, self.first[1:])], axis=0)
         stop = tf.concat([tf.where(same, middle, stop[:-1]), stop[-1:]], axis=0)
         return tf.ragged.range(begin - self.first, stop - self.first)
@@ -148,7 +148,8 @@ def read_contexts(
     free = length - len(prefix) - len(separator) - len(suffix)
     if free < 2:
         raise ValueError(f"a window must have room for a question and a context: {length} tokens")
-    asked = tokenizer.encode(questions, add_special_tokens=False)[:, : free // 2]
+    asked = tf.cast(tokenizer.encode(questions, add_special_tokens=False), tf.int32)
+    asked = asked[:, : free // 2]
     ids, starts, ends = tokenizer.offsets(contexts)
     room = free - tf.cast(asked.row_lengths(), tf.int32)
     windows = Windows.cut(ids.row_lengths(), room, overlap)
