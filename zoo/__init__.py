@@ -10,7 +10,7 @@ from .loading import load
 from .model import Classification
 from .modern_bert import ModernBERT, ModernBERTConfig
 from .seq2seq import Seq2Seq, Translation
-from .text_encoder import TextEncoder
+from .text_encoder import Answer, Match, Span, TextEncoder
 from .transformer import Transformer, TransformerConfig
 from .vit import ViT, ViTConfig
 
@@ -18,18 +18,21 @@ __all__ = [
     "BERT",
     "GPT",
     "Alignment",
+    "Answer",
     "BERTConfig",
     "CausalLM",
     "Classification",
     "GPTConfig",
     "Generation",
     "ImageClassifier",
+    "Match",
     "ModernBERT",
     "ModernBERTConfig",
     "Sampling",
     "Score",
     "Search",
     "Seq2Seq",
+    "Span",
     "TextEncoder",
     "Transformer",
     "TransformerConfig",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import keras
+from keras import ops
 
 from polyhead.layers import (
     FeedForward,
@@ -79,10 +80,47 @@ class Toy(TextEncoder):
         yield from head_shapes(c, dense, norm).items()
 
     def features(self, tokens, types=None):
-        x = self.positions(self.tokens(tokens))
-        if types is not None:
-            x = x + self.types(types)
+        types = ops.zeros_like(tokens) if types is None else types
+        x = self.positions(self.tokens(tokens)) + self.types(types)
         mask = padding_mask(tokens, self.config.pad_id)
         for block in self.blocks:
             x = block(x, mask=mask)
         return self.norm(x)
+
+
+def toy_tokenizer():
+    """A tokenizer whose tokens are all characters but white space."""
+    import tensorflow as tf
+
+    from polyhead.data.tokenizers.tokenizer import Tokenizer
+
+    class ToyTokenizer(Tokenizer):
+        vocab_size, pad_id, mask_id, mask_token = 300, 0, 3, "[MASK]"
+        prefix, suffix, separator, pair_type = (1,), (2,), (2,), 1
+
+        def offsets(self, texts):
+            points = tf.strings.unicode_decode(tf.convert_to_tensor(texts, tf.string), "UTF-8")
+            kept = points > 32
+            starts = tf.cast(tf.ragged.range(points.row_lengths()), tf.int32)
+            points, starts = (tf.ragged.boolean_mask(x, kept) for x in (points, starts))
+            ids = points.with_values(
+                tf.where(points.flat_values == 0xE000, 3, 4 + points.flat_values % 296)
+            )
+            return ids, starts, starts + 1
+
+        def _encode(self, texts, target=False):
+            return self.offsets(tf.strings.regex_replace(texts, r"\[MASK\]", "\ue000"))[0]
+
+        def pieces(self, tokens, target=False):
+            return [f"<{token}>" for token in tokens]
+
+    return ToyTokenizer()
+
+
+def toy(head=None, tokenizer=None, scale=0.5, seed=0, **settings):
+    """A `Toy` with large random weights, whose outputs differ between tokens."""
+    keras.utils.set_random_seed(seed)
+    model = Toy(ToyConfig(head=head, **settings), tokenizer)
+    for i, v in enumerate(model.weights):
+        v.assign(v + scale * keras.random.normal(v.shape, seed=seed + i))
+    return model
