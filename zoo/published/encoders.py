@@ -18,6 +18,17 @@ MODES = dict(zip(POOLINGS, ("mean", "cls", "max", "mean_sqrt_len", "lasttoken"),
 SUFFIXES = {"mean": "_tokens", "max": "_tokens", "mean_sqrt_len": "_tokens", "cls": "_token"}
 # Settings of config.json that cross-encoders have: how scores are shown, not what they are.
 CROSS_ENCODER = ("sentence_transformers", "sbert_ce_default_activation_function")
+# What version 6 of sentence-transformers writes for modules that do nothing else.
+TRANSFORMER = {
+    "do_lower_case": False,
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "modality_config": {
+        "text": {"method": "forward", "method_output_name": "last_hidden_state"},
+    },
+}
+NORMALIZED = dict.fromkeys(("module_input_name", "module_output_name"), "sentence_embedding")
+TOKENIZER = "tokenizer_config.json"
 TYPES = "sentence_transformers.models."
 
 
@@ -60,12 +71,9 @@ def lacks_head(folder):
 
 def read_sentences(folder, fields):
     """Reads the fields ``pooling``, ``normalize`` and ``max_length`` of sentence-transformers."""
-    modules = [
-        Settings(f"{folder / MODULES}, {i}", module)
-        for i, module in enumerate(read_json(folder / MODULES, list))
-    ]
     found, kinds = {"normalize": False}, []
-    for module in modules:
+    for i, values in enumerate(read_json(folder / MODULES, list)):
+        module = Settings(f"{folder / MODULES}, {i}", values)
         kind, path = str(module.get("type")).split(".")[-1], module.get("path", "")
         module.ignore("idx", "name", "kwargs")
         module.all_read()
@@ -77,18 +85,22 @@ def read_sentences(folder, fields):
             found["pooling"] = read_pooling(Settings(file, read_json(file)), fields)
         elif kind == "Normalize":
             found["normalize"] = True
+            if (file := folder / path / "config.json").is_file():
+                check_fixed(file, NORMALIZED)
         else:
             raise module.error("type", kind, "Transformer, Pooling or Normalize")
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise Settings(folder / MODULES, {}).error(
             "types", kinds, "Transformer, Pooling[, Normalize]"
         )
+    limit = None
     if (file := folder / LENGTH).is_file():
-        limit = Settings(file, read_json(file))
-        limit.must("do_lower_case", False)
-        if (length := limit.get("max_seq_length", None)) is not None:
-            found["max_length"] = length
-        limit.all_read()
+        limit = check_fixed(file, TRANSFORMER, "max_seq_length")
+    if limit is None and (file := folder / TOKENIZER).is_file():
+        limit = read_json(file).get("model_max_length")
+        limit = limit if type(limit) is int and limit < fields.get("num_positions", 2**31) else None
+    if limit is not None:
+        found["max_length"] = limit
     if (file := folder / PROMPTS).is_file():
         prompts = Settings(file, read_json(file))
         prompts.must("default_prompt_name", None)  # it would be put before each text
@@ -97,14 +109,22 @@ def read_sentences(folder, fields):
     return found
 
 
+def check_fixed(file, values, name=None):
+    """Checks that a file has only settings of fixed ``values``, and that of ``name``, returned."""
+    s = Settings(file, read_json(file))
+    s.fixed(values)
+    found = s.get(name, None)
+    s.all_read()
+    return found
+
+
 def read_pooling(s, fields):
     s.must("word_embedding_dimension", fields["dim"])
     s.must("embedding_dimension", fields["dim"])
     s.flag("include_prompt", True)  # prompts are not added
-    modes = {ours: theirs for ours, theirs in MODES.items()}
-    names = {theirs: ours for ours, theirs in modes.items()}
-    chosen = s.get("pooling_mode", None)
-    chosen = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
+    names = {theirs: ours for ours, theirs in MODES.items()}
+    chosen = s.get("pooling_mode", [])
+    chosen = list(chosen) if isinstance(chosen, list) else [chosen]
     for name in [name for name in s.values if name.startswith("pooling_mode_")]:
         if s.flag(name, False):
             chosen.append(name.removeprefix("pooling_mode_").removesuffix("_tokens"))

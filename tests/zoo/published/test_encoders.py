@@ -328,6 +328,28 @@ def test_sentence_transformers_pool_as_their_files_say(name, pooling, tmp_path):
     assert {n: v for n, v in written.items() if v is True} == {POOLINGS[pooling]: True}
 
 
+def test_files_of_version_6_of_sentence_transformers_are_read(tmp_path):
+    make("Bert", None).save_pretrained(tmp_path)
+    write_sentences(
+        tmp_path, {"embedding_dimension": 32, "pooling_mode": "cls", "include_prompt": True},
+        "Normalize", transformer_task="feature-extraction", module_output_name="token_embeddings",
+        modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    )  # fmt: skip
+    edit_modules = (tmp_path / "modules.json").read_text()
+    (tmp_path / "modules.json").write_text(
+        edit_modules.replace("models.Pooling", "sentence_transformer.modules.pooling.Pooling")
+    )
+    (tmp_path / "2_Normalize").mkdir()
+    names = {f"module_{side}_name": "sentence_embedding" for side in ("input", "output")}
+    (tmp_path / "2_Normalize" / "config.json").write_text(json.dumps(names))
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 16}')
+    config = polyhead.load(tmp_path).config
+    assert (config.pooling, config.normalize, config.max_length) == ("token", True, 16)
+    edit(tmp_path, "2_Normalize/config.json", module_input_name="token_embeddings")
+    with pytest.raises(CheckpointError, match="module_input_name must be 'sentence_embedding'"):
+        polyhead.load(tmp_path)
+
+
 def test_sentence_transformers_whose_settings_name_another_head_are_read(tmp_path):
     make("Roberta", None).save_pretrained(tmp_path)
     edit(tmp_path, architectures=["RobertaForMaskedLM"])  # as in all-distilroberta-v1
