@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import keras
 import numpy as np
@@ -33,7 +33,11 @@ from ..training.states import assign, by_path, some
 from .published import family, open_checkpoint, read_json, rename_fields, write_checkpoint
 
 # Files that `save_pretrained` may write, apart from the tokenizer's.
-BESIDE = ("generation_config.json", "preprocessor_config.json", "tokenizer_config.json")
+POOLING = "1_Pooling"  # a folder, in the format of sentence-transformers
+BESIDE = (
+    "generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "modules.json",
+    "sentence_bert_config.json", POOLING, f"{POOLING}/config.json",
+)  # fmt: skip
 
 
 class Pretrained(Model):
@@ -52,6 +56,9 @@ class Pretrained(Model):
     PRESETS: ClassVar[dict]
     # Fields in which configuration and tokenizer must agree; a configuration's size may be larger.
     VOCABULARY: ClassVar[tuple] = ("vocab_size", "end_id")
+    # Fields whose change by `from_pretrained` gives some weights of a head new values; the
+    # classmethod ``change_head(config, **changes)`` returns a configuration and their pattern.
+    HEAD: ClassVar[tuple] = ()
     # {family: module of `published`}; the family is the ``model_type`` of a config.json, or "timm".
     FAMILIES: ClassVar[dict] = {}
 
@@ -376,6 +383,7 @@ class Pretrained(Model):
         with temporary_folder(folder.parent, folder.name) as beside:
             try:
                 for name, content in files.items():
+                    (beside / name).parent.mkdir(exist_ok=True)
                     if name.endswith(".json"):
                         write_file(beside / name, f"{json.dumps(content, indent=2)}\n".encode())
                     else:
@@ -453,6 +461,7 @@ class Pretrained(Model):
         from ..data.tokenizers import FILES
 
         names = {path.name for path in folder.iterdir()}
+        names |= {f"{POOLING}/{path.name}" for path in (folder / POOLING).glob("*")}
         if not names:
             return True
         ours = {"config.json", "model.safetensors", *BESIDE, *FILES}
@@ -540,6 +549,18 @@ def replace_folder(new, folder):
         raise
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
+
+
+class Classification(NamedTuple):
+    """A class and its probability; the label of a class without a name is its number.
+
+    >>> label, probability = polyhead.Classification("cat", 0.9)
+    >>> label
+    'cat'
+    """
+
+    label: str
+    probability: float
 
 
 class ScoredText(str):
@@ -686,10 +707,10 @@ def check_config(config):
     """Checks a configuration's settings by their types; call it first in ``__post_init__``.
 
     NumPy scalars become Python's. A field typed ``int`` must be positive and below 2^31, but
-    ``num_classes`` may be 0 and fields named ``..._id`` are tokens, below ``vocab_size``; one
-    typed ``bool`` must be True or False. A field whose type is a dataclass may be a dictionary, as
-    in files. ``num_heads`` must divide ``dim``. If the configuration has them, dropout rates must
-    be in [0, 1), ``epsilon`` in (0, 1), and ``activation`` a name in Keras.
+    ``num_classes`` and ``type_vocab_size`` may be 0 and fields named ``..._id`` are tokens, below
+    ``vocab_size``; one typed ``bool`` must be True or False. A field whose type is a dataclass may
+    be a dictionary, as in files. ``num_heads`` must divide ``dim``. If the configuration has them,
+    dropout rates must be in [0, 1), ``epsilon`` in (0, 1), and ``activation`` a name in Keras.
 
     Raises:
         ValueError: a setting is invalid; the message names it.
@@ -708,7 +729,7 @@ def check_config(config):
         elif name.endswith("_id"):
             rule = f"a token, from 0 to {config.vocab_size - 1}"
             check_integer(config, name, 0, rule, config.vocab_size)
-        elif name == "num_classes":
+        elif name in ("num_classes", "type_vocab_size"):
             check_integer(config, name, 0, "a non-negative integer")
         elif kind is int or optional and value is not None:
             check_integer(config, name, 1, "a positive integer" + ", or None" * optional)
