@@ -89,6 +89,7 @@ class Reading(NamedTuple):
         tokens, types: (W, None), ragged: prefix, question, separator, window, suffix.
         before: (W,) the number of tokens before those of the context.
         starts, ends: (B, None), ragged: the place of each token of a context, in code points.
+        truncated: (B,) whether the question was truncated.
     """
 
     windows: Windows
@@ -97,6 +98,7 @@ class Reading(NamedTuple):
     before: tf.Tensor
     starts: tf.RaggedTensor
     ends: tf.RaggedTensor
+    truncated: tf.Tensor
 
     def logits(self, network: Callable, pad_id: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs a network on the windows.
@@ -149,6 +151,7 @@ def read_contexts(
     if free < 2:
         raise ValueError(f"a window must have room for a question and a context: {length} tokens")
     asked = tf.cast(tokenizer.encode(questions, add_special_tokens=False), tf.int32)
+    truncated = asked.row_lengths() > free // 2
     asked = asked[:, : free // 2]
     ids, starts, ends = tokenizer.offsets(contexts)
     room = free - tf.cast(asked.row_lengths(), tf.int32)
@@ -158,7 +161,7 @@ def read_contexts(
     tokens = tf.concat([asked, text], axis=1)
     types = tf.concat([tf.zeros_like(asked), tf.zeros_like(text) + tokenizer.pair_type], axis=1)
     before = tf.cast(asked.row_lengths(), tf.int32)
-    return Reading(windows, tokens, types, before, starts, ends)
+    return Reading(windows, tokens, types, before, starts, ends, truncated)
 
 
 def best_spans(
@@ -443,7 +446,9 @@ def tag_texts(
     count = tf.size(texts, tf.int64)
     rows = tf.cast(found.row, tf.int64)
     return {
-        name: tf.RaggedTensor.from_value_rowids(x, rows, count).to_tensor()
+        name: dense(
+            tf.RaggedTensor.from_value_rowids(x, rows, count), "" if x.dtype == tf.string else 0
+        )
         for name, x in values.items()
     }
 
@@ -476,7 +481,7 @@ def lookup(labels: Sequence[str], index: tf.Tensor) -> tf.Tensor:
     return tf.gather(tf.constant(labels), index)
 
 
-def dense(rows: tf.RaggedTensor, value: int) -> tf.Tensor:
+def dense(rows: tf.RaggedTensor, value: Any) -> tf.Tensor:
     """``rows`` (B, None) as (B, T), padded with ``value``; T is at least 1."""
-    x = rows.to_tensor(value)
-    return tf.pad(x, [[0, 0], [0, tf.cast(tf.shape(x)[1] == 0, tf.int32)]], constant_values=value)
+    longest = tf.maximum(rows.bounding_shape(axis=1, out_type=tf.int32), 1)
+    return rows.to_tensor(value, shape=tf.stack([-1, longest]))

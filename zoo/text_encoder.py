@@ -376,7 +376,8 @@ class TextEncoder(Pretrained):
         ``no_answer``. Probabilities are the softmax over all spans and no answer.
 
         Args:
-            questions: a string or a list. A question is truncated to half of a window.
+            questions: a string or a list. A question is truncated to half of a window, with a
+                warning.
             contexts: a string or a list. One string is the context, or the question, of all.
             top: number of best answers to return per question.
             no_answer: a threshold instead of the model's own; math.inf: always answer.
@@ -417,6 +418,12 @@ class TextEncoder(Pretrained):
             plans.append((chosen, reading))
             pairs = zip(unpack(reading.tokens), unpack(reading.types), strict=True)
             rows += [{"tokens": tokens, "types": types} for tokens, types in pairs]
+        if long := sum(int(np.sum(reading.truncated)) for _, reading in plans):
+            warnings.warn(
+                f"{long} of {len(questions)} questions were truncated to half of a window of "
+                f"{window[0]} tokens",
+                stacklevel=2,
+            )
         compute = self._compiled("answer", self, "answer")
         found, results = iter(self._run(rows, compute, batch_size, progress)), []
         for chosen, reading in plans:

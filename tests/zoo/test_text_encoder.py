@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import pytest
 
-from polyhead.zoo import Classification, Match, TextEncoder
+from polyhead.zoo import BERT, BERTConfig, Classification, Match, TextEncoder, text_encoder
 from polyhead.zoo.heads import HEADS, pool
 from tests.zoo.toy_encoder import Toy, ToyConfig, toy, toy_tokenizer
 
-pytestmark = pytest.mark.skipif(
+tensorflow = pytest.mark.skipif(
     keras.config.backend() != "tensorflow", reason="tokenizers are TensorFlow's"
 )
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -24,8 +24,17 @@ TEXTS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def few_shapes(monkeypatch, request):
+    """Compiles for few lengths, which takes most of the time of these tests."""
+    if "batch" not in request.node.name:
+        monkeypatch.setattr(text_encoder, "round_length", lambda length: 40)
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
+    if keras.config.backend() != "tensorflow":
+        pytest.skip("tokenizers are TensorFlow's")
     return toy_tokenizer()
 
 
@@ -284,9 +293,10 @@ def find(names, row=None):
     ]
 
 
+@tensorflow
 def test_spans_of_tags_are_those_of_conlleval():
     random = np.random.default_rng(0)
-    for _ in range(100):
+    for _ in range(30):
         names = [NAMES[i] for i in random.integers(0, 5, random.integers(1, 12))]
         found = find(names)
         assert [x[:3] for x in found] == reference_spans(names), names
@@ -295,6 +305,7 @@ def test_spans_of_tags_are_those_of_conlleval():
             assert score == pytest.approx(scores[first:end].mean(), abs=1e-6)
 
 
+@tensorflow
 def test_other_schemes_of_tags_and_the_ends_of_texts():
     assert [x[:3] for x in find(["B-X", "I-X", "E-X", "I-X", "S-X", "S-X", "O"])] == [
         ("X", 0, 3), ("X", 3, 4), ("X", 4, 5), ("X", 5, 6)
@@ -388,7 +399,7 @@ def reference_answers(model, tokenizer, question, context, length, overlap, long
     best, none, first = {}, math.inf, 0
     while True:
         part = ids[first : first + room]
-        tokens = [1, *q, 2, *part, 2]
+        tokens = [*tokenizer.prefix, *q, *tokenizer.separator, *part, *tokenizer.suffix]
         types = [0] * (len(q) + 2) + [1] * (len(part) + 1)
         logits = np.array(model({"tokens": np.array([tokens]), "types": np.array([types])}))[0]
         none = min(none, logits[0].sum())
@@ -416,6 +427,7 @@ CONTEXTS = [
 READINGS = [dict(), dict(window_length=14, overlap=4), dict(window_length=14, overlap=100)]
 
 
+@pytest.mark.filterwarnings("ignore:. of 5 questions were truncated")
 @pytest.mark.parametrize("settings", READINGS)
 def test_answers_are_the_best_spans_over_all_windows(tokenizer, settings):
     model = toy("spans", tokenizer, scale=0.3)
@@ -455,6 +467,8 @@ def test_one_context_for_several_questions(tokenizer):
     context = CONTEXTS[0]
     assert model.answer(["a?", "b?"], context) == model.answer(["a?", "b?"], [context] * 2)
     assert len(model.answer("a?", [context] * 3)) == 3 and model.answer([], []) == []
+    with pytest.warns(UserWarning, match="1 of 2 questions were truncated to half of a window of"):
+        model.answer(["a?", "a" * 20], context)
     with pytest.raises(ValueError, match="a context for each question: 1, 2"):
         model.answer(["a?", "b?"], [context])
     with pytest.raises(TypeError, match="question 1 is None"):
@@ -470,11 +484,12 @@ def test_one_context_for_several_questions(tokenizer):
             model.answer("a?", context, **settings)
 
 
+@tensorflow
 def test_windows_cover_all_tokens_and_keep_each_once():
     from polyhead.data.spans import Windows
 
     random = np.random.default_rng(0)
-    for _ in range(50):
+    for _ in range(20):
         lengths = random.integers(0, 40, 5).astype("int32")
         room, overlap = int(random.integers(1, 12)), int(random.integers(0, 14))
         windows = Windows.cut(lengths, room, overlap)
@@ -488,6 +503,7 @@ def test_windows_cover_all_tokens_and_keep_each_once():
         assert kept == [(r, i) for r, n in enumerate(lengths) for i in range(n)]
 
 
+@tensorflow
 def test_substrings_are_exact_for_all_code_points():
     from polyhead.data.spans import code_points, substrings
 
@@ -498,6 +514,84 @@ def test_substrings_are_exact_for_all_code_points():
     row = np.zeros(len(starts), "int32")
     found = substrings(points, row, starts, starts + 97).numpy()
     assert b"".join(found) == text[: starts[-1] + 97].encode()
+
+
+# With BERT and its tokenizer
+
+
+@pytest.fixture(scope="module")
+def pieces(tokenizer):
+    from polyhead.data import WordPieces
+
+    words = "the cat sat on mat and dog ran home unaffected ete 日 本 un ##aff ##ected ##ly ##mat"
+    letters = "abcdefghijklmnopqrstuvwxyzשלום!?.,:"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return WordPieces([*special, *words.split(), *letters, *(f"##{x}" for x in letters)])
+
+
+def bert(tokenizer, head=None, **settings):
+    sizes = dict(num_layers=1, dim=16, intermediate_dim=24, num_heads=2, dropout=0.0)
+    config = BERTConfig(
+        vocab_size=tokenizer.vocab_size, max_length=40, num_positions=40, head=head,
+        pad_id=tokenizer.pad_id, **sizes, **settings,
+    )  # fmt: skip
+    model = BERT(config, tokenizer)
+    for i, v in enumerate(model.weights):
+        v.assign(v + 0.3 * keras.random.normal(v.shape, seed=i))
+    return model
+
+
+ODD = [
+    "The CAT sat,\u00a0unaffected\u200d: e\u0301TE\u0301!",
+    "\U0001f469\u200d\U0001f4bb日本 \u05e9\u05c1\u05dc\u05d5\u05dd a\0b\ufffd\ue000 \u202edog\tran",
+    "",
+    "[SEP] the dog [MASK] home " * 8,
+    "ﬁ İstanbul ǅ ß \u0344 " + "mat" * 50,
+]
+
+
+def test_answers_of_bert_are_exact_for_any_unicode(pieces):
+    model = bert(pieces, "spans")
+    settings = dict(window_length=24, overlap=6)
+    found = model.answer("the cat?", ODD, top=8, max_answer_tokens=4, **settings)
+    for context, row in zip(ODD, found, strict=True):
+        expected, none = reference_answers(model, pieces, "the cat?", context, 24, 6, 4, 0.0)
+        assert len(row) == min(8, len(expected))
+        for answer, (_, probability, start, end) in zip(row, expected, strict=False):
+            assert answer.text == context[answer.start : answer.end]
+            assert answer.score == pytest.approx(probability, rel=1e-3)
+            if answer.start != start:  # equal scores
+                continue
+            assert answer.end == end
+        assert row[0].no_answer == pytest.approx(none, rel=1e-3)
+
+
+def test_tags_of_bert_are_exact_for_any_unicode(pieces):
+    model = bert(pieces, "tags", num_classes=3, class_names=("O", "B-X", "I-X"))
+    found = model.tag(ODD)
+    assert sum(map(len, found)) > 5
+    for text, spans in zip(ODD, found, strict=True):
+        assert all(s.text == text[s.start : s.end] and s.text for s in spans)
+        assert all(a.end <= b.start for a, b in zip(spans[:-1], spans[1:], strict=True))
+    # The pieces of a word have one tag, also around characters that the tokenizer removes.
+    assert pieces.tokens("unaffectedly")[1:-1] == ["unaffected", "##ly"]
+    for text in ("unaffected\u200dly", "un\u00adaffected", "unaffectedly"):
+        [words] = model.tag([[text]])
+        spans = model.tag(text)
+        assert [(s.start, s.end) for s in spans] == [(0, len(text))] * len(words)
+
+
+def test_masks_and_pairs_of_bert(pieces):
+    model = bert(pieces, "tokens")
+    [first, second] = model.fill_mask("The [MASK] sat [MASK].", top=3)
+    assert len(first) == len(second) == 3 and first[0].label in pieces.vocabulary
+    model = bert(pieces, "classes", num_classes=2)
+    pair = model.classify(("the cat", "the dog"), top=2)
+    ids, types = (x.to_tensor() for x in pieces.encode_pairs(["the cat"], ["the dog"]))
+    logits = np.array(model({"tokens": ids, "types": types}))[0]
+    assert {c.label: c.probability for c in pair} == pytest.approx(
+        {str(i): p for i, p in enumerate(np.exp(logits) / np.exp(logits).sum())}, rel=1e-4
+    )
 
 
 # Training
