@@ -200,12 +200,13 @@ def test_top_must_be_a_number_of_classes(tokenizer):
 
 def test_embeddings_do_not_depend_on_the_batch(tokenizer):
     model = toy(None, tokenizer, normalize=True)
-    texts = [t[:28] for t in TEXTS] * 3
+    texts = [t[:28] for t in TEXTS] * 2
     seen = []
     found = model.embed(texts, batch_size=4, progress=lambda batches: seen.extend(batches) or seen)
-    assert found.shape == (18, 16) and found.dtype == np.float32 and len(seen) == 5
+    assert found.shape == (12, 16) and found.dtype == np.float32 and len(seen) == 3
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-    for text, row in zip(texts, found, strict=True):
+    np.testing.assert_allclose(found[:6], found[6:], atol=1e-5)
+    for text, row in zip(texts[:3], found, strict=False):
         alone = model.embed(text)
         assert alone.shape == (16,)
         np.testing.assert_allclose(alone, row, atol=1e-5)
@@ -632,9 +633,9 @@ def test_quantized_models_have_all_methods(tokenizer, tmp_path):
 def test_every_head_learns_by_default(head, labels):
     model = toy(head, scale=0.1, num_classes=3 * (head in ("classes", "tags")))
     tokens = np.array([[1, 5, 6, 2], [1, 7, 2, 0]])
-    model.compile(jit_compile=False)
-    model.optimizer.learning_rate = 0.01
-    losses = model.fit(tokens, labels, epochs=12, verbose=0).history["loss"]
+    model.compile(run_eagerly=True)
+    model.optimizer.learning_rate = 0.02
+    losses = model.fit(tokens, labels, epochs=8, verbose=0).history["loss"]
     assert losses[-1] < losses[0] / 2
     assert isinstance(model, TextEncoder)
 
