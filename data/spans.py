@@ -78,7 +78,8 @@ def text_windows(
     """
     room = length - len(tokenizer.prefix) - len(tokenizer.suffix)
     windows = Windows.cut(rows.row_lengths(), room, overlap)
-    return windows, surround(windows.take(rows), tokenizer.prefix, tokenizer.suffix)
+    tokens = surround(windows.take(rows), tokenizer.prefix, tokenizer.suffix)
+    return windows, tokens  # pyright: ignore[reportReturnType]
 
 
 class Reading(NamedTuple):
@@ -196,16 +197,16 @@ def best_spans(
     lengths = tf.cast(lengths, tf.int32)
     batch, width = tf.size(lengths), tf.shape(start)[1]
     most = tf.reduce_max(tf.concat([[0], lengths], axis=0))
-    longest = tf.minimum(longest, tf.maximum(width, 1))
+    limit = tf.minimum(longest, tf.maximum(width, 1))
     within = tf.range(width)
-    last = within[:, None] + tf.range(longest)  # (C, L): the last token of spans from each token
-    scores = start[:, :, None] + tf.gather(tf.pad(end, [[0, 0], [0, longest]]), last, axis=1)
+    last = within[:, None] + tf.range(limit)  # (C, L): the last token of spans from each token
+    scores = start[:, :, None] + tf.gather(tf.pad(end, [[0, 0], [0, limit]]), last, axis=1)
     scores = tf.where(last < windows.count[:, None, None], scores, LOWEST)
     place = windows.row[:, None] * most + tf.minimum(windows.first[:, None] + within, most - 1)
     scores = tf.math.unsorted_segment_max(
-        tf.reshape(scores, [-1, longest]), tf.reshape(place, [-1]), batch * most
+        tf.reshape(scores, [-1, limit]), tf.reshape(place, [-1]), batch * most
     )
-    scores = tf.reshape(tf.maximum(scores, LOWEST), [batch, most * longest])
+    scores = tf.reshape(tf.maximum(scores, LOWEST), [batch, most * limit])
     none = tf.math.unsorted_segment_min(none, windows.row, batch)[:, None]
     probabilities = tf.nn.softmax(tf.concat([scores, none], axis=1))
     # Of equal scores, `top_k` ranks the first one first: the earliest, shortest span.
@@ -215,8 +216,8 @@ def best_spans(
     values, index = tf.math.top_k(ranked, top)
     probability = tf.gather(tf.pad(probabilities, [[0, 0], [0, top]]), index, batch_dims=1)
     probability = tf.where(values > LOWEST, probability, -1.0)
-    found = (index < most * longest) & (values > LOWEST)
-    first, last = index // longest, index // longest + index % longest
+    found = (index < most * limit) & (values > LOWEST)
+    first, last = index // limit, index // limit + index % limit
     first, last = tf.where(found, first, -1), tf.where(found, last, -1)
     return first, last, probability, probabilities[:, -1]
 

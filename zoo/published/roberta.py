@@ -33,10 +33,10 @@ def copies(config):
 def read(s, _, fields):
     s.rate("classifier_dropout", fields["dropout"])
     length = fields["num_positions"] - fields["pad_id"] - 1
-    found = read_encoder(s, "Roberta", fields)
+    found = read_encoder(s, "Roberta", fields, length)
     if found["head"] == "tokens" and fields["activation"] != "gelu":
         raise s.error("hidden_act", fields["activation"], "gelu, which this head always uses")
-    return {"max_length": length, **found}
+    return found
 
 
 def write(config):
@@ -49,7 +49,7 @@ FORMAT = Format(
     "huggingface", rows, TABLE, read=read, write=write, copies=copies, unused=UNUSED, older=OLDER,
     fixed={"model_type": "roberta", "is_decoder": False, "add_cross_attention": False},
     ours={"positions_from_pad": True, "head_activation": "tanh"},
-    others=lambda config: write_sentences(config, config.num_positions - config.first_position),
+    others=lambda config: write_sentences(config, config.longest),
     renamed=((r"^(?!roberta\.|lm_head\.|classifier\.|qa_outputs\.)", "roberta."), *RENAMED),
     ignored=rf"roberta\.({IGNORED})",
 )  # fmt: skip
