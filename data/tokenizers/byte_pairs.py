@@ -239,7 +239,8 @@ class BytePairs(ByteTokenizer):
                 before = tf.where(tf.logical_and(first, before == 1), 0, before)
             start = tf.minimum(start + before, end)
             end = tf.where(end >= after, tf.maximum(end - after, start), end)
-        return ids, ids.with_values(start), ids.with_values(end)
+        rows = ids, ids.with_values(start), ids.with_values(end)
+        return rows  # pyright: ignore[reportReturnType]
 
     def _units(self, texts):
         """Parts of ``texts`` that are normalized independently, before and after; see `align`."""

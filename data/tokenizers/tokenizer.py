@@ -104,7 +104,8 @@ class Tokenizer(tf.Module):
         lengths = tf.stack([first.row_lengths(), second.row_lengths()], axis=1)
         ids = tf.concat([first, second], axis=1)
         types = tf.tile(tf.constant([0, self.pair_type], tf.int32), [first.nrows()])
-        return ids, ids.with_values(tf.repeat(types, tf.reshape(lengths, [-1])))
+        types = ids.with_values(tf.repeat(types, tf.reshape(lengths, [-1])))
+        return ids, types  # pyright: ignore[reportReturnType]
 
     def offsets(
         self, texts: Sequence[str] | tf.Tensor

@@ -249,7 +249,8 @@ class WordPieces(Tokenizer):
     ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         texts = self._clean(tf.convert_to_tensor(texts, tf.string))
         ids, first, last = self._tokenize(texts, places=True)
-        # Each character is normalized alone, which gives the same bytes.
+        # Each character is normalized alone, which gives as many bytes, and the same ones except
+        # for combining marks whose order changes.
         parts, added, _ = self._added.split_raw(texts)
         flat, alone = parts.flat_values, added >= 0
         units = tf.strings.unicode_split(tf.where(alone, "a", flat), "UTF-8")
