@@ -239,7 +239,8 @@ class BytePairs(ByteTokenizer):
                 before = tf.where(tf.logical_and(first, before == 1), 0, before)
             start = tf.minimum(start + before, end)
             end = tf.where(end >= after, tf.maximum(end - after, start), end)
-        return ids, ids.with_values(start), ids.with_values(end)
+        rows = ids, ids.with_values(start), ids.with_values(end)
+        return rows  # pyright: ignore[reportReturnType]
 
     def _units(self, texts):
         """Parts of ``texts`` that are normalized independently, before and after; see `align`."""
@@ -507,10 +508,10 @@ def read_words(steps):
 
 
 # A character and those that may join it: combining marks, except `ALONE`, and vowels and finals of
-# Hangul. `ALONE` are vowel signs that others join, and signs that are written as two.
+# Hangul. `ALONE` are vowel signs that others join, and signs that become two.
 ALONE = code_points(
-    "9c7 b47 bc6-bc7 c46 cbf cc6 cca d46-d47 dd9 ddc f76 f78 f93 f9d fa2 fa7 fac fb9 1b3a 1b3c 1b3e-1b3f 1b42"
-    " 11131-11132 11347 114b9 115b8-115b9"
+    "9c7 b47 bc6-bc7 c46 cbf cc6 cca d46-d47 dd9 ddc f76 f78 f93 f9d fa2 fa7 fac fb9"
+    " 1b3a 1b3c 1b3e-1b3f 1b42 11131-11132 11347 114b9 115b8-115b9"
 )
 UNIT = rf"(?s).(?:[^\P{{M}}{ALONE}]|[\x{{1160}}-\x{{11ff}}])*"
 # The words are the matches of a pattern; all known patterns match every character.
