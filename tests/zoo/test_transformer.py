@@ -294,5 +294,5 @@ def test_missing_tokenizer_and_bad_arguments_are_named(model):
         model.translate(["A dog.", float("nan")])
     with pytest.raises(ValueError, match="translate needs a tokenizer"):
         small().translate(["A dog."])
-    with pytest.raises(ValueError, match="one vocabulary: vocab_size 300 and 40"):
+    with pytest.raises(ValueError, match="the same vocabulary: vocab_size 300 and 40"):
         small(model.tokenizer, vocab_size=40)
