@@ -254,7 +254,7 @@ def test_attention_is_drawn_with_its_tokens(tokenizer, norm, tmp_path):
     alignment.draw(tmp_path / "attention.png", layer=-1)
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
     assert model.attention(source).target[-1] == "</s>"
-    with pytest.raises(ValueError, match="decoder layers 0 to 1: 2"):
+    with pytest.raises(ValueError, match="layer must be from -2 to 1: 2"):
         alignment.draw(tmp_path / "attention.png", layer=2)
     with pytest.raises(TypeError, match="attention takes two strings: list"):
         model.attention(["A dog"])
