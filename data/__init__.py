@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from .images import LabelledImages as LabelledImages
     from .images import image_batches as image_batches
     from .images import read_images as read_images
+    from .labelled import Answer as Answer
+    from .labelled import LabelledTexts as LabelledTexts
+    from .labelled import Question as Question
+    from .labelled import TaggedWords as TaggedWords
+    from .labelled import TextPairs as TextPairs
+    from .labelled import read_labelled_texts as read_labelled_texts
+    from .labelled import read_questions as read_questions
+    from .labelled import read_tagged_words as read_tagged_words
+    from .labelled import read_text_pairs as read_text_pairs
     from .parallel import ParallelText as ParallelText
     from .parallel import read_parallel as read_parallel
     from .parallel import read_split as read_split
@@ -26,6 +35,17 @@ if TYPE_CHECKING:
 MODULES = {
     "batches": ("translation_batches",),
     "images": ("LabelledImages", "image_batches", "read_images"),
+    "labelled": (
+        "Answer",
+        "LabelledTexts",
+        "Question",
+        "TaggedWords",
+        "TextPairs",
+        "read_labelled_texts",
+        "read_questions",
+        "read_tagged_words",
+        "read_text_pairs",
+    ),
     "parallel": ("ParallelText", "read_parallel", "read_split", "read_tsv"),
     "text": ("read_text", "text_batches", "token_stream"),
     "tokenizers.byte_pairs": ("BytePairs",),

@@ -6,7 +6,16 @@ from .checkpoints import Checkpoints, mean_weights
 from .devices import from_chief, is_chief, strategy
 from .lock import FolderInUseError, locked
 from .losses import SmoothedCrossEntropy
-from .metrics import bleu
+from .metrics import (
+    Entity,
+    answer_scores,
+    bleu,
+    classification_scores,
+    correlations,
+    entities,
+    entity_scores,
+    no_answer_threshold,
+)
 from .model import Model, build_optimizer, compiled
 from .muon import Muon
 from .schedules import InverseSquareRoot
@@ -16,6 +25,7 @@ __all__ = [
     "CheckpointError",
     "Checkpoints",
     "Curves",
+    "Entity",
     "EvaluateAverages",
     "FolderInUseError",
     "InverseSquareRoot",
@@ -24,14 +34,20 @@ __all__ = [
     "Progress",
     "SmoothedCrossEntropy",
     "ValidationBleu",
+    "answer_scores",
     "averaged",
     "bleu",
     "build_optimizer",
+    "classification_scores",
     "compiled",
+    "correlations",
+    "entities",
+    "entity_scores",
     "from_chief",
     "is_chief",
     "locked",
     "mean_weights",
+    "no_answer_threshold",
     "read_tensors",
     "strategy",
     "write_file",
