@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .batches import translation_batches as translation_batches
+    from .encoder_batches import classification_batches as classification_batches
+    from .encoder_batches import masked_batches as masked_batches
+    from .encoder_batches import pair_batches as pair_batches
+    from .encoder_batches import question_batches as question_batches
+    from .encoder_batches import tagging_batches as tagging_batches
     from .images import LabelledImages as LabelledImages
     from .images import image_batches as image_batches
     from .images import read_images as read_images
@@ -34,6 +39,13 @@ if TYPE_CHECKING:
 
 MODULES = {
     "batches": ("translation_batches",),
+    "encoder_batches": (
+        "classification_batches",
+        "masked_batches",
+        "pair_batches",
+        "question_batches",
+        "tagging_batches",
+    ),
     "images": ("LabelledImages", "image_batches", "read_images"),
     "labelled": (
         "Answer",
