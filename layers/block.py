@@ -36,6 +36,8 @@ class TransformerBlock(Composed):
         attention: the self-attention, a `MultiHeadAttention`.
         feed_forward: a `FeedForward` or a `GatedFeedForward`.
         norm: the normalization in each place; layer normalization with epsilon 1e-5 by default.
+        attention_norm: that of the self-attention; ``norm`` by default. (`keras.layers.Identity`
+            in the first block of ModernBERT, whose embeddings are normalized.)
         cross_attention: a `MultiHeadAttention` of the memory.
 
     Call with ``x`` (B, T, D), and with a cross-attention with ``memory`` (B, S, D), or the pair
@@ -64,7 +66,8 @@ class TransformerBlock(Composed):
     PARTS = {
         "attention": "attention",
         "feed_forward": "feed_forward",
-        "norm": "attention_norm",
+        "norm": "feed_forward_norm",
+        "attention_norm": "attention_norm",
         "cross_attention": "cross_attention",
     }
 
@@ -81,6 +84,7 @@ class TransformerBlock(Composed):
         attention: keras.layers.Layer | None = None,
         feed_forward: keras.layers.Layer | None = None,
         norm: keras.layers.Layer | None = None,
+        attention_norm: keras.layers.Layer | None = None,
         cross_attention: keras.layers.Layer | None = None,
         **kwargs: Any,
     ) -> None:
@@ -106,7 +110,7 @@ class TransformerBlock(Composed):
         feed_forward = feed_forward or FeedForward(intermediate_dim)
         norm = norm or keras.layers.LayerNormalization(epsilon=1e-5)
         self.attention, self.attention_norm, self.attention_output_norm = self._copy_parts(
-            "attention", attention, norm
+            "attention", attention, attention_norm or norm
         )
         self.cross_attention, self.cross_attention_norm, self.cross_attention_output_norm = (
             self._copy_parts("cross_attention", cross_attention, norm)

@@ -22,7 +22,7 @@ class PositionalEmbedding(keras.layers.Layer):
 
     Call with ``x`` (B, T, D), whose first position is ``start``, a number or (B, 1), one for each
     row; the result is (B, T, D). Where start is a tensor, positions out of range, those of
-    padding, get the nearest learned position.
+    padding, get the nearest learned position. ``positions`` (B, T) replace start, start + 1, ...
 
     Raises:
         ValueError: an unknown kind, an odd D with sinusoids, learned positions without
@@ -59,14 +59,14 @@ class PositionalEmbedding(keras.layers.Layer):
         elif width % 2:
             raise ValueError(f"sinusoids come in pairs, so the width must be even: {width}")
 
-    def call(self, x, start=0):
-        length = x.shape[1]
-        if self.kind == "learned" and length and isinstance(start, int):
-            if start + length > self.max_length:
-                raise ValueError(f"at most {self.max_length} positions: {start + length}")
-        positions = ops.arange(ops.shape(x)[1]) + start
+    def call(self, x, start=0, positions=None):
+        length, known = x.shape[1], positions is None and isinstance(start, int)
+        if self.kind == "learned" and length and known and start + length > self.max_length:
+            raise ValueError(f"at most {self.max_length} positions: {start + length}")
+        if positions is None:
+            positions = ops.arange(ops.shape(x)[1]) + start
         if self.kind == "learned":
-            if not isinstance(start, int):
+            if not known:
                 positions = ops.clip(positions, 0, self.max_length - 1)
             table = ops.take(self.embeddings, positions, axis=0)
         else:

@@ -15,8 +15,8 @@ SUBPACKAGES = ("data", "layers", "recipes", "serving", "training", "zoo")
 PUBLIC = {
     "zoo": (
         "Alignment", "CausalLM", "Classification", "GPT", "GPTConfig", "Generation",
-        "ImageClassifier", "Sampling", "Score", "Search", "Seq2Seq", "Transformer",
-        "TransformerConfig", "Translation", "ViT", "ViTConfig", "load",
+        "ImageClassifier", "Sampling", "Score", "Search", "Seq2Seq", "TextEncoder",
+        "Transformer", "TransformerConfig", "Translation", "ViT", "ViTConfig", "load",
     ),
     "zoo.published.keras_hub": ("from_keras_hub", "to_keras_hub"),
     "training": ("CheckpointError", "FolderInUseError"),

@@ -4,9 +4,11 @@ from .alignment import Alignment
 from .causal_lm import CausalLM, Generation, Score
 from .decoding import Sampling, Search
 from .gpt import GPT, GPTConfig
-from .image_classifier import Classification, ImageClassifier
+from .image_classifier import ImageClassifier
 from .loading import load
+from .model import Classification
 from .seq2seq import Seq2Seq, Translation
+from .text_encoder import TextEncoder
 from .transformer import Transformer, TransformerConfig
 from .vit import ViT, ViTConfig
 
@@ -22,6 +24,7 @@ __all__ = [
     "Score",
     "Search",
     "Seq2Seq",
+    "TextEncoder",
     "Transformer",
     "TransformerConfig",
     "Translation",

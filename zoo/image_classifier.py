@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -15,24 +15,13 @@ from ..layers.arguments import plain
 from .model import (
     HUGE,
     TINY,
+    Classification,
     Pretrained,
     bucket,
     check_count,
     check_real,
     in_batches,
 )
-
-
-class Classification(NamedTuple):
-    """A class of an image and its probability; the label of a class without a name is its number.
-
-    >>> label, probability = polyhead.Classification("cat", 0.9)
-    >>> label
-    'cat'
-    """
-
-    label: str
-    probability: float
 
 
 class ImageClassifier(Pretrained):

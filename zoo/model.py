@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import keras
 import numpy as np
@@ -52,6 +52,9 @@ class Pretrained(Model):
     PRESETS: ClassVar[dict]
     # Fields in which configuration and tokenizer must agree; a configuration's size may be larger.
     VOCABULARY: ClassVar[tuple] = ("vocab_size", "end_id")
+    # Fields whose change by `from_pretrained` gives some weights of a head new values; the
+    # classmethod ``change_head(config, **changes)`` returns a configuration and their pattern.
+    HEAD: ClassVar[tuple] = ()
     # {family: module of `published`}; the family is the ``model_type`` of a config.json, or "timm".
     FAMILIES: ClassVar[dict] = {}
 
@@ -542,6 +545,18 @@ def replace_folder(new, folder):
         shutil.rmtree(old, ignore_errors=True)
 
 
+class Classification(NamedTuple):
+    """A class and its probability; the label of a class without a name is its number.
+
+    >>> label, probability = polyhead.Classification("cat", 0.9)
+    >>> label
+    'cat'
+    """
+
+    label: str
+    probability: float
+
+
 class ScoredText(str):
     """A string that also has a ``score``, which the model gives it."""
 
@@ -686,10 +701,10 @@ def check_config(config):
     """Checks a configuration's settings by their types; call it first in ``__post_init__``.
 
     NumPy scalars become Python's. A field typed ``int`` must be positive and below 2^31, but
-    ``num_classes`` may be 0 and fields named ``..._id`` are tokens, below ``vocab_size``; one
-    typed ``bool`` must be True or False. A field whose type is a dataclass may be a dictionary, as
-    in files. ``num_heads`` must divide ``dim``. If the configuration has them, dropout rates must
-    be in [0, 1), ``epsilon`` in (0, 1), and ``activation`` a name in Keras.
+    ``num_classes`` and ``type_vocab_size`` may be 0 and fields named ``..._id`` are tokens, below
+    ``vocab_size``; one typed ``bool`` must be True or False. A field whose type is a dataclass may
+    be a dictionary, as in files. ``num_heads`` must divide ``dim``. If the configuration has them,
+    dropout rates must be in [0, 1), ``epsilon`` in (0, 1), and ``activation`` a name in Keras.
 
     Raises:
         ValueError: a setting is invalid; the message names it.
@@ -707,7 +722,7 @@ def check_config(config):
             raise ValueError(f"{name} must be True or False: {value!r}")
         elif name.endswith("_id"):
             check_integer(config, name, 0, f"a token, of {config.vocab_size}", config.vocab_size)
-        elif name == "num_classes":
+        elif name in ("num_classes", "type_vocab_size"):
             check_integer(config, name, 0, "a non-negative integer")
         elif kind is int or optional and value is not None:
             check_integer(config, name, 1, "a positive integer" + ", or None" * optional)

@@ -1,0 +1,88 @@
+"""A minimal text encoder, for tests of `TextEncoder`."""
+
+from dataclasses import dataclass
+
+import keras
+
+from polyhead.layers import (
+    FeedForward,
+    MultiHeadAttention,
+    PositionalEmbedding,
+    TokenEmbedding,
+    TransformerBlock,
+    padding_mask,
+)
+from polyhead.zoo import TextEncoder
+from polyhead.zoo.heads import check_head, head_shapes
+from polyhead.zoo.model import block_shapes, check_config, norm_shapes
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    vocab_size: int = 300
+    max_length: int = 32
+    num_layers: int = 1
+    dim: int = 16
+    intermediate_dim: int = 24
+    num_heads: int = 2
+    activation: str = "relu"
+    dropout: float = 0.0
+    pad_id: int = 0
+    head: str | None = None
+    num_classes: int = 0
+    class_names: tuple[str, ...] | None = None
+    pooling: str = "mean"
+    normalize: bool = False
+    no_answer: float = 0.0
+
+    def __post_init__(self):
+        check_config(self)
+        check_head(self)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Toy(TextEncoder):
+    """An encoder with a table of types."""
+
+    Config = ToyConfig
+    PRESETS = {"toy": ToyConfig()}
+
+    def __init__(self, config, tokenizer=None, initialize=True, **kwargs):
+        super().__init__(config, tokenizer, **kwargs)
+        c, dtype = config, self.dtype_policy
+        self.tokens = TokenEmbedding(c.vocab_size, c.dim, dtype=dtype, name="tokens")
+        self.types = TokenEmbedding(2, c.dim, dtype=dtype, name="types")
+        self.positions = PositionalEmbedding("learned", c.max_length, dtype=dtype, name="positions")
+        parts = dict(
+            attention=MultiHeadAttention(c.num_heads),
+            feed_forward=FeedForward(c.intermediate_dim),
+        )
+        self.blocks = [
+            TransformerBlock(**parts, dtype=dtype, name=f"block_{i}") for i in range(c.num_layers)
+        ]
+        self.norm = keras.layers.LayerNormalization(dtype=dtype, name="norm")
+        activation = {"classes": "tanh", "score": "tanh", "tokens": "gelu"}.get(c.head)
+        norm = keras.layers.LayerNormalization() if c.head == "tokens" else None
+        self.build_head(activation, norm)
+        self.build_layers()
+
+    @classmethod
+    def shapes(cls, config):
+        c = config
+        yield "tokens/embeddings", (c.vocab_size, c.dim)
+        yield "types/embeddings", (2, c.dim)
+        yield "positions/embeddings", (c.max_length, c.dim)
+        yield from block_shapes("block", c.num_layers, c, c.intermediate_dim)
+        yield from norm_shapes("norm", c.dim).items()
+        dense = ("kernel", "bias") if c.head in ("classes", "score", "tokens") else ()
+        norm = ("gamma", "beta") if c.head == "tokens" else ()
+        yield from head_shapes(c, dense, norm).items()
+
+    def features(self, tokens, types=None):
+        x = self.positions(self.tokens(tokens))
+        if types is not None:
+            x = x + self.types(types)
+        mask = padding_mask(tokens, self.config.pad_id)
+        for block in self.blocks:
+            x = block(x, mask=mask)
+        return self.norm(x)
