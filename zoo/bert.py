@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2018), with DistilBERT and RoBERTa: one network, told apart by its settings."""
+"""BERT (Devlin et al. 2018), with DistilBERT and RoBERTa: one network with options."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

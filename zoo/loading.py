@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from ..training import CheckpointError
+from .bert import BERT
 from .gpt import GPT
 from .model import Pretrained
+from .modern_bert import ModernBERT
 from .published import family, read_json
 from .published.files import check_files, find_folder
 from .transformer import Transformer
 from .vit import ViT
 
-MODELS = (GPT, Transformer, ViT)
+MODELS = (GPT, Transformer, ViT, BERT, ModernBERT)
 
 
 def load(name: str | PathLike[str], **overrides: Any) -> Pretrained:

@@ -33,7 +33,11 @@ from ..training.states import assign, by_path, some
 from .published import family, open_checkpoint, read_json, rename_fields, write_checkpoint
 
 # Files that `save_pretrained` may write, apart from the tokenizer's.
-BESIDE = ("generation_config.json", "preprocessor_config.json", "tokenizer_config.json")
+POOLING = "1_Pooling"  # a folder, in the format of sentence-transformers
+BESIDE = (
+    "generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "modules.json",
+    "sentence_bert_config.json", POOLING, f"{POOLING}/config.json",
+)  # fmt: skip
 
 
 class Pretrained(Model):
@@ -379,6 +383,7 @@ class Pretrained(Model):
         with temporary_folder(folder.parent, folder.name) as beside:
             try:
                 for name, content in files.items():
+                    (beside / name).parent.mkdir(exist_ok=True)
                     if name.endswith(".json"):
                         write_file(beside / name, f"{json.dumps(content, indent=2)}\n".encode())
                     else:
@@ -456,6 +461,7 @@ class Pretrained(Model):
         from ..data.tokenizers import FILES
 
         names = {path.name for path in folder.iterdir()}
+        names |= {f"{POOLING}/{path.name}" for path in (folder / POOLING).glob("*")}
         if not names:
             return True
         ours = {"config.json", "model.safetensors", *BESIDE, *FILES}

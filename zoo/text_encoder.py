@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import keras
@@ -38,8 +39,14 @@ class TextEncoder(Pretrained):
     def change_head(cls, config: Any, **changes: Any) -> tuple[Any, str]:
         return change_head(config, **changes)
 
+    @classmethod
+    def load_tokenizer(cls, folder: Path, config: Any) -> Any:
+        from ..data.tokenizers import load
+
+        return load(folder)
+
     def initialize(self) -> None:
-        """Samples matrices from N(0, 0.02), cut at two standard deviations (Devlin et al.'s code)."""
+        """Samples matrices from N(0, 0.02), cut at two standard deviations (BERT's code)."""
         initializer = keras.initializers.TruncatedNormal(stddev=0.02)
         for v in self.trainable_variables:
             if v.name in ("kernel", "embeddings"):

@@ -23,6 +23,7 @@ from .settings import Settings, write_settings
 __all__ = ["family", "open_checkpoint", "read_json", "rename_fields", "write_checkpoint"]
 
 CONFIG = "config.json"
+NOTHING = "(?!)"  # a pattern
 PACKAGE = __package__.rpartition(".")[0]  # the zoo; FAMILIES are relative to it
 # Fields of our configurations, Search and Sampling that were renamed: {old: new}.
 OLDER_FIELDS = {
@@ -93,6 +94,7 @@ class Own:
 
     def config(self, overrides):
         file, config = self.folder / CONFIG, self._cls.Config
+        head, overrides = split_head(self._cls, overrides)
         known = {field.name for field in dataclasses.fields(config)}
         if unknown := sorted(set(self._config) - known):
             raise CheckpointError(f"{file} has unknown settings {some(unknown)}")
@@ -100,13 +102,18 @@ class Own:
             config = config(**{**self._config, **overrides})
         self._tensors = Tensors(self.folder)
         check_shapes(self._cls.shapes(config), self._tensors.headers, self._tensors.file)
+        self._renewed = NOTHING
+        if head:
+            config, self._renewed = self._cls.change_head(config, **head)
+        if self._quantization and self._renewed != NOTHING:
+            raise ValueError("a quantized model cannot get another head: quantize it afterwards")
         return config
 
     def tokenizer(self, config):
         return self._cls.load_tokenizer(self.folder, config)
 
     def load(self, make):
-        tensors = self._tensors
+        tensors, renewed = self._tensors, self._renewed
 
         def read(variable):
             array = tensors.read(variable.path)
@@ -115,13 +122,16 @@ class Own:
 
         def check(model):
             variables = by_path(model.weights)
-            ours, theirs = variables.keys(), tensors.headers.keys()
+            ours, theirs = (
+                {path for path in paths if not re.match(renewed, path)}
+                for paths in (variables, tensors.headers)
+            )
             check_names(sorted(ours - theirs), sorted(theirs - ours), tensors.file)
-            shapes = ((path, v.shape) for path, v in variables.items())
+            shapes = ((path, v.shape) for path, v in variables.items() if path in ours)
             check_shapes(shapes, tensors.headers, tensors.file)
 
         if not self._quantization:
-            return build(make, read, check)
+            return build(make, read, check, lambda path: re.match(renewed, path))
         model = make()
         with naming_errors(self.folder / CONFIG):
             model._restore_quantization(self._quantization)
@@ -129,6 +139,14 @@ class Own:
         for variable in model.weights:
             variable.assign(read(variable))
         return model
+
+
+def split_head(cls, overrides):
+    """Splits changes of the head from other ``overrides``; the file is compared without them."""
+    return tuple(
+        {name: value for name, value in overrides.items() if (name in cls.HEAD) == is_head}
+        for is_head in (True, False)
+    )
 
 
 def rename_fields(values):
@@ -148,6 +166,7 @@ class Published:
 
     def config(self, overrides):
         form, settings = self._format, self._settings
+        head, overrides = split_head(self._cls, overrides)
         beside = self.folder / (form.beside or CONFIG)
         others = read_json(beside) if form.beside and beside.is_file() else {}
         with naming_errors(settings.file):
@@ -162,6 +181,10 @@ class Published:
         self._names = self._map_names()
         config = self._set_tied(config)
         self._match(config)
+        if head:
+            config, renewed = self._cls.change_head(config, **head)
+            if renewed != NOTHING:
+                self._match_new_head(config, renewed)
         return config
 
     def _map_names(self):
@@ -170,6 +193,7 @@ class Published:
         for name in self._tensors.headers:
             ours = table.rename(name, self._format.renamed)
             if re.match(self._format.ignored, ours):
+                names.setdefault(ours, name)  # a new head may need it
                 continue
             for pattern, words in self._format.refused:
                 if re.match(pattern, ours):
@@ -211,7 +235,11 @@ class Published:
         }
         held = {entry.name for entry in entries}
         held |= {name for name, expected in copies.items() if expected is not None}
-        unread = sorted(self._names[name] for name in self._names.keys() - held)
+        unread = sorted(
+            self._names[name]
+            for name in self._names.keys() - held
+            if not re.match(form.ignored, name)
+        )
         if len(missing) > 5:  # `match` stopped at the sixth
             raise CheckpointError(f"{file} does not fit the model: it lacks {missing[:5]} and more")
         check_names(missing, unread, file)
@@ -222,6 +250,26 @@ class Published:
         self._entries = entries
         for name in sorted(held & copies.keys()):
             self._check_copy(self._names[name], copies[name])
+
+    def _match_new_head(self, config, renewed):
+        """Finds the tensors of a model with another head than the file's.
+
+        Of the new head, weights are read that the file has by name, except those of the last map;
+        the others keep their initial values.
+        """
+        shapes = [
+            (path, shape)
+            for path, shape in self._cls.shapes(config)
+            if not re.match("head/(output/|bias)", path)
+        ]
+        rows = self._format.rows(config, self._settings)
+        entries, missing = table.match(rows, shapes, self._format.sizes(config), self._names)
+        headers = self._tensors.headers
+        self._entries = [
+            entry
+            for entry in entries
+            if entry.name is None or headers[self._names[entry.name]].shape == table.shape_of(entry)
+        ]
 
     def _check_copy(self, name, expected):
         """Checks that a tensor equals another tensor or an array."""
@@ -252,14 +300,15 @@ class Published:
             check_values(variable, name, array, self._tensors.file)
             return array
 
-        return build(make, read)
+        return build(make, read, is_new=lambda path: path not in places)
 
 
-def build(make, read, check=lambda model: None):
+def build(make, read, check=lambda model: None, is_new=lambda path: False):
     """Builds the model ``make()`` with the values that ``read(variable)`` returns.
 
     Variables are never allocated with other values: peak memory is the model plus the values of one
-    variable. ``check(model)`` is called before any value is read.
+    variable. ``check(model)`` is called before any value is read. Weights whose path ``is_new``
+    keep their initial values, and a warning names them.
     """
     failed = []
 
@@ -283,10 +332,14 @@ def build(make, read, check=lambda model: None):
             check(model)
         except CheckpointError as error:
             failed.append(error)
+        new = [variable.path for variable in model.weights if is_new(variable.path)]
         for variable in model.weights:
-            variable._initializer = initializer(variable)
+            if variable.path not in new:
+                variable._initializer = initializer(variable)
     if failed:
         raise failed[0]
+    if new:
+        warnings.warn(f"new weights, to be trained: {', '.join(new)}", stacklevel=4)
     return model
 
 
@@ -304,12 +357,18 @@ def write_checkpoint(model, format, weights):
         settings = {"model": kind, **dataclasses.asdict(config)}
         settings |= {"quantization": quantization} if quantization else {}
         return {CONFIG: settings, "model.safetensors": weights}
-    forms = {form.name: form for form in load_formats(type(model)).values()}
+    forms = {}
+    for form in load_formats(type(model)).values():
+        forms.setdefault(form.name, []).append(form)
     if format not in forms:
         raise ValueError(f"{kind} is saved as {['polyhead', *forms]}: {format!r}")
     if quantization:
         raise ValueError(f"a quantized model is saved as 'polyhead' only: {format!r}")
-    form = forms[format]
+    # Of several families, the one that fits the configuration.
+    form = next(
+        (f for f in forms[format] if all(getattr(config, n) == v for n, v in f.ours.items())),
+        forms[format][0],
+    )
     for name, value in form.ours.items():
         if (given := getattr(config, name)) != value:
             raise ValueError(f"{name} must be {value!r} in the format {format!r}: {given!r}")

@@ -72,12 +72,12 @@ def naming_errors(file):
         raise CheckpointError(f"{file}: {reason(error)}") from None
 
 
-def read_json(path):
-    """Reads a JSON object as a dictionary.
+def read_json(path, kind=dict):
+    """Reads a JSON object as a dictionary, or a list of objects if ``kind`` is `list`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is not JSON, not an object, or has a duplicate name.
+        CheckpointError: it is not JSON, not of this kind, or has a duplicate name.
     """
 
     def once(pairs):
@@ -91,8 +91,13 @@ def read_json(path):
         content = json.loads(path.read_text("utf-8"), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {reason(error)}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a configuration: it holds a {type(content).__name__}")
+    for value in content if kind is list and isinstance(content, list) else [content]:
+        if not isinstance(value, dict):
+            raise CheckpointError(
+                f"{path} is not a configuration: it holds a {type(value).__name__}"
+            )
+    if not isinstance(content, kind):
+        raise CheckpointError(f"{path} is not a list: it holds a {type(content).__name__}")
     return content
 
 

@@ -1,0 +1,150 @@
+"""What the formats of text encoders share: heads, and the files of sentence-transformers."""
+
+from ..heads import POOLINGS
+from .files import Tensors, read_json
+from .settings import Settings, read_labels, write_labels
+
+HEADS = {
+    "Model": None, "ForMaskedLM": "tokens", "ForPreTraining": "tokens",
+    "ForSequenceClassification": "classes", "ForTokenClassification": "tags",
+    "ForQuestionAnswering": "spans",
+}  # fmt: skip
+SCORE = "ForSequenceClassification"  # with one label
+MODULES, LENGTH, PROMPTS = (
+    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+)  # fmt: skip
+POOLING, NORMALIZE = "1_Pooling", "2_Normalize"
+MODES = dict(zip(POOLINGS, ("mean", "cls", "max", "mean_sqrt_len", "lasttoken"), strict=True))
+SUFFIXES = {"mean": "_tokens", "max": "_tokens", "mean_sqrt_len": "_tokens", "cls": "_token"}
+# Settings of config.json that cross-encoders have: how scores are shown, not what they are.
+CROSS_ENCODER = ("sentence_transformers", "sbert_ce_default_activation_function")
+TYPES = "sentence_transformers.models."
+
+
+def read_encoder(s, name, fields, classes=None):
+    """Reads the fields of the head, of pooling, and ``max_length`` if it is limited.
+
+    Args:
+        s: the `Settings` of config.json.
+        name: of the family's classes in Hugging Face's library, "Bert" for example.
+        fields: those that the table gave.
+        classes: ``{class: head}`` of other classes. Default: none.
+    """
+    known = {f"{name}{kind}": head for kind, head in HEADS.items()} | (classes or {})
+    found = s.get("architectures", [f"{name}Model"])
+    if not isinstance(found, list) or len(found) != 1 or found[0] not in known:
+        raise s.error("architectures", found, f"one of {sorted(known)}")
+    folder, head, labels = s.file.parent, known[found[0]], {}
+    s.ignore(*CROSS_ENCODER)
+    sentences = read_sentences(folder, fields) if (folder / MODULES).is_file() else {}
+    if sentences and head == "tokens" and lacks_head(folder):
+        head = None  # all-distilroberta-v1, for example
+    if head in ("classes", "tags"):
+        count, names = read_labels(s, 2)
+        if s.get("problem_type", None) == "multi_label_classification":
+            raise s.error("problem_type", "multi_label_classification", "of one label per text")
+        if names == tuple(f"LABEL_{i}" for i in range(count)):
+            names = None
+        if head == "classes" and count == 1:
+            head = "score"
+        else:
+            labels = {"num_classes": count, "class_names": names}
+    return {"head": head, **labels, **sentences}
+
+
+def lacks_head(folder):
+    """Whether a file has only the network's tensors, whatever its config.json says."""
+    names = Tensors(folder).headers
+    return not any(word in name for name in names for word in ("predictions", "lm_head", "vocab_"))
+
+
+def read_sentences(folder, fields):
+    """Reads the fields ``pooling``, ``normalize`` and ``max_length`` of sentence-transformers."""
+    modules = [
+        Settings(f"{folder / MODULES}, {i}", module)
+        for i, module in enumerate(read_json(folder / MODULES, list))
+    ]
+    found, kinds = {"normalize": False}, []
+    for module in modules:
+        kind, path = str(module.get("type")).split(".")[-1], module.get("path", "")
+        module.ignore("idx", "name", "kwargs")
+        module.all_read()
+        kinds.append(kind)
+        if kind == "Transformer":
+            module.must("path", "")
+        elif kind == "Pooling":
+            file = folder / path / "config.json"
+            found["pooling"] = read_pooling(Settings(file, read_json(file)), fields)
+        elif kind == "Normalize":
+            found["normalize"] = True
+        else:
+            raise module.error("type", kind, "Transformer, Pooling or Normalize")
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise Settings(folder / MODULES, {}).error(
+            "types", kinds, "Transformer, Pooling[, Normalize]"
+        )
+    if (file := folder / LENGTH).is_file():
+        limit = Settings(file, read_json(file))
+        limit.must("do_lower_case", False)
+        if (length := limit.get("max_seq_length", None)) is not None:
+            found["max_length"] = length
+        limit.all_read()
+    if (file := folder / PROMPTS).is_file():
+        prompts = Settings(file, read_json(file))
+        prompts.must("default_prompt_name", None)  # it would be put before each text
+        prompts.ignore("__version__", "prompts", "similarity_fn_name", "model_type")
+        prompts.all_read()
+    return found
+
+
+def read_pooling(s, fields):
+    s.must("word_embedding_dimension", fields["dim"])
+    s.must("embedding_dimension", fields["dim"])
+    s.flag("include_prompt", True)  # prompts are not added
+    modes = {ours: theirs for ours, theirs in MODES.items()}
+    names = {theirs: ours for ours, theirs in modes.items()}
+    chosen = s.get("pooling_mode", None)
+    chosen = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
+    for name in [name for name in s.values if name.startswith("pooling_mode_")]:
+        if s.flag(name, False):
+            chosen.append(name.removeprefix("pooling_mode_").removesuffix("_tokens"))
+    chosen = [str(name).removesuffix("_tokens").removesuffix("_token") for name in chosen]
+    s.all_read()
+    if len(chosen) != 1 or chosen[0] not in names:
+        raise s.error("pooling_mode", chosen, f"one of {sorted(names)}")
+    return names[chosen[0]]
+
+
+def write_encoder(config, name):
+    """The settings of a head in config.json."""
+    c, heads = config, {head: kind for kind, head in HEADS.items() if kind != "ForPreTraining"}
+    found = {"architectures": [f"{name}{heads.get(c.head, SCORE)}"]}
+    if c.head == "score":
+        found |= write_labels(None, 1)
+    return found | (write_labels(c.class_names, c.num_classes) if c.num_classes else {})
+
+
+def write_sentences(config, limit):
+    """The files of sentence-transformers, ``{file: JSON}``.
+
+    They are written for models without a head, and for others whose pooling is not the default.
+
+    Args:
+        limit: the length of the network's positions, which is ``max_length`` without these files.
+    """
+    c = config
+    if c.head is not None and (c.pooling, c.normalize, c.max_length) == ("mean", False, limit):
+        return {}
+    modules = [("", "Transformer"), (POOLING, "Pooling"), (NORMALIZE, "Normalize")]
+    mode = MODES[c.pooling]
+    return {
+        MODULES: [
+            {"idx": i, "name": str(i), "path": path, "type": TYPES + kind}
+            for i, (path, kind) in enumerate(modules[: 2 + c.normalize])
+        ],
+        f"{POOLING}/config.json": {
+            "word_embedding_dimension": c.dim,
+            **{f"pooling_mode_{n}{SUFFIXES.get(n, '')}": n == mode for n in MODES.values()},
+        },
+        LENGTH: {"max_seq_length": c.max_length, "do_lower_case": False},
+    }
