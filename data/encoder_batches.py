@@ -141,13 +141,15 @@ def encode_words(sentences, tokenizer, max_length):
     Words are the indices of the words that begin at each token; -1 for other tokens. A token
     belongs to the word of its last character: with the space before it, it may begin earlier.
     """
-    ids, _, ends = tokenizer.offsets([" ".join(words) for words in sentences])
+    # A space before the first word too: byte pairs of words begin with one.
+    texts = ["".join(f" {word}" for word in words) for words in sentences]
+    ids, _, ends = tokenizer.offsets(texts)
     room = max_length - len(tokenizer.prefix) - len(tokenizer.suffix)
     ids, ends = ids[:, : max(room, 0)], ends[:, : max(room, 0)]
     lengths, place = ids.row_lengths().numpy(), ends.flat_values.numpy()
     found, at = [], 0
     for words, length in zip(sentences, lengths, strict=True):
-        starts = np.cumsum([0, *(len(word) + 1 for word in words)])[:-1]
+        starts = np.cumsum([1, *(len(word) + 1 for word in words)])[:-1]
         word = np.searchsorted(starts, place[at : at + length] - 1, side="right") - 1
         found.append(np.where(np.diff(word, prepend=-1) != 0, word, -1))
         at += length
