@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .tokenizers.characters import Characters as Characters
     from .tokenizers.marian import MarianPieces as MarianPieces
     from .tokenizers.subwords import Subwords as Subwords
+    from .tokenizers.wordpieces import WordPieces as WordPieces
 
 MODULES = {
     "batches": ("translation_batches",),
@@ -64,6 +65,7 @@ MODULES = {
     "tokenizers.characters": ("Characters",),
     "tokenizers.marian": ("MarianPieces",),
     "tokenizers.subwords": ("Subwords",),
+    "tokenizers.wordpieces": ("WordPieces",),
 }
 PLACES = {name: module for module, names in MODULES.items() for name in names}
 __all__ = list(PLACES)  # pyright: ignore[reportUnsupportedDunderAll]

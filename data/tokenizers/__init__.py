@@ -3,8 +3,11 @@
 All have one interface (`tokenizer.Tokenizer`):
 
 - ``encode(texts)`` -> ragged ids, ``decode(ids)`` -> texts: tensors, eagerly or in a `tf.function`;
+- ``encode_pairs(firsts, seconds)`` -> ragged ids and types, ``offsets(texts)`` -> ragged ids,
+  starts and ends;
 - ``tokens(text)``: the tokens of one text as readable strings;
-- ``vocab_size``, ``pad_id``, ``end_id``; ``prefix`` and ``suffix``, ids around each text;
+- ``vocab_size``, ``pad_id``, ``end_id``, ``mask_id``; ``prefix`` and ``suffix``, ids around each
+  text, and ``separator``, between those of a pair;
 - ``save(folder)``, ``load(folder)``; ``spec(name)``, the input of an exported function.
 """
 
@@ -17,8 +20,9 @@ MARIAN = ("source.spm", "target.spm")
 JSON = "tokenizer.json"
 SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 BYTE_PAIRS = ("vocab.json", "merges.txt")
+WORDPIECES = ("vocab.txt", "tokenizer_config.json")
 # All files that tokenizers read and write.
-FILES = (CHARACTERS, *MARIAN, "target_vocab.json", JSON, *SENTENCEPIECE, *BYTE_PAIRS)
+FILES = (CHARACTERS, *MARIAN, "target_vocab.json", JSON, *SENTENCEPIECE, *BYTE_PAIRS, *WORDPIECES)
 
 
 def load(folder, end=None):
@@ -28,7 +32,7 @@ def load(folder, end=None):
 
     Args:
         end: the id of the end token, if the files do not give it. Default for byte pairs:
-            ``<|endoftext|>``.
+            ``<|endoftext|>`` or, without one, the last token of each text.
 
     Raises:
         FileNotFoundError: one of the tokenizer's files is missing.
@@ -53,6 +57,10 @@ def load(folder, end=None):
         from .subwords import Subwords
 
         return Subwords.load(folder, end, content)
+    if has(WORDPIECES[0]) if content is None else is_wordpiece(content):
+        from .wordpieces import WordPieces
+
+        return WordPieces.load(folder, content)
     if has(JSON, *BYTE_PAIRS):
         from .byte_pairs import BytePairs
 
@@ -66,3 +74,12 @@ def is_sentencepiece(content):
     if not isinstance(model, dict):
         return False
     return model.get("type") == "Unigram" or model.get("byte_fallback") is True
+
+
+def is_wordpiece(content):
+    """Whether the content of a ``tokenizer.json`` is a WordPiece model."""
+    model = content.get("model")
+    if not isinstance(model, dict):
+        return False
+    # Older files do not name the type.
+    return model.get("type", "max_input_chars_per_word" in model) in (True, "WordPiece")

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from ..files import read, read_json, write
-from .hugging_face import list_steps, read_added, read_around
+from .hugging_face import Template, list_steps, read_added, read_template
 from .splits import GPT2, PATTERNS, remove_marks, split_words, text_operations, to_re2
 from .tokenizer import (
     AddedTokens,
@@ -52,7 +52,7 @@ class BytePairs(ByteTokenizer):
         nfc: whether texts are normalized to NFC.
         ignore_merges: whether a word of the vocabulary is one token, without merges.
         flags: arguments of `AddedTokens`.
-        around: `prefix` and `suffix`.
+        template: the special tokens around texts and pairs.
         content: the ``tokenizer.json`` with all of these, for `save`.
 
     Raises:
@@ -73,7 +73,7 @@ class BytePairs(ByteTokenizer):
         nfc: bool = False,
         ignore_merges: bool = False,
         flags: Mapping[str, Sequence[str]] | None = None,
-        around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()),
+        template: Template | None = None,
         content: dict[str, Any] | None = None,
     ) -> None:
         added = dict(added or {})
@@ -109,7 +109,9 @@ class BytePairs(ByteTokenizer):
         )
         set_untracked(self, _content=content)
         self.end = end
-        self.prefix, self.suffix = around
+        template = template or Template()
+        self.prefix, self.suffix = template.prefix, template.suffix
+        self.separator, self.pair_type = template.separator, template.pair_type
         self._byte_tokens = tf.constant([vocabulary[char] for char in ALPHABET])
         self._merged = tf.constant([vocabulary[a + b] for a, b in merges] or [0])
         keys = [(vocabulary[a] << 32) + vocabulary[b] for a, b in merges]
@@ -374,7 +376,7 @@ class BytePairs(ByteTokenizer):
             nfc=nfc,
             ignore_merges=bool(model.get("ignore_merges")),
             flags=flags,
-            around=read_around(content),
+            template=read_template(content),
             content=content,
         )
 

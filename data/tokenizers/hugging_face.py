@@ -1,5 +1,7 @@
 """The parts of Hugging Face's ``tokenizer.json`` that all tokenizers share."""
 
+from dataclasses import dataclass
+
 FLAGS = ("normalized", "lstrip", "rstrip")
 
 
@@ -39,8 +41,24 @@ def read_added(content, end=None):
     return special, added, flags
 
 
-def read_around(content):
-    """Reads the ids that the post-processor adds before and after a text.
+@dataclass(frozen=True)
+class Template:
+    """The ids that a post-processor adds to a text, or to a pair of texts.
+
+    Args:
+        prefix, suffix: ids before and after a text, and before and after a pair.
+        separator: ids between the texts of a pair; None if pairs have another form.
+        pair_type: the type of the second text and the suffix of a pair; all others have type 0.
+    """
+
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    separator: tuple[int, ...] | None = ()
+    pair_type: int = 1
+
+
+def read_template(content):
+    """Reads the `Template` of the post-processor.
 
     Raises:
         ValueError: a step is not supported; the message names it.
@@ -48,24 +66,57 @@ def read_around(content):
     step = content.get("post_processor") or {"type": "ByteLevel"}
     kind = step.get("type")
     if kind == "Sequence":
-        found = [read_around({"post_processor": inner}) for inner in step["processors"]]
-        found = [pair for pair in found if pair != ((), ())]
+        found = [read_template({"post_processor": inner}) for inner in step["processors"]]
+        found = [template for template in found if template != Template()]
         if len(found) > 1:
             raise ValueError("post_processor must add tokens in a single step")
-        return found[0] if found else ((), ())
+        return found[0] if found else Template()
     if kind == "ByteLevel":
-        return (), ()
+        return Template()
     if kind in ("RobertaProcessing", "BertProcessing"):
-        return (step["cls"][1],), (step["sep"][1],)
+        cls, sep = step["cls"][1], step["sep"][1]
+        if kind == "BertProcessing":
+            return Template((cls,), (sep,), (sep,), 1)
+        return Template((cls,), (sep,), (sep, sep), 0)
     if kind == "TemplateProcessing":
-        around, side = ([], []), 0
-        for piece in step["single"]:
-            if "Sequence" in piece:
-                side += 1
-            else:
-                name = piece["SpecialToken"]["id"]
-                around[min(side, 1)].extend(step["special_tokens"][name]["ids"])
-        if side != 1:
+        single = read_pieces(step, "single")
+        if len(single) != 2:
             raise ValueError("post_processor must use the text exactly once")
-        return tuple(around[0]), tuple(around[1])
+        (before, _), (after, _) = single
+        prefix, suffix = tuple(i for i, _ in before), tuple(i for i, _ in after)
+        separator, pair_type = None, 0
+        pair = read_pieces(step, "pair")
+        if len(pair) == 3:
+            (before, _), (between, first), (after, second) = pair
+            types = [kind for _, kind in before + between] + [first]
+            usual = not any(types) and all(kind == second for _, kind in after)
+            if usual and tuple(i for i, _ in before) == prefix:
+                if tuple(i for i, _ in after) == suffix:
+                    separator, pair_type = tuple(i for i, _ in between), second
+        return Template(prefix, suffix, separator, pair_type)
     raise ValueError(f"post_processor has an unknown type: {kind!r}")
+
+
+def read_pieces(step, name):
+    """Reads a part of a TemplateProcessing: before, between and after the texts, a list of
+    (id, type), each with the type of the text before it."""
+    groups = [([], 0)]
+    for piece in step.get(name) or ():
+        if "Sequence" in piece:
+            groups.append(([], piece["Sequence"].get("type_id", 0)))
+        else:
+            token = piece["SpecialToken"]
+            for i in step["special_tokens"][token["id"]]["ids"]:
+                groups[-1][0].append((i, token.get("type_id", 0)))
+    return groups
+
+
+def read_trim(content):
+    """Whether the post-processor excludes spaces from offsets, and whether it expects that a space
+    was added before a text."""
+    step = content.get("post_processor") or {}
+    if step.get("type") == "Sequence":
+        found = [read_trim({"post_processor": inner}) for inner in step["processors"]]
+        return next((pair for pair in found if pair[0]), (False, False))
+    trims = step.get("type") in ("ByteLevel", "RobertaProcessing")
+    return trims and step.get("trim_offsets", True), step.get("add_prefix_space", True)

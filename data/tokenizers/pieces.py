@@ -7,7 +7,7 @@ import sentencepiece
 import tensorflow as tf
 from sentencepiece import sentencepiece_model_pb2 as protos
 
-from .hugging_face import list_steps, read_added, read_around
+from .hugging_face import list_steps, read_added, read_template
 from .splits import text_operations
 from .tokenizer import Tokenizer
 
@@ -23,6 +23,7 @@ class Rules:
 
     Args:
         prefix, suffix: ids around each text.
+        separator, pair_type: see `Template`.
         added: ``{text: id}`` of added tokens, which are found before a text is segmented.
         strips: arguments of `AddedTokens`.
         space: where a space is added: "model", by the model itself; "prepend", before each part of
@@ -38,6 +39,8 @@ class Rules:
     end_id: int
     prefix: tuple = ()
     suffix: tuple = ()
+    separator: tuple | None = None
+    pair_type: int = 0
     added: dict = field(default_factory=dict)
     strips: dict = field(default_factory=dict)
     space: str = "model"
@@ -112,7 +115,9 @@ def read_rules(model):
         return model, Rules(end if pad < 0 else pad, start, end, prefix=(start,))
     if not has_bytes and (pad, start, end) == (0, -1, 1):
         model, sentinels = add_sentinels(model)
-        return model, Rules(pad, pad, end, suffix=(end,), added=sentinels, blanks=True)
+        return model, Rules(
+            pad, pad, end, suffix=(end,), separator=(end,), added=sentinels, blanks=True
+        )
     ids = {"pad": pad, "start": start, "end": end}
     if lacking := [name for name, i in ids.items() if i < 0]:
         raise ValueError(f"a vocabulary needs pieces for pad, start and end; it lacks {lacking}")
@@ -214,7 +219,8 @@ def rebuild(content, end=None):
             raise ValueError(f"pre_tokenizer has a step that is not supported: {step!r:.200}")
     if normalizer.remove_extra_whitespaces and space == "always":
         normalizer.add_dummy_prefix, space = True, "model"
-    prefix, suffix = read_around(content)
+    template = read_template(content)
+    prefix, suffix = template.prefix, template.suffix
     ends = [*suffix[-1:], *(special[text] for text in ("</s>", "<eos>") if text in special)]
     end = next(iter(ends), None) if end is None else end
     if end not in special.values():
@@ -225,7 +231,19 @@ def rebuild(content, end=None):
     apart = {*strips["lstrip"], *strips["rstrip"]}
     found = special | {t: i for t, i in added.items() if space != "never" or t in apart}
     start = prefix[0] if prefix else pad
-    rules = Rules(pad, start, end, prefix, suffix, found, strips, space, blanks)
+    rules = Rules(
+        pad,
+        start,
+        end,
+        prefix,
+        suffix,
+        template.separator,
+        template.pair_type,
+        found,
+        strips,
+        space,
+        blanks,
+    )
     return proto.SerializeToString(), rules
 
 

@@ -52,8 +52,12 @@ NEWER["digits"] = NEWER["N"] + " 11de0-11de9 16ff4-16ff6"
 
 def unicode_class(kind):
     """The content of an RE2 class for a Unicode category, with its newer code points."""
-    newer = "".join(rf"\x{{{point}}}" for point in NEWER[kind].split()).replace("-", r"}-\x{")
-    return (r"\p{N}" if kind == "digits" else rf"\p{{{kind}}}") + newer
+    return (r"\p{N}" if kind == "digits" else rf"\p{{{kind}}}") + code_points(NEWER[kind])
+
+
+def code_points(ranges):
+    """The content of an RE2 class for hexadecimal ranges such as "9-d 20"."""
+    return "".join(rf"\x{{{point}}}" for point in ranges.split()).replace("-", r"}-\x{")
 
 
 def to_re2(pattern, digits=False):

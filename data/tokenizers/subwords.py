@@ -54,6 +54,7 @@ class Subwords(PieceTokenizer):
         self.vocab_size = self._pieces.get_piece_size()
         self.pad_id, self.start_id, self.end_id = rules.pad_id, rules.start_id, rules.end_id
         self.prefix, self.suffix = rules.prefix, rules.suffix
+        self.separator, self.pair_type = rules.separator, rules.pair_type
         self._added = AddedTokens(rules.added, **rules.strips) if rules.added else None
         self._hidden = [self.pad_id, self.start_id, self.end_id]
         if not rules.native:

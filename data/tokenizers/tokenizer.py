@@ -22,10 +22,28 @@ class Tokenizer(tf.Module):
         source_vocab_size: the number of source tokens, if it differs from that of targets.
         pad_id, end_id: ids that pad a batch and end a text.
         prefix, suffix: ids before and after those of each text.
+        separator: ids between the two texts of a pair; None if the tokenizer has no pairs.
+        pair_type: the type of the second text of a pair; that of the first is 0.
+        mask_token, mask_id: the token that stands for a hidden one, and its id; None without one.
     """
 
-    source_vocab_size = None
-    prefix, suffix = (), ()
+    source_vocab_size: int | None = None
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    separator: tuple[int, ...] | None = None
+    pair_type: int = 0
+    mask_token: str | None = None
+    mask_id: int | None = None
+
+    @property
+    def cls_id(self) -> int | None:
+        """The first id of each text, such as that of ``[CLS]`` or ``<s>``; None without one."""
+        return self.prefix[0] if self.prefix else None
+
+    @property
+    def sep_id(self) -> int | None:
+        """The last id of each text, such as that of ``[SEP]`` or ``</s>``; None without one."""
+        return self.suffix[-1] if self.suffix else None
 
     def encode(
         self,
@@ -49,6 +67,57 @@ class Tokenizer(tf.Module):
         if before or after:
             rows = surround(rows, before, after)
         return rows  # pyright: ignore[reportReturnType]  (TensorFlow's stubs know only tensors)
+
+    def encode_pairs(
+        self,
+        firsts: Sequence[str] | tf.Tensor,
+        seconds: Sequence[str] | tf.Tensor,
+        max_length: int | None = None,
+    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
+        """Tokenizes pairs of texts to ragged ids (B, None) and types (B, None), both int32.
+
+        A pair is `prefix`, the first text, `separator`, the second text, `suffix`. The second text
+        and the suffix have type `pair_type`, all others 0.
+
+        Args:
+            firsts, seconds: texts (B,).
+            max_length: the maximum number of ids per pair, including special ones. The longer text
+                is cut from its end, then both alike (Hugging Face's ``longest_first``).
+
+        Raises:
+            ValueError: the tokenizer has no pairs, or there are not as many second texts.
+        """
+        if self.separator is None:
+            raise ValueError("this tokenizer has no form for pairs of texts")
+        sides = [tf.convert_to_tensor(texts, tf.string) for texts in (firsts, seconds)]
+        if not sides[0].shape.is_compatible_with(sides[1].shape):
+            raise ValueError(
+                "there must be as many first as second texts:"
+                f" {sides[0].shape[0]} and {sides[1].shape[0]}"
+            )
+        first, second = (tf.cast(self._encode(texts, False), tf.int32) for texts in sides)
+        if max_length is not None:
+            special = len(self.prefix) + len(self.separator) + len(self.suffix)
+            first, second = cut_pairs(first, second, max(max_length - special, 0))
+        second = surround(second, (), self.suffix)
+        first = surround(first, self.prefix, self.separator)
+        lengths = tf.stack([first.row_lengths(), second.row_lengths()], axis=1)
+        ids = tf.concat([first, second], axis=1)
+        types = tf.tile(tf.constant([0, self.pair_type], tf.int32), [first.nrows()])
+        return ids, ids.with_values(tf.repeat(types, tf.reshape(lengths, [-1])))
+
+    def offsets(
+        self, texts: Sequence[str] | tf.Tensor
+    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+        """Tokenizes ``texts`` (B,) to ragged ids, starts and ends, each (B, None) int32.
+
+        Special tokens are not added. ``text[start:end]`` is what a token stands for: starts and
+        ends count the code points of the text as given, as Hugging Face's ``offsets`` do.
+
+        Raises:
+            ValueError: the tokenizer has no offsets.
+        """
+        raise ValueError(f"{type(self).__name__} has no offsets of tokens")
 
     def tokens(self, text: str, target: bool = False) -> list[str]:
         """The tokens of one text as readable strings."""
@@ -136,10 +205,13 @@ class AddedTokens(tf.Module):
     def __init__(self, ids, normalized=(), lstrip=(), rstrip=()):
         super().__init__()
         set_untracked(self, ids=dict(ids))
-        self._table = table(list(ids), list(ids.values()), tf.string, -1)
-        raw = pattern_of([text for text in ids if text not in normalized], lstrip, rstrip)
-        late = pattern_of([text for text in ids if text in normalized], lstrip, rstrip)
-        self._first, self._second = raw, "|".join(filter(None, (raw, late))) if late else ""
+        raw = [text for text in ids if text not in normalized]
+        late = [text for text in ids if text in normalized]
+        self._tables = [
+            table(texts, [ids[text] for text in texts], tf.string, -1) if texts else None
+            for texts in (raw, late)
+        ]
+        self._patterns = [pattern_of(texts, lstrip, rstrip) for texts in (raw, late)]
         strips = [rf"^[{SPACE}]*({pattern_of(lstrip)})" if lstrip else ""]
         strips.append(rf"({pattern_of(rstrip)})[{SPACE}]*$" if rstrip else "")
         self._strips = tuple(filter(None, strips))
@@ -150,23 +222,93 @@ class AddedTokens(tf.Module):
         The id of a part that is not an added token is -1. The key of a part is its text, without
         the white space that an added token includes.
         """
-        parts = tf.RaggedTensor.from_uniform_row_length(texts, 1)
-        if self._first:
-            parts = parts.with_flat_values(split(texts, self._first)).merge_dims(1, 2)
+        parts, ids, keys = self.split_raw(texts)
+        flat = parts.flat_values
         if normalize is not None:
-            flat = parts.flat_values
-            added = self._find(flat)[0] >= 0
-            parts = parts.with_flat_values(tf.where(added, flat, normalize(flat)))
-        if self._second:
-            again = split(parts.flat_values, self._second)
-            parts = parts.with_flat_values(again).merge_dims(1, 2)
-        return parts, *self._find(parts.flat_values)
+            flat = tf.where(ids >= 0, flat, normalize(flat))
+            parts, keys = parts.with_flat_values(flat), tf.where(ids >= 0, keys, flat)
+        if self._patterns[1]:
+            again = split(tf.where(ids >= 0, "", flat), self._patterns[1])
+            found, stripped = self._find(again.flat_values, 1)
+            parts = parts.with_flat_values(join(ids >= 0, flat, again)).merge_dims(1, 2)
+            keys = join(ids >= 0, keys, again.with_flat_values(stripped)).flat_values
+            ids = join(ids >= 0, ids, again.with_flat_values(found)).flat_values
+        return parts, ids, keys
 
-    def _find(self, parts):
+    def split_raw(self, texts):
+        """Like `split`, for the tokens that are found before ``texts`` are normalized."""
+        parts = tf.RaggedTensor.from_uniform_row_length(texts, 1)
+        if self._patterns[0]:
+            parts = parts.with_flat_values(split(texts, self._patterns[0])).merge_dims(1, 2)
+        return parts, *self._find(parts.flat_values, 0)
+
+    def _find(self, parts, stage):
+        known = self._tables[stage]
+        if known is None:
+            return tf.fill(tf.shape(parts), -1), parts
         for strip in self._strips:
             stripped = tf.strings.regex_replace(parts, strip, r"\1")
-            parts = tf.where(self._table.lookup(stripped) >= 0, stripped, parts)
-        return tf.cast(self._table.lookup(parts), tf.int32), parts
+            parts = tf.where(known.lookup(stripped) >= 0, stripped, parts)
+        return tf.cast(known.lookup(parts), tf.int32), parts
+
+
+def join(alone, values, rows):
+    """Puts ``values`` (P,) where ``alone`` (P,) is true before the ragged ``rows`` (P, None)."""
+    count = tf.cast(alone, tf.int64)
+    values = tf.RaggedTensor.from_row_lengths(tf.boolean_mask(values, alone), count)
+    return tf.concat([values, rows], axis=1)
+
+
+def cut_pairs(first, second, room):
+    """Cuts ragged rows to at most ``room`` ids of both, as Hugging Face's ``longest_first``."""
+    counts = first.row_lengths(), second.row_lengths()
+    short, long = tf.minimum(*counts), tf.maximum(*counts)
+    fits = tf.minimum(long, tf.maximum(short, room - short))
+    halves = tf.constant([room // 2, room - room // 2], tf.int64)
+    enough = short + fits <= room
+    short, long = tf.where(enough, short, halves[0]), tf.where(enough, fits, halves[1])
+    swapped = counts[0] > counts[1]
+
+    def cut(rows, count):
+        starts = rows.row_starts()
+        return tf.gather(rows.flat_values, tf.ragged.range(starts, starts + count))
+
+    return cut(first, tf.where(swapped, long, short)), cut(second, tf.where(swapped, short, long))
+
+
+def align(units, outputs):
+    """The code point of the input that each byte of the output stands for, (bytes,) int32.
+
+    Counts code points from the start of the first unit. The first code point of an output stands
+    for the first of its unit, the others for the last ones, one each.
+
+    Args:
+        units: parts (U,) of texts that are normalized independently.
+        outputs: the normalized ``units`` (U,).
+    """
+    count, out = (tf.strings.length(x, unit="UTF8_CHAR") for x in (units, outputs))
+    size = tf.strings.length(outputs)
+    content = tf.io.decode_raw(tf.strings.reduce_join(outputs), tf.uint8)
+    unit = tf.repeat(tf.range(tf.size(units)), size)
+    starts = tf.cast(tf.bitwise.bitwise_and(content, 0xC0) != 0x80, tf.int32)
+    place = tf.cumsum(starts) - 1 - tf.gather(tf.cumsum(out, exclusive=True), unit)
+    last = tf.gather(count, unit) - 1
+    at = tf.clip_by_value(last + 1 - tf.gather(out, unit) + place, 0, last)
+    return tf.gather(tf.cumsum(count, exclusive=True), unit) + tf.where(place == 0, 0, at)
+
+
+def place(texts, units, outputs, first, last):
+    """Converts places in normalized texts to starts and ends in code points of ``texts`` (B,).
+
+    Args:
+        units, outputs: see `align`; together, they are all texts and all normalized texts.
+        first, last: ragged (B, None); bytes of the normalized texts.
+    """
+    at = align(units, outputs)
+    size = tf.strings.length(texts, unit="UTF8_CHAR")
+    start = tf.gather(tf.cumsum(size, exclusive=True), first.value_rowids())
+    first = first.with_values(tf.gather(at, first.values) - start)
+    return first, last.with_values(tf.gather(at, last.values - 1) + 1 - start)
 
 
 def surround(rows, before, after):
