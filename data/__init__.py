@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .images import LabelledImages as LabelledImages
     from .images import image_batches as image_batches
     from .images import read_images as read_images
-    from .labelled import Answer as Answer
+    from .labelled import ReferenceAnswer as ReferenceAnswer
     from .labelled import LabelledTexts as LabelledTexts
     from .labelled import Question as Question
     from .labelled import TaggedWords as TaggedWords
@@ -49,7 +49,7 @@ MODULES = {
     ),
     "images": ("LabelledImages", "image_batches", "read_images"),
     "labelled": (
-        "Answer",
+        "ReferenceAnswer",
         "LabelledTexts",
         "Question",
         "TaggedWords",

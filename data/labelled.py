@@ -76,10 +76,10 @@ class TaggedWords:
         return ("O", *(f"{place}-{name}" for name in types for place in "BI"))
 
 
-class Answer(NamedTuple):
+class ReferenceAnswer(NamedTuple):
     """A part of a context: ``context[start : start + len(text)] == text``.
 
-    >>> polyhead.data.Answer("Ada", 4).start
+    >>> polyhead.data.ReferenceAnswer("Ada", 4).start
     4
     """
 
@@ -98,7 +98,7 @@ class Question(NamedTuple):
     id: str
     question: str
     context: str
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[ReferenceAnswer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def read_question(file, entry, context):
                 f"character {start}"
             )
         if (text, start) not in found:
-            found.append(Answer(text, start))
+            found.append(ReferenceAnswer(text, start))
     if bool(found) == entry.get("is_impossible", False):
         rule = "is_impossible, but it has answers" if found else "no answer, and not is_impossible"
         raise ValueError(f"{file}, question {name}: {rule}")

@@ -163,7 +163,9 @@ def answers(model, questions, length, settings, progress=False):
             ALWAYS,
             1,
         )
-        begins, ends = (x.numpy()[:, 0] for x in span_places(first, last, reading.starts, reading.ends))
+        begins, ends = (
+            x.numpy()[:, 0] for x in span_places(first, last, reading.starts, reading.ends)
+        )
         texts += [q.context[a:b] for q, a, b in zip(some, begins, ends, strict=True)]
         tiny = np.finfo("float32").tiny
         differences += list(np.log(of_none + tiny) - np.log(probability.numpy()[:, 0] + tiny))

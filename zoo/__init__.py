@@ -10,7 +10,7 @@ from .loading import load
 from .model import Classification
 from .modern_bert import ModernBERT, ModernBERTConfig
 from .seq2seq import Seq2Seq, Translation
-from .text_encoder import TextEncoder
+from .text_encoder import Answer, Match, Span, TextEncoder
 from .transformer import Transformer, TransformerConfig
 from .vit import ViT, ViTConfig
 
@@ -19,6 +19,7 @@ __all__ = [
     "GPT",
     "Alignment",
     "BERTConfig",
+    "Answer",
     "CausalLM",
     "Classification",
     "GPTConfig",
@@ -26,10 +27,12 @@ __all__ = [
     "ImageClassifier",
     "ModernBERT",
     "ModernBERTConfig",
+    "Match",
     "Sampling",
     "Score",
     "Search",
     "Seq2Seq",
+    "Span",
     "TextEncoder",
     "Transformer",
     "TransformerConfig",

@@ -2,16 +2,81 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import keras
+import numpy as np
 from keras import ops
 
+from ..layers.arguments import plain
+from ..training import SmoothedCrossEntropy
 from ..training.states import by_path
 from .heads import HEADS, Head, change_head, head_size, pool
-from .model import Pretrained
+from .model import Classification, Pretrained, bucket, check_count, in_batches, pad_rows
+
+CHUNK = 4096  # texts that are tokenized at once
+# Devlin et al. 2019, appendix A.5, and their code for SQuAD.
+WINDOW, OVERLAP, LONGEST = 384, 128, 30
+# Warm-up requests: an export must answer them before it is renamed into place.
+EXAMPLES = [
+    "Ada Lovelace was born in London.",
+    "",
+    "The film was long, but nobody in the cinema wanted it to end. " * 12,
+    "It rains.",
+]
+QUESTIONS = ["Where was Ada born?", "Why?", "Who wanted the film to end?", "When does it rain?"]
+
+
+class Span(NamedTuple):
+    """A labelled part of a text: ``text == whole[start:end]``, and its probability.
+
+    Of a list of words, ``start`` and ``end`` count words, and ``text`` is
+    ``" ".join(words[start:end])``.
+
+    >>> span = polyhead.Span("PER", "Ada Lovelace", start=0, end=12, score=0.99)
+    >>> "Ada Lovelace was born in London."[span.start : span.end]
+    'Ada Lovelace'
+    """
+
+    label: str
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+class Answer(NamedTuple):
+    """An answer from a context: ``text == context[start:end]``, and its probability.
+
+    ``text`` is "" if the context does not answer the question. ``no_answer`` is the probability of
+    that, so log(no_answer / score) is what the model's threshold is compared with.
+
+    >>> answer = polyhead.Answer("in London", start=22, end=31, score=0.7, no_answer=0.1)
+    >>> answer.text or "no answer"
+    'in London'
+    """
+
+    text: str
+    start: int
+    end: int
+    score: float
+    no_answer: float = 0.0
+
+
+class Match(NamedTuple):
+    """The index of a text that matches a query, and its score.
+
+    >>> index, score = polyhead.Match(index=3, score=0.81)
+    >>> index
+    3
+    """
+
+    index: int
+    score: float
 
 
 class TextEncoder(Pretrained):
@@ -139,6 +204,435 @@ class TextEncoder(Pretrained):
                 v.assign(weights[path])
         return model
 
+    @property
+    def context(self) -> int:
+        """The maximum number of tokens of an input, special tokens included."""
+        return self.config.max_length
+
+    def label(self, i: int) -> str:
+        """The name of class ``i``, or its number."""
+        return str(i) if self.config.class_names is None else self.config.class_names[i]
+
+    def classify(
+        self,
+        texts: Any,
+        top: int | None = None,
+        batch_size: int = 32,
+        progress: bool | Callable = False,
+    ) -> Classification | list:
+        """Classifies a text, a pair of texts, or each of a list of them.
+
+        Texts are sorted by length, batched and padded to a few lengths; the network is compiled
+        once per length. Texts longer than the model's context are truncated, with a warning; of a
+        pair, the longer text.
+
+        Args:
+            texts: a string; a tuple of two strings, a pair; or a list of strings or of pairs.
+            top: number of most likely classes to return per text.
+            batch_size: number of texts per call of the network.
+            progress: True shows a progress bar; or a function that wraps the batches.
+
+        Returns:
+            a `Classification`, or a list of them in the order of ``texts``; with ``top``, a list
+            for each text.
+
+        Raises:
+            TypeError: an item is not a string, or a pair of strings; the message has its index.
+            ValueError: the model has another head.
+
+        >>> model.classify("A wonderful film.")  # doctest: +SKIP
+        Classification(label='positive', probability=0.99)
+        >>> model.classify(("It rains.", "It is wet."), top=3)  # doctest: +SKIP
+        """
+        self._need_head("classes")
+        count = 1 if top is None else plain(top)
+        if type(count) is not int or not 0 < count <= self.config.num_classes:
+            raise ValueError(f"top must be from 1 to {self.config.num_classes}: {top!r}")
+        texts, single = as_texts("classify", texts, pairs=True)
+        rows = self._rows("classify", texts)
+        compute = self._compiled("classify", self.class_probabilities, "classify")
+        results = []
+        for probabilities in self._run(rows, compute, batch_size, progress):
+            best = np.argsort(-probabilities, kind="stable")[:count]
+            classes = [Classification(self.label(i), float(probabilities[i])) for i in best]
+            results.append(classes[0] if top is None else classes)
+        return results[0] if single else results
+
+    def class_probabilities(self, inputs: Any) -> Any:
+        """Tokens (B, T), or the dictionary of `call` -> probabilities (B, C)."""
+        return ops.softmax(self(inputs))
+
+    def tag(
+        self,
+        texts: Any,
+        batch_size: int = 32,
+        progress: bool | Callable = False,
+    ) -> list:
+        """Finds labelled spans, such as the names of persons, in a text or in each of a list.
+
+        Each word has the class of its first token. Words join to spans by the scheme of
+        ``class_names``: BIO ("O", "B-PER", "I-PER"), where I- without B- before it begins a span;
+        also BIOES, BILOU, and labels without prefixes. In a string, a word ends at white space and
+        punctuation. Long texts are cut into windows that overlap, and each token is tagged in the
+        window that has more text around it: nothing is truncated.
+
+        Args:
+            texts: a string, or a list whose items are strings or lists of words.
+            batch_size: number of windows per call of the network.
+            progress: True shows a progress bar; or a function that wraps the batches.
+
+        Returns:
+            a list of `Span`s, or such a list for each of ``texts``. For a list of words, ``start``
+            and ``end`` of a span count words.
+
+        Raises:
+            TypeError: an item is not a string, or a list of strings; the message has its index.
+            ValueError: the model has another head.
+
+        >>> model.tag("Ada Lovelace was born in London.")  # doctest: +SKIP
+        [Span(label='PER', text='Ada Lovelace', start=0, end=12, score=0.99), ...]
+        >>> model.tag([["Ada", "Lovelace", "was"]])  # doctest: +SKIP
+        [[Span(label='PER', text='Ada Lovelace', start=0, end=2, score=0.99)]]
+        """
+        self._need_head("tags")
+        tokenizer = self._need_tokenizer("tag")
+        texts, single = as_texts("tag", texts, words=True)
+        from ..data import spans
+
+        plans, rows = [], []
+        for chosen in chunks(texts):
+            # A space before the first word too: byte pairs of words begin with one.
+            strings = [t if isinstance(t, str) else "".join(f" {w}" for w in t) for t in chosen]
+            ids, starts, ends = tokenizer.offsets(strings)
+            windows, tokens = spans.text_windows(tokenizer, ids, self.context, OVERLAP)
+            plans.append((chosen, strings, starts, ends, windows.kept()))
+            rows += [{"tokens": row} for row in unpack(tokens)]
+        compute = self._compiled("tag", self.tag_tokens, "tag")
+        found = iter(self._run(rows, compute, batch_size, progress))
+        before, results = len(tokenizer.prefix), []
+        for *plan, kept in plans:
+            tagged = [next(found)[before + at] for at in unpack(kept)]
+            results += self._join_tags(*plan, np.concatenate(tagged))
+        return results[0] if single else results
+
+    def _join_tags(self, texts, strings, starts, ends, tagged):
+        """The `Span`s of each of ``texts``; ``tagged`` (N, 2) is that of all tokens."""
+        from ..data import spans
+
+        row = np.asarray(starts.value_rowids(), "int32")
+        starts, ends = (np.asarray(x.flat_values, "int32") for x in (starts, ends))
+        begins = spans.begins_word(spans.code_points(strings), row, starts, ends)
+        word = np.cumsum(begins, dtype="int32")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                own = slice(*np.searchsorted(row, [i, i + 1]))
+                first = np.cumsum([0, *(len(w) + 1 for w in text)])[:-1]
+                word[own] = np.searchsorted(first, starts[own], "right") - 1
+        tags = self._tags()
+        found = spans.find_spans(
+            tags, tagged[:, 0].astype("int32"), tagged[:, 1], row, word, starts, ends
+        )
+        results = [[] for _ in texts]
+        for i, label, start, end, first, last, score in zip(
+            *(np.asarray(x).tolist() for x in found), strict=True
+        ):
+            if isinstance(text := texts[i], str):
+                part = text[start:end]
+            else:
+                start, end = first, last + 1
+                part = " ".join(text[start:end])
+            results[i].append(Span(tags.labels[label], part, start, end, score))
+        return results
+
+    def _tags(self):
+        from ..data.spans import Tags
+
+        return Tags.read([self.label(i) for i in range(self.config.num_classes)])
+
+    def tag_tokens(self, inputs: Any) -> Any:
+        """Tokens (B, T) -> (B, T, 2): the most likely class, as float32, and its probability."""
+        probabilities = ops.softmax(self(inputs))
+        best = ops.cast(ops.argmax(probabilities, axis=-1), "float32")
+        return ops.stack([best, ops.max(probabilities, axis=-1)], axis=-1)
+
+    def answer(
+        self,
+        questions: str | Sequence[str],
+        contexts: str | Sequence[str],
+        top: int | None = None,
+        no_answer: float | None = None,
+        window_length: int | None = None,
+        overlap: int = OVERLAP,
+        max_answer_tokens: int = LONGEST,
+        batch_size: int = 32,
+        progress: bool | Callable = False,
+    ) -> Answer | list:
+        """Answers a question, or each of a list, by a part of its context.
+
+        Long contexts are cut into windows that overlap; an answer lies within a window, and the
+        best one over all windows is returned. The score of a span is the sum of the logits of its
+        first and last token; that of no answer is the sum of those of the first token, [CLS], the
+        smallest over all windows. The answer is "" if score(no answer) - score(best span) is above
+        ``no_answer``. Probabilities are the softmax over all spans and no answer.
+
+        Args:
+            questions: a string or a list. A question is truncated to half of a window.
+            contexts: a string or a list. One string is the context, or the question, of all.
+            top: number of best answers to return per question.
+            no_answer: a threshold instead of the model's own; math.inf: always answer.
+            window_length: tokens per window, the question included. Default: 384, at most the
+                model's context.
+            overlap: number of tokens that consecutive windows share, at most half of a window.
+            max_answer_tokens: maximum number of tokens of an answer.
+            batch_size: number of windows per call of the network.
+            progress: True shows a progress bar; or a function that wraps the batches.
+
+        Returns:
+            an `Answer`, or a list of them; with ``top``, a list for each question, best first.
+
+        Raises:
+            TypeError: a question or context is not a string; the message has its index.
+            ValueError: the model has another head, or the lists have different lengths.
+
+        >>> model.answer("Where was Ada born?", "Ada was born in London.")  # doctest: +SKIP
+        Answer(text='London', start=16, end=22, score=0.97, no_answer=0.01)
+        """
+        self._need_head("spans")
+        tokenizer = self._need_tokenizer("answer")
+        search, window = self._reading(no_answer, window_length, overlap, max_answer_tokens)
+        count = check_count(top, "top")
+        questions, one = as_texts("answer", questions, name="question")
+        contexts, other = as_texts("answer", contexts, name="context")
+        questions = questions * len(contexts) if one and not other else questions
+        contexts = contexts * len(questions) if other and not one else contexts
+        if len(questions) != len(contexts):
+            raise ValueError(
+                f"there must be a context for each question: {len(contexts)}, {len(questions)}"
+            )
+        from ..data import spans
+
+        plans, rows = [], []
+        for chosen in chunks(list(zip(questions, contexts, strict=True)), 64):
+            reading = spans.read_contexts(tokenizer, *map(list, zip(*chosen, strict=True)), *window)
+            plans.append((chosen, reading))
+            pairs = zip(unpack(reading.tokens), unpack(reading.types), strict=True)
+            rows += [{"tokens": tokens, "types": types} for tokens, types in pairs]
+        compute = self._compiled("answer", self, "answer")
+        found, results = iter(self._run(rows, compute, batch_size, progress)), []
+        for chosen, reading in plans:
+            counts, before = (np.asarray(x) for x in (reading.windows.count, reading.before))
+            logits = np.zeros([len(counts), max(counts), 2], "float32")
+            none = np.zeros(len(counts), "float32")
+            for i, (n, start) in enumerate(zip(counts, before, strict=True)):
+                window_logits = next(found)
+                logits[i, :n], none[i] = window_logits[start : start + n], window_logits[0].sum()
+            places = reading.places(logits, none, *search, count)
+            for (_, context), *row in zip(chosen, *(np.asarray(x) for x in places), strict=True):
+                results.append(answers(context, *row))
+        if top is None:
+            results = [best[0] for best in results]
+        return results[0] if one and other else results
+
+    def _reading(self, no_answer, window_length, overlap, max_answer_tokens):
+        """Checks the settings of `answer`; returns arguments of `best_spans`, `read_contexts`."""
+        no_answer = self.config.no_answer if no_answer is None else plain(no_answer)
+        if type(no_answer) not in (int, float) or no_answer != no_answer:
+            raise ValueError(f"no_answer must be a number: {no_answer!r}")
+        length = min(WINDOW, self.context) if window_length is None else plain(window_length)
+        if type(length) is not int or not 0 < length <= self.context:
+            raise ValueError(f"window_length must be from 1 to {self.context}: {window_length!r}")
+        overlap = plain(overlap)
+        if type(overlap) is not int or overlap < 0:
+            raise ValueError(f"overlap must be a non-negative integer: {overlap!r}")
+        longest = check_count(max_answer_tokens, "max_answer_tokens")
+        return (longest, float(no_answer)), (length, overlap)
+
+    def fill_mask(
+        self,
+        texts: str | Sequence[str],
+        top: int = 5,
+        batch_size: int = 32,
+        progress: bool | Callable = False,
+    ) -> list:
+        """Predicts the masked tokens of a text, or of each of a list.
+
+        Args:
+            texts: with the tokenizer's mask token, "[MASK]" or "<mask>", at least once in each.
+            top: number of most likely tokens to return per mask.
+            batch_size: number of texts per call of the network.
+            progress: True shows a progress bar; or a function that wraps the batches.
+
+        Returns:
+            for a text with one mask, a list of ``top`` `Classification`s, whose labels are tokens;
+            for a text with several, such a list for each. For a list of texts, a list of these.
+
+        Raises:
+            ValueError: the model has another head; a text has no mask, or is longer than the
+                context. The message has its index.
+
+        >>> model.fill_mask("I am [MASK] hungry.", top=2)  # doctest: +SKIP
+        [Classification(label='so', probability=0.3), ...]
+        """
+        self._need_head("tokens")
+        tokenizer = self._need_tokenizer("fill_mask")
+        top = min(check_count(top, "top"), tokenizer.vocab_size)
+        texts, single = as_texts("fill_mask", texts)
+        mask, rows = self._mask(), []
+        for chosen in chunks(texts):
+            for ids in unpack(tokenizer.encode(chosen)):
+                i, positions = len(rows), np.flatnonzero(ids == mask)
+                if not len(positions):
+                    raise ValueError(
+                        f"text {i} has no mask token {tokenizer.mask_token!r}: {texts[i]!r:.100}"
+                    )
+                if len(ids) > self.context:
+                    raise ValueError(
+                        f"text {i} has {len(ids)} tokens, more than the context of {self.context}"
+                    )
+                rows.append({"tokens": ids, "positions": positions})
+        compute = self._compiled(
+            ("fill_mask", top), lambda inputs: self.fill_masks(inputs, top), "fill_mask"
+        )
+        results = []
+        for row, filled in zip(rows, self._run(rows, compute, batch_size, progress), strict=True):
+            found = []
+            for ids, probabilities in filled[: len(row["positions"])]:
+                labels = tokenizer.pieces(ids.astype("int32"))
+                pairs = zip(labels, probabilities.tolist(), strict=True)
+                found.append([Classification(*pair) for pair in pairs])
+            results.append(found[0] if len(found) == 1 else found)
+        return results[0] if single else results
+
+    def _mask(self):
+        mask = getattr(self.tokenizer, "mask_id", None)
+        if mask is None:
+            raise ValueError("fill_mask needs a tokenizer with a mask token")
+        return mask
+
+    def fill_masks(self, inputs: dict[str, Any], top: int) -> Any:
+        """``tokens`` (B, T) and ``positions`` (B, M) -> (B, M, 2, top): tokens, probabilities."""
+        probabilities = ops.softmax(self.drop_padding(self(inputs)))
+        values, tokens = ops.top_k(probabilities, top)
+        return ops.stack([ops.cast(tokens, "float32"), values], axis=-2)
+
+    def embed(
+        self,
+        texts: Any,
+        batch_size: int = 32,
+        progress: bool | Callable = False,
+    ) -> np.ndarray:
+        """Embeds a text, or each of a list, as vectors: pooled features; every head can.
+
+        Texts longer than the model's context are truncated, with a warning.
+
+        Returns:
+            float32 (N, D), a row for each text; (D,) for a string. With ``config.normalize`` the
+            norm of each is 1.
+
+        >>> model.embed(["A man is eating food."]).shape  # doctest: +SKIP
+        (1, 384)
+        """
+        texts, single = as_texts("embed", texts)
+        rows = self._rows("embed", texts)
+        compute = self._compiled("embed", self.embeddings, "embed")
+        found = self._run(rows, compute, batch_size, progress)
+        result = np.stack(found) if found else np.zeros([0, self.config.dim], "float32")
+        return result[0] if single else result
+
+    def embeddings(self, inputs: Any) -> Any:
+        """Tokens (B, T), or the dictionary of `call` -> embeddings (B, D)."""
+        given = inputs if isinstance(inputs, dict) else {"tokens": inputs}
+        x = self.features(given["tokens"], given.get("types"))
+        return self.pooled(x, given["tokens"])
+
+    def similarity(self, a: Any, b: Any) -> np.ndarray:
+        """The cosine similarity of texts or embeddings: float32 (N, M).
+
+        Args:
+            a, b: a string or an embedding (D,), whose axis the result does not have; a list of
+                strings or an array of embeddings (N, D).
+
+        >>> model.similarity("A dog.", ["A cat.", "It rains."])  # doctest: +SKIP
+        array([0.6, 0.1], dtype=float32)
+        """
+        a, b = (self._unit(x) for x in (a, b))
+        return np.asarray(a @ b.T if b.ndim == 2 else a @ b, "float32")
+
+    def _unit(self, texts):
+        """Texts or embeddings as embeddings of norm 1."""
+        x = texts
+        if not (isinstance(x, np.ndarray) and x.dtype.kind in "fiu"):
+            x = self.embed(texts)
+        if x.ndim not in (1, 2):
+            raise ValueError(f"embeddings must have the shape (N, D) or (D,): {x.shape}")
+        x = np.asarray(x, "float32")
+        return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+    def search(self, queries: Any, embeddings: np.ndarray, top: int = 10) -> list:
+        """Finds the embeddings that are most similar to a query, or to each of a list.
+
+        Args:
+            queries: a string, a list of strings, or embeddings (D,) or (N, D).
+            embeddings: (M, D), such as `embed` returns; their norms do not matter.
+            top: number of results.
+
+        Returns:
+            a list of `Match`es (index, score), best first, or such a list for each query. The
+            score is the cosine similarity.
+
+        >>> embeddings = model.embed(["A cat.", "It rains."])  # doctest: +SKIP
+        >>> model.search("the weather", embeddings, top=1)  # doctest: +SKIP
+        [Match(index=1, score=0.5)]
+        """
+        top = check_count(top, "top")
+        embeddings, x = np.asarray(embeddings), self._unit(queries)
+        if embeddings.ndim != 2 or embeddings.shape[1] != x.shape[-1]:
+            raise ValueError(
+                f"embeddings must have the shape (M, {x.shape[-1]}): {embeddings.shape}"
+            )
+        norms = np.maximum(np.linalg.norm(embeddings, axis=1), 1e-12)
+        results = []
+        for query in np.atleast_2d(x):
+            results.append(matches(embeddings @ query / norms, top))
+        return results[0] if x.ndim == 1 else results
+
+    def rerank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        top: int | None = None,
+        batch_size: int = 32,
+        progress: bool | Callable = False,
+    ) -> list[Match]:
+        """Orders ``texts`` by how well they match ``query``, with the head "score".
+
+        The network reads query and text together, as a pair (Nogueira & Cho 2019, arXiv
+        1901.04085).
+
+        Args:
+            query: a string.
+            texts: a list of strings.
+            top: number of best texts to return. Default: all.
+            batch_size: number of pairs per call of the network.
+            progress: True shows a progress bar; or a function that wraps the batches.
+
+        Returns:
+            `Match`es (index in ``texts``, score), best first; scores are the network's outputs.
+
+        >>> model.rerank("the weather", ["A cat.", "It rains."])  # doctest: +SKIP
+        [Match(index=1, score=4.2), Match(index=0, score=-7.1)]
+        """
+        self._need_head("score")
+        if not isinstance(query, str):
+            raise TypeError(f"rerank takes a string as query: {query!r:.100}")
+        texts, single = as_texts("rerank", texts)
+        if single:
+            raise TypeError(f"rerank takes a list of texts: {texts[0]!r:.100}")
+        rows = self._rows("rerank", [(clean(query), text) for text in texts])
+        compute = self._compiled("rerank", self, "rerank")
+        scores = np.array(self._run(rows, compute, batch_size, progress), "float32")
+        return matches(scores, len(texts) if top is None else check_count(top, "top"))
+
     def _need_head(self, head):
         """Raises an error if the model has another head."""
         if self.config.head != head:
@@ -146,3 +640,306 @@ class TextEncoder(Pretrained):
                 f"{HEADS[head]} needs a model with the head {head!r}, and this one has "
                 f"{self.config.head!r}: model.adapt({head!r}) returns one to be fine-tuned"
             )
+
+    def _rows(self, verb, texts):
+        """Tokenizes texts or pairs to rows for `_run`; truncates them to the context."""
+        tokenizer, rows, long = self._need_tokenizer(verb), [], 0
+
+        def encode(texts, *limit):
+            if isinstance(texts[0], tuple):
+                ids, types = tokenizer.encode_pairs(*map(list, zip(*texts, strict=True)), *limit)
+                pairs = zip(unpack(ids), unpack(types), strict=True)
+                return [{"tokens": row, "types": kinds} for row, kinds in pairs]
+            return [{"tokens": row} for row in unpack(tokenizer.encode(texts, *limit))]
+
+        for chosen in chunks(texts):
+            found = encode(chosen)
+            cut = [i for i, row in enumerate(found) if len(row["tokens"]) > self.context]
+            if cut:
+                shorter = encode([chosen[i] for i in cut], self.context)
+                for i, row in zip(cut, shorter, strict=True):
+                    found[i] = row
+            rows, long = rows + found, long + len(cut)
+        if long:
+            warnings.warn(
+                f"{long} of {len(texts)} texts were truncated to {self.context} tokens",
+                stacklevel=3,
+            )
+        return rows
+
+    def _run(self, rows, function, batch_size, progress):
+        """Applies a compiled function to ``rows`` in batches: arrays by name, as `call` takes them.
+
+        Returns a list of arrays, one per row, which may be longer than the row.
+        """
+        size = min(check_count(batch_size, "batch_size"), bucket(len(rows), start=1))
+
+        def run(chosen):
+            inputs = {}
+            for name in chosen[0]:
+                values = [row[name] for row in chosen]
+                longest = max(map(len, values))
+                if name == "positions":
+                    width = bucket(longest, start=1)
+                else:
+                    width = min(round_length(longest), max(self.context, longest))
+                value = self.config.pad_id if name == "tokens" else 0
+                inputs[name] = pad_rows(values, (size, width), value)
+            return np.asarray(function(inputs))[: len(chosen)]
+
+        return in_batches(rows, size, run, lambda row: len(row["tokens"]), progress)
+
+    @classmethod
+    def load_tokenizer(cls, folder: Path, config: Any) -> Any:
+        from ..data.tokenizers import load
+
+        return load(folder)
+
+    def compile(self, optimizer: Any = None, loss: Any = None, **kwargs: Any) -> None:
+        """Keras's `compile`. Default: AdamW at 2e-5 (Devlin et al. 2019, appendix A.3).
+
+        The default loss is cross-entropy of integer labels: (B,) of the head "classes"; (B, T) of
+        "tags" and "tokens"; (B, 2), first and last token, of "spans". For "score" it is binary
+        cross-entropy. Embeddings have no default loss.
+
+        Raises:
+            ValueError: the model has no head, and there is no ``loss``.
+        """
+        head = self.config.head
+        if loss is None and head is None:
+            raise ValueError("a model without a head has no default loss: pass one, or adapt it")
+        if loss is None and head == "score":
+            loss = keras.losses.BinaryCrossentropy(from_logits=True)
+        if loss is None:
+            loss = SpanCrossEntropy() if head == "spans" else SmoothedCrossEntropy(0.0)
+        if optimizer is None:
+            optimizer = keras.optimizers.AdamW(2e-5, weight_decay=0.01, global_clipnorm=1.0)
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        super().compile(optimizer, loss, **kwargs)
+
+    def export(
+        self,
+        filepath: str | PathLike[str],
+        format: str | None = "tf_saved_model",
+        top: int | None = None,
+        no_answer: float | None = None,
+        window_length: int | None = None,
+        overlap: int = OVERLAP,
+        max_answer_tokens: int = LONGEST,
+        **settings: Any,
+    ) -> Path:
+        """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
+
+        Signatures take strings (B,). ``serving_default`` is that of the model's head, which also
+        has the name of the method:
+
+        - "classes": ``classify`` takes ``text`` and returns the most likely ``labels`` (B, top)
+          and their ``probabilities``; ``classify_pairs`` takes ``text`` and ``text_pair``;
+        - "score": ``rerank`` takes ``text`` (the query) and ``text_pair`` and returns ``score``
+          (B,);
+        - "tags": ``tag`` takes ``text`` and returns ``labels``, ``texts``, ``starts``, ``ends``
+          and ``scores`` (B, S); rows with fewer spans are padded, with the label "";
+        - "spans": ``answer`` takes ``question`` and ``context`` and returns ``text``, ``start``,
+          ``end``, ``score`` and ``no_answer`` (B,), as `Answer` has them;
+        - "tokens": ``fill_mask`` takes ``text`` and returns ``tokens`` and ``probabilities``
+          (B, M, top) of its masks, padded with "";
+        - None: ``embed`` takes ``text`` and returns ``embedding`` (B, D).
+
+        Places are code points. Long texts are cut into windows, or truncated, as in Python.
+        Invalid UTF-8 is read with U+FFFD in its place.
+
+        Args:
+            format: "onnx", "litert" or "openvino" writes a file of the network alone instead:
+                ``tokens`` (B, T) in, the result of `call` out; see `polyhead.serving.formats`.
+            top: number of classes, or of tokens of a mask. Default: 5.
+            no_answer, window_length, overlap, max_answer_tokens: as for `answer`.
+
+        Returns:
+            the version's folder; see `polyhead.serving.export`.
+
+        >>> model.export("exported")  # doctest: +SKIP
+        PosixPath('exported/1')
+        """
+        from ..serving.export import export
+
+        c = self.config
+        if format not in (None, "tf_saved_model"):
+            tokens = keras.layers.InputSpec(shape=(None, None), dtype="int32", name="tokens")
+            settings |= {} if top is None else {"top": top}
+            return self._export_network(filepath, format, tokens, c.vocab_size, settings)
+        if settings:
+            raise TypeError(f"not settings of an export for TensorFlow Serving: {sorted(settings)}")
+        top = check_count(5 if top is None else top, "top")
+        search, window = self._reading(no_answer, window_length, overlap, max_answer_tokens)
+        tokenizer = self._need_tokenizer("export")
+        if (whole := self._without_lora()) is not self:
+            return whole.export(
+                filepath, None, top, no_answer, window_length, overlap, max_answer_tokens
+            )
+        from ..data import spans
+
+        def encode(text):
+            ids = tokenizer.encode(text, self.context)
+            return {"tokens": spans.dense(ids, c.pad_id)}
+
+        def encode_pairs(text, text_pair):
+            ids, types = tokenizer.encode_pairs(text, text_pair, self.context)
+            return {"tokens": spans.dense(ids, c.pad_id), "types": spans.dense(types, 0)}
+
+        def most_likely(inputs):
+            values, classes = ops.top_k(self.class_probabilities(inputs), min(top, c.num_classes))
+            return {"labels": spans.lookup(labels, classes), "probabilities": values}
+
+        def tag(text):
+            return spans.tag_texts(
+                tokenizer, text, self._tags(), self.tag_tokens, self.context, OVERLAP, c.pad_id
+            )
+
+        def answer(question, context):
+            reading = spans.read_contexts(tokenizer, question, context, *window)
+            logits, none = reading.logits(self, c.pad_id)
+            places = reading.places(logits, none, *search, 1)
+            start, end, score = (x[:, 0] for x in places[:3])
+            return {
+                "text": spans.answer_texts(context, start, end),
+                "start": start,
+                "end": end,
+                "score": score,
+                "no_answer": places[3],
+            }
+
+        def fill_mask(text):
+            ids = tokenizer.encode(text, self.context)
+            positions, tokens = spans.find(ids, self._mask()), spans.dense(ids, c.pad_id)
+            filled = self.fill_masks(
+                {"tokens": tokens, "positions": spans.dense(positions, 0)},
+                min(top, tokenizer.vocab_size),
+            )
+            return spans.padded_masks(positions, filled, pieces)
+
+        spec = tokenizer.spec
+        one, texts = {"text": spec("text")}, {"text": EXAMPLES}
+        two = {"text": spec("text"), "text_pair": spec("text_pair")}
+        pairs = {"text": QUESTIONS, "text_pair": EXAMPLES}
+        if c.head == "classes":
+            labels = [self.label(i) for i in range(c.num_classes)]
+            signatures = {
+                "classify": (lambda text: most_likely(encode(text)), one, texts),
+                "classify_pairs": (lambda **given: most_likely(encode_pairs(**given)), two, pairs),
+            }
+        elif c.head == "score":
+            score = lambda **given: {"score": self(encode_pairs(**given))}  # noqa: E731
+            signatures = {"rerank": (score, two, pairs)}
+        elif c.head == "tags":
+            signatures = {"tag": (tag, one, texts)}
+        elif c.head == "spans":
+            inputs = {"question": spec("question"), "context": spec("context")}
+            signatures = {"answer": (answer, inputs, {"question": QUESTIONS, "context": EXAMPLES})}
+        elif c.head == "tokens":
+            self._mask()
+            pieces = [tokenizer.pieces([i])[0] for i in range(tokenizer.vocab_size)]
+            masked = [f"{text} {tokenizer.mask_token}" for text in EXAMPLES]
+            signatures = {"fill_mask": (fill_mask, one, {"text": masked})}
+        else:
+            embed = lambda text: {"embedding": self.embeddings(encode(text))}  # noqa: E731
+            signatures = {"embed": (embed, one, texts)}
+        signatures = {"serving_default": next(iter(signatures.values())), **signatures}
+        return export(filepath, "text", signatures, self.weights, tracked=[tokenizer])
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class SpanCrossEntropy(keras.losses.Loss):
+    """The cross-entropy of the first and of the last token of an answer, averaged.
+
+    Call with ``labels`` (B, 2), indices of tokens, and ``logits`` (B, T, 2).
+    (Devlin et al. 2019, section 4.2.)
+    """
+
+    def __init__(self, name: str = "span_cross_entropy", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+    def call(self, labels, logits):
+        labels = ops.cast(labels, "int32")
+        chosen = ops.take_along_axis(logits, labels[:, None, :], axis=1)[:, 0]
+        return ops.mean(ops.logsumexp(logits, axis=1) - chosen, axis=-1)
+
+
+def answers(context, start, end, score, none):
+    """The `Answer`s of one question; ``score`` (K,) is negative where there are fewer than K."""
+    rows = zip(start.tolist(), end.tolist(), score.tolist(), strict=True)
+    return [Answer(context[a:b], a, b, s, float(none)) for a, b, s in rows if s >= 0]
+
+
+def matches(scores, top):
+    """The ``top`` largest of ``scores`` (N,), as `Match`es, best first."""
+    top = min(top, len(scores))
+    best = np.argpartition(-scores, top - 1)[:top] if top < len(scores) else np.arange(top)
+    best = best[np.lexsort((best, -scores[best]))]
+    return [Match(int(i), float(scores[i])) for i in best]
+
+
+def as_texts(verb, texts, name="text", pairs=False, words=False):
+    """Returns ``texts`` as a list of valid strings, and whether they are one text.
+
+    Args:
+        pairs: an item may be a pair, a tuple of two strings: then all must be.
+        words: an item may be a list of words.
+
+    Raises:
+        TypeError: an item is something else; the message names the method, ``verb``.
+    """
+    single = isinstance(texts, str | bytes) or pairs and isinstance(texts, tuple)
+    texts, kinds = [texts] if single else list(texts), "a string or a list of them"
+    kinds = kinds + " or of pairs, tuples of two strings" * pairs + " or of lists of words" * words
+    result = []
+    for i, text in enumerate(texts):
+        several = pairs and isinstance(text, tuple) and len(text) == 2
+        several = several or words and isinstance(text, list | tuple)
+        parts = text if several else [text]
+        if not all(isinstance(part, str | bytes) for part in parts):
+            raise TypeError(f"{verb} takes {kinds}: {name} {i} is {text!r:.100}")
+        parts = [clean(part) for part in parts]
+        result.append((tuple(parts) if pairs else parts) if several else parts[0])
+        if pairs and isinstance(result[i], tuple) is not isinstance(result[0], tuple):
+            raise TypeError(f"{verb} takes strings or pairs, not both: {name} {i} is {text!r:.100}")
+    return result, single
+
+
+def clean(text):
+    """A string without lone surrogates: each becomes U+FFFD, as invalid UTF-8 does."""
+    if isinstance(text, bytes):
+        return text.decode("utf-8", "replace")
+    return SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def chunks(items, most=CHUNK) -> Iterator[list]:
+    """Yields parts of ``items`` that are tokenized at once: limited in number and in length."""
+    chunk, longest = [], 0
+    for item in items:
+        length = len(item) if isinstance(item, str) else sum(map(len, item))
+        longer = max(longest, length)
+        if chunk and (len(chunk) == most or longer * (len(chunk) + 1) > LARGEST):
+            yield chunk
+            chunk, longer = [], length
+        chunk.append(item)
+        longest = longer
+    if chunk:
+        yield chunk
+
+
+LARGEST = 1 << 22  # characters
+
+
+def unpack(ragged):
+    """The rows of a ragged tensor as arrays."""
+    flat, splits = np.asarray(ragged.flat_values), np.asarray(ragged.row_splits)
+    return [flat[a:b] for a, b in zip(splits[:-1], splits[1:], strict=True)]
+
+
+def round_length(length):
+    """Rounds up to 8, 16, 24, 32, 48, 64, 96, ...: less padding than powers of two alone."""
+    size = bucket(length)
+    return size * 3 // 4 if 24 <= size * 3 // 4 >= length else size

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import keras
+from keras import ops
 
 from polyhead.layers import (
     FeedForward,
@@ -79,10 +80,56 @@ class Toy(TextEncoder):
         yield from head_shapes(c, dense, norm).items()
 
     def features(self, tokens, types=None):
-        x = self.positions(self.tokens(tokens))
-        if types is not None:
-            x = x + self.types(types)
+        types = ops.zeros_like(tokens) if types is None else types
+        x = self.positions(self.tokens(tokens)) + self.types(types)
         mask = padding_mask(tokens, self.config.pad_id)
         for block in self.blocks:
             x = block(x, mask=mask)
         return self.norm(x)
+
+
+def toy_tokenizer():
+    """A tokenizer whose tokens are all characters but white space."""
+    import tensorflow as tf
+
+    from polyhead.data.tokenizers.tokenizer import Tokenizer, surround
+
+    class ToyTokenizer(Tokenizer):
+        vocab_size, pad_id, mask_id, mask_token = 300, 0, 3, "[MASK]"
+        prefix, suffix, separator, pair_type = (1,), (2,), (2,), 1
+
+        def offsets(self, texts):
+            points = tf.strings.unicode_decode(tf.convert_to_tensor(texts, tf.string), "UTF-8")
+            kept = points > 32
+            starts = tf.cast(tf.ragged.range(points.row_lengths()), tf.int32)
+            points, starts = (tf.ragged.boolean_mask(x, kept) for x in (points, starts))
+            return tf.where(points == 0xE000, 3, 4 + points % 296), starts, starts + 1
+
+        def _encode(self, texts, target=False):
+            return self.offsets(tf.strings.regex_replace(texts, r"\[MASK\]", "\ue000"))[0]
+
+        def encode_pairs(self, firsts, seconds, max_length=None):
+            a, b = (self.encode(texts, add_special_tokens=False) for texts in (firsts, seconds))
+            if max_length is not None:
+                room, m, n = max_length - 3, a.row_lengths(), b.row_lengths()
+                m = tf.minimum(m, tf.maximum(room - n, (room + 1) // 2))
+                n = tf.minimum(n, room - m)
+                a = tf.gather(a.flat_values, tf.ragged.range(a.row_starts(), a.row_starts() + m))
+                b = tf.gather(b.flat_values, tf.ragged.range(b.row_starts(), b.row_starts() + n))
+            a, b = surround(a, (1,), (2,)), surround(b, (), (2,))
+            types = tf.concat([tf.zeros_like(a), tf.ones_like(b)], axis=1)
+            return tf.concat([a, b], axis=1), types
+
+        def pieces(self, tokens, target=False):
+            return [f"<{token}>" for token in tokens]
+
+    return ToyTokenizer()
+
+
+def toy(head=None, tokenizer=None, scale=0.5, seed=0, **settings):
+    """A `Toy` with large random weights, whose outputs differ between tokens."""
+    keras.utils.set_random_seed(seed)
+    model = Toy(ToyConfig(head=head, **settings), tokenizer)
+    for i, v in enumerate(model.weights):
+        v.assign(v + scale * keras.random.normal(v.shape, seed=seed + i))
+    return model
