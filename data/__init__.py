@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from .images import LabelledImages as LabelledImages
     from .images import image_batches as image_batches
     from .images import read_images as read_images
-    from .labelled import ReferenceAnswer as ReferenceAnswer
     from .labelled import LabelledTexts as LabelledTexts
     from .labelled import Question as Question
+    from .labelled import ReferenceAnswer as ReferenceAnswer
     from .labelled import TaggedWords as TaggedWords
     from .labelled import TextPairs as TextPairs
     from .labelled import read_labelled_texts as read_labelled_texts

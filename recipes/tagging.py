@@ -36,9 +36,9 @@ class Settings(EncoderSettings):
 
     data: str = option(
         SAMPLE,
-        "A file of lines 'word TAB tag' with tags O, B-name and I-name, and a blank line after each "
-        "sentence (a tenth is for validation); a folder with train, val and test as .conll, .bio, "
-        ".txt or .tsv; or 'sample', sentences included in polyhead.",
+        "A file of lines 'word TAB tag' with tags O, B-name and I-name, and a blank line after "
+        "each sentence (a tenth is for validation); a folder with train, val and test as .conll, "
+        ".bio, .txt or .tsv; or 'sample', sentences included in polyhead.",
         metavar="FILE|DIR|sample",
     )
 
@@ -142,8 +142,8 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, say=print):
     length, progress = max_length(settings, model), show_progress("evaluating")
     found = score(model, sentences, length, progress) | {"sentences": len(sentences)}
     say(
-        f"F1 {found['f1']:.2%}, precision {found['precision']:.2%}, recall {found['recall']:.2%} of "
-        f"entities; {len(sentences):,} sentences of {split}"
+        f"F1 {found['f1']:.2%}, precision {found['precision']:.2%}, recall {found['recall']:.2%} "
+        f"of entities; {len(sentences):,} sentences of {split}"
     )
     return found
 

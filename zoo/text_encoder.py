@@ -689,12 +689,6 @@ class TextEncoder(Pretrained):
 
         return in_batches(rows, size, run, lambda row: len(row["tokens"]), progress)
 
-    @classmethod
-    def load_tokenizer(cls, folder: Path, config: Any) -> Any:
-        from ..data.tokenizers import load
-
-        return load(folder)
-
     def compile(self, optimizer: Any = None, loss: Any = None, **kwargs: Any) -> None:
         """Keras's `compile`. Default: AdamW at 2e-5 (Devlin et al. 2019, appendix A.3).
 

@@ -159,7 +159,7 @@ class WordPieces(Tokenizer):
         """
         import tokenizers
 
-        learner = tokenizers.Tokenizer(tokenizers.models.WordPiece({UNKNOWN: 0}, UNKNOWN))
+        learner = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=UNKNOWN))
         learner.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
         learner.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
         count, begins, kept = collections.Counter(), set(), []
