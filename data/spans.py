@@ -62,7 +62,7 @@ class Windows(NamedTuple):
         """
         stop = self.first + self.count
         same = self.row[1:] == self.row[:-1]
-        middle = (self.first[1:] + stop[:-1]) // 2
+        middle = (self.first[1:] + stop[:-1] + 1) // 2
         begin = tf.concat([self.first[:1], tf.where(same, middle, self.first[1:])], axis=0)
         stop = tf.concat([tf.where(same, middle, stop[:-1]), stop[-1:]], axis=0)
         return tf.ragged.range(begin - self.first, stop - self.first)
@@ -148,7 +148,8 @@ def read_contexts(
     free = length - len(prefix) - len(separator) - len(suffix)
     if free < 2:
         raise ValueError(f"a window must have room for a question and a context: {length} tokens")
-    asked = tokenizer.encode(questions, add_special_tokens=False)[:, : free // 2]
+    asked = tf.cast(tokenizer.encode(questions, add_special_tokens=False), tf.int32)
+    asked = asked[:, : free // 2]
     ids, starts, ends = tokenizer.offsets(contexts)
     room = free - tf.cast(asked.row_lengths(), tf.int32)
     windows = Windows.cut(ids.row_lengths(), room, overlap)
@@ -254,27 +255,27 @@ def begins_word(
 ) -> tf.Tensor:
     """Whether each of N tokens begins a word (N,).
 
-    Tokens belong to one word if the text has only letters, digits and combining marks at both
-    sides of where they meet, or if they share a character. A Chinese character is a word.
+    Two tokens belong to one word if the text has only letters, digits, combining marks and
+    characters of formatting from the end of the first to the beginning of the second, or if they
+    share a character. A Chinese character is a word.
 
     Args:
         points: the code points (B, None) of the texts.
         row, starts, ends: (N,) the text of each token, in order, and its place.
     """
     unique, index = tf.unique(points.flat_values)
-    letters = tf.strings.regex_full_match(
-        tf.strings.unicode_encode(unique[:, None], "UTF-8"), r"[\p{L}\p{N}\p{M}]"
-    )
-    chinese = tf.strings.regex_full_match(
-        tf.strings.unicode_encode(unique[:, None], "UTF-8"), r"\p{Han}"
-    )
-    letters = tf.gather(letters & ~chinese, index)
-    letters = tf.concat([[False], letters, [False]], axis=0)
-    at = tf.cast(tf.gather(points.row_starts(), row), tf.int32) + starts
-    before = tf.concat([[0], ends[:-1]], axis=0)[: tf.size(ends)]
-    joined = (starts == before) & tf.gather(letters, at) & tf.gather(letters, at + 1)
+    characters = tf.strings.unicode_encode(unique[:, None], "UTF-8")
+    joins = tf.strings.regex_full_match(characters, r"[\p{L}\p{N}\p{M}\p{Cf}]") | (unique == 0)
+    joins &= ~tf.strings.regex_full_match(characters, r"\p{Han}")
+    # The number of characters before each that separate words.
+    apart = tf.cumsum(tf.cast(~tf.gather(joins, index), tf.int32))
+    apart = tf.concat([[0], apart], axis=0)
     first = tf.concat([[True], row[1:] != row[:-1]], axis=0)[: tf.size(row)]
-    return first | ~(joined | (starts < before))
+    stop = tf.where(first, 0, tf.concat([[0], ends[:-1]], axis=0)[: tf.size(ends)])
+    base = tf.cast(tf.gather(points.row_starts(), row), tf.int32)
+    upto = tf.minimum(base + starts + 1, tf.size(apart) - 1)
+    between = tf.gather(apart, upto) - tf.gather(apart, base + tf.maximum(stop - 1, 0))
+    return first | ((between > 0) & (starts >= stop))
 
 
 class Tags(NamedTuple):

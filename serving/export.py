@@ -65,8 +65,7 @@ To query another signature, put `"signature_name": "..."` before `"instances"`.
 
 Without a server, through the same C++ loader:
 
-    python -m polyhead.serving.loader {version} {argument}
-    echo {request} | python -m polyhead.serving.loader {version}
+{arguments}    echo {request} | python -m polyhead.serving.loader {version}
 
 In Python, with tensorflow-text installed:
 
@@ -134,7 +133,8 @@ def export(
         signatures: ``{name: (function, {input: tf.TensorSpec}, {input: list of values})}``; a
             function takes those inputs by keyword and returns a dict of tensors, all with the batch
             as first axis. The values are example rows for the warm-up requests, one for each of
-            `BATCH_SIZES`; the first row should be cheap to compute.
+            `BATCH_SIZES`; the first row should be cheap to compute. Two names may have the same
+            tuple.
         variables: the Keras variables that the functions read.
         tracked: `tf.Module`s that the functions use, for example tokenizers.
 
@@ -153,18 +153,22 @@ def export(
     module = tf.Module()
     module.variables_ = [v.value for v in variables]
     module.tracked = list(tracked)
-    functions = {
-        key: tf.function(function, autograph=False).get_concrete_function(**inputs)
-        for key, (function, inputs, _) in signatures.items()
-    }
+    # A signature with two names is traced, checked and warmed up once.
+    functions, first = {}, {}
+    for key, signature in signatures.items():
+        if (known := first.setdefault(id(signature), key)) is not key:
+            functions[key] = functions[known]
+            continue
+        function, inputs, _ = signature
+        functions[key] = tf.function(function, autograph=False).get_concrete_function(**inputs)
     with temporary_folder(folder, "export") as beside:
         saved = beside / "saved"
         tf.saved_model.save(module, str(saved), signatures=functions)
         check_operations(saved)
         requests = [
             (key, request)
-            for key, (_, inputs, examples) in signatures.items()
-            for request in warmup_requests(inputs, examples)
+            for key in first.values()
+            for request in warmup_requests(*signatures[key][1:])
         ]
         check_answers(saved, functions, requests)
         write_warmup(saved, name, requests)
@@ -279,7 +283,10 @@ def rename_to_next_version(saved, folder):
 def write_server_files(beside, folder, name, version, signatures):
     """Writes the server's configuration and a README with its commands to ``folder``."""
     first = {k: as_json(values[0]) for k, values in signatures["serving_default"][2].items()}
-    value = next(iter(first.values()))
+    arguments = ""
+    if set(first) in ({"text"}, {"image_bytes"}):  # what the loader's command takes
+        value = first.get("text", "photo.jpg")
+        arguments = f"    python -m polyhead.serving.loader {version.name} {shlex.quote(value)}\n"
     listed = "\n".join(
         f"- `{key}`: " + ", ".join(f"`{k}` {spec.dtype.name} (batch)" for k, spec in inputs.items())
         for key, (_, inputs, _) in signatures.items()
@@ -297,7 +304,7 @@ def write_server_files(beside, folder, name, version, signatures):
             version=version.name,
             signatures=listed,
             request=shlex.quote(json.dumps({"instances": [first]}, ensure_ascii=False)),
-            argument=shlex.quote(value if isinstance(value, str) else "photo.jpg"),
+            arguments=arguments,
         ),
     }
     for file, text in texts.items():

@@ -1,6 +1,7 @@
 """Reports long compilations on stderr."""
 
 import functools
+import math
 import sys
 import threading
 import time
@@ -76,11 +77,12 @@ def with_notice(function, name):
 
     @functools.wraps(function, updated=())
     def call(*args):
-        key = (args[0].shape, *(argument is None for argument in args))
+        shapes = [x.shape for x in keras.tree.flatten(args[0])]
+        key = (*shapes, *(argument is None for argument in args))
         if key in seen:
             return function(*args)
         with Notice(silent=False) as notice:
-            notice.begin(name, args[0].shape)
+            notice.begin(name, max(shapes, key=math.prod))
             found = function(*args)
         seen.add(key)
         return found

@@ -92,7 +92,7 @@ def toy_tokenizer():
     """A tokenizer whose tokens are all characters but white space."""
     import tensorflow as tf
 
-    from polyhead.data.tokenizers.tokenizer import Tokenizer, surround
+    from polyhead.data.tokenizers.tokenizer import Tokenizer
 
     class ToyTokenizer(Tokenizer):
         vocab_size, pad_id, mask_id, mask_token = 300, 0, 3, "[MASK]"
@@ -103,22 +103,13 @@ def toy_tokenizer():
             kept = points > 32
             starts = tf.cast(tf.ragged.range(points.row_lengths()), tf.int32)
             points, starts = (tf.ragged.boolean_mask(x, kept) for x in (points, starts))
-            return tf.where(points == 0xE000, 3, 4 + points % 296), starts, starts + 1
+            ids = points.with_values(
+                tf.where(points.flat_values == 0xE000, 3, 4 + points.flat_values % 296)
+            )
+            return ids, starts, starts + 1
 
         def _encode(self, texts, target=False):
             return self.offsets(tf.strings.regex_replace(texts, r"\[MASK\]", "\ue000"))[0]
-
-        def encode_pairs(self, firsts, seconds, max_length=None):
-            a, b = (self.encode(texts, add_special_tokens=False) for texts in (firsts, seconds))
-            if max_length is not None:
-                room, m, n = max_length - 3, a.row_lengths(), b.row_lengths()
-                m = tf.minimum(m, tf.maximum(room - n, (room + 1) // 2))
-                n = tf.minimum(n, room - m)
-                a = tf.gather(a.flat_values, tf.ragged.range(a.row_starts(), a.row_starts() + m))
-                b = tf.gather(b.flat_values, tf.ragged.range(b.row_starts(), b.row_starts() + n))
-            a, b = surround(a, (1,), (2,)), surround(b, (), (2,))
-            types = tf.concat([tf.zeros_like(a), tf.ones_like(b)], axis=1)
-            return tf.concat([a, b], axis=1), types
 
         def pieces(self, tokens, target=False):
             return [f"<{token}>" for token in tokens]
