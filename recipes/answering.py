@@ -7,6 +7,7 @@ Half of SQuAD 2.0's development set from MiniLM:
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -14,7 +15,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from typer import Argument, Option
 
-from .encoding import EncoderSettings, begin, cross_entropy, fit, max_length, outputs, read_split
+from .encoding import EncoderSettings, begin, fit, max_length, read_lines, read_split
 from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Split
 from .run import Run, load, lock_folder, save_average, show_progress
 from .settings import SAMPLE, option, read_settings
@@ -110,14 +111,26 @@ def read(data, split=None, other=None):
 
 
 def score(model, questions, length, settings, threshold=None, progress=False):
-    """The loss of a model per window, and the scores of its answers.
+    """The scores of a model's answers; see `polyhead.training.answer_scores`.
 
     Args:
         threshold: see ``config.no_answer``. Default: that with the best F1 on these questions.
     """
     from ..training import answer_scores, no_answer_threshold
 
-    loss, texts, differences = answers(model, questions, length, settings, progress)
+    found = model.answer(
+        [q.question for q in questions],
+        [q.context for q in questions],
+        no_answer=math.inf,
+        window_length=length,
+        overlap=settings.overlap,
+        max_answer_tokens=settings.longest,
+        progress=progress,
+    )
+    texts = [answer.text for answer in found]
+    # Of float32; a probability may be 0.
+    scores = np.maximum([(answer.no_answer, answer.score) for answer in found], 1e-38)
+    differences = np.log(scores[:, 0]) - np.log(scores[:, 1])
     right = [[answer.text for answer in q.answers] for q in questions]
     if threshold is None and all(right):
         threshold = ALWAYS  # SQuAD 1.1
@@ -125,51 +138,7 @@ def score(model, questions, length, settings, threshold=None, progress=False):
         threshold = no_answer_threshold(texts, differences, right)
     given = [t if d <= threshold else "" for t, d in zip(texts, differences, strict=True)]
     scores = {k: x for k, x in answer_scores(given, right).items() if x is not None}
-    return {"loss": loss, **scores, "threshold": threshold}
-
-
-def answers(model, questions, length, settings, progress=False):
-    """The loss; the best span of each question; and the score of "no answer" minus the span's."""
-    import tensorflow as tf
-
-    from ..data.encoder_batches import answer_tokens
-    from ..data.spans import best_spans, read_contexts, span_places
-
-    texts, differences, losses = [], [], []
-    for start in range(0, len(questions), 256):
-        some = questions[start : start + 256]
-        reading = read_contexts(
-            model.tokenizer,
-            [q.question for q in some],
-            [q.context for q in some],
-            length,
-            settings.overlap,
-        )
-        logits = outputs(model, reading.tokens, reading.types, 32, progress)
-        labels = answer_tokens(some, reading)
-        for row, places in zip(logits, labels, strict=True):
-            losses.append(np.mean([cross_entropy(row.T[i : i + 1], [places[i]]) for i in (0, 1)]))
-        counts, before = reading.windows.count.numpy(), reading.before.numpy()
-        scores = np.zeros((len(logits), counts.max(initial=1), 2), "float32")
-        for i, row in enumerate(logits):
-            scores[i, : counts[i]] = row[before[i] : before[i] + counts[i]]
-        none = np.array([row[0].sum() for row in logits], "float32")
-        lengths = reading.starts.row_lengths()
-        first, last, probability, of_none = best_spans(
-            *map(tf.constant, (scores[..., 0], scores[..., 1], none)),
-            reading.windows,
-            lengths,
-            settings.longest,
-            ALWAYS,
-            1,
-        )
-        begins, ends = (
-            x.numpy()[:, 0] for x in span_places(first, last, reading.starts, reading.ends)
-        )
-        texts += [q.context[a:b] for q, a, b in zip(some, begins, ends, strict=True)]
-        tiny = np.finfo("float32").tiny
-        differences += list(np.log(of_none + tiny) - np.log(probability.numpy()[:, 0] + tiny))
-    return float(np.mean(losses)), texts, differences
+    return {**scores, "threshold": threshold}
 
 
 def evaluate(
@@ -181,7 +150,7 @@ def evaluate(
     """Evaluates a run's best model on a split of its data, "val" by default.
 
     Returns:
-        a dict: ``loss``, ``exact`` and ``f1``; ``answer_exact`` and ``answer_f1`` on questions that
+        a dict: ``exact`` and ``f1``; ``answer_exact`` and ``answer_f1`` on questions that
         have an answer, ``no_answer``, the accuracy on the others; the number of ``questions``.
     """
     settings, model = read_settings(run), load(run)
@@ -206,21 +175,29 @@ def average(run: RunFolder, last: Last = 10, say=print):
 
 def answer(
     run: ModelFolder,
-    question: Annotated[str, Argument(metavar="QUESTION", help="A question.")],
+    inputs: Annotated[
+        list[str] | None,
+        Argument(metavar="QUESTION ...", help="Questions. Default: the lines of standard input."),
+    ] = None,
     context: Annotated[
-        str, Argument(metavar="CONTEXT", help="A text with the answer, or a file of it.")
-    ],
-    top: Annotated[int, Option(help="Number of answers.")] = 1,
+        str | None, Option(metavar="TEXT|FILE", help="The text with the answers, or a file of it.")
+    ] = None,
+    top: Annotated[int, Option(help="Number of answers per question.")] = 1,
 ):
-    """Answer a question from a text: prints a line per answer.
+    """Answer questions from a text: prints a line per answer.
 
-    A line has the answer, its start and end (characters) and its probability; the text is empty if
-    there is no answer.
+    A line has the answer, its start and end (characters) and its probability; the answer is empty
+    if the text does not have it.
     """
+    if context is None:
+        raise ValueError("pass --context, the text with the answers")
     if len(context) < 256 and Path(context).is_file():
-        context = Path(context).read_text("utf-8")
-    for found in load(run).answer(question, context, top=top):
-        print(f"{found.text}\t{found.start}\t{found.end}\t{found.score:.4f}")
+        context = Path(context).read_text("utf-8-sig")
+    questions = list(read_lines(inputs))
+    found = load(run).answer(questions, context, top=top, progress=show_progress("answering"))
+    for answers in found:
+        for one in answers:
+            print(f"{one.text}\t{one.start}\t{one.end}\t{one.score:.4f}")
 
 
 def export(run: ModelFolder, folder: ExportFolder, format: Format = "tf_saved_model"):

@@ -10,7 +10,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from . import classification, generation, text_classification, translation
+from . import (
+    answering,
+    classification,
+    embedding,
+    generation,
+    masked,
+    tagging,
+    text_classification,
+    translation,
+)
 from .diversify import diversify
 from .options import add_command, add_verb, argument, arguments, format_flag, merge, title
 from .run import task_of
@@ -18,7 +27,16 @@ from .settings import VERBS, load_settings, options, read_settings
 
 RECIPES = {
     recipe.Settings.task: recipe
-    for recipe in (translation, generation, classification, text_classification)
+    for recipe in (
+        translation,
+        generation,
+        classification,
+        text_classification,
+        tagging,
+        answering,
+        embedding,
+        masked,
+    )
 }
 
 app = typer.Typer(
@@ -144,7 +162,8 @@ add_verb(
 
     Translations by sacrebleu's BLEU; text by cross-entropy per token, perplexity and bits per byte;
     images by top-1 and top-5 accuracy; classes of texts by accuracy, macro F1 and Matthews
-    correlation.
+    correlation; tags by F1 of entities; answers by SQuAD's exact match and F1; embeddings by
+    Spearman and Pearson correlation; masked tokens by loss and accuracy.
     """,
 )
 add_verb(
@@ -163,7 +182,7 @@ add_verb(
     "export",
     {task: recipe.export for task, recipe in RECIPES.items()},
     task_of,
-    """Write a SavedModel for TensorFlow Serving: text or images in, text or labels out.
+    """Write a SavedModel for TensorFlow Serving: text or images in; text, labels, vectors out.
 
     It is EXPORT/1, or the next free number; the server's configuration is in EXPORT. With another
     --format, EXPORT is a file: model.onnx, model.tflite (LiteRT) or model.xml (OpenVINO).

@@ -1,5 +1,6 @@
 """What the recipes of text encoders share: settings, the model, training and its outputs."""
 
+import dataclasses
 import functools
 import importlib.resources
 import sys
@@ -28,7 +29,7 @@ class EncoderSettings(RunSettings):
         None,
         f"Maximum number of tokens per text. Default: {LENGTH}, or fewer by the model.",
     )
-    batch_size: int = option(32, "Texts per batch.")
+    batch_size: int = option(32, "Texts, or pairs of texts, per batch.")
     buckets: int = option(4, "Number of batch lengths; each is compiled once.")
     peak: float | None = option(
         None, "Peak learning rate. Default: 5e-5; 5e-4 for a model from scratch."
@@ -94,7 +95,7 @@ def begin(settings, run, texts, head=None, class_names=None):
             raise ValueError(f"{settings.pretrained} is a {type(model).__name__}, not an encoder")
         if model.tokenizer is None:
             raise ValueError(f"{settings.pretrained} has no tokenizer")
-        model = model.adapt(**new)
+        model = model.adapt(**new) if head is not None else without_head(model)
     else:
         kinds = [k for name in zoo.__all__ if is_encoder(k := getattr(zoo, name), zoo.TextEncoder)]
         kind = next((kind for kind in kinds if settings.preset in kind.PRESETS), None)
@@ -123,6 +124,20 @@ def begin(settings, run, texts, head=None, class_names=None):
     return model
 
 
+def without_head(model):
+    """A model with the same weights and no head."""
+    from ..training.states import by_path
+
+    config = dataclasses.replace(model.config, head=None, num_classes=0, class_names=None)
+    if config == model.config:
+        return model
+    bare = type(model)(config, model.tokenizer, initialize=False, dtype=model.dtype_policy)
+    weights = by_path(model.weights)
+    for path, v in by_path(bare.weights).items():
+        v.assign(weights[path])
+    return bare
+
+
 def is_encoder(kind, base):
     return isinstance(kind, type) and issubclass(kind, base) and hasattr(kind, "PRESETS")
 
@@ -134,23 +149,13 @@ def max_length(settings, model, default=LENGTH):
     return min(default, model.config.max_length)
 
 
-def fit(run, model, batches, loss, score, monitor, mode="max", label=None, unit="texts"):
-    """Compiles and trains a model; returns the history.
-
-    Args:
-        batches: a function of ``start`` that returns the training data.
-        loss: a Keras loss.
-        score: a function of the model that returns its scores on validation, "loss" among them.
-        monitor: the score that selects the best checkpoint, by ``mode``.
-        label: the name of ``monitor`` in the picture. Default: no curve.
-        unit: see `Run.fit`.
-    """
+def compile_encoder(run, model, loss, per_epoch):
+    """Compiles a model with the run's optimizer: AdamW, or one with smaller rates below."""
     import keras
 
-    from ..training import InverseSquareRoot, LayerwiseAdamW, ValidationScores
+    from ..training import InverseSquareRoot, LayerwiseAdamW
 
-    s, per_epoch = run.settings, len(batches())
-    kind = keras.optimizers.AdamW
+    s, kind = run.settings, keras.optimizers.AdamW
     if s.layer_decay is not None:
         if s.optimizer != "adam":
             raise ValueError(f"layer_decay needs the optimizer adam: {s.optimizer}")
@@ -167,12 +172,23 @@ def fit(run, model, batches, loss, score, monitor, mode="max", label=None, unit=
         )
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         model.compile(optimizer, loss, remat=s.remat)
-    draw = draw_curve
-    if label is not None:
 
-        def draw(history, path):
-            draw_curve(history, path, f"val_{monitor}", label)
 
+def fit(run, model, batches, loss, score, monitor, label, unit="texts"):
+    """Compiles and trains a model; returns the history.
+
+    Args:
+        batches: a function of ``start`` that returns the training data.
+        loss: a Keras loss.
+        score: a function of the model that returns its scores on validation.
+        monitor: the score that selects the best checkpoint.
+        label: the name of ``monitor`` in the picture.
+        unit: see `Run.fit`.
+    """
+    from ..training import ValidationScores
+
+    per_epoch = len(batches())
+    compile_encoder(run, model, loss, per_epoch)
     return run.fit(
         model,
         lambda update: batches(start=update),
@@ -180,8 +196,7 @@ def fit(run, model, batches, loss, score, monitor, mode="max", label=None, unit=
         per_epoch,
         f"val_{monitor}",
         [ValidationScores(score)],
-        mode=mode,
-        draw=draw,
+        draw=lambda history, path: draw_curve(history, path, f"val_{monitor}", label),
         unit=unit,
     )
 

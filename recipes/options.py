@@ -119,11 +119,11 @@ def add_command(app, name, parameters, run, doc):
         doc: a docstring; its sections for Python are left out.
     """
 
-    def command(context, **values):
-        source = context.get_parameter_source
+    def command(cli, **values):
+        source = cli.get_parameter_source
         run({name: x for name, x in values.items() if source(name).name == "COMMANDLINE"})
 
-    parameters = [argument("context", Context), *parameters]
+    parameters = [argument("cli", Context), *parameters]
     command.__signature__ = inspect.Signature(parameters)
     doc = re.split(r"\n\n(?:Args|Returns|Raises):", inspect.cleandoc(doc))[0]
     command.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", doc)  # a paragraph is one line

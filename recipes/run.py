@@ -111,7 +111,7 @@ class Run:
 
         Args:
             batches: a function of the first update that returns an endless dataset.
-            validation: a dataset; None if a callback adds validation scores and "val_loss".
+            validation: a dataset, or None if a callback adds the scores.
             per_epoch: batches per epoch.
             monitor: the metric that selects the best checkpoint, by ``mode`` "max" or "min".
             callbacks: callbacks that add metrics; they run before the others.
@@ -374,7 +374,8 @@ def draw_curve(history, path, score=None, label=None):
         loss.set_ylabel(label, color="tab:blue")
         loss = loss.twinx()
     loss.plot(minutes, [epoch["loss"] for epoch in history], color="tab:orange", label="training")
-    loss.plot(minutes, [epoch["val_loss"] for epoch in history], color="tab:orange", ls="--")
+    if all("val_loss" in epoch for epoch in history):
+        loss.plot(minutes, [epoch["val_loss"] for epoch in history], color="tab:orange", ls="--")
     loss.set_ylabel("loss: training (solid), validation (dashed)", color="tab:orange")
     save(figure, path)
 

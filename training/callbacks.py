@@ -42,8 +42,7 @@ class ValidationBleu(keras.callbacks.Callback):
 class ValidationScores(keras.callbacks.Callback):
     """Adds scores of the model on validation data to each epoch's logs, as ``val_<name>``.
 
-    Uses EMA weights if the optimizer keeps them. With one score per epoch of `fit`, it replaces
-    ``validation_data``.
+    Uses EMA weights if the optimizer keeps them.
 
     >>> callback = polyhead.training.ValidationScores(lambda model: {"accuracy": 0.5})
 
