@@ -14,6 +14,7 @@ from .spans import begins_word, code_points, read_contexts
 from .text import PIECE, split_text
 from .tokenizers.tokenizer import Tokenizer, surround
 
+SKIPS = 4  # words that exceed the quota and are skipped for shorter ones, as in BERT's code
 SHARES = (0.8, 0.9)  # of the masked tokens: below, hidden; between, random; above, unchanged
 
 
@@ -358,13 +359,23 @@ def masked_batches(
         # One random number for each word; the words with the smallest numbers are chosen.
         drawn = tf.random.stateless_uniform([batch_size, room], keys[0])
         drawn = tf.gather(drawn, word - word[:, :1], batch_dims=1)
-        at = tf.argsort(tf.where(text, drawn, 2.0), axis=1, stable=True)[:, : most + 1]
+        order = tf.argsort(tf.where(text, drawn, 2.0), axis=1, stable=True)
         quota = tf.reduce_sum(tf.cast(text, tf.float32), axis=1) * rate + 0.5
         quota = tf.minimum(tf.cast(quota, tf.int32), most)[:, None]
-        chosen = tf.gather(word, at, batch_dims=1)
-        excess = tf.gather(chosen, quota, batch_dims=1)  # a word that is only partly within
-        at, chosen = at[:, :most], chosen[:, :most]
-        weight = (tf.range(most) < quota) & (chosen != excess)
+        taken, ranked = (tf.gather(x, order, batch_dims=1) for x in (text, word))
+
+        def exceeding(taken):
+            """The tokens beyond the quota, and all tokens of the first word among them."""
+            over = taken & (tf.cumsum(tf.cast(taken, tf.int32), axis=1) > quota)
+            excess = tf.gather(ranked, tf.argmax(tf.cast(over, tf.int32), axis=1)[:, None], batch_dims=1)
+            return over, tf.reduce_any(over, axis=1, keepdims=True) & (ranked == excess)
+
+        for _ in range(SKIPS):
+            taken &= ~exceeding(taken)[1]
+        over, excess = exceeding(taken)
+        taken &= ~(over | excess)
+        first = tf.argsort(tf.cast(~taken, tf.int32), axis=1, stable=True)[:, :most]
+        at, weight = (tf.gather(x, first, batch_dims=1) for x in (order, taken))
         labels = tf.gather(original, at, batch_dims=1)
         fate = tf.random.stateless_uniform([batch_size, most], keys[1])
         other = tf.random.stateless_uniform(
@@ -415,10 +426,11 @@ def document_tokens(
     Raises:
         ValueError: there is no text.
     """
-    parts, firsts, waiting, size = [], [], [], 0
+    parts, firsts, waiting, size, count = [], [], [], 0, 0
     last = np.array(tokenizer.suffix[-1:], "int32")
 
     def tokenize():
+        nonlocal count
         pieces, ends = zip(*waiting, strict=True)
         if whole_words:
             ids, *places = tokenizer.offsets(pieces)
@@ -428,6 +440,7 @@ def document_tokens(
             ids = tokenizer.encode(pieces, add_special_tokens=False)
             new = np.ones(ids.flat_values.shape, bool)
         flat, splits = ids.flat_values.numpy(), ids.row_splits.numpy()
+        count += len(flat)
         for i, end in enumerate(ends):
             here = slice(splits[i], splits[i + 1])
             parts.extend([flat[here], last] if end else [flat[here]])
@@ -444,7 +457,7 @@ def document_tokens(
                 size = 0
     if waiting:
         tokenize()
-    if not sum(map(len, parts)):
+    if not count:
         raise ValueError("there is no text")
     ids = np.concatenate(parts).astype("int32")
     return DocumentTokens(ids, np.cumsum(np.concatenate(firsts)).astype("int32"))
