@@ -367,7 +367,9 @@ def masked_batches(
         def exceeding(taken):
             """The tokens beyond the quota, and all tokens of the first word among them."""
             over = taken & (tf.cumsum(tf.cast(taken, tf.int32), axis=1) > quota)
-            excess = tf.gather(ranked, tf.argmax(tf.cast(over, tf.int32), axis=1)[:, None], batch_dims=1)
+            excess = tf.gather(
+                ranked, tf.argmax(tf.cast(over, tf.int32), axis=1)[:, None], batch_dims=1
+            )
             return over, tf.reduce_any(over, axis=1, keepdims=True) & (ranked == excess)
 
         for _ in range(SKIPS):

@@ -217,12 +217,10 @@ add_command(app, "diversify", arguments(diversify), run_diversify, diversify.__d
 
 
 def model_tasks(model):
-    """The tasks of a class of models."""
-    encoder = hasattr(model, "embed")  # `classify` is a verb of images and of texts
-    tasks = [task for task, verb in VERBS.items() if task in RECIPES and hasattr(model, verb)]
-    return [
-        task for task in tasks if task != ("classification" if encoder else "text_classification")
-    ]
+    """The tasks of a class of models. (`classify` and `embed` are methods of other classes too.)"""
+    text = hasattr(model, "fill_mask")
+    recipes = {task: hasattr(recipe.Settings, "layer_decay") for task, recipe in RECIPES.items()}
+    return [task for task in RECIPES if recipes[task] == text and hasattr(model, VERBS[task])]
 
 
 @app.command()

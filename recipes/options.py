@@ -93,7 +93,7 @@ def join_options(options):
     texts = []
     for kind, parameter in options.items():
         help, default = describe(parameter)
-        shown = "" if default in (None, False) else f" (default {default})"
+        shown = "" if default is None or default is False else f" (default {default})"
         texts.append((help, f"{kind}{shown}"))
     if len({help for help, _ in texts}) == 1:
         help = f"{texts[0][0]} For {'; '.join(kind for _, kind in texts)}."
