@@ -78,7 +78,8 @@ def text_windows(
     """
     room = length - len(tokenizer.prefix) - len(tokenizer.suffix)
     windows = Windows.cut(rows.row_lengths(), room, overlap)
-    return windows, surround(windows.take(rows), tokenizer.prefix, tokenizer.suffix)
+    tokens = surround(windows.take(rows), tokenizer.prefix, tokenizer.suffix)
+    return windows, tokens  # pyright: ignore[reportReturnType]
 
 
 class Reading(NamedTuple):
@@ -89,6 +90,7 @@ class Reading(NamedTuple):
         tokens, types: (W, None), ragged: prefix, question, separator, window, suffix.
         before: (W,) the number of tokens before those of the context.
         starts, ends: (B, None), ragged: the place of each token of a context, in code points.
+        truncated: (B,) whether the question was truncated.
     """
 
     windows: Windows
@@ -97,6 +99,7 @@ class Reading(NamedTuple):
     before: tf.Tensor
     starts: tf.RaggedTensor
     ends: tf.RaggedTensor
+    truncated: tf.Tensor
 
     def logits(self, network: Callable, pad_id: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs a network on the windows.
@@ -149,6 +152,7 @@ def read_contexts(
     if free < 2:
         raise ValueError(f"a window must have room for a question and a context: {length} tokens")
     asked = tf.cast(tokenizer.encode(questions, add_special_tokens=False), tf.int32)
+    truncated = asked.row_lengths() > free // 2
     asked = asked[:, : free // 2]
     ids, starts, ends = tokenizer.offsets(contexts)
     room = free - tf.cast(asked.row_lengths(), tf.int32)
@@ -158,7 +162,7 @@ def read_contexts(
     tokens = tf.concat([asked, text], axis=1)
     types = tf.concat([tf.zeros_like(asked), tf.zeros_like(text) + tokenizer.pair_type], axis=1)
     before = tf.cast(asked.row_lengths(), tf.int32)
-    return Reading(windows, tokens, types, before, starts, ends)
+    return Reading(windows, tokens, types, before, starts, ends, truncated)
 
 
 def best_spans(
@@ -193,16 +197,16 @@ def best_spans(
     lengths = tf.cast(lengths, tf.int32)
     batch, width = tf.size(lengths), tf.shape(start)[1]
     most = tf.reduce_max(tf.concat([[0], lengths], axis=0))
-    longest = tf.minimum(longest, tf.maximum(width, 1))
+    limit = tf.minimum(longest, tf.maximum(width, 1))
     within = tf.range(width)
-    last = within[:, None] + tf.range(longest)  # (C, L): the last token of spans from each token
-    scores = start[:, :, None] + tf.gather(tf.pad(end, [[0, 0], [0, longest]]), last, axis=1)
+    last = within[:, None] + tf.range(limit)  # (C, L): the last token of spans from each token
+    scores = start[:, :, None] + tf.gather(tf.pad(end, [[0, 0], [0, limit]]), last, axis=1)
     scores = tf.where(last < windows.count[:, None, None], scores, LOWEST)
     place = windows.row[:, None] * most + tf.minimum(windows.first[:, None] + within, most - 1)
     scores = tf.math.unsorted_segment_max(
-        tf.reshape(scores, [-1, longest]), tf.reshape(place, [-1]), batch * most
+        tf.reshape(scores, [-1, limit]), tf.reshape(place, [-1]), batch * most
     )
-    scores = tf.reshape(tf.maximum(scores, LOWEST), [batch, most * longest])
+    scores = tf.reshape(tf.maximum(scores, LOWEST), [batch, most * limit])
     none = tf.math.unsorted_segment_min(none, windows.row, batch)[:, None]
     probabilities = tf.nn.softmax(tf.concat([scores, none], axis=1))
     # Of equal scores, `top_k` ranks the first one first: the earliest, shortest span.
@@ -212,8 +216,8 @@ def best_spans(
     values, index = tf.math.top_k(ranked, top)
     probability = tf.gather(tf.pad(probabilities, [[0, 0], [0, top]]), index, batch_dims=1)
     probability = tf.where(values > LOWEST, probability, -1.0)
-    found = (index < most * longest) & (values > LOWEST)
-    first, last = index // longest, index // longest + index % longest
+    found = (index < most * limit) & (values > LOWEST)
+    first, last = index // limit, index // limit + index % limit
     first, last = tf.where(found, first, -1), tf.where(found, last, -1)
     return first, last, probability, probabilities[:, -1]
 
@@ -443,7 +447,9 @@ def tag_texts(
     count = tf.size(texts, tf.int64)
     rows = tf.cast(found.row, tf.int64)
     return {
-        name: tf.RaggedTensor.from_value_rowids(x, rows, count).to_tensor()
+        name: dense(
+            tf.RaggedTensor.from_value_rowids(x, rows, count), "" if x.dtype == tf.string else 0
+        )
         for name, x in values.items()
     }
 
@@ -476,7 +482,7 @@ def lookup(labels: Sequence[str], index: tf.Tensor) -> tf.Tensor:
     return tf.gather(tf.constant(labels), index)
 
 
-def dense(rows: tf.RaggedTensor, value: int) -> tf.Tensor:
+def dense(rows: tf.RaggedTensor, value: Any) -> tf.Tensor:
     """``rows`` (B, None) as (B, T), padded with ``value``; T is at least 1."""
-    x = rows.to_tensor(value)
-    return tf.pad(x, [[0, 0], [0, tf.cast(tf.shape(x)[1] == 0, tf.int32)]], constant_values=value)
+    longest = tf.maximum(rows.bounding_shape(axis=1, out_type=tf.int32), 1)
+    return rows.to_tensor(value, shape=tf.stack([-1, longest]))

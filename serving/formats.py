@@ -30,7 +30,7 @@ def export_network(
     filepath: str | PathLike[str],
     format: str,
     signature: Any,
-    limit: int,
+    limit: int | dict[str, int],
     tolerance: float = 1e-3,
     **settings: Any,
 ) -> Path:
@@ -48,7 +48,8 @@ def export_network(
         model: a Keras model without other parts: a tokenizer would be converted too.
         format: "onnx", "litert" or "openvino".
         signature: `keras.InputSpec` of the model's input, or a structure of them.
-        limit: example inputs for the comparison are from 0 to this, exclusive.
+        limit: example inputs for the comparison are from 0 to this, exclusive; a number, or one
+            for each input by its name.
         tolerance: the largest allowed difference from the model's outputs, absolute and relative; a
             lossy conversion (``optimizations`` of LiteRT) needs a larger one.
         settings: for `keras.Model.export`: ``input_signature``, ``opset_version``, ``verbose``.
@@ -96,9 +97,10 @@ def check_outputs(model, file, format, signature, size, limit, tolerance):
     def example(spec):
         shape = [size + 2 * axis if n is None else n for axis, n in enumerate(spec.shape)]
         dtype = keras.backend.standardize_dtype(spec.dtype)
-        if "int" in dtype:
-            return random.integers(0, limit, shape).astype(dtype)
-        return random.uniform(0, limit, shape).astype(dtype)
+        sample = random.integers if "int" in dtype else random.uniform
+        return sample(0, limit[spec.name] if isinstance(limit, dict) else limit, shape).astype(
+            dtype
+        )
 
     inputs = keras.tree.map_structure(example, signature)
     expected = [np.asarray(x) for x in keras.tree.flatten(model(*inputs))]

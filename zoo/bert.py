@@ -185,6 +185,9 @@ class BERT(TextEncoder):
             x = x + self.types(ops.zeros((1, 1), "int32") if types is None else types)
         positions = None
         if c.positions_from_pad:
+            if (tokens.shape[1] or 0) > c.num_positions - c.first_position:
+                limit = c.num_positions - c.first_position
+                raise ValueError(f"at most {limit} tokens: {tokens.shape[1]}")
             is_text = ops.cast(self.is_text(tokens), "int32")
             positions = ops.cumsum(is_text, axis=1) * is_text + c.pad_id
         x = self.positions(x, positions=positions)

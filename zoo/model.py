@@ -382,14 +382,17 @@ class Pretrained(Model):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(folder.parent, folder.name) as beside:
             try:
-                for name, content in files.items():
-                    (beside / name).parent.mkdir(exist_ok=True)
-                    if name.endswith(".json"):
-                        write_file(beside / name, f"{json.dumps(content, indent=2)}\n".encode())
-                    else:
-                        write_tensors(beside / name, content)
                 if self.tokenizer is not None:
                     self.tokenizer.save(beside)
+                for name, content in files.items():
+                    path = beside / name
+                    path.parent.mkdir(exist_ok=True)
+                    if not name.endswith(".json"):
+                        write_tensors(path, content)
+                        continue
+                    if path.exists():  # the tokenizer's own
+                        content = read_json(path) | content
+                    write_file(path, f"{json.dumps(content, indent=2)}\n".encode())
                 beside.chmod(0o755)  # mkdtemp's folders are private
                 replace_folder(beside, folder)
             except OSError as error:  # for example, the disk is full
@@ -408,7 +411,8 @@ class Pretrained(Model):
 
         Args:
             folder: a folder; if there is none, the name of a model on the Hugging Face hub.
-            overrides: changes to the configuration: ``dropout=0.2``.
+            overrides: changes to the configuration: ``dropout=0.2``. A text encoder may get another
+                ``head``, ``num_classes`` or ``class_names``: a warning names the new weights.
 
         Raises:
             FileNotFoundError: there is no model.

@@ -95,6 +95,17 @@ class TextEncoder(Pretrained):
     logits of the first and the last token of an answer; "tokens" (B, T, V); None: embeddings
     (B, D). With the head "tokens", ``positions`` (B, M) in the dictionary give logits (B, M, V) of
     these positions only.
+
+    >>> model = polyhead.BERT.preset("bert-tiny", vocab_size=100, num_layers=1)
+    >>> isinstance(model, polyhead.TextEncoder)
+    True
+    >>> model.adapt("classes", class_names=["negative", "positive"]).config.num_classes
+    2
+    >>> model = polyhead.load("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+    >>> model.embed(["A man is eating food."]).shape  # doctest: +SKIP
+    (1, 384)
+    >>> model.export("exported")  # doctest: +SKIP
+    PosixPath('exported/1')
     """
 
     VOCABULARY = ("vocab_size", "pad_id")
@@ -376,7 +387,8 @@ class TextEncoder(Pretrained):
         ``no_answer``. Probabilities are the softmax over all spans and no answer.
 
         Args:
-            questions: a string or a list. A question is truncated to half of a window.
+            questions: a string or a list. A question is truncated to half of a window, with a
+                warning.
             contexts: a string or a list. One string is the context, or the question, of all.
             top: number of best answers to return per question.
             no_answer: a threshold instead of the model's own; math.inf: always answer.
@@ -417,6 +429,12 @@ class TextEncoder(Pretrained):
             plans.append((chosen, reading))
             pairs = zip(unpack(reading.tokens), unpack(reading.types), strict=True)
             rows += [{"tokens": tokens, "types": types} for tokens, types in pairs]
+        if long := sum(int(np.sum(reading.truncated)) for _, reading in plans):
+            warnings.warn(
+                f"{long} of {len(questions)} questions were truncated to half of a window of "
+                f"{window[0]} tokens",
+                stacklevel=2,
+            )
         compute = self._compiled("answer", self, "answer")
         found, results = iter(self._run(rows, compute, batch_size, progress)), []
         for chosen, reading in plans:
@@ -744,7 +762,8 @@ class TextEncoder(Pretrained):
 
         Args:
             format: "onnx", "litert" or "openvino" writes a file of the network alone instead:
-                ``tokens`` (B, T) in, the result of `call` out; see `polyhead.serving.formats`.
+                ``tokens`` and, if the model has them, ``types`` (B, T) in, the result of `call`
+                out; see `polyhead.serving.formats`.
             top: number of classes, or of tokens of a mask. Default: 5.
             no_answer, window_length, overlap, max_answer_tokens: as for `answer`.
 
@@ -758,9 +777,14 @@ class TextEncoder(Pretrained):
 
         c = self.config
         if format not in (None, "tf_saved_model"):
-            tokens = keras.layers.InputSpec(shape=(None, None), dtype="int32", name="tokens")
+            limits = {"tokens": c.vocab_size, "types": getattr(c, "type_vocab_size", 0)}
+            inputs = {
+                name: keras.layers.InputSpec(shape=(None, None), dtype="int32", name=name)
+                for name, limit in limits.items()
+                if limit > 1
+            }
             settings |= {} if top is None else {"top": top}
-            return self._export_network(filepath, format, tokens, c.vocab_size, settings)
+            return self._export_network(filepath, format, inputs, limits, settings)
         if settings:
             raise TypeError(f"not settings of an export for TensorFlow Serving: {sorted(settings)}")
         top = check_count(5 if top is None else top, "top")

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from ..files import read, read_json, write
 from .hugging_face import Template, list_steps, read_added, read_template
+from .normalization import normalize
 from .splits import GPT2, PATTERNS, remove_marks, split_words, text_operations, to_re2
 from .tokenizer import (
     AddedTokens,
@@ -416,7 +417,11 @@ SPLITS = (("Isolated", False), ("Removed", True))
 
 def to_nfc(texts):
     """Normalizes to Unicode's composed form, as Hugging Face's step NFC does."""
-    return hide_zeros(text_operations().normalize_utf8(show_zeros(texts), "NFC"))
+
+    def nfc(texts):
+        return hide_zeros(text_operations().normalize_utf8(show_zeros(texts), "NFC"))
+
+    return normalize(texts, nfc)
 
 
 def name_of(special, end):

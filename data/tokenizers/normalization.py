@@ -4,9 +4,11 @@ Hugging Face's ``tokenizers`` has Unicode tables of several ages, so the classes
 constants. `tests/data/tokenizers/test_wordpieces.py` determines them again from the library.
 """
 
+import functools
+
 import tensorflow as tf
 
-from .splits import code_points, text_operations
+from .splits import code_points, split, text_operations
 
 # Code points that are removed: zero, U+FFFD, control, format and private-use characters.
 CONTROL = (
@@ -69,12 +71,29 @@ MARK = (
     "1daa1-1daaf 1e8d0-1e8d6 e0100-e01ef"
 )
 
-# Upper-case letters that are newer than ICU's tables in TensorFlow, and their lower case.
-LOWER = {}
+# Code points that Unicode's normalization in TensorFlow (ICU) changes, and the library's older
+# tables do not, alone or beside others.
+NEWER = (
+    "7fd 897-89f 8ca-8d3 9fe c3c d3b-d3c eba 1715 1abf-1ace 1df6-1dfa a82c 105c9 105d2 105da "
+    "105e4 10d24-10d27 10d69-10d6d 10eab-10eac 10efd-10eff 10f46-10f50 10f82-10f85 11070 1133b "
+    "11382-11385 1138b 1138e 11390-11391 113c2 113c5 113c7-113c8 113ce-113d0 1145e 11839-1183a "
+    "11935 11938 1193d-1193e 11943 119e0 11a34 11a47 11a99 11d42 11d44-11d45 11d97 11f41-11f42 "
+    "1611e 16121-16129 1612f 16d63 16d67-16d6a 16ff0-16ff1 1e08f 1e130-1e136 1e2ae 1e2ec-1e2ef "
+    "1e4ec-1e4ef 1e5ee-1e5ef"
+)
+# Upper-case letters that TensorFlow's tables lack: first, last, and the way to the lower case.
+UPPER = (
+    (0x1C89, 0x1C89, 1), (0x2C2F, 0x2C2F, 48), (0xA7C0, 0xA7C0, 1), (0xA7CB, 0xA7CB, -42343),
+    (0xA7CC, 0xA7CC, 1), (0xA7CE, 0xA7CE, 1), (0xA7D0, 0xA7D0, 1), (0xA7D2, 0xA7D2, 1),
+    (0xA7D4, 0xA7D4, 1), (0xA7D6, 0xA7D6, 1), (0xA7D8, 0xA7D8, 1), (0xA7DA, 0xA7DA, 1),
+    (0xA7DC, 0xA7DC, -42561), (0x10570, 0x1057A, 39), (0x1057C, 0x1058A, 39),
+    (0x1058C, 0x10592, 39), (0x10594, 0x10595, 39), (0x10D50, 0x10D65, 32),
+    (0x16EA0, 0x16EB8, 27),
+)  # fmt: skip
 
 
 def list_steps(lowercase, strip_accents, split_chinese):
-    """The steps of BERT's normalization: functions of texts (N,), each a graph operation."""
+    """The steps of BERT's normalization: functions of texts (N,)."""
 
     def replace(pattern, by):
         return lambda texts: tf.strings.regex_replace(texts, pattern, by)
@@ -83,15 +102,44 @@ def list_steps(lowercase, strip_accents, split_chinese):
     if split_chinese:
         steps.append(replace(f"([{code_points(IDEOGRAPH)}])", r" \1 "))
     if strip_accents:
-        steps.append(lambda texts: text_operations().normalize_utf8(texts, "NFD"))
-        steps.append(replace(f"[{code_points(MARK)}]", ""))
+        nfd = functools.partial(text_operations().normalize_utf8, normalization_form="NFD")
+        steps += [functools.partial(normalize, operation=nfd)]
+        steps += [replace(f"[{code_points(MARK)}]", "")]
     if lowercase:
         # ICU writes sigma at the end of a word in another way; the library does not.
-        steps.append(replace("Σ", "σ"))
-        steps.append(lambda texts: tf.strings.lower(texts, encoding="utf-8"))
-        steps.extend(replace(upper, lower) for upper, lower in LOWER.items())
+        steps += [replace("Σ", "σ"), lower]
     return steps
 
 
-# The pattern at which words are split, and of the matches that are words.
+def normalize(texts, operation):
+    """Applies ``operation``, a normalization of Unicode, to ``texts`` (N,) as an older version."""
+    newer = f"[{code_points(NEWER)}]"
+
+    def between():
+        parts = split(texts, newer)
+        flat = parts.flat_values
+        flat = tf.where(tf.strings.regex_full_match(flat, newer), flat, operation(flat))
+        return tf.strings.reduce_join(parts.with_flat_values(flat), axis=-1)
+
+    found = tf.strings.regex_full_match(texts, f"(?s).*{newer}.*")
+    return tf.cond(tf.reduce_any(found), between, lambda: operation(texts))
+
+
+def lower(texts):
+    """Lower-cases ``texts`` (N,)."""
+    texts = tf.strings.lower(texts, encoding="utf-8")
+
+    def newer():
+        rows = tf.strings.unicode_decode(texts, "UTF-8")
+        codes = new = rows.flat_values
+        for first, last, way in UPPER:
+            new += way * tf.cast(tf.logical_and(first <= codes, codes <= last), tf.int32)
+        return tf.strings.unicode_encode(rows.with_flat_values(new), "UTF-8")
+
+    upper = code_points(" ".join(f"{first:x}-{last:x}" for first, last, _ in UPPER))
+    found = tf.strings.regex_full_match(texts, f"(?s).*[{upper}].*")
+    return tf.cond(tf.reduce_any(found), newer, lambda: texts)
+
+
+# The pattern at which words are split, and that of the matches that are words.
 WORDS = f" |[{code_points(PUNCTUATION)}]", f"[{code_points(PUNCTUATION)}]"

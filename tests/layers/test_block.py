@@ -240,3 +240,18 @@ def test_recomputation_covers_all_dropouts_and_the_bias():
 
     for a, b in zip(trained(False), trained(True), strict=True):
         np.testing.assert_allclose(array(a), array(b), rtol=1e-5, atol=1e-6)
+
+
+def test_the_attention_may_have_another_norm():
+    import keras
+
+    layer = TransformerBlock(H, 24, attention_norm=keras.layers.Identity(), name="block")
+    x = np.random.default_rng(0).normal(size=(2, 5, 16)).astype("float32")
+    y = array(layer(x))
+    assert not [v.path for v in layer.weights if "attention_norm" in v.path]
+    first = x + array(layer.attention(x))
+    second = layer.feed_forward(layer.feed_forward_norm(first))
+    np.testing.assert_allclose(y, first + array(second), atol=1e-5)
+    again = TransformerBlock.from_config(layer.get_config())
+    again.build(x.shape)
+    assert len(again.weights) == len(layer.weights)

@@ -36,6 +36,12 @@ def test_learned_positions_are_weights():
     np.testing.assert_array_equal(y[0], array(layer.embeddings)[:3])
 
 
+def test_positions_may_be_given():
+    layer = PositionalEmbedding("learned", max_length=5)
+    y = array(layer(np.zeros((1, 3, 4), "float32"), positions=np.array([[3, 1, 3]])))
+    np.testing.assert_array_equal(y[0], array(layer.embeddings)[[3, 1, 3]])
+
+
 def test_invalid_positions_are_refused():
     with pytest.raises(ValueError, match="kind must be 'sinusoidal' or 'learned': 'rotary'"):
         PositionalEmbedding("rotary")

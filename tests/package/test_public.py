@@ -31,8 +31,8 @@ def test_public_names_are_those_of_their_modules():
             found = getattr(importlib.import_module(f"polyhead.{module}"), name)
             assert getattr(polyhead, name) is found
     assert list(polyhead.PUBLIC["zoo"]) == sorted(zoo.__all__)
-    with pytest.raises(AttributeError, match="module 'polyhead' has no attribute 'BERT'"):
-        _ = polyhead.BERT
+    with pytest.raises(AttributeError, match="module 'polyhead' has no attribute 'BART'"):
+        _ = polyhead.BART
 
 
 def test_the_stub_file_declares_the_same_names():
@@ -73,6 +73,10 @@ def test_load_applies_overrides(tmp_path):
         ({"model_type": "gpt2"}, "GPT"),
         ({"model_type": "marian"}, "Transformer"),
         ({"model_type": "vit"}, "ViT"),
+        ({"model_type": "bert"}, "BERT"),
+        ({"model_type": "distilbert"}, "BERT"),
+        ({"model_type": "roberta"}, "BERT"),
+        ({"model_type": "modernbert"}, "ModernBERT"),
         ({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}}, "ViT"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from polyhead.data import BytePairs
 from polyhead.serving import formats
-from polyhead.zoo import GPT, ViT
+from polyhead.zoo import BERT, GPT, ViT
 from tests.conftest import small
 
 
@@ -37,8 +37,13 @@ def transformer(sample):
     return randomized(small(num_layers=1, dim=16, num_heads=2))
 
 
+def bert(sample):
+    sizes = dict(vocab_size=300, num_layers=1, dim=16, num_heads=2, intermediate_dim=32)
+    return randomized(BERT.preset("bert-tiny", head="spans", **sizes))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [gpt, vit, transformer])
+@pytest.mark.parametrize("make", [gpt, vit, transformer, bert])
 @pytest.mark.parametrize("format", formats.FORMATS)
 def test_a_network_has_equal_outputs_in_another_runtime(format, make, sample, tmp_path):
     end, *needed = formats.FORMATS[format]

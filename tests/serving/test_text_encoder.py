@@ -1,5 +1,6 @@
 """Tests of exported text encoders, queried through the C++ loader."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -36,6 +37,7 @@ def ask(version, *requests):
 
 
 @pytest.mark.filterwarnings("ignore:. of . texts were truncated")
+@pytest.mark.slow
 def test_exported_classes_are_those_of_python(tokenizer, tmp_path):
     model = toy("classes", tokenizer, num_classes=3, class_names=("a", "b", "ç"))
     version = model.export(tmp_path, top=2)
@@ -55,6 +57,7 @@ def test_exported_classes_are_those_of_python(tokenizer, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:. of . texts were truncated")
+@pytest.mark.slow
 def test_exported_embeddings_and_scores_are_those_of_python(tokenizer, tmp_path):
     model = toy(None, tokenizer, normalize=True)
     [answer] = ask(model.export(tmp_path / "embed"), ("embed", {"text": TEXTS}))
@@ -66,6 +69,7 @@ def test_exported_embeddings_and_scores_are_those_of_python(tokenizer, tmp_path)
         assert answer["score"][i] == pytest.approx(score, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_exported_tags_are_those_of_python(tokenizer, tmp_path):
     model = toy("tags", tokenizer, num_classes=5, class_names=NAMES)
     version = model.export(tmp_path)
@@ -83,16 +87,20 @@ def test_exported_tags_are_those_of_python(tokenizer, tmp_path):
         assert all(row == ("", "", 0, 0, 0) for row in rows[len(found) :])
 
 
+@pytest.mark.filterwarnings("ignore:1 of 7 questions were truncated")
 def test_exported_answers_are_those_of_python(tokenizer, tmp_path):
     model = toy("spans", tokenizer, scale=0.3, no_answer=1.0)
     settings = dict(window_length=20, overlap=6, max_answer_tokens=5)
     version = model.export(tmp_path, **settings)
     contexts = [*TEXTS, LONG]
     questions = ["who?", "where?", "", "a very long question, longer than a window", "b", "c", "d"]
-    answer, none = ask(
+    invalid = [b"\xff\xfe cat \xf0\x9f sat", b"\xed\xa0\x80 dog \xc3(", b"a\x80\x80\x80b"]
+    encoded = [{"b64": base64.b64encode(context).decode()} for context in invalid]
+    answer, none, replaced = ask(
         version,
         ("serving_default", {"question": questions, "context": contexts}),
         ("answer", {"question": [], "context": []}),
+        ("answer", {"question": ["who?"] * 3, "context": encoded}),
     )
     assert all(value == [] for value in none.values())
     expected = model.answer(questions, contexts, **settings)
@@ -104,8 +112,15 @@ def test_exported_answers_are_those_of_python(tokenizer, tmp_path):
         assert a.no_answer == pytest.approx(b.no_answer, rel=1e-2)
         assert context[a.start : a.end] == a.text
     assert any(row.text for row in found)
+    import tensorflow as tf
+
+    places = zip(replaced["text"], replaced["start"], replaced["end"], invalid, strict=True)
+    for text, start, end, context in places:
+        whole = tf.strings.unicode_transcode(context, "UTF-8", "UTF-8").numpy().decode()
+        assert text == whole[start:end]
 
 
+@pytest.mark.slow
 def test_exported_masks_are_those_of_python(tokenizer, tmp_path):
     model = toy("tokens", tokenizer)
     version = model.export(tmp_path, top=3)
@@ -113,7 +128,7 @@ def test_exported_masks_are_those_of_python(tokenizer, tmp_path):
     answer, none = ask(
         version, ("fill_mask", {"text": texts}), ("serving_default", {"text": ["none", ""]})
     )
-    assert none == {"tokens": [[], []], "probabilities": [[], []]}
+    assert none == {"tokens": [[[""] * 3]] * 2, "probabilities": [[[0, 0, 0]]] * 2}
     first, second, third = model.fill_mask(texts, top=3)
     for i, masks in enumerate(([first], second, [third])):
         for row, probabilities, expected in zip(
@@ -125,6 +140,7 @@ def test_exported_masks_are_those_of_python(tokenizer, tmp_path):
     assert answer["tokens"][0][1] == ["", "", ""]
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_in_an_export(tokenizer, tmp_path):
     model = toy("spans", tokenizer, scale=0.3)
     model.enable_lora(2)

@@ -74,8 +74,7 @@ def copies(config):
 
 def read(s, _, fields):
     s.rate("classifier_dropout", fields["dropout"])
-    found = {"max_length": fields["num_positions"]}
-    return found | read_encoder(s, "Bert", fields, {"AntiBERTy": "tokens"})
+    return read_encoder(s, "Bert", fields, fields["num_positions"], {"AntiBERTy": "tokens"})
 
 
 FORMAT = Format(

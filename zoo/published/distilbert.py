@@ -54,7 +54,7 @@ def copies(config):
 
 
 def read(s, _, fields):
-    return {"max_length": fields["num_positions"], **read_encoder(s, "DistilBert", fields)}
+    return read_encoder(s, "DistilBert", fields, fields["num_positions"])
 
 
 FORMAT = Format(

@@ -1,5 +1,7 @@
 """What the formats of text encoders share: heads, and the files of sentence-transformers."""
 
+from pathlib import Path
+
 from ..heads import POOLINGS
 from .files import Tensors, read_json
 from .settings import Settings, read_labels, write_labels
@@ -18,16 +20,28 @@ MODES = dict(zip(POOLINGS, ("mean", "cls", "max", "mean_sqrt_len", "lasttoken"),
 SUFFIXES = {"mean": "_tokens", "max": "_tokens", "mean_sqrt_len": "_tokens", "cls": "_token"}
 # Settings of config.json that cross-encoders have: how scores are shown, not what they are.
 CROSS_ENCODER = ("sentence_transformers", "sbert_ce_default_activation_function")
+# What version 6 of sentence-transformers writes for modules that do nothing else.
+TRANSFORMER = {
+    "do_lower_case": False,
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "modality_config": {
+        "text": {"method": "forward", "method_output_name": "last_hidden_state"},
+    },
+}
+NORMALIZED = dict.fromkeys(("module_input_name", "module_output_name"), "sentence_embedding")
+TOKENIZER = "tokenizer_config.json"
 TYPES = "sentence_transformers.models."
 
 
-def read_encoder(s, name, fields, classes=None):
-    """Reads the fields of the head, of pooling, and ``max_length`` if it is limited.
+def read_encoder(s, name, fields, length, classes=None):
+    """Reads the fields of the head and of pooling, and ``max_length``.
 
     Args:
         s: the `Settings` of config.json.
         name: of the family's classes in Hugging Face's library, "Bert" for example.
         fields: those that the table gave.
+        length: the number of positions; the tokenizer, and sentence-transformers, may have less.
         classes: ``{class: head}`` of other classes. Default: none.
     """
     known = {f"{name}{kind}": head for kind, head in HEADS.items()} | (classes or {})
@@ -36,6 +50,9 @@ def read_encoder(s, name, fields, classes=None):
         raise s.error("architectures", found, f"one of {sorted(known)}")
     folder, head, labels = s.file.parent, known[found[0]], {}
     s.ignore(*CROSS_ENCODER)
+    if (file := folder / TOKENIZER).is_file():
+        limit = read_json(file).get("model_max_length", length)
+        length = min(length, limit) if type(limit) is int else length
     sentences = read_sentences(folder, fields) if (folder / MODULES).is_file() else {}
     if sentences and head == "tokens" and lacks_head(folder):
         head = None  # all-distilroberta-v1, for example
@@ -49,7 +66,7 @@ def read_encoder(s, name, fields, classes=None):
             head = "score"
         else:
             labels = {"num_classes": count, "class_names": names}
-    return {"head": head, **labels, **sentences}
+    return {"head": head, "max_length": length, **labels, **sentences}
 
 
 def lacks_head(folder):
@@ -60,16 +77,15 @@ def lacks_head(folder):
 
 def read_sentences(folder, fields):
     """Reads the fields ``pooling``, ``normalize`` and ``max_length`` of sentence-transformers."""
-    modules = [
-        Settings(f"{folder / MODULES}, {i}", module)
-        for i, module in enumerate(read_json(folder / MODULES, list))
-    ]
     found, kinds = {"normalize": False}, []
-    for module in modules:
+    for i, values in enumerate(read_json(folder / MODULES, list)):
+        module = Settings(f"{folder / MODULES}, {i}", values)
         kind, path = str(module.get("type")).split(".")[-1], module.get("path", "")
         module.ignore("idx", "name", "kwargs")
         module.all_read()
         kinds.append(kind)
+        if not isinstance(path, str) or Path(path).name != path:
+            raise module.error("path", path, "a folder within this one")
         if kind == "Transformer":
             module.must("path", "")
         elif kind == "Pooling":
@@ -77,6 +93,8 @@ def read_sentences(folder, fields):
             found["pooling"] = read_pooling(Settings(file, read_json(file)), fields)
         elif kind == "Normalize":
             found["normalize"] = True
+            if (file := folder / path / "config.json").is_file():
+                check_fixed(file, NORMALIZED)
         else:
             raise module.error("type", kind, "Transformer, Pooling or Normalize")
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
@@ -84,11 +102,8 @@ def read_sentences(folder, fields):
             "types", kinds, "Transformer, Pooling[, Normalize]"
         )
     if (file := folder / LENGTH).is_file():
-        limit = Settings(file, read_json(file))
-        limit.must("do_lower_case", False)
-        if (length := limit.get("max_seq_length", None)) is not None:
-            found["max_length"] = length
-        limit.all_read()
+        if (limit := check_fixed(file, TRANSFORMER, "max_seq_length")) is not None:
+            found["max_length"] = limit
     if (file := folder / PROMPTS).is_file():
         prompts = Settings(file, read_json(file))
         prompts.must("default_prompt_name", None)  # it would be put before each text
@@ -97,14 +112,22 @@ def read_sentences(folder, fields):
     return found
 
 
+def check_fixed(file, values, name=None):
+    """Checks that a file has only settings of fixed ``values``, and that of ``name``, returned."""
+    s = Settings(file, read_json(file))
+    s.fixed(values)
+    found = s.get(name, None)
+    s.all_read()
+    return found
+
+
 def read_pooling(s, fields):
     s.must("word_embedding_dimension", fields["dim"])
     s.must("embedding_dimension", fields["dim"])
     s.flag("include_prompt", True)  # prompts are not added
-    modes = {ours: theirs for ours, theirs in MODES.items()}
-    names = {theirs: ours for ours, theirs in modes.items()}
-    chosen = s.get("pooling_mode", None)
-    chosen = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
+    names = {theirs: ours for ours, theirs in MODES.items()}
+    chosen = s.get("pooling_mode", [])
+    chosen = list(chosen) if isinstance(chosen, list) else [chosen]
     for name in [name for name in s.values if name.startswith("pooling_mode_")]:
         if s.flag(name, False):
             chosen.append(name.removeprefix("pooling_mode_").removesuffix("_tokens"))
@@ -125,19 +148,20 @@ def write_encoder(config, name):
 
 
 def write_sentences(config, limit):
-    """The files of sentence-transformers, ``{file: JSON}``.
+    """The tokenizer's length, and files of sentence-transformers: ``{file: JSON}``.
 
-    They are written for models without a head, and for others whose pooling is not the default.
+    The latter are written for models without a head, and where pooling is not the default.
 
     Args:
         limit: the length of the network's positions, which is ``max_length`` without these files.
     """
     c = config
+    tokenizer = {TOKENIZER: {"model_max_length": c.max_length}}
     if c.head is not None and (c.pooling, c.normalize, c.max_length) == ("mean", False, limit):
-        return {}
+        return tokenizer
     modules = [("", "Transformer"), (POOLING, "Pooling"), (NORMALIZE, "Normalize")]
     mode = MODES[c.pooling]
-    return {
+    return tokenizer | {
         MODULES: [
             {"idx": i, "name": str(i), "path": path, "type": TYPES + kind}
             for i, (path, kind) in enumerate(modules[: 2 + c.normalize])

@@ -20,14 +20,16 @@ class Format:
         fixed: published settings for which only one value is supported.
         older: such settings that are read, but not written.
         unused: names of further settings that change no logits, beside `settings.BOOKKEEPING`.
-        ours: fields of our configuration that have only one value in this format.
+        ours: fields of our configuration that have only one value in this format. Of a class with
+            several families, a model is written in the one that it fits.
         read: function of the `Settings` of config.json, those of ``beside`` and the fields that the
             table gave; returns further fields.
         write: function of a configuration that returns further settings of config.json.
         beside: name of a file whose settings are read with config.json.
         others: function of a configuration that returns ``{file: JSON}`` to write with config.json.
         renamed: pairs of a pattern and its replacement, which turn other names into the table's.
-        ignored: pattern of the names of tensors that are not read.
+        ignored: pattern of the names of tensors that need not be read: they are if the table has
+            them, as BERT's pooler is for some heads.
         refused: pairs of a pattern of tensor names and a description of these tensors, which the
             model does not support.
         copies: function of a configuration that returns ``{name: expected}`` for redundant tensors

@@ -75,7 +75,8 @@ def read(s, _, fields):
         found[ours] = r.get("rope_theta", s.get(old[ours], default))
         r.all_read()
     rope.all_read()
-    return {"global_every": every, **found, **read_encoder(s, "ModernBert", fields)}
+    found |= read_encoder(s, "ModernBert", fields, fields["max_length"])
+    return {"global_every": every, **found}
 
 
 def write(config):

@@ -33,10 +33,10 @@ def copies(config):
 def read(s, _, fields):
     s.rate("classifier_dropout", fields["dropout"])
     length = fields["num_positions"] - fields["pad_id"] - 1
-    found = read_encoder(s, "Roberta", fields)
+    found = read_encoder(s, "Roberta", fields, length)
     if found["head"] == "tokens" and fields["activation"] != "gelu":
         raise s.error("hidden_act", fields["activation"], "gelu, which this head always uses")
-    return {"max_length": length, **found}
+    return found
 
 
 def write(config):

@@ -145,6 +145,12 @@ def test_settings_are_honoured(name, settings, tmp_path):
     assert_equal(polyhead.load(tmp_path), theirs, "classes", tokens)
 
 
+def test_a_decoder_without_bias_is_read(tmp_path):
+    theirs, tokens = make("ModernBert", "tokens", decoder_bias=False), tokens_for("ModernBert")
+    theirs.save_pretrained(tmp_path)
+    assert_equal(polyhead.load(tmp_path), theirs, "tokens", tokens)
+
+
 def edit(folder, file="config.json", **changes):
     path = folder / file
     settings = {**json.loads(path.read_text()), **changes}
@@ -190,6 +196,22 @@ def test_files_of_older_versions_are_read(tmp_path):
     save_file(renamed | changed, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="decoder.weight differs from"):
         BERT.from_pretrained(tmp_path)
+
+
+def test_modern_bert_of_version_4_is_read(tmp_path):
+    thetas = {
+        kind: {"rope_type": "default", "rope_theta": theta}
+        for kind, theta in (("full_attention", 5000.0), ("sliding_attention", 300.0))
+    }
+    theirs = make("ModernBert", "tags", rope_parameters=thetas)
+    theirs.save_pretrained(tmp_path)
+    edit(
+        tmp_path, rope_parameters=..., layer_types=..., global_attn_every_n_layers=3,
+        global_rope_theta=5000.0, local_rope_theta=300.0, reference_compile=True,
+        position_embedding_type="absolute", repad_logits_with_grad=False, layer_norm_eps=1e-5,
+        deterministic_flash_attn=False,
+    )  # fmt: skip
+    assert_equal(ModernBERT.from_pretrained(tmp_path), theirs, "tags", tokens_for("ModernBert"))
 
 
 def test_a_new_head_has_new_weights_and_keeps_those_it_shares(tmp_path):
@@ -254,6 +276,7 @@ def test_modern_bert_keeps_the_first_map_of_the_head_of_pretraining(tmp_path):
             dict(rope_parameters={"full_attention": {"rope_type": "yarn", "factor": 2.0}}),
             "rope_type must be 'default'",
         ),
+        ("Roberta", dict(architectures=["RobertaForCausalLM"]), "architectures must be one of"),
     ],
 )
 def test_unsupported_settings_are_refused(name, change, message, tmp_path):
@@ -328,6 +351,28 @@ def test_sentence_transformers_pool_as_their_files_say(name, pooling, tmp_path):
     assert {n: v for n, v in written.items() if v is True} == {POOLINGS[pooling]: True}
 
 
+def test_files_of_version_6_of_sentence_transformers_are_read(tmp_path):
+    make("Bert", None).save_pretrained(tmp_path)
+    write_sentences(
+        tmp_path, {"embedding_dimension": 32, "pooling_mode": "cls", "include_prompt": True},
+        "Normalize", transformer_task="feature-extraction", module_output_name="token_embeddings",
+        modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    )  # fmt: skip
+    edit_modules = (tmp_path / "modules.json").read_text()
+    (tmp_path / "modules.json").write_text(
+        edit_modules.replace("models.Pooling", "sentence_transformer.modules.pooling.Pooling")
+    )
+    (tmp_path / "2_Normalize").mkdir()
+    names = {f"module_{side}_name": "sentence_embedding" for side in ("input", "output")}
+    (tmp_path / "2_Normalize" / "config.json").write_text(json.dumps(names))
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 16}')
+    config = polyhead.load(tmp_path).config
+    assert (config.pooling, config.normalize, config.max_length) == ("token", True, 16)
+    edit(tmp_path, "2_Normalize/config.json", module_input_name="token_embeddings")
+    with pytest.raises(CheckpointError, match="module_input_name must be 'sentence_embedding'"):
+        polyhead.load(tmp_path)
+
+
 def test_sentence_transformers_whose_settings_name_another_head_are_read(tmp_path):
     make("Roberta", None).save_pretrained(tmp_path)
     edit(tmp_path, architectures=["RobertaForMaskedLM"])  # as in all-distilroberta-v1
@@ -346,10 +391,15 @@ def test_unsupported_parts_of_sentence_transformers_are_refused(tmp_path):
         ((mean | {"pooling_mode_weightedmean_tokens": True},), "pooling_mode must be one of"),
         ((mean | {"word_embedding_dimension": 31},), "word_embedding_dimension must be 32"),
         ((mean | {"new": 1},), "unknown settings"),
+        ((mean, "Other"), "type must be Transformer, Pooling or Normalize: 'Other'"),
     ):
         write_sentences(tmp_path, *files)
         with pytest.raises(CheckpointError, match=message):
             polyhead.load(tmp_path)
+    modules = json.loads((tmp_path / "modules.json").read_text())[:2]
+    (tmp_path / "modules.json").write_text(json.dumps([modules[0], modules[1] | {"path": "../x"}]))
+    with pytest.raises(CheckpointError, match="path must be a folder within this one: '../x'"):
+        polyhead.load(tmp_path)
     write_sentences(tmp_path, mean, max_seq_length=99)
     with pytest.raises(CheckpointError, match="max_length must be at most 24"):
         polyhead.load(tmp_path)
