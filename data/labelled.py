@@ -348,7 +348,7 @@ def read_table(file):
     """Reads a CSV or TSV file as (line, fields); all lines have the same number of fields."""
     if file.name.removesuffix(".gz").endswith(".tsv"):
         return check_even(file, read_rows(file))
-    lines, errors = read_lines(file), []
+    lines, rows, errors = read_lines(file), [], []
     for delimiter in ",;":  # spreadsheets write semicolons in languages with decimal commas
         try:
             rows = check_even(file, parse_csv(file, lines, delimiter))

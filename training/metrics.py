@@ -47,10 +47,10 @@ def classification_scores(labels: Sequence[int], predictions: Sequence[int]) -> 
     >>> {name: round(score, 4) for name, score in scores.items()}
     {'accuracy': 0.75, 'macro_f1': 0.7333, 'matthews': 0.5774}
     """
-    labels, predictions = np.asarray(labels, int), np.asarray(predictions, int)
     check_same_size(labels, predictions)
-    classes, both = np.unique([labels, predictions], return_inverse=True)
-    true, predicted = both.reshape(2, -1)
+    both = np.stack([np.asarray(labels, int), np.asarray(predictions, int)])
+    classes, index = np.unique(both, return_inverse=True)
+    true, predicted = index.reshape(2, -1)
     counts = np.zeros((len(classes),) * 2)
     np.add.at(counts, (true, predicted), 1)
     hits, of_true, of_predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
@@ -181,14 +181,14 @@ def no_answer_threshold(
         a number between two differences; beyond the outermost ones it is 1 away.
     """
     check_same_size(predictions, answers)
-    differences = np.asarray(differences, float)
-    check_same_size(predictions, differences)
+    values = np.asarray(differences, float)
+    check_same_size(predictions, values)
     gains = [
         score_answer(text, right)[1] - (not right_answers(right))
         for text, right in zip(predictions, answers, strict=True)
     ]
-    order = np.argsort(differences, kind="stable")
-    ordered = np.concatenate([[-np.inf], differences[order], [np.inf]])
+    order = np.argsort(values, kind="stable")
+    ordered = np.concatenate([[-np.inf], values[order], [np.inf]])
     # total[i]: the gain over predicting no answer if the first i spans are predicted.
     total = np.concatenate([[0.0], np.cumsum(np.asarray(gains)[order])])
     total[ordered[1:] == ordered[:-1]] = -np.inf  # equal differences are not separable
@@ -233,11 +233,10 @@ def correlations(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
     >>> round(scores["pearson"], 4), round(scores["spearman"], 4)
     (0.9513, 1.0)
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
     check_same_size(x, y)
 
     def pearson(x, y):
-        x, y = x - x.mean(), y - y.mean()
+        x, y = (np.asarray(values, float) - np.mean(values) for values in (x, y))
         norm = np.sqrt((x @ x) * (y @ y))
         return float(x @ y / norm) if norm else float("nan")
 
