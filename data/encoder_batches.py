@@ -41,8 +41,8 @@ def classification_batches(
     ...     texts, tokenizer, texts.classes, batch_size=8, shuffle=False
     ... )
     >>> tokens, labels, weight = next(iter(batches))
-    >>> tokens.shape.as_list(), labels.numpy()[:2], weight.numpy().sum()
-    ([8, 8], array([1, 0], dtype=int32), 2.0)
+    >>> tokens.shape.as_list(), labels.numpy()[:2], int(weight.numpy().sum())
+    ([8, 8], array([1, 0], dtype=int32), 2)
 
     Args:
         class_names: the names of the classes, in the order of the model's.
@@ -110,8 +110,8 @@ def tagging_batches(
     ...     sentences, tokenizer, sentences.classes, batch_size=8, shuffle=False
     ... )
     >>> tokens, labels, weight = next(iter(batches))
-    >>> weight.numpy().sum(), labels.numpy().sum()
-    (2.0, 1)
+    >>> int(weight.numpy().sum()), [sentences.classes[i] for i in labels.numpy()[0, 1:3]]
+    (2, ['B-person', 'O'])
     """
     check_sizes(batch_size=batch_size, max_length=max_length, buckets=buckets)
     tokens, words = encode_words(sentences.words, tokenizer, max_length)
