@@ -15,10 +15,10 @@ from typing import Annotated, ClassVar
 import numpy as np
 from typer import Argument, Option
 
-from .encoding import EncoderSettings, begin, fit, max_length, read_lines, read_split
+from .encoding import EncoderSettings, begin, fit, max_length, read_lines, read_split, settings_of
 from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Split
 from .run import Run, load, lock_folder, save_average, show_progress
-from .settings import SAMPLE, option, read_settings
+from .settings import SAMPLE, option
 
 LENGTH = 384  # tokens of a question and a window, as in Devlin et al.'s code
 ALWAYS = 1e9  # a threshold with which an answer is always given
@@ -142,7 +142,7 @@ def score(model, questions, length, settings, threshold=None, progress=False):
 
 
 def evaluate(
-    run: RunFolder,
+    run: ModelFolder,
     data: Data = None,
     split: Split = None,
     say=print,
@@ -153,7 +153,7 @@ def evaluate(
         a dict: ``exact`` and ``f1``; ``answer_exact`` and ``answer_f1`` on questions that
         have an answer, ``no_answer``, the accuracy on the others; the number of ``questions``.
     """
-    settings, model = read_settings(run), load(run)
+    settings, model = settings_of(run, Settings, data), load(run)
     questions, split = read(settings.data, split, data)
     length, progress = max_length(settings, model, LENGTH), show_progress("evaluating")
     found = score(model, questions, length, settings, model.config.no_answer, progress)

@@ -145,6 +145,9 @@ def run_diversify(given):
 
 
 def task_of_run(run):
+    """The task of a run, or of a model that is not of a run, which is evaluated on other data."""
+    if (run / "config.json").is_file() and run.name not in ("best", "average"):
+        return task_of(run)
     return read_settings(run).task
 
 

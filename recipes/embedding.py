@@ -14,10 +14,19 @@ from typing import Annotated, ClassVar
 import numpy as np
 from typer import Argument, Option
 
-from .encoding import EncoderSettings, begin, fit, max_length, outputs, read_lines, read_split
+from .encoding import (
+    EncoderSettings,
+    begin,
+    fit,
+    max_length,
+    outputs,
+    read_lines,
+    read_split,
+    settings_of,
+)
 from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Split
 from .run import Run, load, lock_folder, save_average, show_progress
-from .settings import SAMPLE, option, read_settings
+from .settings import SAMPLE, option
 
 
 @dataclass(frozen=True)
@@ -128,13 +137,13 @@ def score(model, pairs, length, progress=False):
     return {"accuracy": hits / len(pairs)}
 
 
-def evaluate(run: RunFolder, data: Data = None, split: Split = None, say=print):
+def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print):
     """Evaluates a run's best model on a split of its data, "val" by default.
 
     Returns:
         a dict: ``spearman`` and ``pearson``, or ``accuracy``; and the number of ``pairs``.
     """
-    settings, model = read_settings(run), load(run)
+    settings, model = settings_of(run, Settings, data), load(run)
     pairs, split = read(settings.data, split, data)
     found = score(model, pairs, max_length(settings, model), show_progress("evaluating"))
     line = f"retrieval accuracy {found.get('accuracy', 0):.2%}"

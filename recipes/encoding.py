@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .run import draw_curve
-from .settings import SAMPLE, SAMPLE_TEXT, RunSettings, Schedule, option
+from .settings import SAMPLE, SAMPLE_TEXT, RunSettings, Schedule, option, read_settings
 
 LENGTH = 128  # tokens of a text, if neither the settings nor the model allow fewer or more
 
@@ -43,6 +43,16 @@ class EncoderSettings(RunSettings):
     freeze: str | None = option(None, "Freeze weights whose path matches.", metavar="REGEX")
     epochs: int = 10
     patience: int | None = 3
+
+
+def settings_of(run, settings, data):
+    """The settings of a run; for a model that is not of a run, the defaults and other ``data``."""
+    try:
+        return read_settings(run)
+    except FileNotFoundError:
+        if data is None:
+            raise ValueError(f"{run} is not a run, which has data: pass --data") from None
+        return settings()
 
 
 def sample_folder(name):

@@ -12,10 +12,18 @@ from typing import Annotated, ClassVar
 
 from typer import Argument, Option
 
-from .encoding import EncoderSettings, begin, compile_encoder, max_length, read_lines, sample_folder
+from .encoding import (
+    EncoderSettings,
+    begin,
+    compile_encoder,
+    max_length,
+    read_lines,
+    sample_folder,
+    settings_of,
+)
 from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Split
 from .run import Run, draw_curve, load, lock_folder, save_average, show_progress
-from .settings import SAMPLE, option, read_settings
+from .settings import SAMPLE, option
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ def documents(data, split):
     return read_text(Path(data), split)
 
 
-def evaluate(run: RunFolder, data: Data = None, split: Split = None, say=print):
+def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print):
     """Evaluates a run's best model on a split of its data, "val" by default.
 
     Returns:
@@ -112,7 +120,8 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, say=print):
     from ..data import masked_batches
     from ..data.encoder_batches import document_tokens
 
-    settings, model, split = read_settings(run), load(run), split or "val"
+    settings, model = settings_of(run, Settings, data), load(run)
+    split = split or "val"
     texts = documents(data or settings.data, split)
     stream = document_tokens(texts, model.tokenizer, settings.whole_words)
     batches = mask(masked_batches, model, settings, stream, shuffle=False)

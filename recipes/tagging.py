@@ -21,10 +21,11 @@ from .encoding import (
     outputs,
     read_lines,
     read_split,
+    settings_of,
 )
 from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Split
 from .run import Run, load, lock_folder, save_average, show_progress
-from .settings import SAMPLE, option, read_settings
+from .settings import SAMPLE, option
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def score(model, sentences, length, progress=False):
     return {"loss": loss, **entity_scores(sentences.tags, found)}
 
 
-def evaluate(run: RunFolder, data: Data = None, split: Split = None, say=print):
+def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print):
     """Evaluates a run's best model on a split of its data, "val" by default.
 
     Returns:
@@ -136,7 +137,7 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, say=print):
     Raises:
         ValueError: the data have other tags.
     """
-    settings, model = read_settings(run), load(run)
+    settings, model = settings_of(run, Settings, data), load(run)
     sentences, split = read(settings.data, split, data)
     check_tags(sentences, model.config.class_names, data or settings.data)
     length, progress = max_length(settings, model), show_progress("evaluating")

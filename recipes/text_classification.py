@@ -21,10 +21,11 @@ from .encoding import (
     outputs,
     read_lines,
     read_split,
+    settings_of,
 )
 from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Split
 from .run import Run, load, lock_folder, save_average, show_progress
-from .settings import SAMPLE_TEXT, option, read_settings
+from .settings import SAMPLE_TEXT, option
 
 Metric = Literal["accuracy", "macro_f1", "matthews"]
 
@@ -129,7 +130,7 @@ def score(model, texts, length, progress=False):
 
 
 def evaluate(
-    run: RunFolder,
+    run: ModelFolder,
     data: Data = None,
     split: Split = None,
     say=print,
@@ -142,7 +143,7 @@ def evaluate(
     Raises:
         ValueError: the texts have other classes.
     """
-    settings, model = read_settings(run), load(run)
+    settings, model = settings_of(run, Settings, data), load(run)
     texts, split = read(settings.data, split, data)
     check_classes(texts, model.config.class_names, data or settings.data)
     length = max_length(settings, model)
