@@ -72,7 +72,9 @@ def train(settings, out, restart=False, say=print):
     pairs, val = (read(run.settings.data, split)[0] for split in ("train", "val"))
     say(f"{len(pairs):,} pairs of texts with{'out' * (pairs.scores is None)} scores")
     if (pairs.scores is None) != (val.scores is None):
-        raise ValueError(f"{settings.data}: either train and val have scores, or neither")
+        raise ValueError(f"{run.settings.data}: either train and val have scores, or neither")
+    if val.scores is not None and len({*val.scores}) < 2:
+        raise ValueError(f"{run.settings.data}: the scores of val must differ: {val.scores[0]}")
     if pairs.scores is not None and run.settings.max_score is None:
         run.settings = dataclasses.replace(run.settings, max_score=max(pairs.scores))
     settings = run.settings
@@ -129,7 +131,9 @@ def score(model, pairs, length, progress=False):
     found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
     first, second = np.split(found, 2)
     if pairs.scores is not None:
-        return correlations((first * second).sum(1), pairs.scores)
+        found = correlations((first * second).sum(1), pairs.scores)
+        # Undefined if all cosines are equal; NaN could not be compared with other checkpoints.
+        return {name: float(np.nan_to_num(value)) for name, value in found.items()}
     hits = 0
     for start in range(0, len(first), 1024):
         nearest = (first[start : start + 1024] @ second.T).argmax(1)

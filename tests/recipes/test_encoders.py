@@ -153,6 +153,11 @@ def test_a_file_is_evaluated_as_a_whole(trained, tmp_path, monkeypatch, capfd):
     ask = ("evaluate", trained("text_classification"), "--data", tmp_path / "a.csv")
     status, out, _ = polyhead(monkeypatch, capfd, *ask)
     assert status == 0 and out.endswith("2 texts of a.csv\n")
+    model = shutil.copytree(trained("text_classification") / "best", tmp_path / "model")
+    status, found, _ = polyhead(monkeypatch, capfd, "evaluate", model, *ask[2:])
+    assert status == 0 and found == out
+    status, _, err = polyhead(monkeypatch, capfd, "evaluate", model)
+    assert status == 1 and "is not a run, which has data: pass --data" in err
     (tmp_path / "a.csv").write_text("text,label\nwhere is it?,praise\n")
     status, _, err = polyhead(monkeypatch, capfd, *ask)
     assert status == 1 and "the class 'praise' is not one of the model's" in err
