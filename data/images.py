@@ -52,7 +52,10 @@ class LabelledImages:
         labels = np.asarray(self.labels, "int32")
         object.__setattr__(self, "labels", labels)
         if labels.shape != (len(self.images),):
-            raise ValueError(f"{len(self.images)} images need one label each: {labels.shape}")
+            raise ValueError(
+                f"there must be one label per image: {len(self.images)} images, labels of shape "
+                f"{labels.shape}"
+            )
         if hasattr(array := self.images, "shape"):
             if array.dtype != "uint8" or array.ndim != 4 or array.shape[-1] not in (1, 3):
                 raise ValueError(
@@ -111,8 +114,8 @@ class LabelledImages:
             broken: "refuse" an image that cannot be decoded, or "skip" it with a warning.
             progress: wraps the iterable of indices, for example in a progress bar.
             channels: 3 for RGB, 1 for greyscale.
-            max_pixels: the maximum number of pixels of an image.
-            fit: arguments of `fitted`.
+            max_pixels: an image with more pixels is refused.
+            fit: how images are resized: ``interpolation``, ``squash`` and ``crop``, see `fitted`.
 
         Raises:
             ValueError: an image cannot be decoded; the message names it.
@@ -193,10 +196,10 @@ def round_pixels(image):
 
 @dataclass(frozen=True)
 class Pixels:
-    """The preprocessing of a model's images, decoding and resizing, in Python and in exports.
+    """The image preprocessing of a model, decoding and resizing, in Python and in exports.
 
-    A model has one, as it has a tokenizer. It is created from the configuration (`from_config`), so
-    it has no file. Pixels are from 0 to 255; the network normalizes them by ``mean`` and ``std``.
+    It is created from the model's configuration (`from_config`), so it has no file. Pixels are from
+    0 to 255; the network normalizes them by ``mean`` and ``std``.
 
     Args:
         size: height and width.
@@ -281,7 +284,7 @@ class Pixels:
 
 
 def named(labels):
-    """Returns a function, run in the graph, from class indices to their ``labels``, strings."""
+    """Returns a function that maps class indices to their ``labels``, strings, in the graph."""
     table = tf.constant(labels)
     return lambda classes: tf.gather(table, classes)
 
@@ -325,7 +328,7 @@ def read_images(path: str | PathLike[str], split: str = "train") -> LabelledImag
     if not places["train"]:
         raise FileNotFoundError(f"{path} has no images of a split train")
     images = reader(path, places["train"])
-    # Of each class every tenth.
+    # Every tenth image of each class.
     order = np.argsort(images.labels, kind="stable")
     first = np.concatenate([[0], np.cumsum(np.bincount(images.labels))])
     place = np.empty(len(images), int)
@@ -456,8 +459,9 @@ def image_batches(
         broken: "refuse" an image that cannot be decoded, or "skip" it with a warning, with weight
             0.
         channels: C, 3 for RGB or 1 for greyscale; images are converted.
-        max_pixels: the maximum number of pixels of an image.
-        fit: arguments of `fitted`, for images that are not augmented.
+        max_pixels: an image with more pixels is refused.
+        fit: how images that are not augmented are resized: ``interpolation``, ``squash`` and
+            ``crop``; pass ``**model.preprocessor.fit`` for the model's own.
 
     Raises:
         ValueError: an argument is out of range.

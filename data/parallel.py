@@ -188,7 +188,7 @@ def read_split(
     if folder.is_file():
         return read_split_of_file(folder, split, source, target)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
+        raise FileNotFoundError(f"there is no folder {folder}")
     names = [split, "test_2016_flickr"] if split == "test" else [split]
     for name in names:
         stem = f"{name}.{variant}" if variant else name

@@ -40,11 +40,11 @@ def read_text(path: str | PathLike[str], split: str = "train", suffix: str = ".t
             return [read(path / f"{split}{suffix}")]
         files = [path / f"train{suffix}"] if names else sorted(path.glob(f"*{suffix}"))
         if not files:
-            raise FileNotFoundError(f"no files *{suffix} in {path}")
+            raise FileNotFoundError(f"there are no files *{suffix} in {path}")
     else:
         files = [path]
     if split == "test":
-        raise FileNotFoundError(f"{path} has no split test: no file test{suffix}")
+        raise FileNotFoundError(f"{path} has no split test: there is no file test{suffix}")
     texts = [read(file) for file in files]
     first = int(SHARE * sum(map(len, texts)))
     parts = []

@@ -4,14 +4,13 @@ from typing import Any
 
 import numpy as np
 
-Tensor = Any  # the backend's or Keras's: they have no common type
+Tensor = Any  # a tensor of the backend or of Keras: they have no common type
 
 
 def plain(value):
-    """``value`` with NumPy's scalars and arrays as Python's numbers and lists.
+    """Converts NumPy scalars and arrays to Python numbers and lists, within lists and tuples too.
 
-    What a configuration stores must be equal, hash and be written to JSON like Python's own.
-    Applies within lists and tuples.
+    A configuration with plain values can be compared, hashed and written to JSON.
 
     >>> plain((np.int64(3), np.float32(0.5)))
     (3, 0.5)
@@ -24,6 +23,6 @@ def plain(value):
 
 
 def plain_fields(settings):
-    """Makes the fields of a dataclass `plain`, for the beginning of its ``__post_init__``."""
+    """Makes the fields of a dataclass `plain`; call it first in ``__post_init__``."""
     for name, value in vars(settings).items():
         object.__setattr__(settings, name, plain(value))

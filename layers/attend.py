@@ -21,18 +21,18 @@ def attend(
 ) -> Tensor:
     """softmax(Q K^T scale) V, for H heads of queries and G heads of keys and values.
 
-    Where G < H, H / G consecutive heads of queries share a head of keys and values (Ainslie et
-    al. 2023, arXiv 2305.13245).
+    If G < H, each head of keys and values serves H / G consecutive heads of queries: grouped-query
+    attention (Ainslie et al. 2023, arXiv 2305.13245).
 
     Args:
         query: (B, T, H, K).
         key, value: (B, S, G, K), where G divides H.
-        mask: boolean, True = may attend, broadcastable to (B, H, T, S). A query that may attend
-            to nothing gets the mean of all values.
+        mask: boolean, True = may attend, broadcastable to (B, H, T, S). A query whose keys are all
+            masked gets the mean of all values.
         bias: added to the scores, broadcastable to (B, H, T, S).
-        scale: multiplies the scores; K ** -0.5 by default.
-        softcap: c, for scores c tanh(score / c), before the bias (Gemma Team 2024, arXiv
-            2408.00118, section 2).
+        scale: multiplies the scores. Default: K ** -0.5.
+        softcap: c: a score becomes c tanh(score / c), before the bias is added (Gemma Team 2024,
+            arXiv 2408.00118, section 2).
         dropout: a function that is applied to the weights (B, H, T, S).
 
     Returns:
@@ -64,12 +64,12 @@ def attention_weights(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """The softmax of the scores (B, H, T, S), in float32; arguments as for `attend`.
+    """The softmax of the scores (B, H, T, S), in float32; see `attend` for the arguments.
 
     >>> x = keras.random.normal((1, 2, 4, 16))
     >>> mask = np.array([[True, False], [True, True]])
     >>> weights = np.array(attention_weights(x, x, mask))
-    >>> weights[0, 0, 0].round(3)  # the first position attends to itself alone
+    >>> weights[0, 0, 0].round(3)  # the first position attends only to itself
     array([1., 0.], dtype=float32)
     """
     heads, groups, size = query.shape[2], key.shape[2], query.shape[3]
@@ -89,5 +89,5 @@ def attention_weights(
     if mask is not None:
         scores = ops.where(mask, scores, MASKED)
     if scores.shape[-1] == 1:
-        return ops.ones_like(scores)  # equals the softmax, of which Keras would warn
+        return ops.ones_like(scores)  # the softmax of one score; Keras's would warn
     return ops.softmax(scores, axis=-1)

@@ -16,11 +16,11 @@ from .parts import Composed
 from .positions import rotate
 from .projection import Projection, leading_shape, projection
 
-# Masks are boolean, True = may attend, broadcastable to (B, H, T, S): here and everywhere.
+# All masks of the package are boolean, True = may attend, broadcastable to (B, H, T, S).
 
 
 def padding_mask(tokens: Tensor, pad_id: int) -> Tensor:
-    """``tokens`` (B, S) -> mask (B, 1, 1, S): every position may attend to all but padding.
+    """``tokens`` (B, S) -> mask (B, 1, 1, S): every position may attend to all except padding.
 
     >>> np.array(padding_mask(np.array([[5, 3, 0]]), pad_id=0))
     array([[[[ True,  True, False]]]])
@@ -38,9 +38,9 @@ def causal_mask(
 
     Args:
         length: T, the number of queries.
-        source_length: S, the number of keys; T by default.
-        start: the position of the first query, where the keys are those of a cache.
-        window: the number of keys that a query attends to, its own included; all by default.
+        source_length: S, the number of keys. Default: T.
+        start: the position of the first query, if the keys are those of a cache.
+        window: the number of keys that a query attends to, its own included. Default: all.
 
     >>> np.array(causal_mask(3, window=2))
     array([[ True, False, False],
@@ -59,10 +59,10 @@ def decoder_mask(
     cache: KeyValueCache | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """The mask of causal self-attention of ``x`` (B, T, ...), which a stack of layers can share.
+    """The mask of causal self-attention for ``x`` (B, T, ...); all layers of a stack can share it.
 
-    With a ``cache``, x are the positions after those in it, and keys are the cache's. ``mask`` is
-    combined with it, and ``window`` is as for `causal_mask`.
+    With a ``cache``, ``x`` follows the positions in the cache, and the keys are the cache's.
+    ``mask`` is combined with the causal mask; for ``window`` see `causal_mask`.
 
     >>> x, first, second = np.ones((1, 2, 64)), MultiHeadAttention(8), MultiHeadAttention(8)
     >>> mask = decoder_mask(x)
@@ -84,34 +84,34 @@ class MultiHeadAttention(Composed):
 
     Args:
         num_heads: H.
-        num_kv_heads: G, the number of heads of keys and values, each shared by H / G heads of
-            queries (Ainslie et al. 2023, arXiv 2305.13245); H by default.
-        head_dim: K, the size of a head; D / H by default.
-        causal: a position attends to itself and to those before it. (The layers of a stack can
-            share one mask instead: pass them that of `decoder_mask`.)
+        num_kv_heads: G, the number of heads of keys and values; each serves H / G heads of queries
+            (Ainslie et al. 2023, arXiv 2305.13245). Default: H.
+        head_dim: K, the size of a head. Default: D / H.
+        causal: a position attends only to itself and to earlier ones. (Instead, all layers of a
+            stack can share the mask of `decoder_mask`.)
         window: the number of positions that causal attention sees, its own included.
-        use_bias: of the maps to queries, keys and values.
-        output_bias: of the map W^O; as ``use_bias`` by default. (Qwen 2 has no bias there.)
-        gated: multiply the heads by the sigmoid of a map of x, as in AlphaFold 2 and ESMFold
-            (Jumper et al. 2021, supplement, algorithm 7).
+        use_bias: whether the projections to queries, keys and values have a bias.
+        output_bias: whether the projection W^O has a bias. Default: ``use_bias``. (Qwen 2 has none
+            there.)
+        gated: multiplies the heads by the sigmoid of a projection of x, as in AlphaFold 2 and
+            ESMFold (Jumper et al. 2021, supplement, algorithm 7).
         qk_norm: a normalization layer, applied to each head's queries and keys (Qwen 3, Gemma 3).
-        scale: multiplies the scores; K ** -0.5 by default. (T5 has 1.)
-        softcap: c, for scores c tanh(score / c) (Gemma 2).
-        dropout: rate, in training, on the weights that the softmax gives.
+        scale: multiplies the scores. Default: K ** -0.5. (T5 uses 1.)
+        softcap: c: a score becomes c tanh(score / c) (Gemma 2).
+        dropout: rate of dropout on the attention weights.
 
-    Call with ``x`` (B, T, D) for self-attention, and with ``memory`` (B, S, D) for
-    cross-attention; the result is (B, T, D). ``memory`` may also be the pair that
-    `project(memory)` gave, so that a decoder computes it once per sequence. ``mask`` is boolean,
-    True = may attend, and ``bias`` is added to the scores before the softmax; both are
-    broadcastable to (B, H, T, S). ``rotary`` is the pair that `Rotary` gave, by which queries and
-    keys are rotated. With a ``cache`` (see `KeyValueCache`) x holds the T positions after those in
-    it, and the result is (output, cache). A query that may attend to nothing gets the mean of all
-    values.
+    Call with ``x`` (B, T, D) for self-attention, and also with ``memory`` (B, S, D) for
+    cross-attention; the result is (B, T, D). ``memory`` may also be the result of
+    `project(memory)`, which a decoder computes once per sequence. ``mask`` is boolean, True = may
+    attend, and ``bias`` is added to the scores before the softmax; both are broadcastable to
+    (B, H, T, S). ``rotary`` is the result of `Rotary`, which rotates queries and keys. With a
+    ``cache`` (see `KeyValueCache`), x holds the T positions after those in the cache, and the
+    result is (output, cache). A query whose keys are all masked gets the mean of all values.
 
-    The softmax is computed in float32 whatever the precision.
+    The softmax is always computed in float32.
 
     Raises:
-        ValueError: D does not divide into heads; G does not divide H; a window without ``causal``.
+        ValueError: H does not divide D; G does not divide H; a window without ``causal``.
 
     >>> attention = MultiHeadAttention(num_heads=8, num_kv_heads=2, causal=True)
     >>> tuple(attention(np.ones((2, 5, 64))).shape)
@@ -160,7 +160,7 @@ class MultiHeadAttention(Composed):
         memory_width = width if memory_shape is None else memory_shape[-1]
         if self.head_dim is None:
             if width % self.num_heads:
-                raise ValueError(f"width must divide into heads: {width} / {self.num_heads}")
+                raise ValueError(f"num_heads must divide the width: {width} / {self.num_heads}")
             self.head_dim = width // self.num_heads
         inner = self.num_heads * self.head_dim
 
@@ -181,7 +181,7 @@ class MultiHeadAttention(Composed):
         self.query = heads("query", width, self.num_heads)
         self.key = heads("key", memory_width, self.num_kv_heads)
         self.value = heads("value", memory_width, self.num_kv_heads)
-        if self.gated:  # at first the same for every position, and nearly open
+        if self.gated:  # initially sigmoid(1) = 0.73 for every position
             constant = dict(kernel_initializer="zeros", bias_initializer="ones")
             self.gate = heads("gate", width, self.num_heads, use_bias=True, **constant)
         self.output_projection = projection(
@@ -202,13 +202,13 @@ class MultiHeadAttention(Composed):
     def initialize_mimetic(self) -> None:
         """Mimetic initialization of self-attention on images (Trockman & Kolter 2023, section 3).
 
-        (arXiv 2305.09828.) W^Q and W^K are nearly the same, so that a position attends to similar
-        ones; W^O is nearly the negative inverse of W^V. The paper factorizes I + noise; here noise
-        of half its size is added to an orthogonal matrix, which costs less, and 1.5 I is the
-        paper's W^Q W^K^T in the directions that a head keeps.
+        (arXiv 2305.09828.) W^Q and W^K are nearly equal, so a position attends to similar ones;
+        W^O is nearly the negative inverse of W^V. The paper factorizes I + noise. Here noise of
+        half that size is added to an orthogonal matrix, which costs less; 1.5 I is the paper's
+        W^Q W^K^T in the directions that a head keeps.
 
-        For a built layer of self-attention, whose kernels are (D, H, K) and (H, K, D). It assigns:
-        under a strategy of several machines set the same seed on each.
+        The layer must be built, with kernels (D, H, K) and (H, K, D). With several machines, set
+        the same seed on each.
         """
         width, inner = self.query.kernel.shape[0], self.num_heads * self.head_dim
 
@@ -249,8 +249,8 @@ class MultiHeadAttention(Composed):
                 layer._tracker.lock()
 
     def call(self, x, memory=None, mask=None, bias=None, rotary=None, cache=None, training=False):
-        query, key, value, *gate = self._projected(x, memory, rotary)
-        mask = self._masked(x, mask, cache)
+        query, key, value, *gate = self._project_inputs(x, memory, rotary)
+        mask = self._combine_masks(x, mask, cache)
         if cache is not None:
             cache = cache.append(key, value)
             key, value = cache.key, cache.value
@@ -266,8 +266,8 @@ class MultiHeadAttention(Composed):
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """``memory`` (B, S, D) -> its keys and values, each (B, S, G, K)."""
-        key, value = self._mapped(memory, "key", "value")
-        return self._normalized(key, self.key_norm), value
+        key, value = self._apply_projections(memory, "key", "value")
+        return self._normalize(key, self.key_norm), value
 
     def attention_weights(
         self,
@@ -277,36 +277,36 @@ class MultiHeadAttention(Composed):
         bias: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """The softmax of the scores (B, H, T, S), in float32: for pictures."""
-        query, key, *_ = self._projected(x, memory, rotary)
-        mask = self._masked(x, mask)
+        """The attention weights (B, H, T, S), in float32, for example for plots."""
+        query, key, *_ = self._project_inputs(x, memory, rotary)
+        mask = self._combine_masks(x, mask)
         return attention_weights(query, key, mask, bias, self.scale, self.softcap)
 
-    def _projected(self, x, memory, rotary):
-        """Queries, keys and values, and the gate where there is one."""
+    def _project_inputs(self, x, memory, rotary):
+        """Computes queries, keys, values and, if the layer is gated, the gate."""
         gate = ("gate",) if self.gated else ()
         if memory is None:
-            query, key, value, *gate = self._mapped(x, "query", "key", "value", *gate)
-            key = self._normalized(key, self.key_norm)
+            query, key, value, *gate = self._apply_projections(x, "query", "key", "value", *gate)
+            key = self._normalize(key, self.key_norm)
         else:
-            query, *gate = self._mapped(x, "query", *gate)
+            query, *gate = self._apply_projections(x, "query", *gate)
             key, value = memory if isinstance(memory, tuple) else self.project(memory)
-        query = self._normalized(query, self.query_norm)
+        query = self._normalize(query, self.query_norm)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
         return query, key, value, *gate
 
-    def _normalized(self, x, norm):
+    def _normalize(self, x, norm):
         return x if norm is None else norm(x)
 
-    def _masked(self, x, mask, cache=None):
+    def _combine_masks(self, x, mask, cache=None):
         return decoder_mask(x, mask, cache, self.window) if self.causal else mask
 
-    def _mapped(self, x, *names):
-        """``x`` (B, T, D) by each of the maps ``names``, each (B, T, H, K) or (B, T, G, K).
+    def _apply_projections(self, x, *names):
+        """Applies the projections ``names`` to ``x`` (B, T, D): each gives (B, T, H or G, K).
 
-        Where the kernels are the whole maps, one product of all kernels computes them. Else, and
-        where T is 1 (in decoding joining the kernels costs more), each layer is called.
+        One product with the joined kernels computes all of them. Each layer is called instead if
+        one is quantized or has Keras's LoRA, or if T is 1: in decoding, joining costs more.
         """
         maps = [getattr(self, name) for name in names]
         whole = all(type(layer) is Projection and layer.is_whole for layer in maps)

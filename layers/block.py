@@ -14,19 +14,19 @@ from .residual import ORDERS, Residual
 
 @keras.saving.register_keras_serializable("polyhead")
 class TransformerBlock(Composed):
-    """Attention and a feed-forward network, each with a residual and a normalization.
+    """Attention and a feed-forward network, each with a residual connection and a normalization.
 
-    It is composed of parts. A part is a template, of which the block makes a copy with its own
-    name and dtype policy: several blocks may be given the same parts.
+    The block copies the layers that it is given, each copy with its own name and the block's dtype
+    policy, so the same layers can be given to several blocks.
 
     Args:
         num_heads: H; shorthand for ``attention=MultiHeadAttention(num_heads)``.
         intermediate_dim: shorthand for ``feed_forward=FeedForward(intermediate_dim)``.
         causal: with ``num_heads``: self-attention sees only the past, as in a decoder.
-        cross: with ``num_heads``: the block also attends to a memory, as the decoder of an
-            encoder-decoder does.
-        order: where norms are, see `Residual`: "pre", x + f(norm(x)), as in GPT-2 (a stack then
-            ends in a norm of its own); "post", norm(x + f(x)), as in the paper; "both",
+        cross: with ``num_heads``: the block also attends to a memory, as in the decoder of an
+            encoder-decoder.
+        order: where the norms are (see `Residual`): "pre", x + f(norm(x)), as in GPT-2 (a stack
+            then ends with another norm); "post", norm(x + f(x)), as in the paper; "both",
             x + norm(f(norm(x))), as in Gemma 2.
         dropout: rate, on the output of each sublayer (section 5.4).
         stochastic_depth: rate at which an example skips a sublayer (Huang et al. 2016, arXiv
@@ -35,20 +35,20 @@ class TransformerBlock(Composed):
             pass (Chen et al. 2016, arXiv 1604.06174): less memory, more time.
         attention: the self-attention, a `MultiHeadAttention`.
         feed_forward: a `FeedForward` or a `GatedFeedForward`.
-        norm: the normalization in each place; layer normalization with epsilon 1e-5 by default.
-        attention_norm: that of the self-attention; ``norm`` by default. (`keras.layers.Identity`
-            in the first block of ModernBERT, whose embeddings are normalized.)
-        cross_attention: a `MultiHeadAttention` of the memory.
+        norm: a normalization layer for all places. Default: layer normalization with epsilon 1e-5.
+        attention_norm: the normalization of the self-attention. Default: ``norm``. (The first block
+            of ModernBERT, whose embeddings are normalized, has `keras.layers.Identity`.)
+        cross_attention: the attention to the memory, a `MultiHeadAttention`.
 
-    Call with ``x`` (B, T, D), and with a cross-attention with ``memory`` (B, S, D), or the pair
-    that `project(memory)` gave. ``mask`` and ``cross_mask`` are boolean, True = may attend,
-    broadcastable to (B, H, T, T) and (B, H, T, S). ``bias``, ``rotary`` and ``cache`` are passed
-    to the self-attention. With a cache (see `KeyValueCache`) the result is (output, cache), else
-    output (B, T, D).
+    Call with ``x`` (B, T, D). If the block has cross-attention, also pass ``memory``: (B, S, D), or
+    the result of `project(memory)`. ``mask`` and ``cross_mask`` are boolean, True = may attend,
+    broadcastable to (B, H, T, T) and (B, H, T, S). ``bias``, ``rotary`` and ``cache`` are passed to
+    the self-attention. The result is the output (B, T, D) or, with a cache (see `KeyValueCache`),
+    (output, cache).
 
     Raises:
-        ValueError: an unknown order; a part given twice, or not at all; a memory without a
-            cross-attention, or none where there is one.
+        ValueError: an unknown order; a part is given twice, or not at all; a memory without
+            cross-attention, or cross-attention without a memory.
 
     >>> from polyhead.layers import GatedFeedForward, RMSNorm, Rotary
     >>> x = np.ones((2, 5, 512))
@@ -98,7 +98,10 @@ class TransformerBlock(Composed):
                 f"give intermediate_dim or feed_forward: {intermediate_dim}, {feed_forward}"
             )
         if num_heads is None and (causal or cross):
-            raise ValueError("causal and cross go with num_heads: give them to the parts instead")
+            raise ValueError(
+                "causal and cross need num_heads; with attention=, pass MultiHeadAttention(..., "
+                "causal=True) and cross_attention="
+            )
         if cross and cross_attention is not None:
             raise ValueError("give cross=True or cross_attention")
         self.order = order
@@ -120,7 +123,7 @@ class TransformerBlock(Composed):
         )
 
     def _copy_parts(self, name, sublayer, norm) -> tuple[Any, Any, Any]:
-        """Copies of a sublayer and its norms; None for those that the block does not have."""
+        """Copies a sublayer and its norms; None for those that the block does not have."""
         norm = None if sublayer is None else norm
         output_norm = norm if self.order == "both" else None
         return (
@@ -164,14 +167,14 @@ class TransformerBlock(Composed):
             cross = self.cross_attention is not None
             raise ValueError(f"cross={cross}, but memory is {type(memory).__name__}")
         if self.remat and training:
-            return self._recomputed(x, memory, mask, cross_mask, bias, rotary)
+            return self._forward_with_remat(x, memory, mask, cross_mask, bias, rotary)
         return self._forward(x, memory, mask, cross_mask, bias, rotary, cache, training)
 
-    def _recomputed(self, x, memory, mask, cross_mask, bias, rotary):
-        """`_forward` whose backward pass keeps only the inputs, and recomputes the rest.
+    def _forward_with_remat(self, x, memory, mask, cross_mask, bias, rotary):
+        """Like `_forward`, but keeps only the inputs; the backward pass recomputes the rest.
 
-        A function of all its variables, so that recomputing assigns nothing and dropout drops the
-        same elements.
+        All variables are passed as arguments, so that recomputing assigns nothing and dropout drops
+        the same elements.
         """
         weights = self.weights
         drops = [layer for layer in self._flatten_layers() if isinstance(layer, Dropout)]
@@ -220,7 +223,7 @@ class TransformerBlock(Composed):
         mask: Tensor | None = None,
         cross_mask: Tensor | None = None,
     ) -> Tensor:
-        """What each position takes of the memory (B, H, T, S), in float32: for pictures."""
+        """The cross-attention weights (B, H, T, S), in float32, for example for plots."""
         residual = self.attention_residual
         x = residual.after(x, self.attention(residual.before(x), mask=mask))
         query = self.cross_attention_residual.before(x)

@@ -1,4 +1,4 @@
-"""Keys and values of the positions decoded so far."""
+"""The keys and values of the positions decoded so far."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,10 @@ from .arguments import Tensor
 class KeyValueCache(NamedTuple):
     """The keys and values that a self-attention has seen, both (B, S, G, K), of static length S.
 
-    ``index`` is the number of positions written. Decoding makes an empty cache and passes it to
-    attention, which returns a cache with the new positions: so one compiled step serves every
-    position. Layers only call `append`. This one writes in the way that is fastest when compiled;
-    `zoo` has another one for exports.
+    ``index`` is the number of positions written. Decoding starts with an empty cache; attention
+    returns a cache with the new positions. Its shape is constant, so decoding compiles one step.
+    Layers only call `append`. This class writes in the way that is fastest when compiled; exports
+    use `ScatterCache` of `polyhead.zoo.decoding`.
 
     >>> cache = KeyValueCache.empty(2, 16, num_kv_heads=4, head_dim=8, dtype="float32")
     >>> cache = cache.append(np.ones((2, 3, 4, 8)), np.ones((2, 3, 4, 8)))
@@ -38,7 +38,7 @@ class KeyValueCache(NamedTuple):
         return cls(zeros, zeros, ops.zeros((), "int32"))
 
     def append(self, key: Tensor, value: Tensor) -> "KeyValueCache":
-        """The cache after the T positions ``key``, ``value`` (B, T, G, K)."""
+        """Returns the cache with T more positions: ``key`` and ``value`` (B, T, G, K)."""
         at = (0, self.index, 0, 0)
         return type(self)(
             ops.slice_update(self.key, at, ops.cast(key, self.key.dtype)),
@@ -47,7 +47,7 @@ class KeyValueCache(NamedTuple):
         )
 
     def take(self, rows: Tensor) -> "KeyValueCache":
-        """The cache of the given ``rows`` (B',) only, such as those that a beam search keeps."""
+        """Returns the cache of the ``rows`` (B',), for example those that a beam search keeps."""
         return type(self)(
             ops.take(self.key, rows, axis=0), ops.take(self.value, rows, axis=0), self.index
         )

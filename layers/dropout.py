@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014) whose random numbers cost next to nothing."""
+"""Dropout (Srivastava et al. 2014) with cheap random numbers."""
 
 import math
 from typing import Any
@@ -10,15 +10,15 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("polyhead")
 class Dropout(keras.layers.Dropout):
-    """Zeroes a share ``rate`` of its input in training, and scales the rest by 1 / (1 - rate).
+    """Zeroes a fraction ``rate`` of its input in training, and scales the rest by 1 / (1 - rate).
 
-    As `keras.layers.Dropout`, but whether an element is dropped is a hash of its index and of the
-    layer's seed: integer arithmetic that XLA fuses into what comes before and after, where
-    Keras's generator is a loop of its own. Axes of size 1 in ``noise_shape`` share one mask:
-    (None, 1, 1) drops whole rows of (B, T, D).
+    Like `keras.layers.Dropout`, except that a hash of an element's index and the layer's seed
+    decides whether it is dropped. XLA fuses this integer arithmetic into the operations around it;
+    Keras's random generator is a separate loop. Axes of size 1 in ``noise_shape`` share one mask:
+    (None, 1, 1) drops whole examples of (B, T, D).
 
     Raises:
-        ValueError: a rate that is not in [0, 1).
+        ValueError: ``rate`` is not in [0, 1).
 
     >>> kept = np.array(Dropout(0.5, seed=0)(np.ones((2, 1000)), training=True))
     >>> np.unique(kept)
@@ -49,19 +49,19 @@ class Dropout(keras.layers.Dropout):
 
 
 def random_bits(index, first, second):
-    """A random uint32 for each ``index``, by two keys of uint32: a hash of the three."""
+    """A random uint32 for each ``index``: a hash of the index and two uint32 keys."""
     return mix(ops.bitwise_xor(mix(ops.cast(index, "uint32") + first), second))
 
 
 def mix(x):
-    """A bijection of uint32 in which every bit of ``x`` flips half of those of the result.
+    """A bijective hash of uint32: changing one bit of ``x`` flips about half of the result's bits.
 
-    (The constants are those of lowbias32: C. Wellons, "Prospecting for Hash Functions", 2018.)
+    (lowbias32: C. Wellons, "Prospecting for Hash Functions", 2018.)
     """
-    x = shifted(x, 16) * np.uint32(0x7FEB352D)
-    x = shifted(x, 15) * np.uint32(0x846CA68B)
-    return shifted(x, 16)
+    x = xor_shift(x, 16) * np.uint32(0x7FEB352D)
+    x = xor_shift(x, 15) * np.uint32(0x846CA68B)
+    return xor_shift(x, 16)
 
 
-def shifted(x, bits):
+def xor_shift(x, bits):
     return ops.bitwise_xor(x, ops.right_shift(x, np.uint32(bits)))

@@ -11,17 +11,17 @@ from .arguments import Tensor
 
 @keras.saving.register_keras_serializable("polyhead")
 class TokenEmbedding(keras.layers.Layer):
-    """Embeds tokens, and computes the logits of the next ones by the same matrix (section 3.4).
+    """Embeds tokens, and computes logits with the same matrix (section 3.4).
 
     Args:
         vocab_size: V.
         dim: D.
-        scale: multiply embeddings by sqrt(D), as the paper does.
-        logits_bias: add a constant to each token's logit; training does not change it.
+        scale: multiplies embeddings by sqrt(D), as in the paper.
+        logits_bias: adds a constant to each token's logit; training does not change it.
 
     Call with ``tokens`` (B, T); the result is (B, T, D). `logits` maps ``x`` (B, T, D) to
-    float32 logits (B, T, V). After ``quantize("int8")`` each row of the matrix is 8-bit integers
-    with a scale, for both.
+    float32 logits (B, T, V). After ``quantize("int8")`` both use a matrix of 8-bit integers, with
+    one scale per row.
 
     >>> embedding = TokenEmbedding(vocab_size=100, dim=8)
     >>> x = embedding(np.array([[5, 3, 2]]))
@@ -58,8 +58,7 @@ class TokenEmbedding(keras.layers.Layer):
         self.embeddings = self.add_weight(
             name="embeddings",
             shape=(self.vocab_size, self.dim),
-            # Scaled by sqrt(D) an embedding has unit variance, and so have the logits of a
-            # normalised x.
+            # Embeddings scaled by sqrt(D) have unit variance, as have the logits of a normalized x.
             initializer=keras.initializers.RandomNormal(stddev=self.dim**-0.5),
         )
 
@@ -73,16 +72,16 @@ class TokenEmbedding(keras.layers.Layer):
             shape=shape[:1],
             initializer="ones",
             dtype="float32",
-            autocast=False,  # a scale in 16 bits would be off by up to 0.4%
+            autocast=False,  # in 16 bits, a scale has an error of up to 0.4%
             trainable=False,
         )
         self._is_quantized = True
 
     def quantize(self, mode=None, type_check=True, config=None):
-        """Keras's protocol of quantization; `keras.Model.quantize` calls it.
+        """Quantizes the matrix; `keras.Model.quantize` calls this method.
 
         Raises:
-            ValueError: a mode other than "int8".
+            ValueError: ``mode`` is not "int8".
         """
         if mode != "int8":
             raise ValueError(f"TokenEmbedding supports the quantization mode 'int8': {mode!r}")
@@ -94,14 +93,14 @@ class TokenEmbedding(keras.layers.Layer):
         self.dtype_policy = f"int8_from_{self.dtype_policy.name}"
 
     def call(self, tokens):
-        return self._scaled(ops.take(self.embeddings, tokens, axis=0))
+        return self._scale(ops.take(self.embeddings, tokens, axis=0))
 
     def _int8_call(self, tokens):
         scale = ops.take(self.embeddings_scale, tokens, axis=0)[..., None]
         values = ops.take(self.embeddings, tokens, axis=0)
-        return self._scaled(ops.cast(values, "float32") / scale)
+        return self._scale(ops.cast(values, "float32") / scale)
 
-    def _scaled(self, x):
+    def _scale(self, x):
         x = ops.cast(x, self.compute_dtype)
         return x * math.sqrt(self.dim) if self.scale else x
 
@@ -112,14 +111,14 @@ class TokenEmbedding(keras.layers.Layer):
 
     def _products(self, x):
         if self.quantization_mode is not None:
-            # As in Keras's layers, x is quantized too, each position by a scale of its own.
+            # As in Keras's layers, x is quantized too, with one scale per position.
             values, scale = keras.quantizers.abs_max_quantize(ops.cast(x, "float32"), axis=-1)
             products = ops.matmul(values, ops.transpose(self.embeddings))
             return ops.cast(products, "float32") / (scale * self.embeddings_scale)
         matrix = ops.cast(self.embeddings, self.compute_dtype)
         x = ops.cast(x, self.compute_dtype)
         if x.shape[1] == 1:
-            # In decoding the matrix comes first: XLA would transpose it at every step. (In
-            # training that costs nothing beside the product; transposing the logits would.)
+            # In decoding, the matrix is the first factor: otherwise XLA transposes it at every
+            # step. (In training, that transpose is cheap; transposing the logits is not.)
             return ops.moveaxis(ops.einsum("vd,btd->vbt", matrix, x), 0, -1)
         return ops.matmul(x, ops.transpose(matrix))

@@ -10,7 +10,7 @@ from .projection import leading_shape
 
 
 def gelu_tanh(x):
-    """GELU by tanh (Hendrycks & Gimpel 2016, section 2), as GPT-2 computes it."""
+    """The tanh approximation of GELU (Hendrycks & Gimpel 2016, section 2), as in GPT-2."""
     return keras.activations.gelu(x, approximate=True)
 
 
@@ -19,10 +19,10 @@ class FeedForward(keras.layers.Layer):
     """FFN(x) = activation(x W_1 + b_1) W_2 + b_2 (Vaswani et al. 2017, equation 2).
 
     Args:
-        intermediate_dim: the width between the two maps.
-        activation: "relu" in the paper; any name that Keras knows, or "gelu_tanh".
-        use_bias: False leaves b_1 and b_2 out, as T5 does.
-        dropout: rate, in training, between the two maps (T5).
+        intermediate_dim: the width of the hidden layer.
+        activation: the name of a Keras activation, or "gelu_tanh"; "relu" in the paper.
+        use_bias: False omits b_1 and b_2, as in T5.
+        dropout: rate of dropout on the hidden layer (T5).
 
     Call with ``x`` (..., D); the result has the same shape.
 
@@ -65,7 +65,7 @@ class FeedForward(keras.layers.Layer):
         return layer
 
     def call(self, x, training=False):
-        # Of rank 2 `Dense` is one product; else, where shapes are unknown, twenty operations.
+        # For rank 2, `Dense` is one product; otherwise, with unknown shapes, twenty operations.
         inner = self._inner(ops.reshape(x, (-1, x.shape[-1])))
         y = self.contract(self.drop(inner, training=training))
         return ops.reshape(y, (*leading_shape(x), x.shape[-1]))
@@ -79,10 +79,10 @@ class GatedFeedForward(FeedForward):
     """FFN(x) = (activation(x W_gate) * x W_expand) W_contract (Shazeer 2020, arXiv 2002.05202).
 
     Args:
-        intermediate_dim: the width of the gate.
-        activation: "silu" in Llama and Qwen; "gelu_tanh" in Gemma and T5 1.1.
-        use_bias: True adds a bias to each of the three maps.
-        dropout: rate, in training, before the last map (T5).
+        intermediate_dim: the width of the hidden layer.
+        activation: of the gate: "silu" in Llama and Qwen; "gelu_tanh" in Gemma and T5 1.1.
+        use_bias: True adds a bias to each of the three projections.
+        dropout: rate of dropout on the hidden layer (T5).
 
     Call with ``x`` (..., D); the result has the same shape.
 

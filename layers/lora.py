@@ -8,17 +8,17 @@ from .arguments import plain
 
 @keras.saving.register_keras_serializable("polyhead")
 class LowRank(keras.layers.Layer):
-    """A LoRA adapter, added to a frozen map of x: x A B * alpha / rank, zero at first.
+    """A LoRA adapter, added to a frozen projection of x: x A B * alpha / rank, initially zero.
 
     Args:
-        rank: r, of A (D, r) and B (r, H, K).
+        rank: r, the rank of A (D, r) and B (r, H, K).
         heads: (H, K).
-        alpha: the scale; ``rank`` if not given, so that the factor is 1.
+        alpha: the scale. Default: ``rank``, so that the factor is 1.
 
     Call with ``x`` (B, T, D); the result is (B, T, H, K).
 
-    Keras's files hold no adapters: the kernel is saved with its adapter merged (`Projection`), so
-    that after loading the adapter is zero.
+    Files hold no adapters: `Projection` saves its kernel with the adapter merged, so the adapter is
+    zero after loading.
     """
 
     def __init__(self, rank, heads, alpha=None, **kwargs):
@@ -31,7 +31,7 @@ class LowRank(keras.layers.Layer):
         self.alpha = rank if alpha is None else alpha
 
     def build(self, x_shape):
-        # As in the paper's section 4.1, A is random and B zero.
+        # A is random and B is zero (section 4.1).
         self.down = self.add_weight(
             name="down",
             shape=(x_shape[-1], self.rank),
@@ -45,7 +45,7 @@ class LowRank(keras.layers.Layer):
         )
 
     def product(self, down, up):
-        """The change of the kernel (D, H, K) by ``down`` (D, r) and ``up`` (r, H, K): NumPy."""
+        """The NumPy array (D, H, K) that ``down`` (D, r) and ``up`` (r, H, K) add to the kernel."""
         down, up = ops.convert_to_numpy(down), ops.convert_to_numpy(up)
         flat = down @ up.reshape(self.rank, -1) * (self.alpha / self.rank)
         return flat.reshape(len(down), *self.heads)

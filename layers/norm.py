@@ -12,9 +12,8 @@ class RMSNorm(keras.layers.Layer):
 
     Args:
         epsilon: added to the mean square.
-        offset: 0 in T5, Llama and Qwen, which round the quotient to the compute dtype and then
-            multiply by gamma. 1 in Gemma, which multiplies by 1 + gamma in float32 and then
-            rounds.
+        offset: added to gamma: 0 in T5, Llama and Qwen, 1 in Gemma. As in these models, with 0 the
+            quotient is cast to the compute dtype before it is multiplied by gamma, otherwise after.
 
     Call with ``x`` (..., D); the result has the same shape, in the compute dtype. The mean is
     computed in float32.

@@ -1,4 +1,4 @@
-"""Layers that are composed of layers given to their constructor."""
+"""Layers composed of other layers, which are passed to their constructor."""
 
 import inspect
 from typing import Any
@@ -7,12 +7,12 @@ import keras
 
 
 class Composed(keras.layers.Layer):
-    """A layer some of whose arguments are layers: its parts.
+    """Base class of layers that take other layers, their parts, as arguments.
 
-    A part is a template: the layer makes its own copy by `_copy_part`, with its own name and dtype
-    policy, so that one part can be given many times. ``PARTS`` maps the argument of each part to
-    the attribute that holds the copy. Every other argument that the configuration keeps is an
-    attribute of the same name.
+    A part is only a template: `_copy_part` copies it, with a new name and this layer's dtype
+    policy, so one part can be passed to many layers. ``PARTS`` maps the argument of each part to
+    the attribute that holds the copy. All other arguments in the configuration are attributes of
+    the same name.
     """
 
     PARTS = {}
@@ -38,9 +38,9 @@ class Composed(keras.layers.Layer):
         return cls(**{**config, **parts})
 
     def _copy_part(self, part, name) -> Any:
-        """A new layer like ``part``, named ``name``, with this layer's dtype policy; or None."""
+        """Copies ``part`` with the name ``name`` and this layer's dtype policy; None stays None."""
         if part is None:
             return None
-        # Serialized: Keras cannot read the arguments of a layer back that was given the object.
+        # Serialized, because Keras cannot restore a layer whose dtype argument is an object.
         dtype = keras.dtype_policies.serialize(self.dtype_policy)
         return type(part).from_config({**part.get_config(), "name": name, "dtype": dtype})

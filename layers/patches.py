@@ -12,10 +12,10 @@ from .positions import sinusoids
 
 @keras.saving.register_keras_serializable("polyhead")
 class PatchEmbedding(keras.layers.Layer):
-    """Cuts an image into squares and maps the pixels of each to a vector (equation 1's E).
+    """Cuts an image into patches and projects the pixels of each to a vector (E in equation 1).
 
     Args:
-        patch_size: P, a square's side in pixels.
+        patch_size: P, the side of a patch in pixels.
         dim: D.
 
     Call with ``images`` (B, Y, X, C), whose sides are multiples of P; the result is
@@ -51,18 +51,18 @@ def grid(height, width, patch_size):
     """The rows and columns of patches in an image.
 
     Raises:
-        ValueError: a side is no multiple of ``patch_size``.
+        ValueError: a side is not a multiple of ``patch_size``.
     """
     if height % patch_size or width % patch_size:
         raise ValueError(f"an image's sides must be multiples of {patch_size}: {height} x {width}")
     return height // patch_size, width // patch_size
 
 
-def interpolated(table, old, new):
-    """Positions ``table`` (Y X, D) of an ``old`` grid (Y, X) -> (Y' X', D) of a ``new`` one.
+def interpolate(table, old, new):
+    """Interpolates positions (Y X, D) of the ``old`` grid (Y, X) to (Y' X', D) of the ``new`` grid.
 
-    By cubic convolution, as the reference implementations do it (section 3.2): a new position takes
-    from the four old ones around it in each direction; those beyond an edge are the edge's.
+    By cubic convolution, as in the reference implementations (section 3.2): each new position
+    depends on the nearest four old ones in each direction; edges are repeated.
     """
     if old == new:
         return table
@@ -86,8 +86,7 @@ def cubic(old, new):
 
 
 def grid_sinusoids(grid, dim):
-    """A ``grid`` (Y, X) -> (Y X, D), in float32: of each place the sinusoids of its row, D / 2, and
-    of its column."""
+    """``grid`` (Y, X) -> (Y X, D) in float32: D / 2 sinusoids of the row, then of the column."""
     half = 2 * -(-dim // 4)
     down, across = (sinusoids(ops.arange(side), half, interleaved=False) for side in grid)
     rows, columns = grid
@@ -99,7 +98,7 @@ def grid_sinusoids(grid, dim):
 
 @keras.saving.register_keras_serializable("polyhead")
 class ClassToken(keras.layers.Layer):
-    """Puts a learned vector before each sequence (equation 1's x_class).
+    """Prepends a learned vector to each sequence (x_class in equation 1).
 
     Call with ``x`` (B, N, D); the result is (B, 1 + N, D).
 
@@ -119,17 +118,17 @@ class ClassToken(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("polyhead")
 class GridPositions(keras.layers.Layer):
-    """Adds learned positions to the patches of an image (equation 1's E_pos).
+    """Adds learned positional embeddings to the patches of an image (E_pos in equation 1).
 
-    They are initialized as sinusoids of the row and of the column, which Beyer et al. 2022 (arXiv
-    2205.01580) leave fixed: so near places have similar positions from the first step.
+    They are initialized as sinusoids of the row and the column, so nearby patches have similar
+    positions from the first step. (Beyer et al. 2022, arXiv 2205.01580, do not train them.)
 
     Args:
-        grid: rows and columns of patches, Y and X.
-        extra: tokens before the patches, each with a position of its own.
+        grid: Y and X, the rows and columns of patches.
+        extra: the number of tokens before the patches, each with its own position.
 
-    Call with ``x`` (B, extra + Y' X', D) and the ``grid`` (Y', X') that it is of; the result is of
-    the same shape. For another grid than that of the weights, positions are interpolated.
+    Call with ``x`` (B, extra + Y' X', D) and its ``grid`` (Y', X'); the result has the same shape.
+    If this is not the grid of the weights, positions are interpolated.
 
     >>> positions = GridPositions(grid=(2, 3), extra=1)
     >>> tuple(positions(np.ones((2, 7, 192))).shape)
@@ -149,7 +148,8 @@ class GridPositions(keras.layers.Layer):
         )
 
     def _initial(self, shape, dtype):
-        # Of the tokens before, small: a class token that began as 0 would be normalised as that.
+        # Small random values for the tokens before the patches: the class token is initially zero,
+        # and layer normalization of zeros gives zeros.
         before = keras.random.normal((self.extra, shape[-1]), stddev=0.02)
         table = ops.concatenate([before, grid_sinusoids(self.grid, shape[-1])], axis=0)
         return ops.cast(table, dtype)
@@ -160,4 +160,4 @@ class GridPositions(keras.layers.Layer):
     def table(self, grid: tuple[int, int]) -> Tensor:
         """The positions (extra + Y' X', D) of a ``grid`` (Y', X')."""
         before, places = ops.split(ops.convert_to_tensor(self.embeddings), [self.extra], axis=0)
-        return ops.concatenate([before, interpolated(places, self.grid, tuple(grid))], axis=0)
+        return ops.concatenate([before, interpolate(places, self.grid, tuple(grid))], axis=0)

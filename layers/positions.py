@@ -1,4 +1,4 @@
-"""What tells positions apart: sinusoids, learned vectors, rotations and relative biases."""
+"""Positional encodings: sinusoidal, learned, rotary, and relative biases."""
 
 import math
 from collections.abc import Sequence
@@ -16,8 +16,9 @@ class PositionalEmbedding(keras.layers.Layer):
     Args:
         kind: "sinusoidal", PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos(same),
             for any length; or "learned", a vector for each of ``max_length`` positions.
-        interleaved: sines and cosines alternate, as in the paper; else the sines are the first
-            half of the vector and the cosines the second, as in Marian (Junczys-Dowmunt 2018).
+        interleaved: True alternates sines and cosines, as in the paper. False puts the sines in the
+            first half of the vector and the cosines in the second, as in Marian (Junczys-Dowmunt
+            2018).
         max_length: the number of learned positions.
 
     Call with ``x`` (B, T, D), whose first position is ``start``, a number or (B, 1), one for each
@@ -25,8 +26,8 @@ class PositionalEmbedding(keras.layers.Layer):
     padding, get the nearest learned position. ``positions`` (B, T) replace start, start + 1, ...
 
     Raises:
-        ValueError: an unknown kind, an odd D with sinusoids, learned positions without
-            ``max_length`` or, where T is known and start is 0, more than there are.
+        ValueError: an unknown kind; an odd D with sinusoids; learned positions without
+            ``max_length``; with an integer ``start``, a position out of range.
 
     >>> tuple(PositionalEmbedding("sinusoidal")(np.zeros((2, 5, 64))).shape)
     (2, 5, 64)
@@ -75,7 +76,7 @@ class PositionalEmbedding(keras.layers.Layer):
 
 
 def sinusoids(positions, dim, interleaved=True):
-    """``positions`` (..., T) -> (..., T, D), in float32: sines and cosines in turns, or halves."""
+    """``positions`` (..., T) -> sines and cosines (..., T, D) in float32, alternating or not."""
     channel = ops.arange(0, dim, 2, dtype="float32")
     rate = ops.exp(channel * (-math.log(10000.0) / dim))
     angle = ops.cast(positions, "float32")[..., None] * rate
@@ -85,37 +86,38 @@ def sinusoids(positions, dim, interleaved=True):
 
 @keras.saving.register_keras_serializable("polyhead")
 class Rotary(keras.layers.Layer):
-    """The rotations of rotary positions (Su et al. 2021, arXiv 2104.09864, section 3.2).
+    """The rotations of rotary positional embeddings (RoPE: Su et al. 2021, section 3.2).
 
-    The i-th of R / 2 pairs of channels of a head turns by position * theta^(-2i/R). A pair is a
-    channel of the first half and the same one of the second half, as in published checkpoints. A
-    model computes the rotations once, and passes them to each layer of attention.
+    (arXiv 2104.09864.) Each head has R / 2 pairs of channels; pair i is rotated by the angle
+    position * theta^(-2i/R). It consists of channel i of the first half and channel i of the second
+    half, as in published checkpoints. A model computes the rotations once, and passes them to each
+    attention layer.
 
     Args:
         head_dim: K, the size of a head.
         theta: the base of the wavelengths.
-        kind: how wavelengths are stretched for texts longer than those of pretraining:
+        kind: how wavelengths are multiplied, for texts longer than those of pretraining:
 
-            - "default": they are not;
+            - "default": by 1;
             - "linear": by ``factor`` (Gemma 3);
-            - "llama3": those longer than L / ``low`` by ``factor``, those shorter than L /
-              ``high`` not, and others in between (Llama 3.1);
-            - "yarn": those that turn less than ``low`` times in L positions by ``factor``, those
-              that turn more than ``high`` times not, and others in between (Peng et al. 2023,
-              arXiv 2309.00071, section 3.2; Qwen 2 and 3);
-            - "longrope": the i-th by ``long_factors[i]`` where a position is L or more, else by
+            - "llama3": by ``factor`` if longer than L / ``low``, by 1 if shorter than L / ``high``,
+              by interpolation between these (Llama 3.1);
+            - "yarn": by ``factor`` if fewer than ``low`` wavelengths fit in L, by 1 if more than
+              ``high`` fit, by interpolation between these (Peng et al. 2023, arXiv 2309.00071,
+              section 3.2; Qwen 2 and 3);
+            - "longrope": the i-th by ``long_factors[i]`` if any position is L or more, otherwise by
               ``short_factors[i]`` (Ding et al. 2024, arXiv 2402.13753; Phi 3).
-        factor: the stretch; of "longrope", the longest text's length divided by L.
-        original_length: L, the longest text of pretraining, in tokens.
-        low, high: limits of "llama3" (1 and 4 there) and of "yarn" (1 and 32).
-        short_factors, long_factors: of "longrope", R / 2 numbers each.
-        scale: multiplies sines and cosines; by default 1, or as the papers of "yarn" and
-            "longrope" compute it of ``factor``.
-        fraction: R / K, the share of a head's channels that turn.
+        factor: see ``kind``; for "longrope", the maximum length divided by L.
+        original_length: L, the maximum length in pretraining, in tokens.
+        low, high: limits of "llama3" (1 and 4 in Llama 3.1) and of "yarn" (1 and 32 in the paper).
+        short_factors, long_factors: for "longrope", R / 2 numbers each.
+        scale: multiplies sines and cosines. Default: 1; for "yarn" and "longrope" the paper's
+            function of ``factor``.
+        fraction: R / K, the fraction of a head's channels that is rotated.
 
     Call with ``positions`` (B, T) or (T,), integers; the result is the pair of cosines and sines,
-    each (B, T, 1, R / 2) or (T, 1, R / 2), in the compute dtype. Angles are computed in float32:
-    bfloat16 cannot tell position 8190 from 8191.
+    each (B, T, 1, R / 2) or (T, 1, R / 2), in the compute dtype. Angles are computed in float32,
+    because in bfloat16 the positions 8190 and 8191 are equal.
 
     Raises:
         ValueError: an unknown kind, or a setting that the kind needs is missing.
@@ -199,13 +201,13 @@ class Rotary(keras.layers.Layer):
 
 
 def blend(rates, factor, share):
-    """``rates`` (R / 2,) of which a ``share`` (R / 2,), cut to [0, 1], stays; the rest / factor."""
+    """The mean of ``rates``, weighted by ``share`` clipped to [0, 1], and of ``rates / factor``."""
     share = np.clip(share, 0, 1)
     return share * rates + (1 - share) * rates / factor
 
 
 def rotate(x, rotary):
-    """``x`` (B, T, H, K) rotated by what a `Rotary` gave; the channels from R on stay."""
+    """Rotates ``x`` (B, T, H, K) by the result of a `Rotary`, except its channels from R on."""
     cosine, sine = (ops.cast(wave, x.dtype) for wave in rotary)
     half, size = cosine.shape[-1], x.shape[-1]
     ends = [half] if 2 * half == size else [half, 2 * half]
@@ -216,17 +218,17 @@ def rotate(x, rotary):
 
 @keras.saving.register_keras_serializable("polyhead")
 class RelativeBias(keras.layers.Layer):
-    """A bias for scores by how far a key is from the query (Raffel et al. 2019, section 2.1; T5).
+    """A learned bias of attention scores per distance from query to key, as in T5.
 
-    (arXiv 1910.10683.) Distances share buckets: one for each of the near ones, and for those
-    farther away logarithmically larger ones, up to ``max_distance``.
+    (Raffel et al. 2019, arXiv 1910.10683, section 2.1.) Each small distance has its own bucket;
+    larger distances share buckets of logarithmically increasing size.
 
     Args:
         num_heads: H.
-        num_buckets: of all distances.
-        max_distance: the least distance of the last bucket.
-        bidirectional: half of the buckets are for keys after the query, as in an encoder; else
-            those have distance 0.
+        num_buckets: the number of buckets.
+        max_distance: this distance and all larger ones share the last bucket.
+        bidirectional: half of the buckets are for keys after the query, as in an encoder. If False,
+            such keys count as distance 0.
 
     Call with the positions of ``queries`` (T,) and of ``keys`` (S,); the result is a bias
     (1, H, T, S) in float32, which all layers of a stack share.
@@ -264,7 +266,7 @@ class RelativeBias(keras.layers.Layer):
         return ops.transpose(ops.take(self.embeddings, bucket, axis=0), (2, 0, 1))[None]
 
     def buckets(self, distance: np.ndarray) -> np.ndarray:
-        """The bucket of each ``distance``, key - query: NumPy's integers."""
+        """The bucket of each ``distance``, key - query; NumPy integers."""
         count, offset = self.num_buckets, 0
         if self.bidirectional:
             count //= 2
@@ -273,7 +275,7 @@ class RelativeBias(keras.layers.Layer):
         else:
             distance = np.maximum(-distance, 0)
         near = count // 2
-        # In float32, as in the reference: it decides distances at the border of two buckets.
+        # In float32, as in the reference: rounding decides at the border of two buckets.
         far = np.log(np.float32(np.maximum(distance, 1)) / near)
         far = far / np.float32(math.log(self.max_distance / near)) * (count - near)
         far = np.minimum(near + far.astype("int32"), count - 1)

@@ -1,4 +1,4 @@
-"""A linear map written as an einsum."""
+"""A linear projection written as an einsum."""
 
 import math
 
@@ -8,7 +8,7 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("polyhead")
 class Projection(keras.layers.EinsumDense):
-    """An `EinsumDense` that can be quantized, and that a LoRA adapter can be added to.
+    """An `EinsumDense` that supports quantization and a LoRA adapter.
 
     ``adapter`` is a `LowRank`, or None. Saving writes the kernel with the adapter merged into it,
     as Keras does for its own LoRA.
@@ -18,9 +18,9 @@ class Projection(keras.layers.EinsumDense):
 
     @property
     def is_whole(self):
-        """Whether ``kernel`` and ``bias`` are the whole map, but for the adapter.
+        """Whether ``kernel``, ``bias`` and the adapter determine the output.
 
-        They are not in a quantized layer, nor after Keras's own `enable_lora`.
+        False for a quantized layer, and after Keras's own `enable_lora`.
         """
         return self.quantization_mode is None and not self.lora_enabled
 
@@ -30,7 +30,7 @@ class Projection(keras.layers.EinsumDense):
 
     def quantize(self, mode=None, type_check=True, config=None):
         self.merge()
-        # Keras checks the type to keep out subclasses that change the map: this one does not.
+        # Keras refuses subclasses, which might compute something else. This one does not.
         super().quantize(mode, type_check=False, config=config)
 
     def merge(self):
@@ -54,10 +54,10 @@ class Projection(keras.layers.EinsumDense):
 
 
 def projection(equation, fan_in, fan_out, kernel_initializer=None, **kwargs):
-    """A `Projection` with Glorot's uniform initialization (Glorot & Bengio 2010, eq. 16).
+    """A `Projection` with Glorot uniform initialization (Glorot & Bengio 2010, equation 16).
 
-    Keras computes the fans from the kernel's last two axes, as for a convolution. For a kernel
-    (D, H, K) they are not the widths of the map, so they are passed in.
+    ``fan_in`` and ``fan_out`` are arguments because Keras computes them from the last two axes of
+    the kernel, as for a convolution, which is wrong for a kernel (D, H, K).
     """
     limit = math.sqrt(6 / (fan_in + fan_out))
     if kernel_initializer is None:
@@ -66,9 +66,9 @@ def projection(equation, fan_in, fan_out, kernel_initializer=None, **kwargs):
 
 
 def leading_shape(x):
-    """The shape of ``x`` but for its last axis, for `ops.reshape`: -1 for one unknown size.
+    """The shape of ``x`` without its last axis, for `ops.reshape`; -1 for a single unknown size.
 
-    (In a graph, `ops.shape` costs four operations for each unknown size.)
+    (In a graph, `ops.shape` adds four operations per unknown size.)
     """
     shape = tuple(x.shape)[:-1]
     if shape.count(None) > 1:

@@ -10,22 +10,22 @@ ORDERS = ("pre", "post", "both")
 
 
 class Residual:
-    """x + f(x) with a normalization, as two half steps around the sublayer f.
+    """x + f(x) with a normalization, as one step before and one after the sublayer f.
 
-    ``y = f(residual.before(x))``, then ``x = residual.after(x, y)``: the sublayer may return more
-    than a tensor, as attention does with a cache. It is not a layer: it uses layers of the block
-    that makes it, so that it adds no path of its own to their variables.
+    Call ``y = f(residual.before(x))``, then ``x = residual.after(x, y)``. In two steps, because f
+    may return more than a tensor, as attention does with a cache. This is not a layer: the norms
+    belong to the block that creates it, and their variables' paths do not contain it.
 
     Args:
         norm: a normalization layer.
-        output_norm: another one, for "both".
+        output_norm: a second normalization layer, for the order "both".
         order: where the normalization is:
 
             - "pre": x + f(norm(x)), as in GPT-2 (Radford et al. 2019, section 2.3);
             - "post": norm(x + f(x)), as in Vaswani et al. 2017, section 5.4;
             - "both": x + output_norm(f(norm(x))), as in Gemma 2 (arXiv 2408.00118, section 2).
         dropout: layers applied to the sublayer's output, one after the other.
-        x_shape: builds the norms.
+        x_shape: the shape that the norms are built for.
 
     >>> residual = Residual(keras.layers.LayerNormalization(), order="pre", x_shape=(None, 8))
     >>> x, dense = np.ones((2, 8)), keras.layers.Dense(8)
@@ -55,7 +55,7 @@ class Residual:
         return x if self.order == "post" else self.norm(x)
 
     def after(self, x: Tensor, y: Tensor, training: bool = False) -> Tensor:
-        """The sum of ``x`` and of the sublayer's output ``y``, both (B, T, D)."""
+        """Adds the sublayer's output ``y`` to ``x``, both (B, T, D)."""
         if self.output_norm is not None:
             y = self.output_norm(y)
         for dropout in self.dropout:

@@ -1,1 +1,1 @@
-"""Recipes."""
+"""Recipes: train, evaluate, predict and export for each task; the `polyhead` command."""

@@ -68,10 +68,10 @@ class Settings(RunSettings):
         "Fine-tune this model or run, with a new head, instead of training a preset.",
         metavar="DIR|NAME",
     )
-    image_size: int | None = option(None, "Side in pixels. Default: the model's.")
+    image_size: int | None = option(None, "Height and width in pixels. Default: the model's.")
     batch_size: int = option(128, "Images per batch.")
     augment: Literal["none", "light", "strong"] = option(
-        "light", "light: crops and flips; strong: RandAugment too."
+        "light", "light: random crops and flips; strong: RandAugment too."
     )
     mix: bool = option(False, "Mix the images of a batch: MixUp and CutMix alternately.")
     broken: Broken = option(
@@ -282,7 +282,7 @@ def evaluate(
     return score
 
 
-def average(run: RunFolder, last: Last = 10, say=print):
+def average(run: RunFolder, last: Last = None, say=print):
     """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
     save_average(run, last, evaluate, say)
 

@@ -228,7 +228,7 @@ def model_tasks(model):
 
 @app.command()
 def models():
-    """List the models with the formats that they load, and the presets with their parameters."""
+    """List the models, the formats that they load, and the presets with their parameter counts."""
     zoo = importlib.import_module("..zoo", __package__)
     for model in (getattr(zoo, name) for name in zoo.__all__):
         if not hasattr(model, "PRESETS"):

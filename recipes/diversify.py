@@ -29,9 +29,9 @@ def diversify(
     runs: Annotated[
         list[Path], Argument(metavar="RUN ...", help="Translation runs, in either direction.")
     ],
-    out: Annotated[Path, Option(help="Folder of the new data; an interrupted one is resumed.")],
+    out: Annotated[Path, Option(help="Folder for the new data; an interrupted call is resumed.")],
     data: Annotated[
-        str | None, Option(metavar="DIR", help="Data. Default: the first run's.")
+        str | None, Option(metavar="DIR", help="Data to augment. Default: the first run's.")
     ] = None,
     batch_size: Annotated[int, Option(help="Sentences per batch.")] = 64,
     say=print,

@@ -19,17 +19,24 @@ RunFolder = Annotated[Path, Argument(metavar="RUN", help="Folder of a run.")]
 ModelFolder = Annotated[Path, Argument(metavar="RUN", help="Folder of a run or of a saved model.")]
 ExportFolder = Annotated[
     Path,
-    Argument(metavar="EXPORT", help="Base folder of the exported model; or a file, see --format."),
+    Argument(
+        metavar="EXPORT", help="Base folder of the model's versions; or a file, see --format."
+    ),
 ]
-Data = Annotated[str | None, Option(metavar="DIR|FILE", help="Data. Default: the run's.")]
+Data = Annotated[
+    str | None, Option(metavar="DIR|FILE", help="Data to evaluate on. Default: the run's.")
+]
 Split = Annotated[
     str | None,
-    Option(help="train, val or test. Default: test for folders of translations, else val."),
+    Option(help="train, val or test. Default: test for folders of parallel text, else val."),
 ]
-Last = Annotated[int, Option(help="Number of checkpoints; see train's --keep.")]
+Last = Annotated[
+    int | None,
+    Option(help="Number of checkpoints to average. Default: all that train's --keep left."),
+]
 Format = Annotated[
     Literal["tf_saved_model", "onnx", "litert", "openvino"],
-    Option(help="A SavedModel, or a file of the network alone: tokens or pixels in, logits out."),
+    Option(help="A SavedModel, or a file with only the network: tokens or pixels in, logits out."),
 ]
 MaxPixels = Annotated[
     int | None,

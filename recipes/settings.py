@@ -74,7 +74,7 @@ class RunSettings:
     clip: float = option(1.0, "Maximum global norm of the gradient.")
     accumulate: int = option(1, "Gradient accumulation: number of batches per update.")
     ema: float | None = option(
-        None, "Momentum of EMA weights, e.g. 0.999; these are evaluated and saved."
+        None, "Momentum of EMA weights, e.g. 0.999; EMA weights are evaluated and saved as best."
     )
     optimizer: Literal["adam", "muon"] = option(
         "adam",
@@ -91,10 +91,12 @@ class RunSettings:
     patience: int | None = option(
         10, "Stop after this many checkpoints without improvement.", limit=True
     )
-    interval: int | None = option(None, "Checkpoint interval in batches. Default: an epoch.")
-    keep: int = option(2, "Number of checkpoints to keep.", limit=True)
+    interval: int | None = option(None, "Checkpoint interval in batches. Default: one epoch.")
+    keep: int = option(2, "Number of latest checkpoints to keep.", limit=True)
     devices: int | None = option(
-        None, "Number of GPUs; without GPUs, of logical CPU devices.", limit=True
+        None,
+        "Number of GPUs or, without GPUs, of logical CPU devices. Default: all GPUs.",
+        limit=True,
     )
     remat: bool = option(
         False,

@@ -81,7 +81,7 @@ class Settings(RunSettings):
         128, "Maximum number of tokens per sentence; longer pairs are left out."
     )
     tokens: int = option(4096, "Tokens per batch, including padding.")
-    buckets: int = option(4, "Number of batch lengths; each is compiled once.")
+    buckets: int = option(4, "Number of lengths that batches are padded to; each is compiled once.")
     peak: float | None = option(
         None, "Peak learning rate. Default: the paper's formula; 1e-4 for a pretrained model."
     )
@@ -91,7 +91,7 @@ class Settings(RunSettings):
         0.0, "R-Drop weight (5 in the paper); doubles the cost of an epoch."
     )
     bleu: Literal["13a", "none"] = option(
-        "13a", "sacrebleu's tokenizer: 13a for raw text, none for tokenized."
+        "13a", "sacrebleu's tokenizer: 13a for raw text, none for tokenized text."
     )
 
 
@@ -224,7 +224,7 @@ def evaluate(
     return score, split, pairs, translations
 
 
-def average(run: RunFolder, last: Last = 10, say=print, **search: Unpack[Search]):
+def average(run: RunFolder, last: Last = None, say=print, **search: Unpack[Search]):
     """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
     save_average(run, last, functools.partial(evaluate, show=0, **search), say)
 

@@ -20,6 +20,7 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 from .contract import ContractError, check_operations
 from .folder import temporary_folder
 from .loader import tensorflow_library
+from .simplify import simplify
 
 SERVED = (tf.string, tf.float32, tf.int32, tf.int64, tf.bool)
 
@@ -151,7 +152,8 @@ def export(
         raise NotADirectoryError(f"{folder} is a file; an export needs a folder")
     folder.mkdir(parents=True, exist_ok=True)
     module = tf.Module()
-    module.variables_ = [v.value for v in variables]
+    for variable in variables:  # in a list, loading each would take longer the longer the list is
+        module._track_trackable(variable.value, variable.path)
     module.tracked = list(tracked)
     # A signature with two names is traced, checked and warmed up once.
     functions, first = {}, {}
@@ -164,6 +166,7 @@ def export(
     with temporary_folder(folder, "export") as beside:
         saved = beside / "saved"
         tf.saved_model.save(module, str(saved), signatures=functions)
+        simplify(saved)
         check_operations(saved)
         requests = [
             (key, request)

@@ -36,8 +36,8 @@ def export_network(
 ) -> Path:
     """Writes the network of a model, from tokens or pixels to logits, to ``filepath``.
 
-    The file replaces an existing one only after its runtime has given the model's outputs. (Of
-    OpenVINO's two files, the weights are replaced first.)
+    The file is written, or replaced, only after its runtime has given the same outputs as the
+    model. (OpenVINO has two files; the weights are replaced first.)
 
     >>> from polyhead.serving.formats import export_network
     >>> model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])

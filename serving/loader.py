@@ -1,4 +1,4 @@
-"""Runs a SavedModel as TensorFlow Serving does, through the C++ loader.
+"""Runs a SavedModel like TensorFlow Serving, through its C++ loader.
 
     python -m polyhead.serving.loader EXPORT/1 "A dog runs."
     python -m polyhead.serving.loader --signature beam EXPORT/1 "A dog runs."
@@ -350,9 +350,9 @@ def main():
         'REST API: {"signature_name": "beam", "instances": [{"text": "A dog runs."}]}, or '
         '{"inputs": {"text": ["A dog runs."]}}.',
     )
-    parser.add_argument("version", metavar="EXPORT/1", help="folder of a version")
-    parser.add_argument("texts", metavar="TEXT|IMAGE", nargs="*")
-    parser.add_argument("--signature", default="serving_default")
+    parser.add_argument("version", metavar="EXPORT/1", help="folder of an exported version")
+    parser.add_argument("texts", metavar="TEXT|IMAGE", nargs="*", help="texts, or image files")
+    parser.add_argument("--signature", default="serving_default", help="default: serving_default")
     options = parser.parse_args()
     try:
         model = SavedModel(options.version)

@@ -17,6 +17,23 @@ if TENSORFLOW:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--no-xla",
+        action="store_true",
+        help="use XLA only in slow tests and where a test asks for it: the others compile faster",
+    )
+
+
+@pytest.fixture(autouse=True)
+def without_xla(request, monkeypatch):
+    off = request.config.getoption("no_xla") and not request.node.get_closest_marker("slow")
+    if off and TENSORFLOW:
+        from polyhead.training import replicas
+
+        monkeypatch.setattr(replicas, "XLA", False)
+
+
 @pytest.fixture(autouse=True)
 def seeded(monkeypatch):
     from polyhead.training import compiling

@@ -44,7 +44,7 @@ class Checkpoints(keras.callbacks.Callback):
     other ``callbacks``. (An update is one batch here, even if the optimizer accumulates several.)
     The best model by ``monitor`` is saved with `save_pretrained` to ``best``, with EMA weights if
     the optimizer keeps them. ``history.csv`` has one row per interval. Files are written
-    atomically, by a thread while training continues; on several machines only by the chief. List
+    atomically, by a thread while training continues; on several machines only by the chief. Put
     this callback after those whose logs it saves.
 
     >>> model = polyhead.GPT.preset("char-small", num_layers=1)
@@ -304,14 +304,16 @@ class Checkpoints(keras.callbacks.Callback):
 
 
 def mean_weights(
-    folder: str | PathLike[str], last: int = 10
+    folder: str | PathLike[str], last: int | None = None
 ) -> tuple[dict[str, np.ndarray], list[int]]:
     """Averages the weights of the ``last`` checkpoints in a folder (Vaswani et al. 2017, 6.1).
+
+    Default: of all that are kept there.
 
     >>> for i in (1, 2):
     ...     tensors = {"model/bias": np.array([i, 2 * i])}
     ...     polyhead.training.write_tensors(f"checkpoint-{i}.safetensors", tensors)
-    >>> polyhead.training.mean_weights(".", last=2)
+    >>> polyhead.training.mean_weights(".")
     ({'bias': array([1.5, 3. ], dtype=float32)}, [1, 2])
 
     Returns:
@@ -321,9 +323,10 @@ def mean_weights(
         ValueError: there are fewer checkpoints.
     """
     saved = sorted(Path(folder).glob(CHECKPOINTS))
+    last = len(saved) if last is None else last
     if not 1 <= last <= len(saved):
         raise ValueError(
-            f"{folder} has {len(saved)} checkpoints, of which {last} cannot be averaged"
+            f"cannot average the last {last} checkpoints of {folder}: it has {len(saved)}"
         )
     sums = {}
     for path in saved[-last:]:

@@ -15,7 +15,7 @@ PATIENCE = 2.0
 
 
 class Notice:
-    """A context that reports what is compiled in it, and how long the compiling call took.
+    """A context that reports compilations in it, and how long the compiling call took.
 
     It prints nothing in the first `PATIENCE` seconds, if `keras.config` disables interactive
     logging, on machines other than the chief, or while ``silent``. Each line is written at once, so

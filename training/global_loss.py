@@ -82,7 +82,7 @@ def rows(batch):
 
 
 def share(examples, total):
-    """The factor of a replica's loss with which the sum over replicas is the global mean.
+    """The factor for a replica's loss that makes the sum over replicas the global mean.
 
     Args:
         examples: the number of this replica's examples, a float scalar.

@@ -28,7 +28,8 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "
 
     if len(hypotheses) != len(references):
         raise ValueError(
-            f"one reference for each hypothesis: {len(references)} for {len(hypotheses)}"
+            f"there must be one reference for each hypothesis: {len(references)} for "
+            f"{len(hypotheses)}"
         )
     # force: no warning that text for "none" looks tokenized
     metric = BLEU(tokenize=tokenize, force=True)

@@ -31,9 +31,13 @@ SHAPE = "polyhead/shape"  # log with the shape of a step's input; XLA compiles o
 STREAM = 0x9E3779B1  # 2**32 / the golden ratio: far from its small multiples
 
 
+# Whether XLA compiles searches, and training steps with jit_compile="auto". Tests turn it off.
+XLA = True
+
+
 def jit(model, function):
     """Compiles ``function``, which takes tensors and calls ``model``, with XLA, once per shape."""
-    return tf.function(function, jit_compile=True, autograph=False)
+    return tf.function(function, jit_compile=XLA, autograph=False)
 
 
 class Model(keras.Model):
@@ -88,6 +92,8 @@ class Model(keras.Model):
                 f"{type(here).__name__} is not supported: use MirroredStrategy or "
                 "MultiWorkerMirroredStrategy, or Keras's JAX backend on TPUs"
             )
+        if jit_compile == "auto" and not XLA:
+            jit_compile = False
         own = type(self).train_step is not Model.train_step
         super().compile(*args, jit_compile=own and here is DEFAULT and jit_compile, **kwargs)
         parts = forward_backward, update_copies, whole_step

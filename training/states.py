@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files: weights, and the complete state of a training run."""
+"""Named tensors in safetensors files: weights, and the state of training runs."""
 
 import json
 import os

@@ -34,7 +34,7 @@ class Alignment(NamedTuple):
         layers = len(self.weights)
         layer = max(layers - 2, 0) if layer is None else layer
         if not -layers <= layer < layers:
-            raise ValueError(f"there are decoder layers 0 to {layers - 1}: {layer}")
+            raise ValueError(f"layer must be from {-layers} to {layers - 1}: {layer}")
         size = (2 + 0.35 * len(self.source), 1.5 + 0.3 * len(self.target))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.layers import LayerNormalization
 
 from ..layers import (
     Dropout,
@@ -58,16 +59,15 @@ class BERTConfig:
         check_config(self)
         check_activation(self.head_activation)
         check_head(self)
-        if self.max_length > self.num_positions - self.first_position:
+        if self.max_length > (most := self.longest):
             raise ValueError(
-                f"max_length must be at most {self.num_positions - self.first_position}, the "
-                f"number of positions: {self.max_length}"
+                f"max_length must be at most {most}, the number of positions: {self.max_length}"
             )
 
     @property
-    def first_position(self) -> int:
-        """The row of the first token in the table of positions."""
-        return self.pad_id + 1 if self.positions_from_pad else 0
+    def longest(self) -> int:
+        """The number of tokens that have positions."""
+        return self.num_positions - (self.pad_id + 1 if self.positions_from_pad else 0)
 
 
 def preset(num_layers, dim, num_heads=None, **others):
@@ -113,12 +113,10 @@ class BERT(TextEncoder):
         initialize: False skips the paper's initialization, when weights are about to be loaded.
 
     Raises:
-        ValueError: tokenizer and configuration have different vocabularies; more tokens than
-            positions.
+        ValueError: tokenizer and configuration differ in vocabulary; there are too many tokens.
 
     >>> config = polyhead.BERTConfig(num_layers=1, dim=24, num_heads=2, head="tags", num_classes=3)
-    >>> model = polyhead.BERT(config)
-    >>> model(np.ones([2, 5], "int32")).shape.as_list()
+    >>> polyhead.BERT(config)(np.ones([2, 5], "int32")).shape.as_list()
     [2, 5, 3]
     >>> model = polyhead.BERT.from_pretrained(
     ...     "google-bert/bert-base-uncased", head="classes", class_names=("no", "yes")
@@ -138,7 +136,7 @@ class BERT(TextEncoder):
     ) -> None:
         super().__init__(config, tokenizer, **kwargs)
         c, dtype = config, self.dtype_policy
-        norm = keras.layers.LayerNormalization(epsilon=c.epsilon)
+        norm = LayerNormalization(epsilon=c.epsilon)
 
         plain = dict(dim=c.dim, scale=False, dtype=dtype)
         self.tokens = TokenEmbedding(c.vocab_size, name="tokens", **plain)
@@ -146,7 +144,7 @@ class BERT(TextEncoder):
         self.positions = PositionalEmbedding(
             "learned", max_length=c.num_positions, dtype=dtype, name="positions"
         )
-        self.embeddings_norm = keras.layers.LayerNormalization(
+        self.embeddings_norm = LayerNormalization(
             epsilon=c.epsilon, dtype=dtype, name="embeddings_norm"
         )
         self.dropout = Dropout(c.dropout, dtype=dtype, name="dropout")
@@ -185,9 +183,8 @@ class BERT(TextEncoder):
             x = x + self.types(ops.zeros((1, 1), "int32") if types is None else types)
         positions = None
         if c.positions_from_pad:
-            if (tokens.shape[1] or 0) > c.num_positions - c.first_position:
-                limit = c.num_positions - c.first_position
-                raise ValueError(f"at most {limit} tokens: {tokens.shape[1]}")
+            if (tokens.shape[1] or 0) > c.longest:
+                raise ValueError(f"at most {c.longest} tokens: {tokens.shape[1]}")
             is_text = ops.cast(self.is_text(tokens), "int32")
             positions = ops.cumsum(is_text, axis=1) * is_text + c.pad_id
         x = self.positions(x, positions=positions)

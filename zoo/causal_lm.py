@@ -107,12 +107,15 @@ class CausalLM(Pretrained):
         counted from the first token of each prompt.
 
         Args:
-            prompt: tokens (B, P); the last ``count`` (B,) of a row are its prompt.
+            prompt: tokens (B, P), padded on the left.
+            count: (B,) the number of tokens of each prompt, without padding.
             limit: (B,) the maximum number of new tokens of each row.
-            length: the maximum of any row.
+            length: the maximum of ``limit``, or more.
+            search: the settings of the search.
+            sampler: chooses the tokens. Default: the most likely ones.
             cache: the class of the key-value caches.
             state: resumes from this state of the same prompts.
-            until: the number of tokens to stop at.
+            until: the number of new tokens to stop at.
         """
         c, beams = self.config, search.num_beams
         batch, width = ops.shape(prompt)
@@ -311,8 +314,8 @@ class CausalLM(Pretrained):
         long = [i for i, row in enumerate(rows) if len(row) > longest]
         if long and not truncate:
             raise ValueError(
-                f"a prompt must have fewer tokens than the context of {context}, or be truncated: "
-                f"prompt {long[0]} has {len(rows[long[0]])}"
+                f"a prompt must have fewer tokens than the context, {context}: prompt {long[0]} "
+                f"has {len(rows[long[0]])}; shorten it, or pass truncate=True"
             )
         if long:
             warnings.warn(
@@ -381,8 +384,8 @@ class CausalLM(Pretrained):
         long = [i for i, row in enumerate(rows) if len(row) > context]
         if long and not truncate:
             raise ValueError(
-                f"a text must not have more tokens than the context of {context}, or be "
-                f"truncated: text {long[0]} has {len(rows[long[0]])}"
+                f"a text must not have more tokens than the context, {context}: text {long[0]} has "
+                f"{len(rows[long[0]])}; shorten it, or pass truncate=True"
             )
         if long:
             warnings.warn(

@@ -47,7 +47,7 @@ class ImageClassifier(Pretrained):
     """
 
     def rollout(self, images: Any) -> Any:
-        """The share (B, Y / P, X / P) of each patch in the class token; shares sum to 1.
+        """The share of each patch in the class token (B, Y / P, X / P); shares sum to 1.
 
         Attention rollout (Abnar & Zuidema 2020, equation 1): the product over all blocks of
         (W + I) / 2, W the attention weights averaged over heads. Without a class token it is the
@@ -328,7 +328,7 @@ def check_image_config(config: Any) -> None:
     if not pair or not all(type(s) is int and 0 < s < 2**31 for s in size):
         raise ValueError(f"image_size must be a height and a width: {size!r}")
     if any(side % config.patch_size for side in size):
-        raise ValueError(f"image_size must be multiples of {config.patch_size}: {size}")
+        raise ValueError(f"patch_size must divide image_size: {size} / {config.patch_size}")
     for name in ("mean", "std"):
         values = getattr(config, name)
         if type(values) is not tuple or len(values) not in (1, config.channels):

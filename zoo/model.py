@@ -105,7 +105,7 @@ class Pretrained(Model):
             padded = name.endswith("size") and None not in (theirs, ours) and theirs < ours
             if theirs != ours and not padded:
                 raise ValueError(
-                    f"tokenizer and model must have one vocabulary: {name} {theirs} and {ours}"
+                    f"tokenizer and model must have the same vocabulary: {name} {theirs} and {ours}"
                 )
         self._tokenizer = tokenizer
         getattr(self, "_searches", {}).clear()  # compiled for another vocabulary
@@ -259,10 +259,10 @@ class Pretrained(Model):
             )
 
     def _compiled(self, key, function, name):
-        """Compiles ``function`` once per ``key``; ``name`` is what it calls the model for.
+        """Compiles ``function`` once per ``key``; ``name`` names it in progress lines.
 
-        A compiled function holds the variables that it was traced with. When layers have got new
-        variables (by `quantize` or `enable_lora`), all functions are compiled again.
+        A compiled function keeps the variables that it was traced with. If layers have new
+        variables (after `quantize` or `enable_lora`), all functions are compiled again.
         """
         variables, traced = self.weights, self._compiled_for.variables
         if len(variables) != len(traced) or any(
@@ -275,7 +275,7 @@ class Pretrained(Model):
         return result
 
     def make_train_function(self, force: bool = False) -> None:
-        """Overrides Keras's, which every training method calls first, to check the model.
+        """Checks that the model can be trained; Keras calls this first in every training method.
 
         Raises:
             ValueError: the optimizer was built for other weights than those that are trainable now.
@@ -404,10 +404,10 @@ class Pretrained(Model):
     def from_pretrained(cls, folder: str | PathLike[str], **overrides: Any) -> Self:
         """Loads the model that `save_pretrained` wrote to ``folder``, or a published one.
 
-        Published models are those that Hugging Face's library saves, as safetensors (one file or
-        shards), or as ``.bin`` if torch is installed; ``FAMILIES`` lists the supported families.
-        Unknown tensors or settings and non-finite weights are errors. Sizes are checked before
-        memory is allocated, and tensors are read one at a time.
+        Published models are those of the families in ``FAMILIES``, in the files of Hugging Face's
+        library or of timm: safetensors (one file or shards), or ``.bin`` if torch is installed; or
+        a KerasHub preset. Unknown tensors or settings and non-finite weights are errors. Shapes are
+        checked before memory is allocated, and tensors are read one at a time.
 
         Args:
             folder: a folder; if there is none, the name of a model on the Hugging Face hub.
@@ -485,7 +485,7 @@ class Pretrained(Model):
         return self.tokenizer
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains the model like `keras.Model.fit`, and compiles it first if that is not done.
+        """Trains like `keras.Model.fit`; compiles the model with its defaults if necessary.
 
         >>> model = polyhead.GPT.preset("char-small", num_layers=1)
         >>> x = np.ones([2, 8], "int32")
@@ -510,7 +510,7 @@ class Pretrained(Model):
         super().compile(*args, **kwargs)
 
     def get_compile_config(self) -> Any:
-        """Keras's; None if the optimizer's state does not fit the weights in the file."""
+        """Keras's compile configuration; None if the optimizer does not fit the saved weights."""
         if self._has_lora() or self._quantization() or not self._optimizer_fits():
             return None
         config = super().get_compile_config()
@@ -731,7 +731,8 @@ def check_config(config):
         elif kind is bool and type(value) is not bool:
             raise ValueError(f"{name} must be True or False: {value!r}")
         elif name.endswith("_id"):
-            check_integer(config, name, 0, f"a token, of {config.vocab_size}", config.vocab_size)
+            rule = f"a token, from 0 to {config.vocab_size - 1}"
+            check_integer(config, name, 0, rule, config.vocab_size)
         elif name in ("num_classes", "type_vocab_size"):
             check_integer(config, name, 0, "a non-negative integer")
         elif kind is int or optional and value is not None:

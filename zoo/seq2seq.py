@@ -59,7 +59,7 @@ class Seq2Seq(Pretrained):
     - ``encode(source, mask)``: (B, S) -> memory (B, S, D);
     - ``embed_target(tokens, start=0)``: (B, T) -> (B, T, D), the input of the first decoder block;
     - ``decode(target, memories, mask, caches=None)``: (B, T) -> logits (B, T, V), and the extended
-      caches; ``memories`` has, for each block, a memory or the block's `project` of it.
+      caches; ``memories`` has, for each block, the memory or ``block.project(memory)``.
 
     >>> issubclass(polyhead.Transformer, polyhead.Seq2Seq)
     True
@@ -143,8 +143,8 @@ class Seq2Seq(Pretrained):
         once per length and batch size (a single text has batch size 1).
 
         Args:
-            num_return_sequences: number of translations per text, the best first; at most the
-                beam width.
+            num_return_sequences: number of translations per text, the best first; at most
+                ``num_beams``, which by default is at least this number.
             progress: True shows a progress bar; or a function that wraps the batches.
             search: settings of `Search` instead of the model's own:
                 ``num_beams=5, length_penalty=0.6``.

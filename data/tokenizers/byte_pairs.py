@@ -9,13 +9,25 @@ from typing import Any
 import tensorflow as tf
 
 from ..files import read, read_json, write
-from .hugging_face import Template, list_steps, read_added, read_template
+from .hugging_face import Template, list_steps, read_added, read_template, read_trim
 from .normalization import normalize
-from .splits import GPT2, PATTERNS, remove_marks, split_words, text_operations, to_re2
+from .splits import (
+    GPT2,
+    PATTERNS,
+    SPACE,
+    code_points,
+    remove_marks,
+    split,
+    split_words,
+    text_operations,
+    to_re2,
+)
 from .tokenizer import (
     AddedTokens,
     ByteTokenizer,
+    align,
     hide_zeros,
+    join,
     replace_invalid,
     set_untracked,
     show_zeros,
@@ -24,6 +36,7 @@ from .tokenizer import (
 
 FILE = "tokenizer.json"
 END = "<|endoftext|>"
+PADS, MASKS = ("<pad>", "[PAD]"), ("<mask>", "[MASK]")  # names of RoBERTa and of ModernBERT
 NONE = 2**62  # the rank of a pair that is not merged
 MOST = 2**19  # maximum number of tokens; published vocabularies have up to 262,144
 WINDOW = 128  # bytes per window of a long word
@@ -52,6 +65,9 @@ class BytePairs(ByteTokenizer):
         digits: whether each digit is a separate word.
         nfc: whether texts are normalized to NFC.
         ignore_merges: whether a word of the vocabulary is one token, without merges.
+        prefix_space: whether a space is added before a text that does not begin with one, also
+            after an added token.
+        trim: whether spaces are no part of `offsets`, and whether a first one is taken as added.
         flags: arguments of `AddedTokens`.
         template: the special tokens around texts and pairs.
         content: the ``tokenizer.json`` with all of these, for `save`.
@@ -73,6 +89,8 @@ class BytePairs(ByteTokenizer):
         digits: bool = False,
         nfc: bool = False,
         ignore_merges: bool = False,
+        prefix_space: bool = False,
+        trim: tuple[bool, bool] = (False, False),
         flags: Mapping[str, Sequence[str]] | None = None,
         template: Template | None = None,
         content: dict[str, Any] | None = None,
@@ -124,6 +142,11 @@ class BytePairs(ByteTokenizer):
         self._added = AddedTokens(whole, **(flags or {}))
         self._words = to_re2(pattern, digits)
         self._normalize = to_nfc if nfc else None
+        self._prefix_space, self._trim = prefix_space, tuple(trim)
+        pads = [text for text in PADS if text in special]
+        self.pad_id = special[pads[0]] if pads else self.end_id
+        self.mask_token = next((text for text in MASKS if text in special), None)
+        self.mask_id = special.get(self.mask_token)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 10000) -> "BytePairs":
@@ -155,14 +178,80 @@ class BytePairs(ByteTokenizer):
         return cls(model["vocab"], merges, {END: 0})
 
     def _encode(self, texts, target=False):
-        parts, ids, keys = self._added.split(hide_zeros(replace_invalid(texts)), self._normalize)
+        parts, _, rows, _ = self._tokenize(hide_zeros(replace_invalid(texts)))
+        return parts.with_flat_values(rows).merge_dims(1, 2)
+
+    def _tokenize(self, texts):
+        """Splits texts into parts; returns them, their ids, their ragged tokens, added spaces."""
+        parts, ids, keys = self._added.split(texts, self._normalize)
+        spaced = tf.zeros_like(ids)
+        if self._prefix_space:
+            lacks = tf.logical_and(keys != "", tf.strings.substr(keys, 0, 1) != " ")
+            spaced = tf.cast(tf.logical_and(ids < 0, lacks), tf.int32)
+            keys = tf.where(spaced > 0, " " + keys, keys)
         words = split_words(tf.where(ids >= 0, "-", keys), *self._words)
         part = words.value_rowids()
         flat = tf.where(tf.gather(ids, part) >= 0, tf.gather(keys, part), words.flat_values)
-        words = parts.with_flat_values(words.with_values(flat)).merge_dims(1, -1)
-        unique, index = tf.unique(words.flat_values, tf.int64)
+        unique, index = tf.unique(flat, tf.int64)
         tokens = self.merge_words(show_zeros(remove_marks(unique)))
-        return words.with_flat_values(tf.gather(tokens, index)).merge_dims(1, 2)
+        rows = words.with_values(tf.gather(tokens, index)).merge_dims(1, 2)
+        return parts, ids, rows, spaced
+
+    def offsets(
+        self, texts: Sequence[str] | tf.Tensor
+    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+        texts = hide_zeros(replace_invalid(tf.convert_to_tensor(texts, tf.string)))
+        parts, added, rows, spaced = self._tokenize(texts)
+        ids = rows.flat_values
+        # A token has as many bytes as its piece, or as its part if it is an added token.
+        size = tf.strings.length(show_zeros(parts.flat_values))
+        part = rows.value_rowids()
+        piece, alone = tf.gather(self._table, ids), tf.gather(added >= 0, part)
+        count = tf.where(alone, tf.gather(size, part), tf.strings.length(piece))
+        last = tf.cumsum(count)
+        # The code point of each byte; a space that was added stands for the first one of its part.
+        begin = tf.cumsum(size, exclusive=True)
+        byte = tf.ragged.range(begin - spaced, begin + size)
+        byte = tf.maximum(byte.flat_values, tf.gather(begin, byte.value_rowids()))
+        at = tf.gather(align(*self._units(texts)), byte)
+        start, end = tf.gather(at, last - count), tf.gather(at, last - 1) + 1
+
+        def of_texts(values):
+            return parts.with_flat_values(rows.with_values(values)).merge_dims(1, 2)
+
+        ids = of_texts(ids)
+        text = ids.value_rowids()
+        before = tf.cumsum(tf.strings.length(texts, unit="UTF8_CHAR"), exclusive=True)
+        start, end = (x - tf.gather(before, text) for x in (start, end))
+        if self._trim[0]:
+            whole = tf.gather(parts.flat_values, part)
+
+            def blanks(pattern, piece_pattern):
+                left = tf.strings.regex_replace(whole, pattern, "")
+                full, left = (tf.strings.length(x, unit="UTF8_CHAR") for x in (whole, left))
+                less = tf.strings.length(tf.strings.regex_replace(piece, piece_pattern, ""))
+                return tf.where(alone, full - left, tf.strings.length(piece) - less)
+
+            before, after = blanks(f"^[{SPACE}]+", "^ +"), blanks(f"[{SPACE}]+$", " +$")
+            if self._trim[1]:
+                number = tf.range(tf.size(text, tf.int64)) - tf.gather(ids.row_starts(), text)
+                first = tf.logical_or(number == 0, start == 0)
+                before = tf.where(tf.logical_and(first, before == 1), 0, before)
+            start = tf.minimum(start + before, end)
+            end = tf.where(end >= after, tf.maximum(end - after, start), end)
+        rows = ids, ids.with_values(start), ids.with_values(end)
+        return rows  # pyright: ignore[reportReturnType]
+
+    def _units(self, texts):
+        """Parts of ``texts`` that are normalized independently, before and after; see `align`."""
+        if self._normalize is None:
+            return (show_zeros(texts),) * 2
+        parts, added, _ = self._added.split_raw(texts)
+        flat, alone = parts.flat_values, added >= 0
+        units = split(tf.where(alone, "", flat), UNIT)
+        unique, index = tf.unique(units.flat_values)
+        outputs = units.with_flat_values(tf.gather(self._normalize(unique), index))
+        return [show_zeros(join(alone, flat, rows).flat_values) for rows in (units, outputs)]
 
     def merge_words(self, words: tf.Tensor) -> tf.RaggedTensor:
         """Tokenizes ``words`` (W,) to ragged tokens (W, None).
@@ -316,7 +405,8 @@ class BytePairs(ByteTokenizer):
 
         Args:
             folder: the folder of the files.
-            end: the id of the token that ends a document. Default: that of ``<|endoftext|>``.
+            end: the id of the token that ends a document. Default: that of ``<|endoftext|>`` or,
+                without one, the last token of each text.
             content: the content of ``tokenizer.json``, if it was read already.
 
         Raises:
@@ -330,13 +420,12 @@ class BytePairs(ByteTokenizer):
         try:
             if path.name == FILE:
                 return cls.read(content, end)
+            if END not in content and content.keys() >= set(ROBERTA):
+                return cls.read(roberta(content, read_merges(folder / "merges.txt")), end)
             special = {k: v for k, v in content.items() if v == end or k == END}
             name = name_of(special, end)
             path = folder / "merges.txt"
-            lines = read(path).decode().replace("\r\n", "\n").split("\n")
-            if lines[0].startswith("#version"):
-                del lines[0]
-            return cls(content, [tuple(line.split(" ")) for line in lines if line], special, name)
+            return cls(content, read_merges(path), special, name)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -359,13 +448,16 @@ class BytePairs(ByteTokenizer):
         ):
             if not said:
                 raise ValueError(rule)
-        pattern, digits = read_words(list_steps(content, "pre_tokenizer"))
+        pattern, digits, space = read_words(list_steps(content, "pre_tokenizer"))
         if max(len(model["vocab"]), len(model["merges"])) > MOST:
             raise ValueError(f"a vocabulary must have at most {MOST} pieces: {len(model['vocab'])}")
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
         special, added, flags = read_added(
             content, lambda text, token: text == END if end is None else token == end
         )
+        template = read_template(content)
+        if end is None and END not in special and template.suffix:
+            end = template.suffix[-1]
         return cls(
             model["vocab"],
             merges,
@@ -377,13 +469,16 @@ class BytePairs(ByteTokenizer):
             nfc=nfc,
             ignore_merges=bool(model.get("ignore_merges")),
             flags=flags,
-            template=read_template(content),
+            template=template,
+            prefix_space=space,
+            trim=read_trim(content),
             content=content,
         )
 
 
 def read_words(steps):
-    """Reads the pattern of a ``pre_tokenizer``, and whether each digit is a separate word.
+    """Reads the steps of a ``pre_tokenizer``: the pattern, whether each digit is a separate word,
+    and whether a space is added before a text.
 
     Raises:
         ValueError: a step or a pattern is not supported; the message names it.
@@ -391,8 +486,9 @@ def read_words(steps):
     steps, pattern, digits = list(steps), None, False
     if not steps or steps[-1].get("type") != "ByteLevel":
         raise ValueError("pre_tokenizer must be ByteLevel, or end with it")
-    if steps[-1].get("add_prefix_space"):
-        raise ValueError("pre_tokenizer must not add a prefix space")
+    space = bool(steps[-1].get("add_prefix_space"))
+    if space and len(steps) > 1:
+        raise ValueError("pre_tokenizer must not add a prefix space after another step")
     if steps[-1].get("use_regex", True):
         pattern = GPT2
     for step in steps[:-1]:
@@ -408,9 +504,16 @@ def read_words(steps):
             raise ValueError(f"pre_tokenizer has a step that is not supported: {step!r:.200}")
     if pattern is None:
         raise ValueError("pre_tokenizer must split into words")
-    return pattern, digits
+    return pattern, digits, space
 
 
+# A character and those that may join it: combining marks, except `ALONE`, and vowels and finals of
+# Hangul. `ALONE` are vowel signs that others join, and signs that become two.
+ALONE = code_points(
+    "9c7 b47 bc6-bc7 c46 cbf cc6 cca d46-d47 dd9 ddc f76 f78 f93 f9d fa2 fa7 fac fb9"
+    " 1b3a 1b3c 1b3e-1b3f 1b42 11131-11132 11347 114b9 115b8-115b9"
+)
+UNIT = rf"(?s).(?:[^\P{{M}}{ALONE}]|[\x{{1160}}-\x{{11ff}}])*"
 # The words are the matches of a pattern; all known patterns match every character.
 SPLITS = (("Isolated", False), ("Removed", True))
 
@@ -422,6 +525,36 @@ def to_nfc(texts):
         return hide_zeros(text_operations().normalize_utf8(show_zeros(texts), "NFC"))
 
     return normalize(texts, nfc)
+
+
+def read_merges(path):
+    """Reads ``merges.txt``: a pair of pieces per line, after a line with the version."""
+    lines = read(path).decode().replace("\r\n", "\n").split("\n")
+    if lines[0].startswith("#version"):
+        del lines[0]
+    return [tuple(line.split(" ")) for line in lines if line]
+
+
+ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+
+def roberta(vocabulary, merges):
+    """The content of a ``tokenizer.json`` for RoBERTa's ``vocab.json`` and ``merges.txt``."""
+    step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    ends = {"cls": ["<s>", vocabulary["<s>"]], "sep": ["</s>", vocabulary["</s>"]]}
+    flags = dict.fromkeys(("single_word", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": vocabulary[text], "content": text, "lstrip": text == "<mask>", **flags}
+            | {"special": True}
+            for text in sorted(ROBERTA, key=vocabulary.__getitem__)
+        ],
+        "pre_tokenizer": step,
+        "post_processor": {**step, "type": "RobertaProcessing", **ends},
+        "decoder": step,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [list(pair) for pair in merges]},
+    }
 
 
 def name_of(special, end):

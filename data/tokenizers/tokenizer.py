@@ -104,7 +104,8 @@ class Tokenizer(tf.Module):
         lengths = tf.stack([first.row_lengths(), second.row_lengths()], axis=1)
         ids = tf.concat([first, second], axis=1)
         types = tf.tile(tf.constant([0, self.pair_type], tf.int32), [first.nrows()])
-        return ids, ids.with_values(tf.repeat(types, tf.reshape(lengths, [-1])))
+        types = ids.with_values(tf.repeat(types, tf.reshape(lengths, [-1])))
+        return ids, types  # pyright: ignore[reportReturnType]
 
     def offsets(
         self, texts: Sequence[str] | tf.Tensor
@@ -237,9 +238,10 @@ class AddedTokens(tf.Module):
 
     def split_raw(self, texts):
         """Like `split`, for the tokens that are found before ``texts`` are normalized."""
-        parts = tf.RaggedTensor.from_uniform_row_length(texts, 1)
         if self._patterns[0]:
-            parts = parts.with_flat_values(split(texts, self._patterns[0])).merge_dims(1, 2)
+            parts = split(texts, self._patterns[0])
+        else:
+            parts = tf.RaggedTensor.from_uniform_row_length(texts, 1)
         return parts, *self._find(parts.flat_values, 0)
 
     def _find(self, parts, stage):
@@ -295,20 +297,6 @@ def align(units, outputs):
     last = tf.gather(count, unit) - 1
     at = tf.clip_by_value(last + 1 - tf.gather(out, unit) + place, 0, last)
     return tf.gather(tf.cumsum(count, exclusive=True), unit) + tf.where(place == 0, 0, at)
-
-
-def place(texts, units, outputs, first, last):
-    """Converts places in normalized texts to starts and ends in code points of ``texts`` (B,).
-
-    Args:
-        units, outputs: see `align`; together, they are all texts and all normalized texts.
-        first, last: ragged (B, None); bytes of the normalized texts.
-    """
-    at = align(units, outputs)
-    size = tf.strings.length(texts, unit="UTF8_CHAR")
-    start = tf.gather(tf.cumsum(size, exclusive=True), first.value_rowids())
-    first = first.with_values(tf.gather(at, first.values) - start)
-    return first, last.with_values(tf.gather(at, last.values - 1) + 1 - start)
 
 
 def surround(rows, before, after):

@@ -14,7 +14,7 @@ from . import hugging_face
 from .hugging_face import Template, read_added, read_template
 from .normalization import WORDS, list_steps
 from .splits import text_operations
-from .tokenizer import AddedTokens, Tokenizer, join, place, replace_invalid, set_untracked
+from .tokenizer import AddedTokens, Tokenizer, align, replace_invalid, set_untracked
 
 JSON, TEXT, CONFIG = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -162,13 +162,12 @@ class WordPieces(Tokenizer):
         learner = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=UNKNOWN))
         learner.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
         learner.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-        count, begins, kept = collections.Counter(), set(), []
+        count, kept = collections.Counter(), []
         for text in texts:
             words = learner.normalizer.normalize_str(text)
             words = learner.pre_tokenizer.pre_tokenize_str(words)
             for word, _ in words:
                 count.update(word)
-                begins.add(word[0])
             kept.append(text)
         if not count:
             raise ValueError("a vocabulary cannot be learned without text")
@@ -212,47 +211,58 @@ class WordPieces(Tokenizer):
     def _tokenize(self, texts, places=False):
         """Tokenizes ``texts`` (B,) to ragged ids (B, None).
 
-        If ``places``, also returns where each token begins and ends: bytes of the normalized texts,
-        which are joined.
+        If ``places``, also returns where each token begins and ends (N,): bytes of the normalized
+        texts, which are joined.
         """
-        parts, ids, _ = self._added.split(texts, self._normalize)
-        alone, flat = ids >= 0, parts.flat_values
-        plain = tf.where(alone, "", flat)
-        words, starts, _ = text_operations().regex_split_with_offsets(plain, *WORDS)
+        parts, added, _ = self._added.split(texts, self._normalize)
+        alone, flat = added >= 0, parts.flat_values
+        # An added token is replaced by a letter, which is one word and one token.
+        words, starts, _ = text_operations().regex_split_with_offsets(
+            tf.where(alone, "a", flat), *WORDS
+        )
         word = words.flat_values
         long = tf.strings.length(word, unit="UTF8_CHAR") > self.longest
         short = tf.where(long, self._unknown, word)
-
-        def of_parts(values, tokens):
-            rows = words.with_flat_values(tokens).merge_dims(1, 2)
-            return parts.with_flat_values(join(alone, values, rows)).merge_dims(1, 2)
-
+        if places:
+            tokens, first, last = self._pieces.tokenize_with_offsets(short)
+        else:
+            tokens, first, last = self._pieces.tokenize(short), None, None
+        row = tokens.value_rowids()
+        part = tf.gather(words.value_rowids(), row)
+        whole = tf.gather(alone, part)
+        ids = tf.where(whole, tf.gather(added, part), tokens.flat_values)
+        ids = tf.RaggedTensor.from_value_rowids(
+            ids, tf.gather(parts.value_rowids(), part), nrows=parts.nrows(), validate=False
+        )
         if not places:
-            return of_parts(ids, self._pieces.tokenize(short))
-        tokens, first, last = self._pieces.tokenize_with_offsets(short)
-        size, row = tf.strings.length(word), first.value_rowids()
-        whole = tf.cast(tf.gather(size, row), tf.int64)
-        last = tf.where(tf.gather(long, row), whole, last.flat_values)
+            return ids
         # From places in a word to places in all texts.
-        size = tf.cast(tf.strings.length(flat), tf.int64)
-        begins = tf.cumsum(size, exclusive=True)
-        start = tf.gather(starts.flat_values + tf.gather(begins, starts.value_rowids()), row)
-        first, last = (tokens.with_flat_values(start + x) for x in (first.flat_values, last))
-        return of_parts(ids, tokens), of_parts(begins, first), of_parts(begins + size, last)
+        size, length = (tf.cast(tf.strings.length(x), tf.int64) for x in (flat, word))
+        last = tf.where(tf.gather(long, row), tf.gather(length, row), last.flat_values)
+        begin = tf.gather(tf.cumsum(size, exclusive=True), part)
+        start = begin + tf.gather(starts.flat_values, row)
+        first = tf.where(whole, begin, start + first.flat_values)
+        return ids, first, tf.where(whole, begin + tf.gather(size, part), start + last)
 
     def offsets(
         self, texts: Sequence[str] | tf.Tensor
     ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         texts = self._clean(tf.convert_to_tensor(texts, tf.string))
         ids, first, last = self._tokenize(texts, places=True)
-        # Each character is normalized alone, which gives the same bytes.
+        # Each character is normalized alone, which gives as many bytes, and the same ones except
+        # for combining marks whose order changes.
         parts, added, _ = self._added.split_raw(texts)
         flat, alone = parts.flat_values, added >= 0
-        units = tf.strings.unicode_split(tf.where(alone, "", flat), "UTF-8")
-        unique, index = tf.unique(units.flat_values)
-        outputs = units.with_flat_values(tf.gather(self._normalize(unique), index))
-        units, outputs = (join(alone, flat, rows).flat_values for rows in (units, outputs))
-        return ids, *place(texts, units, outputs, first, last)
+        units = tf.strings.unicode_split(tf.where(alone, "a", flat), "UTF-8")
+        part, units = units.value_rowids(), units.flat_values
+        alone, flat = tf.gather(alone, part), tf.gather(flat, part)
+        unique, index = tf.unique(units)
+        outputs = tf.gather(self._normalize(unique), index)
+        at = align(tf.where(alone, flat, units), tf.where(alone, flat, outputs))
+        size = tf.strings.length(texts, unit="UTF8_CHAR")
+        begin = tf.gather(tf.cumsum(size, exclusive=True), ids.value_rowids())
+        starts, ends = tf.gather(at, first) - begin, tf.gather(at, last - 1) + 1 - begin
+        return ids, ids.with_values(starts), ids.with_values(ends)
 
     def decode(self, tokens: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
         """Decodes ``tokens`` (B, T) to texts (B,), without special tokens.
@@ -378,10 +388,9 @@ class WordPieces(Tokenizer):
         config = read_json(path) if path.is_file() else {}
         try:
             lower, strip, chinese = read_config(config)
-            path = folder / JSON
-            if content is not None or path.is_file():
-                content = content or read_json(path)
-                tokenizer = cls.read(content)
+            if content is not None or (folder / JSON).is_file():
+                path = folder / JSON
+                tokenizer = cls.read(content or read_json(path))
                 path = folder / CONFIG
                 found = tokenizer._settings | {"lowercase": tokenizer.lowercase}
                 for name, said, own in (
@@ -394,16 +403,16 @@ class WordPieces(Tokenizer):
                             f"{name} is {said}, but {found[own]} in {JSON}: remove the wrong one"
                         )
                 return tokenizer
+            read_names(config)
+            listed = config.get("added_tokens_decoder") or {}
+            entries = [{"id": int(i), **entry} for i, entry in listed.items()]
+            special, added, flags = read_added({"added_tokens": entries})
             path = folder / TEXT
             lines = read(path).decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
             if empty := [number for number, line in enumerate(lines, 1) if not line]:
                 raise ValueError(f"line {empty[0]} is empty")
             if (folder / "added_tokens.json").is_file():
                 raise ValueError(f"added_tokens.json is not supported without {JSON}")
-            read_names(config)
-            listed = config.get("added_tokens_decoder") or {}
-            entries = [{"id": int(i), **entry} for i, entry in listed.items()]
-            special, added, flags = read_added({"added_tokens": entries})
             ids = {line: i for i, line in enumerate(lines)}
             special |= {text: ids[text] for text in SPECIAL if text in ids}
             return cls(

@@ -250,7 +250,7 @@ def test_preprocessing_is_equal_in_the_graph_and_in_python():
 
 
 def test_bad_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="need one label each"):
+    with pytest.raises(ValueError, match="there must be one label per image"):
         LabelledImages(SQUARES, [0], CLASSES)
     with pytest.raises(ValueError, match="of uint8"):
         LabelledImages(SQUARES.astype("float32"), [0] * 10, CLASSES)

@@ -214,7 +214,7 @@ def test_fused_projections_support_grouped_heads_with_and_without_bias():
     for options in (GROUPED, dict(GROUPED, gated=False), dict(num_kv_heads=1)):
         layer, x = attention(**options), random_array(B, T, D)
         names = ["query", "key", "value", *(["gate"] if layer.gated else [])]
-        mapped = layer._mapped(x, *names)
+        mapped = layer._apply_projections(x, *names)
         for name, found in zip(names, mapped, strict=True):
             expected = array(getattr(layer, name)(x))
             np.testing.assert_allclose(array(found), expected, atol=1e-5)
@@ -245,7 +245,7 @@ def test_invalid_heads_and_windows_are_refused():
 
 
 def test_a_width_that_num_heads_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="width must divide into heads: 16 / 3"):
+    with pytest.raises(ValueError, match="num_heads must divide the width: 16 / 3"):
         MultiHeadAttention(3).build((B, T, D))
 
 
@@ -299,7 +299,9 @@ def test_quantized_projections_are_used():
     expected = array(layer(x))
     for projected in (layer.query, layer.output_projection):
         projected.quantize("int8")
-    for a, b in zip(layer._mapped(x, "query", "key", "value"), one_by_one(layer, x), strict=True):
+    for a, b in zip(
+        layer._apply_projections(x, "query", "key", "value"), one_by_one(layer, x), strict=True
+    ):
         np.testing.assert_allclose(array(a), b, atol=1e-6)
     np.testing.assert_allclose(array(layer(x)), expected, atol=0.05)
     with pytest.raises(ValueError, match="enable LoRA before quantize"):
@@ -311,7 +313,9 @@ def test_keras_lora_on_a_projection_is_used():
     before = array(layer(x))
     layer.key.enable_lora(2)
     layer.key.lora_kernel_b.assign(random_array(*layer.key.lora_kernel_b.shape))
-    for a, b in zip(layer._mapped(x, "query", "key", "value"), one_by_one(layer, x), strict=True):
+    for a, b in zip(
+        layer._apply_projections(x, "query", "key", "value"), one_by_one(layer, x), strict=True
+    ):
         np.testing.assert_allclose(array(a), b, atol=1e-5)
     assert np.abs(array(layer(x)) - before).max() > 1e-3
 
@@ -323,7 +327,7 @@ def test_projections_and_lora_adapters_are_fused():
         projected.adapter.up.assign(random_array(*projected.adapter.up.shape))
     calls = []
     layer.key.call = lambda x, training=None: calls.append(x)
-    mapped = layer._mapped(x, "query", "key", "value")
+    mapped = layer._apply_projections(x, "query", "key", "value")
     assert not calls  # the kernels are fused
     del layer.key.call
     for a, b in zip(mapped, one_by_one(layer, x), strict=True):

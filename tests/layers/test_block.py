@@ -196,7 +196,7 @@ def test_each_part_is_given_exactly_once():
         (dict(), "give num_heads or attention: None, None"),
         (dict(num_heads=H, attention=attention), "give num_heads or attention"),
         (dict(num_heads=H), "give intermediate_dim or feed_forward"),
-        (dict(attention=attention, intermediate_dim=8, causal=True), "go with num_heads"),
+        (dict(attention=attention, intermediate_dim=8, causal=True), "need num_heads"),
         (dict(num_heads=H, intermediate_dim=8, cross=True, cross_attention=attention), "cross=T"),
     ):
         with pytest.raises(ValueError, match=message):

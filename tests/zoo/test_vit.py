@@ -83,7 +83,7 @@ def test_stochastic_depth_skips_whole_sublayers_per_example():
 @pytest.mark.parametrize(
     "setting, message",
     [
-        (dict(image_size=30), "multiples of 8"),
+        (dict(image_size=30), "patch_size must divide image_size"),
         (dict(image_size=(32,)), "a height and a width"),
         (dict(pooling="max"), "pooling must be"),
         (dict(std=(0, 1, 1)), "std must be positive"),

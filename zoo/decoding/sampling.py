@@ -57,7 +57,8 @@ class Sampling:
             raise ValueError(f"temperature must not be negative: {self.temperature}")
         if self.top_k is not None and (type(self.top_k) is not int or not 0 <= self.top_k < 2**31):
             raise ValueError(
-                f"top_k must be a positive integer: {self.top_k!r} (0 or None keeps all tokens)"
+                f"top_k must be a non-negative integer, or None: {self.top_k!r} (0 and None keep "
+                "all tokens)"
             )
         object.__setattr__(self, "top_k", self.top_k or None)
         if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -24,15 +24,15 @@ class Search:
             has none.
         penalty: "power", n^a, as in Hugging Face's library; or "gnmt", ((5 + n) / 6)^a
             (Wu et al. 2016, arXiv 1609.08144, equation 14).
-        early_stopping: when to stop once K hypotheses have ended. True: at once. False: when no
-            unfinished hypothesis, at its current length, has a better score than the worst of
-            them. "never": when none could have one at its maximum length.
+        early_stopping: when to stop after K hypotheses have ended. True: immediately. False: when
+            no unfinished hypothesis has a better score, at its current length, than the worst of
+            the K. "never": when none can reach a better score by its maximum length.
         max_new_tokens: maximum number of tokens, the end token included; None: the model's limit.
         min_new_tokens: minimum number of tokens before the end token or a stop token.
         forced_begin: the first generated token; None for any.
         forced_end: force the end token at ``max_new_tokens``.
-        no_repeat_ngram_size: n-grams of this size occur only once, those of a prompt included; 0
-            disables it.
+        no_repeat_ngram_size: n-grams of this size occur at most once in prompt and continuation; 0
+            disables the rule.
         banned: sequences of tokens that are never generated.
         renormalized: renormalize the probabilities after removing banned tokens.
         stop_tokens: tokens that end a sequence, beside the end token.

@@ -16,12 +16,12 @@ class Format:
         name: its name in `save_pretrained`.
         rows: function of a configuration and of the file's `Settings` (None when writing) that
             returns the table of tensors (`table.Row`).
-        settings: the table of config.json (`Settings.read`).
-        fixed: published settings for which only one value is supported.
-        older: such settings that are read, but not written.
-        unused: names of further settings that change no logits, beside `settings.BOOKKEEPING`.
-        ours: fields of our configuration that have only one value in this format. Of a class with
-            several families, a model is written in the one that it fits.
+        settings: the table of config.json (see `Settings.read`).
+        fixed: ``{published setting: the only supported value}``.
+        older: like ``fixed``, for settings that are read, but not written.
+        unused: names of settings that do not change the logits, beside `settings.BOOKKEEPING`.
+        ours: ``{our field: its only value in this format}``. A model of a class with several
+            families is written in the first one that it fits.
         read: function of the `Settings` of config.json, those of ``beside`` and the fields that the
             table gave; returns further fields.
         write: function of a configuration that returns further settings of config.json.

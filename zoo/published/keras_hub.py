@@ -100,7 +100,7 @@ def describe(model):
         return GPT, *describe_gpt(model)
     if kind in ("ViTImageClassifier", "ViTBackbone"):
         return ViT, describe_vit(model), None
-    raise TypeError(f"from_keras_hub takes a GPT-2 or a ViT of KerasHub: {kind}")
+    raise TypeError(f"from_keras_hub supports KerasHub's GPT-2 and ViT, not {kind}")
 
 
 def to_keras_hub(model: Pretrained) -> Any:
@@ -122,7 +122,7 @@ def to_keras_hub(model: Pretrained) -> Any:
         return write_gpt(model)
     if isinstance(model, ViT):
         return write_vit(model)
-    raise TypeError(f"KerasHub has a GPT-2 and a ViT, not a {type(model).__name__}")
+    raise TypeError(f"to_keras_hub supports GPT and ViT, not {type(model).__name__}")
 
 
 class Preset:
@@ -239,10 +239,13 @@ def describe_vit(model):
     b = getattr(model, "backbone", model)
     head = type(model).__name__ == "ViTImageClassifier"
     if not (b.use_mha_bias and b.use_mlp_bias and b.use_patch_bias and b.use_class_token):
-        raise ValueError("ViT has biases everywhere and a class token: use_* must be True")
+        raise ValueError(
+            "our ViT has all biases and a class token: use_mha_bias, use_mlp_bias, use_patch_bias "
+            "and use_class_token must be True"
+        )
     if head and (model.pooling != "token" or model.intermediate_dim is not None):
         raise ValueError(
-            "ViT's head is one layer over the class token: pooling must be 'token' and "
+            "our ViT's head is one layer on the class token: pooling must be 'token' and "
             f"intermediate_dim None: {model.pooling!r}, {model.intermediate_dim}"
         )
     height, width, channels = b.image_shape

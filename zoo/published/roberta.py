@@ -49,7 +49,7 @@ FORMAT = Format(
     "huggingface", rows, TABLE, read=read, write=write, copies=copies, unused=UNUSED, older=OLDER,
     fixed={"model_type": "roberta", "is_decoder": False, "add_cross_attention": False},
     ours={"positions_from_pad": True, "head_activation": "tanh"},
-    others=lambda config: write_sentences(config, config.num_positions - config.first_position),
+    others=lambda config: write_sentences(config, config.longest),
     renamed=((r"^(?!roberta\.|lm_head\.|classifier\.|qa_outputs\.)", "roberta."), *RENAMED),
     ignored=rf"roberta\.({IGNORED})",
 )  # fmt: skip

@@ -102,5 +102,7 @@ def test_vit_round_trips(tmp_path):
 def test_settings_that_keras_hub_lacks_are_refused(gpt):
     with pytest.raises(ValueError, match="needs pooling 'token': 'mean'"):
         to_keras_hub(ViT.preset("nano-4"))
-    with pytest.raises(TypeError, match="from_keras_hub takes a GPT-2 or a ViT of KerasHub: Dense"):
+    with pytest.raises(
+        TypeError, match="from_keras_hub supports KerasHub's GPT-2 and ViT, not Dense"
+    ):
         from_keras_hub(keras.layers.Dense(1))

@@ -1,0 +1,67 @@
+"""Fast tests run without XLA, users' searches with it: both must give the same."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from polyhead.training import replicas
+from polyhead.zoo import GPT, ViT
+from tests.conftest import small
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), "uint8")
+
+
+def generator(tokenizer):
+    return GPT.preset("char-small", tokenizer, num_layers=2, dim=32, num_heads=4)
+
+
+def classifier(tokenizer):
+    model = ViT.preset("nano-4", num_layers=1)
+    model.head.kernel.assign(keras.random.normal(model.head.kernel.shape))
+    return model
+
+
+CASES = {
+    "greedy": (generator, lambda m: m.generate(["the", "a dog and"], temperature=0.0)),
+    "sampling": (generator, lambda m: m.generate(["the", "a dog and"], temperature=1.0, seed=5)),
+    "beams": (generator, lambda m: m.generate("the", num_beams=3, max_new_tokens=12)),
+    "stream": (generator, lambda m: "".join(m.stream("the", temperature=0.0))),
+    "score": (generator, lambda m: m.score(["the dog", "a"])),
+    "translate": (small, lambda m: m.translate(["A dog.", "Two dogs run."], num_beams=4)),
+    "classify": (classifier, lambda m: m.classify(list(IMAGES), top=3)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_xla_gives_what_tensorflow_gives(case, tokenizer, monkeypatch):
+    make, ask = CASES[case]
+    answers = []
+    for xla in (True, False):
+        monkeypatch.setattr(replicas, "XLA", xla)
+        keras.utils.set_random_seed(11)
+        answers.append(ask(make(tokenizer)))
+    one, other = answers
+    if case == "classify":
+        assert [[label for label, _ in row] for row in one] == [
+            [label for label, _ in row] for row in other
+        ]
+        one, other = ([[p for _, p in row] for row in rows] for rows in answers)
+    if case in ("classify", "score"):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+    else:
+        assert one == other
+
+
+@pytest.mark.slow
+def test_xla_trains_like_tensorflow(tokenizer, monkeypatch):
+    tokens = np.random.default_rng(1).integers(3, 250, (4, 17), "int32")
+    losses = []
+    for xla in (True, False):
+        monkeypatch.setattr(replicas, "XLA", xla)
+        keras.utils.set_random_seed(11)
+        model = generator(tokenizer)
+        data = tf.data.Dataset.from_tensors((tokens[:, :-1], tokens[:, 1:])).repeat(5)
+        losses.append(model.fit(data, epochs=2, steps_per_epoch=5, verbose=0).history["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
