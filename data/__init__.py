@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .batches import translation_batches as translation_batches
     from .encoder_batches import classification_batches as classification_batches
-    from .encoder_batches import masked_batches as masked_batches
     from .encoder_batches import pair_batches as pair_batches
     from .encoder_batches import question_batches as question_batches
     from .encoder_batches import tagging_batches as tagging_batches
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from .labelled import read_questions as read_questions
     from .labelled import read_tagged_words as read_tagged_words
     from .labelled import read_text_pairs as read_text_pairs
+    from .masking import masked_batches as masked_batches
     from .parallel import ParallelText as ParallelText
     from .parallel import read_parallel as read_parallel
     from .parallel import read_split as read_split
@@ -42,7 +42,6 @@ MODULES = {
     "batches": ("translation_batches",),
     "encoder_batches": (
         "classification_batches",
-        "masked_batches",
         "pair_batches",
         "question_batches",
         "tagging_batches",
@@ -59,6 +58,7 @@ MODULES = {
         "read_tagged_words",
         "read_text_pairs",
     ),
+    "masking": ("masked_batches",),
     "parallel": ("ParallelText", "read_parallel", "read_split", "read_tsv"),
     "text": ("read_text", "text_batches", "token_stream"),
     "tokenizers.byte_pairs": ("BytePairs",),

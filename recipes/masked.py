@@ -59,7 +59,7 @@ def train(settings, out, restart=False, say=print):
     Example: polyhead train masked --data book.txt --preset bert-mini --out RUN
     """
     from ..data import masked_batches
-    from ..data.encoder_batches import document_tokens
+    from ..data.masking import document_tokens
     from ..training import SmoothedCrossEntropy
 
     run = Run(settings, out, restart, say)
@@ -118,7 +118,7 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     import numpy as np
 
     from ..data import masked_batches
-    from ..data.encoder_batches import document_tokens
+    from ..data.masking import document_tokens
 
     settings, model = settings_of(run, Settings, data), load(run)
     split = split or "val"

@@ -15,7 +15,7 @@ from polyhead.data import (
     question_batches,
     tagging_batches,
 )
-from polyhead.data.encoder_batches import document_tokens
+from polyhead.data.masking import document_tokens
 
 TEXTS = [
     f"{a} {b} sleeps in {c}" for a in ("Ada", "Boris") for b in "xyz" for c in ("Oslo", "Rome")
