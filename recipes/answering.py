@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import numpy as np
 from typer import Argument, Option
 
 from .encoding import EncoderSettings, begin, fit, max_length, read_lines, read_split, settings_of
@@ -116,6 +115,8 @@ def score(model, questions, length, settings, threshold=None, progress=False):
     Args:
         threshold: see ``config.no_answer``. Default: that with the best F1 on these questions.
     """
+    import numpy as np
+
     from ..training import answer_scores, no_answer_threshold
 
     found = model.answer(

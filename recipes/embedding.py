@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import numpy as np
 from typer import Argument, Option
 
 from .encoding import (
@@ -122,6 +121,7 @@ def score(model, pairs, length, progress=False):
         the ``accuracy``: how often the text most similar to the first is the second of its pair,
         among those of all pairs.
     """
+    import numpy as np
     import tensorflow as tf
 
     from ..training import correlations
@@ -173,6 +173,8 @@ def embed(
     ] = None,
 ):
     """Embed texts: prints a line of numbers per text."""
+    import numpy as np
+
     vectors = load(run).embed(list(read_lines(inputs)), progress=show_progress("embedding"))
     if save is not None:
         np.save(save, vectors)

@@ -7,8 +7,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from .run import draw_curve
 from .settings import SAMPLE, SAMPLE_TEXT, RunSettings, Schedule, option, read_settings
 
@@ -92,22 +90,23 @@ def begin(settings, run, texts, head=None, class_names=None):
         texts: strings from which a new vocabulary is learned.
         head, class_names: of the new model.
     """
-    from .. import zoo
     from ..data import WordPieces
+    from ..zoo import BERT, ModernBERT, TextEncoder
+    from ..zoo import load as load_model
 
     new = {"head": head} | ({} if class_names is None else {"class_names": tuple(class_names)})
     overrides = {}
     if settings.dropout is not None:
         overrides = dict(dropout=settings.dropout, attention_dropout=settings.dropout)
     if settings.pretrained is not None:
-        model = zoo.load(settings.pretrained, **overrides)
-        if not isinstance(model, zoo.TextEncoder):
+        model = load_model(settings.pretrained, **overrides)
+        if not isinstance(model, TextEncoder):
             raise ValueError(f"{settings.pretrained} is a {type(model).__name__}, not an encoder")
         if model.tokenizer is None:
             raise ValueError(f"{settings.pretrained} has no tokenizer")
         model = model.adapt(**new) if head is not None else without_head(model)
     else:
-        kinds = [k for name in zoo.__all__ if is_encoder(k := getattr(zoo, name), zoo.TextEncoder)]
+        kinds = BERT, ModernBERT
         kind = next((kind for kind in kinds if settings.preset in kind.PRESETS), None)
         if kind is None:
             known = ", ".join(name for kind in kinds for name in kind.PRESETS)
@@ -146,10 +145,6 @@ def without_head(model):
     for path, v in by_path(bare.weights).items():
         v.assign(weights[path])
     return bare
-
-
-def is_encoder(kind, base):
-    return isinstance(kind, type) and issubclass(kind, base) and hasattr(kind, "PRESETS")
 
 
 def max_length(settings, model, default=LENGTH):
@@ -216,6 +211,8 @@ def outputs(model, tokens, types=None, batch_size=64, progress=False):
 
     Outputs for each token are cut to the row's length.
     """
+    import numpy as np
+
     from ..zoo.model import bucket, in_batches, pad_rows
 
     tokens, types = (x if x is None else split_rows(x) for x in (tokens, types))
@@ -240,11 +237,15 @@ def outputs(model, tokens, types=None, batch_size=64, progress=False):
 
 def split_rows(ragged):
     """Ragged rows as a list of arrays."""
+    import numpy as np
+
     return np.split(ragged.flat_values.numpy(), ragged.row_splits.numpy()[1:-1])
 
 
 def cross_entropy(logits, labels):
     """The mean cross-entropy in nats of ``labels`` (N,) under ``logits`` (N, C)."""
+    import numpy as np
+
     logits = np.asarray(logits, "float64")
     logits = logits - logits.max(-1, keepdims=True)
     chosen = np.take_along_axis(logits, np.asarray(labels)[:, None], -1)[:, 0]

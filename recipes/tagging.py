@@ -9,7 +9,6 @@ Entities of wnut17 from MiniLM:
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import numpy as np
 from typer import Argument
 
 from .encoding import (
@@ -108,6 +107,8 @@ def score(model, sentences, length, progress=False):
 
     Words beyond ``length`` tokens are tagged "O".
     """
+    import numpy as np
+
     from ..data.encoder_batches import class_indices, encode_words
     from ..training import entity_scores
 

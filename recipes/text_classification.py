@@ -9,7 +9,6 @@ Intents of banking77 from MiniLM:
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 from typer import Argument, Option
 
 from .encoding import (
@@ -117,6 +116,8 @@ def check_classes(texts, classes, data):
 
 def score(model, texts, length, progress=False):
     """The scores of a model on labelled texts, and the predicted classes and the right ones."""
+    import numpy as np
+
     from ..data.encoder_batches import class_indices, encode_texts
     from ..training import classification_scores
 
