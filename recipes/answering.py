@@ -56,7 +56,7 @@ def train(settings, out, restart=False, say=print):
     The best model by F1 on validation is RUN/best, with the threshold of "no answer" that is best
     there; curves are in RUN/curve.png, RUN/history.csv and, for TensorBoard, RUN/logs.
 
-    Example: polyhead train answering --data squad --pretrained MINILM --out RUN
+    Example: polyhead train answering --data questions.json --pretrained MINILM --out RUN
     """
     from ..data import question_batches
     from ..training import SpanCrossEntropy

@@ -62,7 +62,7 @@ def train(settings, out, restart=False, say=print):
     correlation with the scores, or retrieval accuracy) is RUN/best; curves are in RUN/curve.png,
     RUN/history.csv and, for TensorBoard, RUN/logs.
 
-    Example: polyhead train embedding --data stsb --pretrained MINILM --out RUN
+    Example: polyhead train embedding --data similar.csv --pretrained MINILM --out RUN
     """
     from ..data import pair_batches
     from ..training import CosineRegression, InBatchNegatives

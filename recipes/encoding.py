@@ -209,30 +209,17 @@ def fit(run, model, batches, loss, score, monitor, label, unit="texts"):
 def outputs(model, tokens, types=None, batch_size=64, progress=False):
     """The model's outputs for each of the ragged ``tokens`` (B, None), a list of arrays.
 
-    Outputs for each token are cut to the row's length.
+    Those of a model with the head "tags" have a row per token.
     """
-    import numpy as np
-
-    from ..zoo.model import bucket, in_batches, pad_rows
-
-    tokens, types = (x if x is None else split_rows(x) for x in (tokens, types))
-    rows, config = min(batch_size, bucket(len(tokens))), model.config
-    compute = model._compiled(
-        "outputs",
-        lambda tokens, *types: model({"tokens": tokens, **({"types": types[0]} if types else {})}),
-        "evaluation",
-    )
-
-    def run(chosen):
-        longest = max(len(tokens[i]) for i in chosen)
-        shape = rows, max(longest, min(bucket(longest), config.max_length))
-        sides = [(tokens, config.pad_id)] + ([] if types is None else [(types, 0)])
-        found = np.asarray(compute(*(pad_rows([x[i] for i in chosen], shape, p) for x, p in sides)))
-        each = found.shape[1:2] == shape[1:] and found.ndim > 2
-        for i, row in zip(chosen, found, strict=False):
-            yield row[: len(tokens[i])] if each else row
-
-    return in_batches(range(len(tokens)), rows, run, lambda i: len(tokens[i]), progress)
+    rows = [{"tokens": row} for row in split_rows(tokens)]
+    if types is not None:
+        pairs = zip(rows, split_rows(types), strict=True)
+        rows = [{**row, "types": kinds} for row, kinds in pairs]
+    compute = model._compiled("outputs", model, "evaluation", xla=False)
+    found = model._run(rows, compute, batch_size, progress)
+    if model.config.head != "tags":
+        return found
+    return [x[: len(row["tokens"])] for x, row in zip(found, rows, strict=True)]
 
 
 def split_rows(ragged):

@@ -125,14 +125,10 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     texts = documents(data or settings.data, split)
     stream = document_tokens(texts, model.tokenizer, settings.whole_words)
     batches = mask(masked_batches, model, settings, stream, shuffle=False)
-    compute = model._compiled(
-        "outputs",
-        lambda tokens, positions: model({"tokens": tokens, "positions": positions}),
-        "evaluation",
-    )
+    compute = model._compiled("outputs", model, "evaluation", xla=False)
     loss = hits = count = 0.0
     for inputs, labels, weight in show_progress("evaluating")(batches):
-        logits = np.asarray(compute(inputs["tokens"], inputs["positions"]), "float64")
+        logits = np.asarray(compute(inputs), "float64")
         labels, chosen = labels.numpy(), weight.numpy() > 0
         logits, labels = logits[chosen], labels[chosen]
         largest = logits.max(-1)

@@ -51,7 +51,7 @@ def train(settings, out, restart=False, say=print):
     The best model by F1 of validation entities is RUN/best; curves are in RUN/curve.png,
     RUN/history.csv and, for TensorBoard, RUN/logs.
 
-    Example: polyhead train tagging --data wnut17 --pretrained MINILM --out RUN
+    Example: polyhead train tagging --data names.conll --pretrained MINILM --out RUN
     """
     from ..data import tagging_batches
     from ..training import SmoothedCrossEntropy

@@ -18,6 +18,7 @@ def small_presets():
             (Transformer, "tiny", 1),
             (GPT, "char-small", 2),
             (BERT, "bert-tiny", 1),
+            (BERT, "bert-mini", 1),
             (ViT, "nano-4", 2),
             (ViT, "lite-4", 2),
         ):
@@ -41,9 +42,8 @@ def shared_models():
 @contextlib.contextmanager
 def without_xla():
     """Trains models without XLA, whose compilation takes longer than a short run."""
-    from polyhead.training import Model
+    from polyhead.training import replicas
 
     with pytest.MonkeyPatch.context() as patch:
-        compile_without = functools.partialmethod(Model.compile, jit_compile=False)
-        patch.setattr(Model, "compile", compile_without)
+        patch.setattr(replicas, "XLA", False)
         yield

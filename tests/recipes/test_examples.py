@@ -1,5 +1,6 @@
 """Every example in --help, README, docs and recipes is read from there and parsed; most are run."""
 
+import csv
 import re
 import shlex
 import shutil
@@ -13,15 +14,18 @@ import pytest
 import tensorflow as tf
 import typer
 
+from polyhead.data import WordPieces
 from polyhead.recipes import command
 from polyhead.recipes.run import load
-from polyhead.zoo import ViT
+from polyhead.zoo import BERT, ViT
+from tests.recipes.conftest import without_xla
 from tests.recipes.test_command import copy_reversed, polyhead
 from tests.test_package import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
 GUIDE = (ROOT / "docs" / "guide.md").read_text("utf-8")
 EXPERIMENTS = [path.read_text("utf-8") for path in (ROOT / "docs" / "experiments").glob("*.md")]
+SAMPLES = ROOT / "data" / "samples"
 RECIPES = [ROOT / "recipes" / f"{name}.py" for name in ("translation", "generation", "diversify")]
 RECIPES += [ROOT / "recipes" / "classification.py", ROOT / "recipes" / "demo.sh"]
 
@@ -55,8 +59,8 @@ def helps():
     """The examples of --help."""
     texts = (leaf.help or "" for leaf in leaves(typer.main.get_command(command.app)))
     for text in texts:
-        found = re.search(r"Example: (polyhead .*)", text, re.DOTALL)
-        yield from commands("    " + " ".join(found[1].split())) if found else ()
+        for example in re.findall(r"Example: (polyhead .*?)(?=Example:|$)", text, re.DOTALL):
+            yield from commands("    " + " ".join(example.split()))
 
 
 def test_every_example_is_a_command_with_options_that_exist():
@@ -92,6 +96,15 @@ def folder(sample, tmp_path, monkeypatch):
                 image = tf.io.encode_jpeg(random.integers(0, 256, (40, 36, 3)).astype("uint8"))
                 (tmp_path / "photos" / split / name / f"{i}.jpg").write_bytes(image.numpy())
     shutil.copy(tmp_path / "photos" / "val" / "cat" / "0.jpg", tmp_path / "cat.jpg")
+    for sample_name, name in (("messages", "reviews.csv"), ("pairs", "similar.csv")):
+        lines = (SAMPLES / sample_name / "val.tsv").read_text("utf-8").splitlines()[:30]
+        with open(tmp_path / name, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(line.split("\t") for line in lines)
+    shutil.copy(SAMPLES / "names" / "val.conll", tmp_path / "names.conll")
+    shutil.copy(SAMPLES / "questions" / "val.json", tmp_path / "questions.json")
+    (tmp_path / "article.txt").write_text("Ada was born in London.", "utf-8")
+    words = WordPieces.train(sample.sources, 300)
+    BERT.preset("bert-tiny", words, max_length=64).save_pretrained(tmp_path / "MINILM")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("polyhead.data.download.download_multi30k", lambda folder: None)
     from_pretrained = ViT.from_pretrained.__func__
@@ -114,18 +127,18 @@ def run(monkeypatch, capfd, arguments):
         if "--keep" in arguments:  # `average` needs this many checkpoints
             small += ["--interval", 1, "--steps", 10]
         arguments = [*arguments, "--steps", 2, *small]
-    status, out, err = polyhead(monkeypatch, capfd, *arguments)
+    with without_xla():
+        status, out, err = polyhead(monkeypatch, capfd, *arguments)
     assert status == 0, (arguments, out, err)
 
 
+BLOCKS = [b for b in re.split(r"\n\n", GUIDE) if "polyhead train" in b and "polyhead export" in b]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["translation", "generation", "classification"])
-def test_the_commands_of_the_guide_run(task, folder, monkeypatch, capfd):
-    [block] = [
-        block
-        for block in re.split(r"\n\n", GUIDE)
-        if f"polyhead train {task}" in block and "polyhead export RUN" in block
-    ]
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda b: re.search(r"--data (\S+)", b)[1])
+def test_the_commands_of_the_guide_run(block, folder, monkeypatch, capfd):
+    task = re.search("polyhead train ([a-z]+)", block)[1]
     for arguments, _ in commands(block):
         if arguments[0] == "diversify":
             copy_reversed(folder / "RUN", folder / "REVERSE")
@@ -141,7 +154,8 @@ def test_the_commands_of_the_guide_run(task, folder, monkeypatch, capfd):
 def test_the_commands_of_help_run(folder, monkeypatch, capfd):
     others = [*commands(GUIDE)]  # run above
     examples = [example for example in helps() if example not in others]
-    assert [arguments[1] for arguments, _ in examples] == ["translation", "classification"]
+    tasks = [arguments[1] for arguments, _ in examples]
+    assert tasks == ["translation", *2 * ["classification"], "answering", "embedding", "tagging"]
     for arguments, _ in examples:
         run(monkeypatch, capfd, arguments)
     assert load("runs/photos").config.class_names == ("bird", "cat", "dog", "fish", "frog")
