@@ -75,8 +75,13 @@ def text_windows(
 
     Returns:
         the windows, and their tokens (W, None) with the tokenizer's ``prefix`` and ``suffix``.
+
+    Raises:
+        ValueError: ``length`` leaves no room for a text.
     """
     room = length - len(tokenizer.prefix) - len(tokenizer.suffix)
+    if room < 1:
+        raise ValueError(f"a window must have room for a text: {length} tokens")
     windows = Windows.cut(rows.row_lengths(), room, overlap)
     tokens = surround(windows.take(rows), tokenizer.prefix, tokenizer.suffix)
     return windows, tokens  # pyright: ignore[reportReturnType]
@@ -188,7 +193,7 @@ def best_spans(
         none: (W,) the score of no answer.
         lengths: (B,) the numbers of tokens of the contexts.
         no_answer: subtracted from the score of no answer before the spans are ranked.
-        top: number of spans, K.
+        top: the maximum number of spans, K; fewer if the contexts have fewer.
 
     Returns:
         the first and the last token of the best spans, (B, K) each, -1 for no answer; their
@@ -212,9 +217,8 @@ def best_spans(
     # Of equal scores, `top_k` ranks the first one first: the earliest, shortest span.
     threshold = min(max(no_answer, LOWEST / 10), -LOWEST / 10)  # it may be infinite
     ranked = tf.concat([scores, none - threshold], axis=1)
-    ranked = tf.pad(ranked, [[0, 0], [0, top]], constant_values=LOWEST)
-    values, index = tf.math.top_k(ranked, top)
-    probability = tf.gather(tf.pad(probabilities, [[0, 0], [0, top]]), index, batch_dims=1)
+    values, index = tf.math.top_k(ranked, tf.minimum(top, tf.shape(ranked)[1]))
+    probability = tf.gather(probabilities, index, batch_dims=1)
     probability = tf.where(values > LOWEST, probability, -1.0)
     found = (index < most * limit) & (values > LOWEST)
     first, last = index // limit, index // limit + index % limit

@@ -1,7 +1,7 @@
 """What follows the features of a text encoder: heads and pooling."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import keras
@@ -22,6 +22,7 @@ HEADS = {
     "tokens": "fill_mask",
 }
 CLASSIFIERS = ("classes", "tags")
+SAME = "same"  # as the head to change to: the one that a model has; None is no head
 POOLINGS = ("mean", "token", "max", "mean_sqrt", "last")
 
 
@@ -131,7 +132,7 @@ def head_shapes(
 
 def change_head(
     config: Any,
-    head: str | None = None,
+    head: str | None = SAME,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> tuple[Any, str]:
@@ -141,10 +142,12 @@ def change_head(
     classes that is the last map: those before it, such as BERT's pooler, stay.
 
     Args:
-        head: Default: the configuration's own.
+        head: None: no head. Default: the configuration's own.
         num_classes, class_names: of the new head; the number follows from the names.
     """
-    head = config.head if head is None else head
+    head = config.head if head == SAME else head
+    if isinstance(class_names, Set):
+        raise ValueError(f"class_names need an order, which a set does not have: {class_names!r}")
     if class_names is not None and not isinstance(class_names, str):
         class_names = plain(tuple(class_names))
         num_classes = len(class_names) if num_classes is None else num_classes
@@ -205,7 +208,7 @@ def check_head(config: Any) -> None:
     if isinstance(config.class_names, list):
         object.__setattr__(config, "class_names", tuple(config.class_names))
     head, names = config.head, config.class_names
-    if head is not None and head not in HEADS:
+    if head not in [None, *HEADS]:  # a list: it may be unhashable
         raise ValueError(f"head must be one of {', '.join(HEADS)}, or None: {head!r}")
     if head in CLASSIFIERS:
         if config.num_classes < 1:

@@ -662,10 +662,12 @@ def as_list(verb: str, texts: Any, name: str = "text") -> tuple[list, bool]:
 
 
 def check_count(value: Any, name: str = "num_return_sequences") -> int:
-    """Returns ``value`` as a positive integer; 1 if it is None."""
+    """Returns ``value`` as a positive integer below 2^31; 1 if it is None."""
     value = 1 if value is None else plain(value)
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} must be a positive integer: {value!r}")
+    if value >= 2**31:
+        raise ValueError(f"{name} must be less than 2^31: {value}")
     return value
 
 

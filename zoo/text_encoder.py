@@ -15,7 +15,7 @@ from keras import ops
 from ..layers.arguments import plain
 from ..training import SmoothedCrossEntropy
 from ..training.states import by_path
-from .heads import HEADS, Head, change_head, head_size, pool
+from .heads import HEADS, SAME, Head, change_head, head_size, pool
 from .model import Classification, Pretrained, bucket, check_count, in_batches, pad_rows
 from .texts import as_texts, chunks, clean, unpack
 
@@ -185,7 +185,7 @@ class TextEncoder(Pretrained):
 
     def adapt(
         self,
-        head: str | None = None,
+        head: str | None = SAME,
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
         **overrides: Any,
@@ -196,13 +196,13 @@ class TextEncoder(Pretrained):
         before the last map (BERT's pooler).
 
         Args:
-            head: "classes", "score", "tags", "spans" or "tokens". Default: the model's own.
+            head: "classes", "score", "tags", "spans" or "tokens"; None: no head. Default: the
+                model's own.
             num_classes: another number, or other ``class_names``, gives a new last map.
-            overrides: changes to the configuration: ``dropout=0.2``. ``head=None`` cannot be told
-                from the default: `embed` works with every head.
+            overrides: changes to the configuration: ``dropout=0.2``.
 
         Raises:
-            ValueError: the model is quantized.
+            ValueError: the model is quantized, or ``overrides`` change the shapes of its weights.
         """
         if self._quantization():
             raise ValueError("a quantized model cannot be adapted: quantize the adapted model")
@@ -211,8 +211,11 @@ class TextEncoder(Pretrained):
         model = type(self)(config, self.tokenizer, initialize=False, dtype=self.dtype_policy)
         weights = by_path(self._without_lora().weights)
         for path, v in by_path(model.weights).items():
-            if not re.match(renewed, path):
-                v.assign(weights[path])
+            if re.match(renewed, path):
+                continue
+            if path not in weights or weights[path].shape != v.shape:
+                raise ValueError(f"no other weights than the head's can change: {path}")
+            v.assign(weights[path])
         return model
 
     @property
@@ -410,7 +413,7 @@ class TextEncoder(Pretrained):
         Answer(text='London', start=16, end=22, score=0.97, no_answer=0.01)
         """
         self._need_head("spans")
-        tokenizer = self._need_tokenizer("answer")
+        tokenizer = self._need_pairs("answer")
         search, window = self._reading(no_answer, window_length, overlap, max_answer_tokens)
         count = check_count(top, "top")
         questions, one = as_texts("answer", questions, name="question")
@@ -463,7 +466,7 @@ class TextEncoder(Pretrained):
         if type(overlap) is not int or overlap < 0:
             raise ValueError(f"overlap must be a non-negative integer: {overlap!r}")
         longest = check_count(max_answer_tokens, "max_answer_tokens")
-        return (longest, float(no_answer)), (length, overlap)
+        return (longest, float(no_answer)), (length, min(overlap, length))
 
     def fill_mask(
         self,
@@ -659,9 +662,30 @@ class TextEncoder(Pretrained):
                 f"{self.config.head!r}: model.adapt({head!r}) returns one to be fine-tuned"
             )
 
+    def _need_pairs(self, verb):
+        """The tokenizer; raises an error if model and tokenizer cannot read pairs of texts."""
+        tokenizer = self._need_tokenizer(verb)
+        if not self._reads_pairs(tokenizer):
+            raise ValueError(
+                f"{verb} needs pairs of texts: the tokenizer separates them by "
+                f"{tokenizer.separator}, with type {tokenizer.pair_type} for second texts, and the "
+                f"model has {self._types()} types"
+            )
+        return tokenizer
+
+    def _reads_pairs(self, tokenizer):
+        types = self._types()  # without types, those of the tokenizer are ignored
+        return tokenizer.separator is not None and (not types or tokenizer.pair_type < types)
+
+    def _types(self):
+        """The number of types of tokens."""
+        return getattr(self.config, "type_vocab_size", 0)
+
     def _rows(self, verb, texts):
         """Tokenizes texts or pairs to rows for `_run`; truncates them to the context."""
         tokenizer, rows, long = self._need_tokenizer(verb), [], 0
+        if texts and isinstance(texts[0], tuple):
+            self._need_pairs(verb)
 
         def encode(texts, *limit):
             if isinstance(texts[0], tuple):
@@ -747,7 +771,8 @@ class TextEncoder(Pretrained):
         has the name of the method:
 
         - "classes": ``classify`` takes ``text`` and returns the most likely ``labels`` (B, top)
-          and their ``probabilities``; ``classify_pairs`` takes ``text`` and ``text_pair``;
+          and their ``probabilities``; ``classify_pairs`` takes ``text`` and ``text_pair``, if the
+          tokenizer has pairs;
         - "score": ``rerank`` takes ``text`` (the query) and ``text_pair`` and returns ``score``
           (B,);
         - "tags": ``tag`` takes ``text`` and returns ``labels``, ``texts``, ``starts``, ``ends``
@@ -778,7 +803,7 @@ class TextEncoder(Pretrained):
 
         c = self.config
         if format not in (None, "tf_saved_model"):
-            limits = {"tokens": c.vocab_size, "types": getattr(c, "type_vocab_size", 0)}
+            limits = {"tokens": c.vocab_size, "types": self._types()}
             inputs = {
                 name: keras.layers.InputSpec(shape=(None, None), dtype="int32", name=name)
                 for name, limit in limits.items()
@@ -790,7 +815,8 @@ class TextEncoder(Pretrained):
             raise TypeError(f"not settings of an export for TensorFlow Serving: {sorted(settings)}")
         top = check_count(5 if top is None else top, "top")
         search, window = self._reading(no_answer, window_length, overlap, max_answer_tokens)
-        tokenizer = self._need_tokenizer("export")
+        need = self._need_pairs if c.head in ("score", "spans") else self._need_tokenizer
+        tokenizer = need("export")
         if (whole := self._without_lora()) is not self:
             return whole.export(
                 filepath, None, top, no_answer, window_length, overlap, max_answer_tokens
@@ -842,10 +868,10 @@ class TextEncoder(Pretrained):
         pairs = {"text": QUESTIONS, "text_pair": EXAMPLES}
         if c.head == "classes":
             labels = [self.label(i) for i in range(c.num_classes)]
-            signatures = {
-                "classify": (lambda text: most_likely(encode(text)), one, texts),
-                "classify_pairs": (lambda **given: most_likely(encode_pairs(**given)), two, pairs),
-            }
+            signatures = {"classify": (lambda text: most_likely(encode(text)), one, texts)}
+            if self._reads_pairs(tokenizer):
+                classify = lambda **given: most_likely(encode_pairs(**given))  # noqa: E731
+                signatures["classify_pairs"] = classify, two, pairs
         elif c.head == "score":
             score = lambda **given: {"score": self(encode_pairs(**given))}  # noqa: E731
             signatures = {"rerank": (score, two, pairs)}

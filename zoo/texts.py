@@ -1,7 +1,7 @@
 """Texts as arguments of methods: checked, valid Unicode, in parts that are tokenized at once."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 import numpy as np
 
@@ -18,11 +18,15 @@ def as_texts(verb, texts, name="text", pairs=False, words=False):
         words: an item may be a list of words.
 
     Raises:
-        TypeError: an item is something else; the message names the method, ``verb``.
+        TypeError: they are something else, or an item is; the message names the method, ``verb``.
     """
     single = isinstance(texts, str | bytes) or pairs and isinstance(texts, tuple)
-    texts, kinds = [texts] if single else list(texts), "a string or a list of them"
+    kinds = "a string or a list of them"
     kinds = kinds + " or of pairs, tuples of two strings" * pairs + " or of lists of words" * words
+    # Of a set the results would have no order; of a dictionary the keys would be the texts.
+    if not isinstance(texts, Iterable) or isinstance(texts, Mapping | Set):
+        raise TypeError(f"{verb} takes {kinds}: {name}s is {texts!r:.100}")
+    texts = [texts] if single else list(texts)
     result = []
     for i, text in enumerate(texts):
         several = pairs and isinstance(text, tuple) and len(text) == 2

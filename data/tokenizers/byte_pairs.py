@@ -130,6 +130,7 @@ class BytePairs(ByteTokenizer):
         set_untracked(self, _content=content)
         self.end = end
         template = template or Template()
+        template.check(self.vocab_size)
         self.prefix, self.suffix = template.prefix, template.suffix
         self.separator, self.pair_type = template.separator, template.pair_type
         self._byte_tokens = tf.constant([vocabulary[char] for char in ALPHABET])
@@ -192,7 +193,9 @@ class BytePairs(ByteTokenizer):
             keys = tf.where(spaced > 0, " " + keys, keys)
         words = split_words(tf.where(ids >= 0, "-", keys), *self._words)
         part = words.value_rowids()
-        flat = tf.where(tf.gather(ids, part) >= 0, tf.gather(keys, part), words.flat_values)
+        # Only of added tokens, so that a long text is not copied for each of its words.
+        alone = tf.gather(tf.where(ids >= 0, keys, ""), part)
+        flat = tf.where(tf.gather(ids, part) >= 0, alone, words.flat_values)
         unique, index = tf.unique(flat, tf.int64)
         tokens = self.merge_words(show_zeros(remove_marks(unique)))
         rows = words.with_values(tf.gather(tokens, index)).merge_dims(1, 2)
@@ -225,13 +228,15 @@ class BytePairs(ByteTokenizer):
         before = tf.cumsum(tf.strings.length(texts, unit="UTF8_CHAR"), exclusive=True)
         start, end = (x - tf.gather(before, text) for x in (start, end))
         if self._trim[0]:
-            whole = tf.gather(parts.flat_values, part)
+
+            def count_blanks(texts, pattern):
+                left = tf.strings.regex_replace(texts, pattern, "")
+                full, left = (tf.strings.length(x, unit="UTF8_CHAR") for x in (texts, left))
+                return full - left
 
             def blanks(pattern, piece_pattern):
-                left = tf.strings.regex_replace(whole, pattern, "")
-                full, left = (tf.strings.length(x, unit="UTF8_CHAR") for x in (whole, left))
-                less = tf.strings.length(tf.strings.regex_replace(piece, piece_pattern, ""))
-                return tf.where(alone, full - left, tf.strings.length(piece) - less)
+                whole = tf.gather(count_blanks(parts.flat_values, pattern), part)
+                return tf.where(alone, whole, count_blanks(piece, piece_pattern))
 
             before, after = blanks(f"^[{SPACE}]+", "^ +"), blanks(f"[{SPACE}]+$", " +$")
             if self._trim[1]:

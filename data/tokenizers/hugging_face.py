@@ -56,6 +56,14 @@ class Template:
     separator: tuple[int, ...] | None = ()
     pair_type: int = 1
 
+    def check(self, vocab_size: int) -> None:
+        """Raises a `ValueError` if an id is not a token, or the type is not an integer."""
+        ids = (*self.prefix, *(self.separator or ()), *self.suffix)
+        if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+            raise ValueError(f"tokens around a text must be from 0 to {vocab_size - 1}: {ids}")
+        if type(self.pair_type) is not int or self.pair_type < 0:
+            raise ValueError(f"a type must be a non-negative integer: {self.pair_type!r}")
+
 
 def read_template(content):
     """Reads the `Template` of the post-processor.

@@ -206,6 +206,8 @@ class AddedTokens(tf.Module):
 
     def __init__(self, ids, normalized=(), lstrip=(), rstrip=()):
         super().__init__()
+        if not all(isinstance(text, str) and text for text in ids):
+            raise ValueError("an added token must be a string, not ''")  # it is found everywhere
         set_untracked(self, ids=dict(ids))
         raw = [text for text in ids if text not in normalized]
         late = [text for text in ids if text in normalized]

@@ -81,8 +81,8 @@ class WordPieces(Tokenizer):
     ) -> None:
         super().__init__()
         vocabulary = list(vocabulary)
-        if not all(isinstance(piece, str) for piece in vocabulary):
-            raise ValueError("a vocabulary must be a list of strings")
+        if not all(isinstance(piece, str) and "\0" not in piece for piece in vocabulary):
+            raise ValueError("a vocabulary must be a list of strings, without zero characters")
         if len(vocabulary) > MOST:
             raise ValueError(f"a vocabulary must have at most {MOST} pieces: {len(vocabulary)}")
         count = collections.Counter(piece for piece in vocabulary if piece)
@@ -105,6 +105,7 @@ class WordPieces(Tokenizer):
             cls, sep = (whole[CLS],), (whole[SEP],)
             template = Template(cls, sep, sep, 1)
         self.vocab_size = max(len(vocabulary), *(i + 1 for i in own)) if own else len(vocabulary)
+        template.check(self.vocab_size)
         self.prefix, self.suffix = template.prefix, template.suffix
         self.separator, self.pair_type = template.separator, template.pair_type
         self.pad_id = whole[PAD]
@@ -130,15 +131,18 @@ class WordPieces(Tokenizer):
         self._later = tf.constant([follow(text, cleanup) if text else "" for text in texts])
         hidden = {*special.values(), *(i for i, text in enumerate(texts) if not text)}
         self._shown = tf.constant([i not in hidden for i in range(self.vocab_size)])
-        self._pieces = text_operations().FastWordpieceTokenizer(
-            # A word has no spaces, so it is none of the pieces that fill gaps.
-            vocab=[piece or f"{i} is unused" for i, piece in enumerate(vocabulary)],
-            suffix_indicator=PREFIX,
-            max_bytes_per_word=4 * longest,
-            token_out_type=tf.int32,
-            unknown_token=unknown,
-            no_pretokenization=True,
-        )
+        try:
+            self._pieces = text_operations().FastWordpieceTokenizer(
+                # A word has no spaces, so it is none of the pieces that fill gaps.
+                vocab=[piece or f"{i} is unused" for i, piece in enumerate(vocabulary)],
+                suffix_indicator=PREFIX,
+                max_bytes_per_word=4 * longest,
+                token_out_type=tf.int32,
+                unknown_token=unknown,
+                no_pretokenization=True,
+            )
+        except RuntimeError as error:  # a piece of more than 256 bytes
+            raise ValueError(f"a piece is not supported: {error!s:.400}") from None
         self._unknown = unknown
         self._added = AddedTokens(
             {normal.get(text, text): i for text, i in {**added, **special}.items()},
@@ -255,7 +259,8 @@ class WordPieces(Tokenizer):
         flat, alone = parts.flat_values, added >= 0
         units = tf.strings.unicode_split(tf.where(alone, "a", flat), "UTF-8")
         part, units = units.value_rowids(), units.flat_values
-        alone, flat = tf.gather(alone, part), tf.gather(flat, part)
+        # Only of added tokens, so that a long text is not copied for each of its characters.
+        alone, flat = tf.gather(alone, part), tf.gather(tf.where(alone, flat, ""), part)
         unique, index = tf.unique(units)
         outputs = tf.gather(self._normalize(unique), index)
         at = align(tf.where(alone, flat, units), tf.where(alone, flat, outputs))
@@ -443,7 +448,10 @@ class WordPieces(Tokenizer):
             (model.get("type", "WordPiece") == "WordPiece", "model must be of type WordPiece"),
             (isinstance(vocab, dict), "model must have a vocab of pieces and ids"),
             (isinstance(unknown, str), f"unk_token must be a string: {unknown!r:.100}"),
-            (type(longest) is int and longest > 0, "max_input_chars_per_word must be positive"),
+            (
+                type(longest) is int and 0 < longest < 2**24,
+                f"max_input_chars_per_word must be from 1 to {2**24 - 1}: {longest!r}",
+            ),
             (
                 model.get("continuing_subword_prefix", PREFIX) == PREFIX == prefix,
                 f"the prefix of pieces must be {PREFIX!r}",

@@ -1,5 +1,6 @@
 """Tests of the task methods of text encoders, with a minimal network and tokenizer."""
 
+import copy
 import math
 
 import keras
@@ -88,6 +89,7 @@ def test_pooling_ignores_padding():
 @pytest.mark.parametrize(
     "settings, message",
     [
+        (dict(head=["tags"]), r"head must be one of .*, or None: \['tags'\]"),
         (dict(head="other"), "head must be one of classes, score, tags, spans, tokens, or None"),
         (dict(head="classes"), "the head 'classes' needs num_classes: 0"),
         (dict(num_classes=3), "belong to the heads 'classes' and 'tags', not None"),
@@ -128,8 +130,16 @@ def test_adapt_keeps_the_network_and_what_the_heads_share(tokenizer):
     )  # embeddings do not depend on the head
     same = model.adapt(dropout=0.2)
     np.testing.assert_array_equal(same(tokens), model(tokens))
+    bare = tags.adapt(head=None)
+    assert bare.config.head is None and bare.config.class_names is None
+    np.testing.assert_array_equal(bare(tokens), model.adapt(None)(tokens))
     with pytest.raises(ValueError, match="the head 'tags' needs num_classes or class_names"):
         model.adapt("tags")
+    with pytest.raises(ValueError, match="class_names need an order"):
+        model.adapt("tags", class_names=set(NAMES))
+    for overrides in (dict(dim=32), dict(num_layers=2)):
+        with pytest.raises(ValueError, match="no other weights than the head's can change: "):
+            model.adapt(**overrides)
 
 
 def test_a_method_without_its_head_says_what_it_needs(tokenizer):
@@ -179,6 +189,9 @@ def test_classify_takes_pairs(tokenizer):
         ([("a", "b"), ("a", 3)], r"text 1 is \('a', 3\)"),
         ([("a", "b"), "a"], "strings or pairs, not both: text 1 is 'a'"),
         ([("a", "b", "c")], "text 0 is"),
+        (None, "texts is None"),
+        ({"a": 1}, "texts is {'a': 1}"),
+        ({"a"}, "texts is {'a'}"),
     ],
 )
 def test_items_that_are_not_texts_are_named(tokenizer, texts, message):
@@ -465,6 +478,15 @@ def test_the_threshold_decides_between_an_answer_and_none(tokenizer):
     assert model.answer(question, " ", no_answer=math.inf) == ("", 0, 0, 1, 1)
 
 
+def test_there_are_no_more_answers_than_spans(tokenizer):
+    model = toy("spans", tokenizer)
+    few, none = model.answer("why", ["ab", ""], top=10**9)
+    assert len(few) == 4 and len({answer[1:3] for answer in few}) == 4  # a, b, ab and none
+    [answer] = none
+    assert answer.text == "" and answer.score == answer.no_answer == 1
+    assert len(model.answer("why", "ab", max_answer_tokens=2**31 - 1, overlap=10**20, top=9)) == 4
+
+
 def test_one_context_for_several_questions(tokenizer):
     model = toy("spans", tokenizer)
     context = CONTEXTS[0]
@@ -482,6 +504,7 @@ def test_one_context_for_several_questions(tokenizer):
         (dict(overlap=-1), "overlap must be a non-negative integer"),
         (dict(no_answer=math.nan), "no_answer must be a number"),
         (dict(max_answer_tokens=0), "max_answer_tokens must be a positive integer"),
+        (dict(top=2**31), "top must be less than 2"),
     ):
         with pytest.raises(ValueError, match=message):
             model.answer("a?", context, **settings)
@@ -595,6 +618,23 @@ def test_masks_and_pairs_of_bert(pieces):
     assert {c.label: c.probability for c in pair} == pytest.approx(
         {str(i): p for i, p in enumerate(np.exp(logits) / np.exp(logits).sum())}, rel=1e-4
     )
+
+
+def test_pairs_need_a_form_and_a_type(pieces):
+    alone = copy.copy(pieces)
+    alone.separator = None
+    for tokenizer, settings in ((pieces, dict(type_vocab_size=1)), (alone, {})):
+        classes = bert(tokenizer, "classes", num_classes=2, **settings)
+        spans = bert(tokenizer, "spans", **settings)
+        for call in (lambda m=classes: m.classify(("a", "b")), lambda m=spans: m.answer("a", "b")):
+            with pytest.raises(ValueError, match="needs pairs of texts"):
+                call()
+        assert classes.classify("a").label in "01"
+
+
+def test_a_context_must_have_room_for_a_text(pieces):
+    with pytest.raises(ValueError, match="a window must have room for a text: 2 tokens"):
+        bert(pieces, "tags", num_classes=2).adapt(max_length=2).tag("the cat")
 
 
 def test_quantized_models_have_all_methods(tokenizer, tmp_path):

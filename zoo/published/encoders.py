@@ -46,7 +46,7 @@ def read_encoder(s, name, fields, length, classes=None):
     """
     known = {f"{name}{kind}": head for kind, head in HEADS.items()} | (classes or {})
     found = s.get("architectures", [f"{name}Model"])
-    if not isinstance(found, list) or len(found) != 1 or found[0] not in known:
+    if not isinstance(found, list) or len(found) != 1 or found[0] not in list(known):
         raise s.error("architectures", found, f"one of {sorted(known)}")
     folder, head, labels = s.file.parent, known[found[0]], {}
     s.ignore(*CROSS_ENCODER)
@@ -58,8 +58,9 @@ def read_encoder(s, name, fields, length, classes=None):
         head = None  # all-distilroberta-v1, for example
     if head in ("classes", "tags"):
         count, names = read_labels(s, 2)
-        if s.get("problem_type", None) == "multi_label_classification":
-            raise s.error("problem_type", "multi_label_classification", "of one label per text")
+        kind = s.get("problem_type", None)
+        if kind == "multi_label_classification" or kind == "regression" and count != 1:
+            raise s.error("problem_type", kind, "of one label per text")
         if names == tuple(f"LABEL_{i}" for i in range(count)):
             names = None
         if head == "classes" and count == 1:
@@ -84,7 +85,7 @@ def read_sentences(folder, fields):
         module.ignore("idx", "name", "kwargs")
         module.all_read()
         kinds.append(kind)
-        if not isinstance(path, str) or Path(path).name != path:
+        if not isinstance(path, str) or Path(path).name != path or path == "..":
             raise module.error("path", path, "a folder within this one")
         if kind == "Transformer":
             module.must("path", "")

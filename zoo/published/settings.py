@@ -57,7 +57,7 @@ class Settings:
                 self.must(theirs, found[ours])
                 continue
             value = self.get(theirs, default)
-            if names and value not in names[0]:
+            if names and value not in list(names[0]):  # it may be unhashable
                 raise self.error(theirs, value, f"one of {sorted(names[0])}")
             found[ours] = names[0][value] if names else value
         return found

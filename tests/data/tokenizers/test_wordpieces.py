@@ -295,6 +295,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         (["[PAD]", "a"], r"lacks the special tokens \['\[UNK\]', '\[CLS\]', '\[SEP\]'\]"),
         ([*SPECIAL, "a", "b", "a"], "a piece is in the vocabulary twice: 'a'"),
         ([*SPECIAL, "a", "", "b"], "line 7 is empty"),
+        ([*SPECIAL, "a\0b"], "without zero characters"),
+        ([*SPECIAL, "a" * 300], "a piece is not supported: .*256"),
     ],
 )
 def test_an_invalid_vocabulary_is_refused_by_name(tmp_path, lines, message):
@@ -355,7 +357,10 @@ def test_unsupported_settings_are_refused_by_name(learned, tmp_path):
     refused("ids must be integers from 0", model={"vocab": {**vocab, "a": 2**40}})
     refused("two pieces of the vocabulary have the same id", model={"vocab": {**vocab, "zz": 1}})
     refused("the prefix of pieces must be '##'", model={"continuing_subword_prefix": "@@"})
-    refused("max_input_chars_per_word must be positive", model={"max_input_chars_per_word": 0})
+    for longest in (0, 10**12):
+        refused(
+            "max_input_chars_per_word must be from 1 to", model={"max_input_chars_per_word": longest}
+        )
     refused("unk_token must be a string", model={"unk_token": None})
     refused("only supported normalizer is BertNormalizer: .*NFKC", normalizer={"type": "NFKC"})
     refused("only supported normalizer is BertNormalizer", normalizer=None)
@@ -368,6 +373,10 @@ def test_unsupported_settings_are_refused_by_name(learned, tmp_path):
         "single_word of an added token", added_tokens=[{"id": 9, "content": "x", "single_word": 1}]
     )
     refused("ids must be integers from 0", added_tokens=[{"id": "9", "content": "x"}])
+    refused("added token must be a string, not ''", added_tokens=[{"id": 9, "content": ""}])
+    for token in ("3", 10**9, -1):
+        ends = {"type": "BertProcessing", "sep": ["[SEP]", token], "cls": ["[CLS]", 2]}
+        refused("tokens around a text must be from 0 to", post_processor=ends)
     refused(
         r"lacks the special tokens \['\[PAD\]'\]", model={"vocab": {"[UNK]": 0}}, added_tokens=[]
     )

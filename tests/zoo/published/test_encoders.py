@@ -262,6 +262,9 @@ def test_modern_bert_keeps_the_first_map_of_the_head_of_pretraining(tmp_path):
         ("Bert", dict(is_decoder=True), "is_decoder must be False"),
         ("Bert", dict(architectures=["BertForMultipleChoice"]), "architectures must be one of"),
         ("Bert", dict(problem_type="multi_label_classification"), "problem_type must be"),
+        ("Bert", dict(problem_type="regression"), "problem_type must be"),
+        ("Bert", dict(architectures=[["BertModel"]]), "architectures must be one of"),
+        ("Bert", dict(hidden_act=["gelu"]), "hidden_act must be one of"),
         ("Bert", dict(hidden_size=36), "shape"),
         ("Bert", dict(num_hidden_layers=3), "lacks"),
         ("Bert", dict(num_hidden_layers=1), "has no"),
@@ -397,9 +400,11 @@ def test_unsupported_parts_of_sentence_transformers_are_refused(tmp_path):
         with pytest.raises(CheckpointError, match=message):
             polyhead.load(tmp_path)
     modules = json.loads((tmp_path / "modules.json").read_text())[:2]
-    (tmp_path / "modules.json").write_text(json.dumps([modules[0], modules[1] | {"path": "../x"}]))
-    with pytest.raises(CheckpointError, match="path must be a folder within this one: '../x'"):
-        polyhead.load(tmp_path)
+    for path in ("../x", ".."):
+        changed = [modules[0], modules[1] | {"path": path}]
+        (tmp_path / "modules.json").write_text(json.dumps(changed))
+        with pytest.raises(CheckpointError, match=f"path must be a folder within .*: '{path}'"):
+            polyhead.load(tmp_path)
     write_sentences(tmp_path, mean, max_seq_length=99)
     with pytest.raises(CheckpointError, match="max_length must be at most 24"):
         polyhead.load(tmp_path)
