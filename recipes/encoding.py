@@ -1,6 +1,5 @@
 """What the recipes of text encoders share: settings, the model, training and its outputs."""
 
-import dataclasses
 import functools
 import importlib.resources
 import sys
@@ -104,7 +103,7 @@ def begin(settings, run, texts, head=None, class_names=None):
             raise ValueError(f"{settings.pretrained} is a {type(model).__name__}, not an encoder")
         if model.tokenizer is None:
             raise ValueError(f"{settings.pretrained} has no tokenizer")
-        model = model.adapt(**new) if head is not None else without_head(model)
+        model = model.adapt(**new)
     else:
         kinds = BERT, ModernBERT
         kind = next((kind for kind in kinds if settings.preset in kind.PRESETS), None)
@@ -131,20 +130,6 @@ def begin(settings, run, texts, head=None, class_names=None):
             if v.path.startswith("head/"):
                 v.trainable = True
     return model
-
-
-def without_head(model):
-    """A model with the same weights and no head."""
-    from ..training.states import by_path
-
-    config = dataclasses.replace(model.config, head=None, num_classes=0, class_names=None)
-    if config == model.config:
-        return model
-    bare = type(model)(config, model.tokenizer, initialize=False, dtype=model.dtype_policy)
-    weights = by_path(model.weights)
-    for path, v in by_path(bare.weights).items():
-        v.assign(weights[path])
-    return bare
 
 
 def max_length(settings, model, default=LENGTH):
