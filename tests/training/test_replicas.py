@@ -545,7 +545,7 @@ def test_the_step_does_not_depend_on_the_loss_scale():
 def test_training_overfits_one_batch(policy):
     keras.config.set_dtype_policy(policy)
     network, _ = trained(
-        1, small, lambda: keras.optimizers.Adam(3e-3), [batch()] * 2, jit_compile=True
+        1, small, lambda: keras.optimizers.Adam(3e-3), [batch()] * 2, jit_compile="auto"
     )
     data = tf.data.Dataset.from_tensors(batch()).repeat(60)
     history = network.fit(data, shuffle=False, verbose=0, epochs=2)
@@ -558,7 +558,7 @@ def test_nothing_is_traced_after_the_first_epoch():
     keras.utils.set_random_seed(5)
     with strategy(2).scope():
         model = masked()
-        model.compile(sgd()(), SMOOTHED, weighted_metrics=["accuracy"])
+        model.compile(sgd()(), SMOOTHED, weighted_metrics=["accuracy"], jit_compile=True)
     data = dataset([TAGS[0], TAGS[1], TAGS[3]])
     model.fit(data, shuffle=False, verbose=0, validation_data=data)
     parts = model._forward_backward, model._update_copies
