@@ -49,7 +49,8 @@ def every_sequence(model, source, limit):
     return ended
 
 
-def run_search(model, source, **search):
+def run_search(model, source, max_new_tokens=10, **search):
+    search["max_new_tokens"] = max_new_tokens
     tokens, score, complete = (array(x) for x in model.find(source, Search(**search)))
     assert complete.all()
     return tokens, score
@@ -81,13 +82,12 @@ def test_an_exhaustive_beam_finds_the_best_sequences(penalty, alpha, stop):
 
 
 def test_one_beam_takes_the_most_likely_token_at_each_step():
-    model, source = confident(), random_tokens(4, 6)
-    tokens, score = run_search(
-        model, source, num_beams=1, length_penalty=2.0, early_stopping="never"
-    )
-    for row in range(4):
+    model, source = confident(), random_tokens(3, 6)
+    search = dict(num_beams=1, length_penalty=2.0, early_stopping="never", max_new_tokens=9)
+    tokens, score = run_search(model, source, **search)
+    for row in range(3):
         target, total = [1], 0.0
-        while len(target) == 1 or target[-1] != END and len(target) <= 22:
+        while len(target) == 1 or target[-1] != END and len(target) <= 9:
             gains = log_probabilities(model, source[row : row + 1], np.array([target], "int32"))
             target.append(int(gains.argmax()))
             total += float(gains.max())
