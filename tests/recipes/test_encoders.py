@@ -110,6 +110,7 @@ def test_embeddings_are_saved_as_an_array(trained, monkeypatch, capfd, tmp_path)
     assert np.load(file).shape == (2, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["text_classification", "masked"])
 def test_an_interrupted_run_gives_the_same_weights(trained, tmp_path, task):
     """The first checkpoint's files, and the same command."""

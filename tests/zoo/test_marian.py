@@ -143,6 +143,10 @@ def test_logits_match_the_reference(pair):
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+KINDS = ["opus", *(pytest.param(k, marks=pytest.mark.slow) for k in ("plain", "separate"))]
+
+
+@pytest.mark.parametrize("pair", KINDS, indirect=True)
 @pytest.mark.parametrize(
     "options",
     [

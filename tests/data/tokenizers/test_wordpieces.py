@@ -222,6 +222,7 @@ def test_ids_of_special_tokens(learned):
     assert changed(WordPieces(["[PAD]", "[UNK]", "[CLS]", "[SEP]"]), True).mask_id is None
 
 
+@pytest.mark.slow
 def test_a_saved_model_tokenizes(learned, tmp_path):
     class Module(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])
