@@ -41,7 +41,7 @@ REPLICAS := tests/training/test_replicas.py
 COMMAND := tests/recipes/test_command.py
 GPT := tests/zoo/test_gpt.py
 TRANSFORMER := tests/zoo/test_transformer.py
-GROUPS := command recipes replicas zoo others training serving gpt transformer
+GROUPS := zoo recipes command replicas others training serving gpt transformer
 replicas := $(REPLICAS)
 training := tests/training --ignore=$(REPLICAS)
 command := $(COMMAND)
