@@ -359,7 +359,8 @@ def test_unsupported_settings_are_refused_by_name(learned, tmp_path):
     refused("the prefix of pieces must be '##'", model={"continuing_subword_prefix": "@@"})
     for longest in (0, 10**12):
         refused(
-            "max_input_chars_per_word must be from 1 to", model={"max_input_chars_per_word": longest}
+            "max_input_chars_per_word must be from 1 to",
+            model={"max_input_chars_per_word": longest},
         )
     refused("unk_token must be a string", model={"unk_token": None})
     refused("only supported normalizer is BertNormalizer: .*NFKC", normalizer={"type": "NFKC"})
