@@ -107,6 +107,7 @@ lint: $(STAMP)
 
 sample: $(STAMP)
 	$(BIN)/python -m polyhead.data.grammar data/samples/translation
+	$(BIN)/python -m polyhead.data.facts data/samples
 
 clean:
 	rm -rf .venv runs

@@ -8,9 +8,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .batches import translation_batches as translation_batches
+    from .encoder_batches import classification_batches as classification_batches
+    from .encoder_batches import pair_batches as pair_batches
+    from .encoder_batches import question_batches as question_batches
+    from .encoder_batches import tagging_batches as tagging_batches
     from .images import LabelledImages as LabelledImages
     from .images import image_batches as image_batches
     from .images import read_images as read_images
+    from .labelled import LabelledTexts as LabelledTexts
+    from .labelled import Question as Question
+    from .labelled import ReferenceAnswer as ReferenceAnswer
+    from .labelled import TaggedWords as TaggedWords
+    from .labelled import TextPairs as TextPairs
+    from .labelled import read_labelled_texts as read_labelled_texts
+    from .labelled import read_questions as read_questions
+    from .labelled import read_tagged_words as read_tagged_words
+    from .labelled import read_text_pairs as read_text_pairs
+    from .masking import masked_batches as masked_batches
     from .parallel import ParallelText as ParallelText
     from .parallel import read_parallel as read_parallel
     from .parallel import read_split as read_split
@@ -26,7 +40,25 @@ if TYPE_CHECKING:
 
 MODULES = {
     "batches": ("translation_batches",),
+    "encoder_batches": (
+        "classification_batches",
+        "pair_batches",
+        "question_batches",
+        "tagging_batches",
+    ),
     "images": ("LabelledImages", "image_batches", "read_images"),
+    "labelled": (
+        "ReferenceAnswer",
+        "LabelledTexts",
+        "Question",
+        "TaggedWords",
+        "TextPairs",
+        "read_labelled_texts",
+        "read_questions",
+        "read_tagged_words",
+        "read_text_pairs",
+    ),
+    "masking": ("masked_batches",),
     "parallel": ("ParallelText", "read_parallel", "read_split", "read_tsv"),
     "text": ("read_text", "text_batches", "token_stream"),
     "tokenizers.byte_pairs": ("BytePairs",),

@@ -10,13 +10,34 @@ from typing import Annotated, Literal
 
 import typer
 
-from . import classification, generation, translation
+from . import (
+    answering,
+    classification,
+    embedding,
+    generation,
+    masked,
+    tagging,
+    text_classification,
+    translation,
+)
 from .diversify import diversify
-from .options import add_command, add_verb, argument, arguments
+from .options import add_command, add_verb, argument, arguments, format_flag, merge, title
 from .run import task_of
 from .settings import VERBS, load_settings, options, read_settings
 
-RECIPES = {recipe.Settings.task: recipe for recipe in (translation, generation, classification)}
+RECIPES = {
+    recipe.Settings.task: recipe
+    for recipe in (
+        translation,
+        generation,
+        classification,
+        text_classification,
+        tagging,
+        answering,
+        embedding,
+        masked,
+    )
+}
 
 app = typer.Typer(
     help="Train, evaluate, use and export transformers.",
@@ -59,29 +80,63 @@ def resumable(start):
         raise typer.Exit(130) from None
 
 
-def add_train(task, recipe):
-    """Adds `polyhead train TASK`: a run's options are the fields of the recipe's settings."""
+def add_train(name, recipes):
+    """Adds `polyhead train NAME`: a run's options are the fields of the recipe's settings.
+
+    Args:
+        recipes: ``{kind of data: recipe}``; with several kinds, `choose` finds that of the data.
+    """
     config = typer.Option(metavar="FILE", help="A run's settings.json; options override it.")
     restart = typer.Option("--restart", help="Delete the existing run and start over.")
     out = typer.Option(help="Run folder; an existing run is resumed.")
+    found = {kind: list(options(recipe.Settings)) for kind, recipe in recipes.items()}
 
     def run(given):
         out, restart = given.pop("out"), given.pop("restart", False)
-        settings = recipe.Settings()
-        if file := given.pop("config", None):
-            settings = load_settings(file)
-            if settings.task != task:
-                raise ValueError(f"{file} has settings of {settings.task}, not of {task}")
+        file = given.pop("config", None)
+        settings = load_settings(file) if file else None
+        data = given.get("data", settings.data if settings else "")
+        kind = choose(recipes, data)
+        if settings is None:
+            settings = recipes[kind].Settings()
+        elif settings.task != recipes[kind].Settings.task:
+            task = recipes[kind].Settings.task
+            raise ValueError(f"{file} has settings of {title(settings.task)}, not of {title(task)}")
+        for kinds in found:
+            for option in found[kinds]:
+                if option.name in given and not hasattr(settings, option.name):
+                    raise ValueError(f"{format_flag(option)}: for {kinds} only, not for {kind}")
         with resumable("the last checkpoint"):
-            recipe.train(dataclasses.replace(settings, **given), out, restart)
+            recipes[kind].train(dataclasses.replace(settings, **given), out, restart)
 
     parameters = [
         argument("out", Annotated[Path, out]),
-        *options(recipe.Settings),
+        *merge(found),
         argument("config", Annotated[Path | None, config], None),
         argument("restart", Annotated[bool, restart], False),
     ]
-    add_command(train_app, task, parameters, run, recipe.train.__doc__)
+    first, *others = (recipe.train.__doc__ for recipe in recipes.values())
+    add_command(train_app, name, parameters, run, TRAIN_CLASSIFICATION if others else first)
+
+
+def choose(recipes, data):
+    """The kind of data of the recipe that reads ``data``; the first kind if none does."""
+    kinds = [kind for kind in recipes if getattr(recipes[kind], "reads", lambda _: False)(data)]
+    return (kinds or list(recipes))[0]
+
+
+TRAIN_CLASSIFICATION = """Train a model to classify images or texts, or fine-tune a published one.
+
+A folder of images or TFRecords trains a ViT, a CSV or TSV file or a folder of such files a text
+encoder. Stop it with Ctrl-C at any time; the same command resumes from the last checkpoint.
+The best model by validation is RUN/best; curves are in RUN/curve.png, RUN/history.csv and, for
+TensorBoard, RUN/logs.
+
+Example: polyhead train classification --data photos --pretrained google/vit-base-patch16-224
+--out runs/photos
+
+Example: polyhead train classification --data reviews.csv --pretrained MINILM --out runs/reviews
+"""
 
 
 def run_diversify(given):
@@ -90,11 +145,17 @@ def run_diversify(given):
 
 
 def task_of_run(run):
+    """The task of a run, or of a model that is not of a run, which is evaluated on other data."""
+    if (run / "config.json").is_file() and run.name not in ("best", "average"):
+        return task_of(run)
     return read_settings(run).task
 
 
 for task, recipe in RECIPES.items():
-    add_train(task, recipe)
+    if task == "classification":
+        add_train(task, {"images": recipe, "texts": text_classification})
+    elif recipe is not text_classification:
+        add_train(task, {"data": recipe})
 add_verb(
     app,
     "evaluate",
@@ -103,7 +164,9 @@ add_verb(
     """Score a run's best model on a split of its data.
 
     Translations by sacrebleu's BLEU; text by cross-entropy per token, perplexity and bits per byte;
-    images by top-1 and top-5 accuracy.
+    images by top-1 and top-5 accuracy; classes of texts by accuracy, macro F1 and Matthews
+    correlation; tags by F1 of entities; answers by SQuAD's exact match and F1; embeddings by
+    Spearman and Pearson correlation; masked tokens by loss and accuracy.
     """,
 )
 add_verb(
@@ -122,27 +185,45 @@ add_verb(
     "export",
     {task: recipe.export for task, recipe in RECIPES.items()},
     task_of,
-    """Write a SavedModel for TensorFlow Serving: text or images in, text or labels out.
+    """Write a SavedModel for TensorFlow Serving: text or images in; text, labels, vectors out.
 
     It is EXPORT/1, or the next free number; the server's configuration is in EXPORT. With another
     --format, EXPORT is a file: model.onnx, model.tflite (LiteRT) or model.xml (OpenVINO).
     """,
 )
-verbs = {task: getattr(RECIPES[task], verb) for task, verb in VERBS.items()}
+
+
+def list_inputs(metavar, help):
+    return Annotated[list[str] | None, typer.Argument(metavar=metavar, help=help)]
+
+
+CLASSIFY = """Classify images or texts: prints a line per class, with the input and the probability.
+
+The two texts of a pair are separated by a tab. Texts may be the lines of standard input.
+"""
+verbs = {task: getattr(recipe, VERBS[task]) for task, recipe in RECIPES.items()}
 add_verb(
     app,
     "predict",
     verbs,
     task_of,
-    "Translate sentences, continue text or classify images, according to the run's task.",
-    inputs=Annotated[
-        list[str] | None,
-        typer.Argument(metavar="TEXT|IMAGE ...", help="Sentences, prompts or image files."),
-    ],
+    "Apply the verb of the run's task: translate, generate, classify ...",
+    inputs=list_inputs("TEXT|IMAGE ...", "Sentences, prompts or image files."),
 )
-for task, verb in verbs.items():
-    add_verb(app, VERBS[task], {task: verb}, task_of, verb.__doc__)
+for name in dict.fromkeys(VERBS[task] for task in RECIPES):
+    same = {task: verb for task, verb in verbs.items() if VERBS[task] == name}
+    doc, inputs = next(iter(same.values())).__doc__, {}
+    if name == "classify":
+        doc, inputs = CLASSIFY, {"inputs": list_inputs("IMAGE|TEXT ...", "Image files or texts.")}
+    add_verb(app, name.replace("_", "-"), same, task_of, doc, **inputs)
 add_command(app, "diversify", arguments(diversify), run_diversify, diversify.__doc__)
+
+
+def model_tasks(model):
+    """The tasks of a class of models. (`classify` and `embed` are methods of other classes too.)"""
+    text = hasattr(model, "fill_mask")
+    recipes = {task: hasattr(recipe.Settings, "layer_decay") for task, recipe in RECIPES.items()}
+    return [task for task in RECIPES if recipes[task] == text and hasattr(model, VERBS[task])]
 
 
 @app.command()
@@ -152,7 +233,7 @@ def models():
     for model in (getattr(zoo, name) for name in zoo.__all__):
         if not hasattr(model, "PRESETS"):
             continue
-        tasks = " and ".join(task for task, verb in VERBS.items() if hasattr(model, verb))
+        tasks = " and ".join(title(task) for task in model_tasks(model))
         print(f"{model.__name__} for {tasks}; loads {', '.join(('polyhead', *model.FAMILIES))}")
         for name, config in model.PRESETS.items():
             count = model.count_parameters(config)

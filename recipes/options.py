@@ -70,6 +70,53 @@ def argument(name, kind, default=inspect.Parameter.empty):
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
 
 
+def merge(found):
+    """Merges the options of several kinds of data, ``{kind: [parameter, ...]}``, to one list.
+
+    Options of one kind are listed under its name. Where the kinds' help or defaults differ, the
+    help has them all, and the option has no default.
+    """
+    kinds = {}
+    for kind, parameters in found.items():
+        for parameter in parameters:
+            kinds.setdefault(parameter.name, {})[kind] = parameter
+    for options in kinds.values():
+        first, *others = options.values()
+        if len(options) < len(found):
+            yield move_to_panel(first, " and ".join(options).capitalize())
+        elif all(describe(first) == describe(other) for other in others):
+            yield first
+        else:
+            yield join_options(options)
+
+
+def describe(parameter):
+    return parameter.annotation.__metadata__[0].help, parameter.default
+
+
+def join_options(options):
+    """One option for several kinds of data, ``{kind: parameter}``."""
+    first = next(iter(options.values()))
+    texts = []
+    for kind, parameter in options.items():
+        help, default = describe(parameter)
+        shown = "" if default is None or default is False else f" (default {default})"
+        texts.append((help, f"{kind}{shown}"))
+    if len({help for help, _ in texts}) == 1:
+        help = f"{texts[0][0]} For {'; '.join(kind for _, kind in texts)}."
+    else:
+        help = " ".join(f"For {kind}: {help}" for help, kind in texts)
+    info = copy.copy(first.annotation.__metadata__[0])
+    info.help = help
+    kind = first.annotation.__origin__
+    return first.replace(annotation=Annotated[kind | None, info], default=None)
+
+
+def title(task):
+    """A task's name in messages."""
+    return task.replace("_", " ")
+
+
 def add_command(app, name, parameters, run, doc):
     """Adds a command to a Typer application.
 
@@ -79,11 +126,11 @@ def add_command(app, name, parameters, run, doc):
         doc: a docstring; its sections for Python are left out.
     """
 
-    def command(context, **values):
-        source = context.get_parameter_source
+    def command(cli, **values):
+        source = cli.get_parameter_source
         run({name: x for name, x in values.items() if source(name).name == "COMMANDLINE"})
 
-    parameters = [argument("context", Context), *parameters]
+    parameters = [argument("cli", Context), *parameters]
     command.__signature__ = inspect.Signature(parameters)
     doc = re.split(r"\n\n(?:Args|Returns|Raises):", inspect.cleandoc(doc))[0]
     command.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", doc)  # a paragraph is one line
@@ -110,17 +157,19 @@ def add_verb(app, name, functions, task_of, doc, **override):
         found[option] = found[option].replace(annotation=kind)
     common = [p for p in found.values() if len(tasks[p.name]) == len(functions)]
     others = [p for p in found.values() if len(tasks[p.name]) < len(functions)]
-    others = [move_to_panel(p, " and ".join(tasks[p.name]).capitalize()) for p in others]
+    others = [
+        move_to_panel(p, " and ".join(map(title, tasks[p.name])).capitalize()) for p in others
+    ]
 
     def run(given):
         task = task_of(given["run"])
         if task not in functions:
-            raise ValueError(f"{given['run']} is for {task}, not for {' or '.join(functions)}")
+            wanted = " or ".join(map(title, functions))
+            raise ValueError(f"{given['run']} is for {title(task)}, not for {wanted}")
         for option in given:
             if task not in tasks[option]:
-                raise ValueError(
-                    f"{format_flag(found[option])}: for {' and '.join(tasks[option])} only"
-                )
+                wanted = " and ".join(map(title, tasks[option]))
+                raise ValueError(f"{format_flag(found[option])}: for {wanted} only")
         functions[task](**given)
 
     add_command(app, name, common + others, run, doc)

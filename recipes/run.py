@@ -8,8 +8,9 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import get_args
 
-from .settings import SAMPLE, VERBS, read_settings
+from .settings import SAMPLE, SAMPLE_TEXT, VERBS, Schedule, read_settings
 
 
 class Run:
@@ -32,7 +33,7 @@ class Run:
         from ..training import from_chief, is_chief, strategy
 
         self.out = Path(out)
-        if settings.data != SAMPLE:
+        if settings.data not in (SAMPLE, SAMPLE_TEXT):
             settings = dataclasses.replace(settings, data=str(Path(settings.data).resolve()))
         if settings.pretrained is not None and Path(settings.pretrained).exists():
             folder = model_folder(settings.pretrained).resolve()
@@ -110,12 +111,12 @@ class Run:
 
         Args:
             batches: a function of the first update that returns an endless dataset.
-            validation: a dataset.
+            validation: a dataset, or None if a callback adds the scores.
             per_epoch: batches per epoch.
             monitor: the metric that selects the best checkpoint, by ``mode`` "max" or "min".
             callbacks: callbacks that add metrics; they run before the others.
             draw: a function of the history and a path that draws the curves.
-            unit: the unit of the sample weights, for progress: "tokens" or "images".
+            unit: the unit of the sample weights, for progress: "tokens", for example.
         """
         from ..training import Checkpoints, Curves, EvaluateAverages, Progress
 
@@ -199,16 +200,16 @@ def lock_folder(train):
 
 
 def learning_rate(settings, rate, updates, floor=0.0):
-    """The learning rate schedule of ``updates``: "sqrt" (Vaswani et al. 2017) or "cosine".
+    """The learning rate schedule of ``updates``, "sqrt" being that of Vaswani et al. 2017.
 
     The default peak is that of ``rate``, an `InverseSquareRoot`.
     """
     import keras
 
-    from ..training import InverseSquareRoot
+    from ..training import InverseSquareRoot, Linear
 
-    if settings.schedule not in ("sqrt", "cosine"):
-        raise ValueError(f"schedule must be sqrt or cosine: {settings.schedule!r}")
+    if settings.schedule not in (schedules := get_args(Schedule)):
+        raise ValueError(f"schedule must be {' or '.join(schedules)}: {settings.schedule!r}")
     if settings.peak is not None:
         rate = InverseSquareRoot(settings.peak, max(settings.warmup, 1))
     if settings.schedule == "sqrt":
@@ -217,6 +218,8 @@ def learning_rate(settings, rate, updates, floor=0.0):
         raise ValueError(
             f"warmup must be shorter than the training run: {rate.warmup}, {updates} updates"
         )
+    if settings.schedule == "linear":
+        return Linear(rate.peak, rate.warmup, updates)
     return keras.optimizers.schedules.CosineDecay(
         0.0,
         max(1, updates - rate.warmup),
@@ -253,14 +256,32 @@ def load(run):
 
 
 def task_of(run):
-    """The task of a run; for a model that is not of a run, the first task of its class."""
+    """The task of a run; for a model that is not of a run, the first task of its class or head."""
+    from ..zoo import TextEncoder
     from ..zoo.loading import model_class
 
     folder = model_folder(run)
     with contextlib.suppress(FileNotFoundError):
         return read_settings(folder).task
     kind = model_class(folder)
+    if issubclass(kind, TextEncoder):
+        return task_of_head(json.loads((folder / "config.json").read_text("utf-8")))
     return next(task for task, verb in VERBS.items() if hasattr(kind, verb))
+
+
+def task_of_head(config):
+    """The task of a text encoder, by its config.json or a published one."""
+    heads = {
+        "classes": ("text_classification", "ForSequenceClassification"),
+        "tags": ("tagging", "ForTokenClassification"),
+        "spans": ("answering", "ForQuestionAnswering"),
+        "tokens": ("masked", "ForMaskedLM"),
+    }
+    classes = config.get("architectures") or [""]
+    for head, (task, end) in heads.items():
+        if config.get("head") == head or classes[0].endswith(end):
+            return task
+    return "embedding"
 
 
 def model_folder(run):
@@ -298,7 +319,7 @@ def check_run(settings, out, restart):
     if old.task != settings.task:
         raise ValueError(f"{out} is a run of {old.task}, not of {settings.task}")
     free = {field.name for field in dataclasses.fields(settings) if field.metadata["limit"]}
-    if settings.schedule == "cosine":  # it depends on its end
+    if settings.schedule != "sqrt":  # it depends on its end
         free -= {"epochs", "updates"}
     old, new = dataclasses.asdict(old), dataclasses.asdict(keep_adapted(settings, old))
     changed = [f"{k} {old[k]} -> {new[k]}" for k in new if old[k] != new[k] and k not in free]
@@ -353,7 +374,8 @@ def draw_curve(history, path, score=None, label=None):
         loss.set_ylabel(label, color="tab:blue")
         loss = loss.twinx()
     loss.plot(minutes, [epoch["loss"] for epoch in history], color="tab:orange", label="training")
-    loss.plot(minutes, [epoch["val_loss"] for epoch in history], color="tab:orange", ls="--")
+    if all("val_loss" in epoch for epoch in history):
+        loss.plot(minutes, [epoch["val_loss"] for epoch in history], color="tab:orange", ls="--")
     loss.set_ylabel("loss: training (solid), validation (dashed)", color="tab:orange")
     save(figure, path)
 

@@ -12,10 +12,20 @@ from typer import Option
 from .options import argument
 
 SAMPLE = "sample"
+SAMPLE_TEXT = "sample-text"  # of classification, whose sample are images
 # The tasks, and the method of a model for each.
-VERBS = {"translation": "translate", "generation": "generate", "classification": "classify"}
+VERBS = {
+    "translation": "translate",
+    "generation": "generate",
+    "classification": "classify",
+    "text_classification": "classify",
+    "tagging": "tag",
+    "answering": "answer",
+    "embedding": "embed",
+    "masked": "fill_mask",
+}
 
-Schedule = Literal["sqrt", "cosine"]
+Schedule = Literal["sqrt", "cosine", "linear"]
 
 
 def option(default, help, *flags, limit=False, adapts=False, **cli) -> Any:
@@ -58,8 +68,8 @@ class RunSettings:
     )
     schedule: Schedule = option(
         "sqrt",
-        "Decay of the learning rate: 1 / sqrt(update), or a cosine that ends after --epochs or "
-        "--steps (a stop by --minutes or --patience cuts it short).",
+        "Decay of the learning rate: 1 / sqrt(update), or a cosine or a line that ends after "
+        "--epochs or --steps (a stop by --minutes or --patience cuts it short).",
     )
     clip: float = option(1.0, "Maximum global norm of the gradient.")
     accumulate: int = option(1, "Gradient accumulation: number of batches per update.")
@@ -95,7 +105,7 @@ class RunSettings:
     )
 
     def __init_subclass__(cls):
-        for inherited in dataclasses.fields(RunSettings):
+        for inherited in dataclasses.fields(cls):  # those of its base
             new = vars(cls).get(inherited.name, inherited)
             if not isinstance(new, dataclasses.Field):  # a new default of the same option
                 new = dataclasses.field(default=new, metadata=inherited.metadata)
@@ -152,6 +162,6 @@ def check_type(name, value, kind):
     kinds = get_args(kind) or (kind,)
     if get_origin(kind) is Literal:
         if value not in kinds:
-            raise ValueError(f"{name} must be {' or '.join(kinds)}: {value!r}")
+            raise ValueError(f"{name} must be {' or '.join(map(str, kinds))}: {value!r}")
     elif type(value) not in (kinds + (int,) if float in kinds else kinds):
         raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}: {value!r}")

@@ -1,37 +1,60 @@
 """Training: models, callbacks, checkpoints, losses and optimizers for one or more devices."""
 
 from .averages import EvaluateAverages, averaged
-from .callbacks import Curves, Progress, ValidationBleu
+from .callbacks import Curves, Progress, ValidationBleu, ValidationScores
 from .checkpoints import Checkpoints, mean_weights
 from .devices import from_chief, is_chief, strategy
+from .layerwise import LayerwiseAdamW
 from .lock import FolderInUseError, locked
-from .losses import SmoothedCrossEntropy
-from .metrics import bleu
+from .losses import CosineRegression, InBatchNegatives, SmoothedCrossEntropy, SpanCrossEntropy
+from .metrics import (
+    Entity,
+    answer_scores,
+    bleu,
+    classification_scores,
+    correlations,
+    entities,
+    entity_scores,
+    no_answer_threshold,
+)
 from .model import Model, build_optimizer, compiled
 from .muon import Muon
-from .schedules import InverseSquareRoot
+from .schedules import InverseSquareRoot, Linear
 from .states import CheckpointError, read_tensors, write_file, write_tensors
 
 __all__ = [
     "CheckpointError",
     "Checkpoints",
+    "CosineRegression",
     "Curves",
+    "Entity",
     "EvaluateAverages",
     "FolderInUseError",
+    "InBatchNegatives",
     "InverseSquareRoot",
+    "LayerwiseAdamW",
+    "Linear",
     "Model",
     "Muon",
     "Progress",
     "SmoothedCrossEntropy",
+    "SpanCrossEntropy",
     "ValidationBleu",
+    "ValidationScores",
+    "answer_scores",
     "averaged",
     "bleu",
     "build_optimizer",
+    "classification_scores",
     "compiled",
+    "correlations",
+    "entities",
+    "entity_scores",
     "from_chief",
     "is_chief",
     "locked",
     "mean_weights",
+    "no_answer_threshold",
     "read_tensors",
     "strategy",
     "write_file",

@@ -1,4 +1,4 @@
-"""Callbacks that report on training: validation BLEU, progress, curves for TensorBoard."""
+"""Callbacks that report on training: validation scores, progress, curves for TensorBoard."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +37,27 @@ class ValidationBleu(keras.callbacks.Callback):
         with averaged(self.model):
             translations = self.model.translate(self.sources, batch_size=self.batch_size)
         logs["val_bleu"] = round(bleu(translations, self.references, self.tokenize).score, 2)
+
+
+class ValidationScores(keras.callbacks.Callback):
+    """Adds scores of the model on validation data to each epoch's logs, as ``val_<name>``.
+
+    Uses EMA weights if the optimizer keeps them.
+
+    >>> callback = polyhead.training.ValidationScores(lambda model: {"accuracy": 0.5})
+
+    Args:
+        score: a function of the model that returns ``{name: number}``.
+    """
+
+    def __init__(self, score: Callable[[keras.Model], dict[str, float]]) -> None:
+        super().__init__()
+        self.score = score
+
+    def on_epoch_end(self, epoch, logs=None):
+        with averaged(self.model):
+            scores = self.score(self.model)
+        logs.update({f"val_{name}": value for name, value in scores.items()})
 
 
 class Rate:

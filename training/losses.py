@@ -64,3 +64,100 @@ class SmoothedCrossEntropy(keras.losses.Loss):
     def get_config(self):
         own = {"smoothing": self.smoothing, "consistency": self.consistency}
         return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class SpanCrossEntropy(keras.losses.Loss):
+    """Cross-entropy of the first and of the last token of an answer, their mean.
+
+    (Devlin et al. 2019, section 4.2.) In nats per example, over all T positions.
+
+    Call with ``labels`` (B, 2), ``logits`` (B, T, 2) and ``sample_weight`` (B,).
+
+    >>> loss = polyhead.training.SpanCrossEntropy()
+    >>> round(float(loss(np.array([[1, 2]]), np.zeros([1, 4, 2], "float32"))), 4)  # log 4
+    1.3863
+    """
+
+    def __init__(self, name: str = "span_cross_entropy", **kwargs: Any) -> None:
+        kwargs.setdefault("reduction", "mean_with_sample_weight")
+        super().__init__(name=name, **kwargs)
+
+    def call(self, labels, logits):
+        labels = ops.cast(labels, "int32")
+        chosen = ops.take_along_axis(logits, labels[:, None, :], axis=1)[:, 0]
+        return ops.mean(ops.logsumexp(logits, axis=1) - chosen, axis=-1)
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class InBatchNegatives(keras.losses.Loss):
+    """Ranks the second text of each pair above those of the other pairs of the batch.
+
+    Cross-entropy of the softmax over ``scale`` times the cosine of the first text and each second
+    text (Henderson et al. 2017, arXiv 1705.00652, section 4.4, with the cosines and the scale of
+    sentence-transformers' MultipleNegativesRankingLoss). Other pairs with the same second text, and
+    rows that fill the batch, are not negatives. On several devices, the negatives are those of a
+    device's part of the batch.
+
+    Call with ``labels`` (2 B,), ``embeddings`` (2 B, D) and ``sample_weight`` (2 B,), as
+    `polyhead.data.pair_batches` returns them: rows 2 i and 2 i + 1 are a pair, and labels number
+    the texts, with -1 for rows that fill the batch.
+
+    >>> loss = polyhead.training.InBatchNegatives(scale=1.0)
+    >>> embeddings = np.array([[1, 0], [1, 0], [1, 0], [1, 0]], "float32")
+    >>> round(float(loss(np.arange(4), embeddings)), 4)  # log 2
+    0.6931
+    """
+
+    def __init__(
+        self, scale: float = 20.0, name: str = "in_batch_negatives", **kwargs: Any
+    ) -> None:
+        kwargs.setdefault("reduction", "mean_with_sample_weight")
+        super().__init__(name=name, **kwargs)
+        if scale <= 0:
+            raise ValueError(f"scale must be positive: {scale}")
+        self.scale = scale
+
+    def call(self, labels, embeddings):
+        x = unit(embeddings)
+        scores = self.scale * ops.matmul(x[::2], ops.transpose(x[1::2]))
+        text = ops.reshape(labels, (-1,))[1::2]
+        own = ops.eye(ops.shape(text)[0], dtype="bool")
+        negative = ops.logical_and(text[None, :] >= 0, text[None, :] != text[:, None])
+        scores = ops.where(ops.logical_or(own, negative), scores, -1e9)
+        loss = ops.logsumexp(scores, axis=-1) - ops.diagonal(scores)
+        return ops.repeat(loss, 2, axis=0)
+
+    def get_config(self):
+        return {**super().get_config(), "scale": self.scale}
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class CosineRegression(keras.losses.Loss):
+    """Squared difference of the cosine of two texts and their similarity.
+
+    (Reimers & Gurevych 2019, arXiv 1908.10084, section 3.)
+
+    Call with ``labels`` (2 B,), ``embeddings`` (2 B, D) and ``sample_weight`` (2 B,), as
+    `polyhead.data.pair_batches` returns them: rows 2 i and 2 i + 1 are a pair, and have its
+    similarity.
+
+    >>> loss = polyhead.training.CosineRegression()
+    >>> float(loss(np.array([0.5, 0.5]), np.array([[1, 0], [1, 0]], "float32")))
+    0.25
+    """
+
+    def __init__(self, name: str = "cosine_regression", **kwargs: Any) -> None:
+        kwargs.setdefault("reduction", "mean_with_sample_weight")
+        super().__init__(name=name, **kwargs)
+
+    def call(self, labels, embeddings):
+        x = unit(embeddings)
+        cosine = ops.sum(x[::2] * x[1::2], axis=-1)
+        loss = ops.square(cosine - ops.reshape(labels, (-1,))[::2])
+        return ops.repeat(loss, 2, axis=0)
+
+
+def unit(x):
+    """Divides vectors (..., D) by their norm."""
+    return x / ops.maximum(ops.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -1,7 +1,12 @@
-"""BLEU, computed by sacrebleu."""
+"""Scores of predictions, computed as the field reports them."""
 
+import collections
+import re
+import string
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 
 class Bleu(NamedTuple):
@@ -30,3 +35,221 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "
     metric = BLEU(tokenize=tokenize, force=True)
     score = metric.corpus_score(hypotheses, [references]).score
     return Bleu(score, str(metric.get_signature()))
+
+
+def classification_scores(labels: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
+    """The ``accuracy``, ``macro_f1`` and ``matthews`` correlation of predicted classes.
+
+    ``macro_f1`` is the mean over the classes that occur in either of the harmonic mean of precision
+    and recall (0 without a correct prediction), as in scikit-learn's ``f1_score``. ``matthews`` is
+    the multi-class coefficient (Gorodkin 2004, equation 8), 0 if it is undefined.
+
+    >>> scores = polyhead.training.classification_scores([0, 0, 1, 1], [0, 1, 1, 1])
+    >>> {name: round(score, 4) for name, score in scores.items()}
+    {'accuracy': 0.75, 'macro_f1': 0.7333, 'matthews': 0.5774}
+    """
+    check_same_size(labels, predictions)
+    both = np.stack([np.asarray(labels, int), np.asarray(predictions, int)])
+    classes, index = np.unique(both, return_inverse=True)
+    true, predicted = index.reshape(2, -1)
+    counts = np.zeros((len(classes),) * 2)
+    np.add.at(counts, (true, predicted), 1)
+    hits, of_true, of_predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    total, correct = counts.sum(), hits.sum()
+    spread = (total**2 - of_true @ of_true) * (total**2 - of_predicted @ of_predicted)
+    covariance = correct * total - of_true @ of_predicted
+    return {
+        "accuracy": float(correct / total),
+        "macro_f1": float((2 * hits / (of_true + of_predicted)).mean()),
+        "matthews": float(covariance / np.sqrt(spread)) if spread else 0.0,
+    }
+
+
+class Entity(NamedTuple):
+    """An entity in a sentence: words ``start`` to ``end`` (exclusive) have this ``type``.
+
+    >>> polyhead.training.Entity("person", 0, 2).end
+    2
+    """
+
+    type: str
+    start: int
+    end: int
+
+
+def entities(tags: Sequence[str]) -> list[Entity]:
+    """The entities of a sentence, as CoNLL's evaluation finds them (conlleval).
+
+    An entity begins with "B-type", or with "I-type" unless the word before is of the same type.
+
+    >>> polyhead.training.entities(["B-person", "I-person", "O", "I-place"])
+    [Entity(type='person', start=0, end=2), Entity(type='place', start=3, end=4)]
+    """
+    found = []
+    for i, tag in enumerate(tags):
+        if tag == "O":
+            continue
+        kind = tag[2:]
+        inside = tag.startswith("I") and found and found[-1] == Entity(kind, found[-1].start, i)
+        if inside:
+            found[-1] = found[-1]._replace(end=i + 1)
+        else:
+            found.append(Entity(kind, i, i + 1))
+    return found
+
+
+def entity_scores(
+    tags: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """The ``precision``, ``recall`` and ``f1`` of entities, as conlleval counts them.
+
+    (Tjong Kim Sang & De Meulder 2003, section 2.4.) A predicted entity is correct if type, start
+    and end are. Each score is 0 if its denominator is.
+
+    >>> polyhead.training.entity_scores([["B-a", "O", "B-b"]], [["B-a", "I-a", "B-b"]])["f1"]
+    0.5
+
+    Args:
+        tags, predictions: "O", "B-type" or "I-type" of each word of each sentence.
+    """
+    check_same_size(tags, predictions)
+    correct = true = predicted = 0
+    for i, (expected, given) in enumerate(zip(tags, predictions, strict=True)):
+        if len(expected) != len(given):
+            raise ValueError(
+                f"each word must have a tag: {len(given)} tags of {len(expected)} words of "
+                f"sentence {i}"
+            )
+        expected, given = set(entities(expected)), set(entities(given))
+        correct += len(expected & given)
+        true += len(expected)
+        predicted += len(given)
+    return {
+        "precision": correct / max(predicted, 1),
+        "recall": correct / max(true, 1),
+        "f1": 2 * correct / max(true + predicted, 1),
+    }
+
+
+def answer_scores(
+    predictions: Sequence[str], answers: Sequence[Sequence[str]]
+) -> dict[str, float | None]:
+    """SQuAD's exact match and F1 of predicted answers, as fractions.
+
+    As in the official evaluation of version 2.0 (Rajpurkar et al. 2018, arXiv 1806.03822), texts
+    are compared in lower case without punctuation and articles; F1 is that of their words; of
+    several answers the best counts; and without an answer the empty prediction is right.
+
+    >>> scores = polyhead.training.answer_scores(["the red fox", "Rome"], [["A fox"], []])
+    >>> scores["exact"], round(scores["f1"], 4), scores["no_answer"]
+    (0.0, 0.3333, 0.0)
+
+    Args:
+        predictions: texts; "" if no answer is predicted.
+        answers: the right texts of each question; none if it has no answer.
+
+    Returns:
+        ``exact`` and ``f1`` over all questions, ``answer_exact`` and ``answer_f1`` over those that
+        have an answer, and ``no_answer``, the accuracy on the others; None without such questions.
+    """
+    check_same_size(predictions, answers)
+    exact, f1 = np.array([score_answer(*pair) for pair in zip(predictions, answers, strict=True)]).T
+    has = np.array([bool(right_answers(texts)) for texts in answers])
+    return {
+        "exact": float(exact.mean()),
+        "f1": float(f1.mean()),
+        "answer_exact": float(exact[has].mean()) if has.any() else None,
+        "answer_f1": float(f1[has].mean()) if has.any() else None,
+        "no_answer": float(exact[~has].mean()) if not has.all() else None,
+    }
+
+
+def no_answer_threshold(
+    predictions: Sequence[str], differences: Sequence[float], answers: Sequence[Sequence[str]]
+) -> float:
+    """The threshold of "no answer" with the best F1, as the official evaluation chooses it.
+
+    >>> polyhead.training.no_answer_threshold(["fox", "Rome"], [-1.0, 3.0], [["fox"], []])
+    1.0
+
+    Args:
+        predictions: the best span of each question, whether it has an answer or not.
+        differences: (N,) the score of "no answer" minus that of the span. Where it is above the
+            threshold, no answer is predicted.
+        answers: the right texts of each question; none if it has no answer.
+
+    Returns:
+        a number between two differences; beyond the outermost ones it is 1 away.
+    """
+    check_same_size(predictions, answers)
+    values = np.asarray(differences, float)
+    check_same_size(predictions, values)
+    gains = [
+        score_answer(text, right)[1] - (not right_answers(right))
+        for text, right in zip(predictions, answers, strict=True)
+    ]
+    order = np.argsort(values, kind="stable")
+    ordered = np.concatenate([[-np.inf], values[order], [np.inf]])
+    # total[i]: the gain over predicting no answer if the first i spans are predicted.
+    total = np.concatenate([[0.0], np.cumsum(np.asarray(gains)[order])])
+    total[ordered[1:] == ordered[:-1]] = -np.inf  # equal differences are not separable
+    best = int(np.argmax(total))
+    low, high = ordered[best], ordered[best + 1]
+    if np.isinf(low):
+        return float(high - 1)
+    return float(low + 1) if np.isinf(high) else float((low + high) / 2)
+
+
+def score_answer(prediction, answers):
+    """The exact match and F1 of one prediction, the best over ``answers``."""
+    right, given = right_answers(answers) or [""], normalize_answer(prediction)
+    f1 = max(word_f1(given.split(), text.split()) for text in right)
+    return float(given in right), f1
+
+
+def right_answers(answers):
+    """The normalized answers that are not empty."""
+    return list(filter(None, map(normalize_answer, answers)))
+
+
+def normalize_answer(text):
+    """Lower case, without punctuation (of ASCII), articles and repeated white space."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def word_f1(given, right):
+    if not given or not right:
+        return float(given == right)
+    common = sum((collections.Counter(given) & collections.Counter(right)).values())
+    return 2 * common / (len(given) + len(right))
+
+
+def correlations(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
+    """The ``pearson`` correlation of numbers, and ``spearman``, that of their ranks.
+
+    Equal numbers have the mean of their ranks. A correlation with a constant is NaN.
+
+    >>> scores = polyhead.training.correlations([1, 2, 3, 4], [1, 8, 27, 64])
+    >>> round(scores["pearson"], 4), round(scores["spearman"], 4)
+    (0.9514, 1.0)
+    """
+    check_same_size(x, y)
+
+    def pearson(x, y):
+        x, y = (np.asarray(values, float) - np.mean(values) for values in (x, y))
+        norm = np.sqrt((x @ x) * (y @ y))
+        return float(x @ y / norm) if norm else float("nan")
+
+    def ranks(values):
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+    return {"pearson": pearson(x, y), "spearman": pearson(ranks(x), ranks(y))}
+
+
+def check_same_size(expected, given):
+    if len(expected) != len(given) or not len(expected):
+        raise ValueError(
+            f"there must be one prediction for each example: {len(expected)} and {len(given)}"
+        )

@@ -26,8 +26,8 @@ if keras.config.backend() == "tensorflow":
 else:
     from keras import Model
 
-    def jit(model, function):
-        """Compiles ``function``, which takes arrays and calls ``model``, with JAX."""
+    def jit(model, function, xla=True):
+        """Compiles ``function``, which takes arrays and calls ``model``, with JAX and XLA."""
         import jax
 
         @jax.jit
@@ -43,8 +43,12 @@ else:
             model.optimizer.build(model.trainable_variables)
 
 
-def compiled(model: keras.Model, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Compiles ``function``, which takes arrays and calls ``model``, once per shape.
+def compiled(
+    model: keras.Model, function: Callable[..., Any], name: str, xla: bool = True
+) -> Callable[..., Any]:
+    """Compiles ``function``, which takes arrays and calls ``model``, with XLA once per shape.
+
+    Without ``xla`` TensorFlow compiles it once for all shapes; JAX always uses XLA.
 
     If compiling takes long, a line on stderr reports that ``name`` is being compiled, and a second
     line how long it took.
@@ -54,7 +58,7 @@ def compiled(model: keras.Model, function: Callable[..., Any], name: str) -> Cal
     >>> tuple(predict(np.ones([3, 2], "float32")).shape)
     (3, 1)
     """
-    return with_notice(jit(model, function), name)
+    return with_notice(jit(model, function, xla), name)
 
 
 __all__ = ["Model", "build_optimizer", "compiled"]

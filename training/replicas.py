@@ -35,9 +35,14 @@ STREAM = 0x9E3779B1  # 2**32 / the golden ratio: far from its small multiples
 XLA = True
 
 
-def jit(model, function):
-    """Compiles ``function``, which takes tensors and calls ``model``, with XLA, once per shape."""
-    return tf.function(function, jit_compile=XLA, autograph=False)
+def jit(model, function, xla=True):
+    """Compiles ``function``, which takes tensors and calls ``model``.
+
+    With ``xla`` XLA compiles it once per shape, else TensorFlow once for all shapes.
+    """
+    if xla and XLA:
+        return tf.function(function, jit_compile=True, autograph=False)
+    return tf.function(function, autograph=False, reduce_retracing=True)
 
 
 class Model(keras.Model):

@@ -32,3 +32,33 @@ class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         return {"peak": self.peak, "warmup": self.warmup}
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class Linear(keras.optimizers.schedules.LearningRateSchedule):
+    """Increases linearly to ``peak`` at update ``warmup``, then decreases linearly to 0.
+
+    (Devlin et al. 2019, appendix A.2.) The last of ``updates`` has peak / (updates - warmup).
+
+    >>> rate = polyhead.training.Linear(1e-4, warmup=10, updates=110)
+    >>> [round(float(rate(step)), 6) for step in (4, 9, 60, 110)]
+    [5e-05, 0.0001, 5e-05, 0.0]
+    """
+
+    def __init__(self, peak: float, warmup: int, updates: int) -> None:
+        if peak <= 0 or not 1 <= warmup < max(updates, 2):
+            raise ValueError(
+                "peak must be positive, and warmup from 1 to less than updates: "
+                f"{peak}, {warmup}, {updates}"
+            )
+        self.peak = peak
+        self.warmup = warmup
+        self.updates = updates
+
+    def __call__(self, step):
+        update = ops.cast(step, "float32")
+        rest = (self.updates - update) / max(self.updates - self.warmup, 1)
+        return self.peak * ops.clip(ops.minimum((update + 1) / self.warmup, rest), 0, 1)
+
+    def get_config(self):
+        return {"peak": self.peak, "warmup": self.warmup, "updates": self.updates}

@@ -258,7 +258,7 @@ class Pretrained(Model):
                 f"quantization names layers that the model does not have: {some(unknown)}"
             )
 
-    def _compiled(self, key, function, name):
+    def _compiled(self, key, function, name, xla=True):
         """Compiles ``function`` once per ``key``; ``name`` names it in progress lines.
 
         A compiled function keeps the variables that it was traced with. If layers have new
@@ -271,7 +271,7 @@ class Pretrained(Model):
             self._searches.clear()
             self._compiled_for.variables = variables
         if (result := self._searches.get(key)) is None:
-            result = self._searches[key] = compiled(self, function, name)
+            result = self._searches[key] = compiled(self, function, name, xla)
         return result
 
     def make_train_function(self, force: bool = False) -> None:

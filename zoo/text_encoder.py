@@ -264,7 +264,7 @@ class TextEncoder(Pretrained):
             raise ValueError(f"top must be from 1 to {self.config.num_classes}: {top!r}")
         texts, single = as_texts("classify", texts, pairs=True)
         rows = self._rows("classify", texts)
-        compute = self._compiled("classify", self.class_probabilities, "classify")
+        compute = self._compiled("classify", self.class_probabilities, "classify", xla=False)
         results = []
         for probabilities in self._run(rows, compute, batch_size, progress):
             best = np.argsort(-probabilities, kind="stable")[:count]
@@ -321,7 +321,7 @@ class TextEncoder(Pretrained):
             windows, tokens = spans.text_windows(tokenizer, ids, self.context, OVERLAP)
             plans.append((chosen, strings, starts, ends, windows.kept()))
             rows += [{"tokens": row} for row in unpack(tokens)]
-        compute = self._compiled("tag", self.tag_tokens, "tag")
+        compute = self._compiled("tag", self.tag_tokens, "tag", xla=False)
         found = iter(self._run(rows, compute, batch_size, progress))
         before, results = len(tokenizer.prefix), []
         for *plan, kept in plans:
@@ -438,7 +438,7 @@ class TextEncoder(Pretrained):
                 f"{window[0]} tokens",
                 stacklevel=2,
             )
-        compute = self._compiled("answer", self, "answer")
+        compute = self._compiled("answer", self, "answer", xla=False)
         found, results = iter(self._run(rows, compute, batch_size, progress)), []
         for chosen, reading in plans:
             counts, before = (np.asarray(x) for x in (reading.windows.count, reading.before))
@@ -512,7 +512,7 @@ class TextEncoder(Pretrained):
                     )
                 rows.append({"tokens": ids, "positions": positions})
         compute = self._compiled(
-            ("fill_mask", top), lambda inputs: self.fill_masks(inputs, top), "fill_mask"
+            ("fill_mask", top), lambda inputs: self.fill_masks(inputs, top), "fill_mask", xla=False
         )
         results = []
         for row, filled in zip(rows, self._run(rows, compute, batch_size, progress), strict=True):
@@ -555,7 +555,7 @@ class TextEncoder(Pretrained):
         """
         texts, single = as_texts("embed", texts)
         rows = self._rows("embed", texts)
-        compute = self._compiled("embed", self.embeddings, "embed")
+        compute = self._compiled("embed", self.embeddings, "embed", xla=False)
         found = self._run(rows, compute, batch_size, progress)
         result = np.stack(found) if found else np.zeros([0, self.config.dim], "float32")
         return result[0] if single else result
@@ -650,7 +650,7 @@ class TextEncoder(Pretrained):
         if single:
             raise TypeError(f"rerank takes a list of texts: {texts[0]!r:.100}")
         rows = self._rows("rerank", [(clean(query), text) for text in texts])
-        compute = self._compiled("rerank", self, "rerank")
+        compute = self._compiled("rerank", self, "rerank", xla=False)
         scores = np.array(self._run(rows, compute, batch_size, progress), "float32")
         return matches(scores, len(texts) if top is None else check_count(top, "top"))
 
@@ -715,18 +715,19 @@ class TextEncoder(Pretrained):
         Returns a list of arrays, one per row, which may be longer than the row.
         """
         size = min(check_count(batch_size, "batch_size"), bucket(len(rows), start=1))
+        any_shape = keras.config.backend() == "tensorflow"  # JAX compiles for each shape
 
         def run(chosen):
             inputs = {}
             for name in chosen[0]:
                 values = [row[name] for row in chosen]
-                longest = max(map(len, values))
-                if name == "positions":
-                    width = bucket(longest, start=1)
-                else:
-                    width = min(round_length(longest), max(self.context, longest))
+                shape = len(chosen), (longest := max(map(len, values)))
+                if not any_shape and name == "positions":
+                    shape = size, bucket(longest, start=1)
+                elif not any_shape:
+                    shape = size, min(round_length(longest), max(self.context, longest))
                 value = self.config.pad_id if name == "tokens" else 0
-                inputs[name] = pad_rows(values, (size, width), value)
+                inputs[name] = pad_rows(values, shape, value)
             return np.asarray(function(inputs))[: len(chosen)]
 
         return in_batches(rows, size, run, lambda row: len(row["tokens"]), progress)

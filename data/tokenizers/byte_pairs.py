@@ -23,6 +23,7 @@ from .splits import (
     to_re2,
 )
 from .tokenizer import (
+    MASKS,
     AddedTokens,
     ByteTokenizer,
     align,
@@ -36,7 +37,7 @@ from .tokenizer import (
 
 FILE = "tokenizer.json"
 END = "<|endoftext|>"
-PADS, MASKS = ("<pad>", "[PAD]"), ("<mask>", "[MASK]")  # names of RoBERTa and of ModernBERT
+PADS = ("<pad>", "[PAD]")  # of RoBERTa and of ModernBERT
 NONE = 2**62  # the rank of a pair that is not merged
 MOST = 2**19  # maximum number of tokens; published vocabularies have up to 262,144
 WINDOW = 128  # bytes per window of a long word

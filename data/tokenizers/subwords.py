@@ -15,7 +15,7 @@ import tensorflow as tf
 from ..files import read, read_json, write
 from .merges import Merges
 from .pieces import SPACE, PieceTokenizer, Rules, read_pieces, read_rules, rebuild
-from .tokenizer import AddedTokens, hide_zeros, replace_invalid, set_untracked, show_zeros
+from .tokenizer import MASKS, AddedTokens, hide_zeros, replace_invalid, set_untracked, show_zeros
 
 FILE, T5_FILE, JSON = "tokenizer.model", "spiece.model", "tokenizer.json"
 LONGEST = 4192  # bytes of a text; SentencePiece drops longer ones
@@ -55,6 +55,8 @@ class Subwords(PieceTokenizer):
         self.pad_id, self.start_id, self.end_id = rules.pad_id, rules.start_id, rules.end_id
         self.prefix, self.suffix = rules.prefix, rules.suffix
         self.separator, self.pair_type = rules.separator, rules.pair_type
+        self.mask_token = next((text for text in MASKS if text in rules.added), None)
+        self.mask_id = rules.added.get(self.mask_token)
         self._added = AddedTokens(rules.added, **rules.strips) if rules.added else None
         self._hidden = [self.pad_id, self.start_id, self.end_id]
         if not rules.native:

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from .splits import SPACE, split
 
+MASKS = ("[MASK]", "<mask>")  # names of the mask in published vocabularies
 # A character that valid text does not contain; it replaces zero bytes, at which RegexSplit stops.
 ZERO, ZERO_PATTERN = b"\xed\xa0\x81", r"\x{d801}"
 

@@ -119,9 +119,13 @@ class WordPieces(Tokenizer):
         settings |= dict(unknown=unknown, cleanup=cleanup, flags=dict(flags or {}))
         set_untracked(self, _settings=settings, _template=template)
 
+        self._steps = list_steps(lowercase, strip, split_chinese)
+        flags = {flag: list(names) for flag, names in (flags or {}).items()}
+        late = {text for text in flags.get("normalized", ()) if text in {**added, **special}}
+        normal = dict(zip(late, self._normalized(late), strict=True))
         texts = [""] * self.vocab_size
         for text, i in whole.items():
-            texts[i] = text
+            texts[i] = normal.get(text, text)
         set_untracked(self, _texts=texts)
         self._first = tf.constant(texts)
         self._later = tf.constant([follow(text, cleanup) if text else "" for text in texts])
@@ -140,10 +144,6 @@ class WordPieces(Tokenizer):
         except RuntimeError as error:  # a piece of more than 256 bytes
             raise ValueError(f"a piece is not supported: {error!s:.400}") from None
         self._unknown = unknown
-        self._steps = list_steps(lowercase, strip, split_chinese)
-        flags = {flag: list(names) for flag, names in (flags or {}).items()}
-        late = {text for text in flags.get("normalized", ()) if text in {**added, **special}}
-        normal = dict(zip(late, self._normalized(late), strict=True))
         self._added = AddedTokens(
             {normal.get(text, text): i for text, i in {**added, **special}.items()},
             **{flag: [normal.get(text, text) for text in names] for flag, names in flags.items()},

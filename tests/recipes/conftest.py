@@ -11,12 +11,13 @@ import pytest
 @pytest.fixture(scope="module", autouse=True)
 def small_presets():
     """Presets with one or two narrow blocks."""
-    from polyhead.zoo import GPT, Transformer, ViT
+    from polyhead.zoo import BERT, GPT, Transformer, ViT
 
     with pytest.MonkeyPatch.context() as patch:
         for model, name, num_layers in (
             (Transformer, "tiny", 1),
             (GPT, "char-small", 2),
+            (BERT, "bert-tiny", 1),
             (ViT, "nano-4", 2),
             (ViT, "lite-4", 2),
         ):
@@ -28,11 +29,11 @@ def small_presets():
 @pytest.fixture(scope="module")
 def shared_models():
     """Commands that load the same folder share a model and its compiled functions."""
-    from polyhead.recipes import classification, generation, run, translation
+    from polyhead.recipes import command, run
 
     load = functools.cache(run.load)
     with pytest.MonkeyPatch.context() as patch:
-        for recipe in (classification, generation, translation):
+        for recipe in command.RECIPES.values():
             patch.setattr(recipe, "load", lambda folder: load(Path(folder).resolve()))
         yield
 

@@ -277,8 +277,10 @@ def test_the_learning_rate_is_the_papers_or_a_cosine_to_zero():
     assert float(cosine(110)) == pytest.approx(0.03)
     with pytest.raises(ValueError, match="warmup must be shorter"):
         learning_rate(Settings(schedule="cosine", warmup=10), rate, 10)
-    with pytest.raises(ValueError, match="sqrt or cosine"):
-        learning_rate(Settings(schedule="linear"), rate, 10)
+    line = learning_rate(Settings(schedule="linear", peak=0.3, warmup=10), rate, 110)
+    assert [float(line(update)) for update in (9, 60, 110)] == pytest.approx([0.3, 0.15, 0])
+    with pytest.raises(ValueError, match="sqrt or cosine or linear"):
+        learning_rate(Settings(schedule="step"), rate, 10)
 
 
 def test_a_cosine_keeps_its_end(tmp_path):

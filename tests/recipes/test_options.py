@@ -18,20 +18,30 @@ TRAINING = (
     "precision seed epochs steps minutes patience interval keep devices remat restart config "
 )
 SAMPLING = "max-new-tokens temperature top-k top-p min-p repetition-penalty "
+ENCODER = "vocab-size max-length batch-size buckets weight-decay layer-decay lora freeze "
 OPTIONS = {
     "train translation": TRAINING + "source target variant vocab-size norm max-length tokens "
     "buckets bpe-dropout label-smoothing consistency bleu",
     "train generation": TRAINING + "vocab-size length batch-size weight-decay lora freeze",
-    "train classification": TRAINING + "image-size batch-size augment mix broken stochastic-depth "
-    "label-smoothing weight-decay freeze",
+    "train classification": TRAINING
+    + ENCODER
+    + "image-size augment mix broken stochastic-depth label-smoothing metric",
+    "train tagging": TRAINING + ENCODER,
+    "train answering": TRAINING + ENCODER + "overlap longest",
+    "train embedding": TRAINING + ENCODER + "max-score scale",
+    "train masked": TRAINING + ENCODER + "rate whole-words",
     "evaluate": "data variant split show num-beams length-penalty confusion broken",
     "average": "last num-beams length-penalty",
     "diversify": "out data num-beams length-penalty batch-size",
     "predict": SAMPLING + "num-beams length-penalty num-return-sequences attention stop seed top "
-    "explain max-pixels",
+    "explain max-pixels context save",
     "translate": "num-beams length-penalty num-return-sequences attention",
     "generate": SAMPLING + "num-beams length-penalty num-return-sequences stop seed",
     "classify": "top explain max-pixels",
+    "tag": "",
+    "answer": "context top",
+    "embed": "save",
+    "fill-mask": "top",
     "export": SAMPLING + "num-beams length-penalty top format max-pixels",
     "models": "",
     "download": "",
@@ -64,10 +74,14 @@ def test_each_command_has_the_options_of_its_task_and_no_others():
 
 @pytest.mark.parametrize("task", command.RECIPES)
 def test_the_options_of_training_are_the_settings_of_the_recipe(task):
-    settings, found = command.RECIPES[task].Settings, options(COMMANDS[f"train {task}"])
-    assert {*found} - {"out", "config", "restart"} == {*dataclasses.asdict(settings())}
+    settings = command.RECIPES[task].Settings
+    name = "classification" if task == "text_classification" else task
+    found, both = options(COMMANDS[f"train {name}"]), name == "classification"
+    names = {*found} - {"out", "config", "restart"}
+    assert names >= {*dataclasses.asdict(settings())} and (both or len(names) == len(found) - 3)
     for name, value in dataclasses.asdict(settings()).items():
-        assert found[name].default == value or value is False, name
+        shown = f"(default {value})" in found[name].help
+        assert found[name].default == value or value is False or both and shown, name
     assert f"at most {settings.longest_warmup}." in found["warmup"].help
 
 
@@ -101,7 +115,10 @@ def test_the_settings_of_a_run_are_a_config_that_options_override(
         ({"task": "generation", "epochs": "3"}, "epochs must be int: '3'"),
         ({"task": "generation", "epochs": True}, "epochs must be int: True"),
         ({"task": "generation", "ema": "high"}, "ema must be float | None: 'high'"),
-        ({"task": "generation", "schedule": "linear"}, "schedule must be sqrt or cosine: 'linear'"),
+        (
+            {"task": "generation", "schedule": "step"},
+            "schedule must be sqrt or cosine or linear: 'step'",
+        ),
         ([], "does not hold the settings of a run"),
     ):
         file.write_text(json.dumps(content))
@@ -114,12 +131,13 @@ def test_the_settings_of_a_run_are_a_config_that_options_override(
 
 def test_an_option_or_a_verb_of_another_task_is_refused(monkeypatch, capfd, tmp_path):
     (tmp_path / "config.json").write_text('{"model": "GPT"}')
+    either = "not for classification or text classification"
     for arguments, message in (
         (("predict", tmp_path, "a", "--attention", "a.png"), "--attention: for translation only"),
-        (("predict", tmp_path, "a", "--top", 1), "--top: for classification only"),
+        (("predict", tmp_path, "a", "--context", "b"), "--context: for answering only"),
         (("export", tmp_path, "b", "--max-pixels", 9), "--max-pixels: for classification only"),
         (("translate", tmp_path, "a"), f"{tmp_path} is for generation, not for translation"),
-        (("classify", tmp_path, "a"), f"{tmp_path} is for generation, not for classification"),
+        (("classify", tmp_path, "a"), f"{tmp_path} is for generation, {either}"),
     ):
         status, _, err = polyhead(monkeypatch, capfd, *arguments)
         assert (status, err) == (1, f"error: {message}\n")
@@ -155,8 +173,8 @@ def test_export_passes_the_format_and_the_options_of_the_task(monkeypatch, capfd
 def test_options_of_some_tasks_are_listed_under_their_names(monkeypatch, capfd):
     _, out, _ = polyhead(monkeypatch, capfd, "predict", "--help")
     panels = re.findall(r"╭─ (.*?) ─+╮", out)
-    tasks = ["Translation and generation", "Translation", "Generation", "Classification"]
-    assert panels == ["Arguments", "Options", *tasks]
+    assert panels[:5] == ["Arguments", "Options", "Translation and generation", *panels[3:5]]
+    assert {"Translation", "Generation", "Classification", "Answering", "Embedding"} <= {*panels}
 
 
 def test_models_are_listed_with_their_parameters(monkeypatch, capfd):
@@ -166,6 +184,8 @@ def test_models_are_listed_with_their_parameters(monkeypatch, capfd):
         "Transformer for translation; loads polyhead, marian",
         "GPT for generation; loads polyhead, gpt2",
         "ViT for classification; loads polyhead, vit, timm",
+        "BERT for text classification and tagging and answering and embedding and masked; "
+        "loads polyhead, bert, distilbert, roberta",
         "    base            63,082,496 parameters",
         "    gpt2           124,439,808 parameters",
         "    b-16            86,567,656 parameters",

@@ -642,5 +642,5 @@ def test_padding_rows_of_the_embedding_are_never_generated(gpt, tokenizer):
         assert result == expected
         assert [one.score for one in result] == pytest.approx([one.score for one in expected], 1e-4)
     smaller = dataclasses.replace(gpt.config, vocab_size=299)
-    with pytest.raises(ValueError, match="one vocabulary: vocab_size 300 and 299"):
+    with pytest.raises(ValueError, match="the same vocabulary: vocab_size 300 and 299"):
         GPT(smaller, tokenizer)

@@ -193,7 +193,7 @@ def test_a_keras_file_keeps_the_tokenizer(tokenizer, tmp_path):
     assert again.tokenizer.model == tokenizer.model
     with pytest.raises(ValueError, match="this model has none: set model.tokenizer"):
         copy.deepcopy(transformer()).translate(["The dog."])
-    with pytest.raises(ValueError, match="one vocabulary: vocab_size 300 and 40"):
+    with pytest.raises(ValueError, match="the same vocabulary: vocab_size 300 and 40"):
         transformer().tokenizer = tokenizer
 
 

@@ -26,14 +26,9 @@ TEXTS = [
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch, request):
-    """Traces for few shapes and without XLA, which take most of the time of these tests."""
-    if keras.config.backend() == "tensorflow" and "batch" not in request.node.name:
-        import tensorflow as tf
-
-        from polyhead.training import model
-
-        monkeypatch.setattr(model, "jit", lambda _, f: tf.function(f, autograph=False))
+def one_length(monkeypatch, request):
+    """Compiles for few shapes, which takes most of the time of these tests."""
+    if "batch" not in request.node.name:
         monkeypatch.setattr(text_encoder, "round_length", lambda length: 40)
 
 

@@ -254,7 +254,7 @@ def test_attention_is_drawn_with_its_tokens(tokenizer, norm, tmp_path):
     alignment.draw(tmp_path / "attention.png", layer=-1)
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
     assert model.attention(source).target[-1] == "</s>"
-    with pytest.raises(ValueError, match="decoder layers 0 to 1: 2"):
+    with pytest.raises(ValueError, match="layer must be from -2 to 1: 2"):
         alignment.draw(tmp_path / "attention.png", layer=2)
     with pytest.raises(TypeError, match="attention takes two strings: list"):
         model.attention(["A dog"])
@@ -294,5 +294,5 @@ def test_missing_tokenizer_and_bad_arguments_are_named(model):
         model.translate(["A dog.", float("nan")])
     with pytest.raises(ValueError, match="translate needs a tokenizer"):
         small().translate(["A dog."])
-    with pytest.raises(ValueError, match="one vocabulary: vocab_size 300 and 40"):
+    with pytest.raises(ValueError, match="the same vocabulary: vocab_size 300 and 40"):
         small(model.tokenizer, vocab_size=40)

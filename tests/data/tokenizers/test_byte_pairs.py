@@ -201,7 +201,9 @@ def test_unsupported_settings_are_refused(pairs, tmp_path, monkeypatch):
 
     refused("model must be of type BPE", model={"type": "WordPiece"})
     refused("the only supported normalizer is NFC", normalizer=[{"type": "NFC"}])
-    refused("must not add a prefix space", pre_tokenizer={"add_prefix_space": True})
+    steps = [{"type": "Digits"}, {"type": "ByteLevel", "add_prefix_space": True}]
+    steps = {"type": "Sequence", "pretokenizers": steps}
+    refused("must not add a prefix space after another step", pre_tokenizer=steps)
     refused("a merge is not of pieces", model={"merges": [["a", "zz"]]})
     refused("no token for the bytes", model={"vocab": {"a": 1}})
     refused("needs the special token", added_tokens=[])

@@ -11,7 +11,7 @@ from sentencepiece import sentencepiece_model_pb2 as protos
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 from tokenizers import pre_tokenizers as pre
 
-from polyhead.data import BytePairs, Characters, MarianPieces, Subwords
+from polyhead.data import BytePairs, Characters, MarianPieces, Subwords, WordPieces
 from polyhead.data.tokenizers import load
 from polyhead.data.tokenizers.byte_pairs import END
 from polyhead.data.tokenizers.splits import PATTERNS
@@ -296,8 +296,15 @@ def test_the_tokenizer_is_selected_by_file_content(sample, tokenizer, learned, t
     (marian / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece"}}))
     (marian / "source.spm").unlink()
     (marian / "target.spm").unlink()
+    with pytest.raises(ValueError, match="tokenizer.json: model must have a vocab of pieces"):
+        load(marian)
+    (marian / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel"}}))
     with pytest.raises(ValueError, match="tokenizer.json: model must be of type BPE"):
         load(marian)
+    WordPieces.train(sample.sources, 200).save(tmp_path / "marian")
+    assert isinstance(load(marian), WordPieces)
+    (marian / "tokenizer.json").unlink()
+    assert isinstance(load(marian), WordPieces)
 
 
 def test_a_model_of_another_kind_is_refused_by_name(sample, tmp_path):

@@ -1,0 +1,300 @@
+"""Batches for text encoders: classes, tags, questions and pairs."""
+
+import operator
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from .batches import Buckets
+from .labelled import LabelledTexts, Question, TaggedWords, TextPairs
+from .spans import read_contexts
+from .tokenizers.tokenizer import Tokenizer, surround
+
+
+def classification_batches(
+    texts: LabelledTexts,
+    tokenizer: Tokenizer,
+    class_names: Sequence[str],
+    batch_size: int = 32,
+    max_length: int = 128,
+    buckets: int = 4,
+    shuffle: bool = True,
+    seed: int = 0,
+    start: int | None = None,
+) -> tf.data.Dataset:
+    """Batches of ``(tokens, labels, sample_weight)`` for a model with the head "classes".
+
+    ``tokens`` (B, L) are padded; for pairs they are a dictionary of ``tokens`` and ``types``.
+    ``labels`` (B,) are the classes, and ``sample_weight`` (B,) is 0 for rows that fill the last
+    batch. There are ``buckets`` lengths L, chosen for the least padding; see `Buckets`.
+
+    >>> texts = polyhead.data.LabelledTexts(["A dog.", "A log."], ["yes", "no"])
+    >>> tokenizer = polyhead.data.WordPieces.train(texts.texts, vocab_size=30)
+    >>> batches = polyhead.data.classification_batches(
+    ...     texts, tokenizer, texts.classes, batch_size=8, shuffle=False
+    ... )
+    >>> tokens, labels, weight = next(iter(batches))
+    >>> tokens.shape.as_list(), labels.numpy()[:2], int(weight.numpy().sum())
+    ([8, 8], array([1, 0], dtype=int32), 2)
+
+    Args:
+        class_names: the names of the classes, in the order of the model's.
+        batch_size: B.
+        max_length: longer texts are cut; of pairs the longer side.
+        shuffle: a new order and new batches each epoch, reproducible from ``seed``.
+        start: a number of updates: the dataset is endless and begins there, to resume an
+            interrupted run. Default: one epoch, of known length, reshuffled at each iteration.
+
+    Raises:
+        ValueError: a label is not in ``class_names``, or a size is not positive.
+    """
+    check_sizes(batch_size=batch_size, max_length=max_length, buckets=buckets)
+    labels = tf.constant(class_indices(texts.labels, class_names))
+    tokens, types = encode_texts(texts, tokenizer, max_length)
+    plan = Buckets(tokens.row_lengths().numpy(), buckets=buckets, batch_size=batch_size)
+
+    def batch(rows, size, length):
+        inputs = pad_inputs(rows, size, length, tokenizer.pad_id, tokens, types)
+        return (
+            inputs,
+            fill(tf.gather(labels, rows), size),
+            fill(tf.ones_like(rows, "float32"), size),
+        )
+
+    return plan.batches(batch, shuffle, seed, start)
+
+
+def encode_texts(texts, tokenizer, max_length):
+    """The ragged tokens of texts or pairs, and the types of pairs or None."""
+    if texts.seconds is None:
+        return tf.cast(tokenizer.encode(texts.texts, max_length), tf.int32), None
+    return tokenizer.encode_pairs(texts.texts, texts.seconds, max_length)
+
+
+def class_indices(labels, class_names):
+    """The index of each of ``labels`` in ``class_names``, (N,) int32."""
+    index = {name: i for i, name in enumerate(class_names)}
+    if unknown := sorted(set(labels) - set(index)):
+        names = ", ".join(map(str, class_names))
+        raise ValueError(f"{unknown[0]!r} is not one of the {len(index)} classes: {names[:80]}")
+    return np.array([index[label] for label in labels], "int32")
+
+
+def tagging_batches(
+    sentences: TaggedWords,
+    tokenizer: Tokenizer,
+    class_names: Sequence[str],
+    batch_size: int = 32,
+    max_length: int = 128,
+    buckets: int = 4,
+    shuffle: bool = True,
+    seed: int = 0,
+    start: int | None = None,
+) -> tf.data.Dataset:
+    """Batches of ``(tokens, labels, sample_weight)``, each (B, L), for the head "tags".
+
+    The first token of each word has the label of the word; other tokens have weight 0 (Devlin et
+    al. 2019, section 5.3). Words are joined by spaces. Words beyond ``max_length`` tokens are left
+    out; a warning gives their number. Other arguments are those of `classification_batches`.
+
+    >>> sentences = polyhead.data.TaggedWords([["Ada", "sleeps"]], [["B-person", "O"]])
+    >>> tokenizer = polyhead.data.WordPieces.train(["Ada sleeps"], vocab_size=30)
+    >>> batches = polyhead.data.tagging_batches(
+    ...     sentences, tokenizer, sentences.classes, batch_size=8, shuffle=False
+    ... )
+    >>> tokens, labels, weight = next(iter(batches))
+    >>> int(weight.numpy().sum()), [sentences.classes[i] for i in labels.numpy()[0, 1:3]]
+    (2, ['B-person', 'O'])
+    """
+    check_sizes(batch_size=batch_size, max_length=max_length, buckets=buckets)
+    tokens, words = encode_words(sentences.words, tokenizer, max_length)
+    flat, row = words.flat_values.numpy(), words.value_rowids().numpy()
+    first = flat >= 0
+    base = np.cumsum([0, *map(len, sentences.words)])
+    tags = class_indices([tag for tags in sentences.tags for tag in tags], class_names)
+    if (lost := len(tags) - first.sum()) > 0:
+        warnings.warn(
+            f"{lost} of {len(tags)} words are beyond {max_length} tokens of their sentence, or "
+            "without tokens, and are left out",
+            stacklevel=2,
+        )
+    labels = words.with_flat_values(tf.constant(np.where(first, tags[base[row] + flat], 0)))
+    weight = words.with_flat_values(tf.constant(first, tf.float32))
+    plan = Buckets(tokens.row_lengths().numpy(), buckets=buckets, batch_size=batch_size)
+
+    def batch(rows, size, length):
+        inputs = pad_inputs(rows, size, length, tokenizer.pad_id, tokens)
+        return inputs, *(pad(tf.gather(x, rows), size, length) for x in (labels, weight))
+
+    return plan.batches(batch, shuffle, seed, start)
+
+
+def encode_words(sentences, tokenizer, max_length):
+    """Tokenizes lists of words: ragged tokens (B, None), and words (B, None).
+
+    Words are the indices of the words that begin at each token; -1 for other tokens. A token
+    belongs to the word of its last character: with the space before it, it may begin earlier.
+    """
+    # A space before the first word too: byte pairs of words begin with one.
+    texts = ["".join(f" {word}" for word in words) for words in sentences]
+    ids, _, ends = tokenizer.offsets(texts)
+    room = max_length - len(tokenizer.prefix) - len(tokenizer.suffix)
+    ids, ends = ids[:, : max(room, 0)], ends[:, : max(room, 0)]
+    lengths, place = ids.row_lengths().numpy(), ends.flat_values.numpy()
+    found, at = [], 0
+    for words, length in zip(sentences, lengths, strict=True):
+        starts = np.cumsum([1, *(len(word) + 1 for word in words)])[:-1]
+        word = np.searchsorted(starts, place[at : at + length] - 1, side="right") - 1
+        found.append(np.where(np.diff(word, prepend=-1) != 0, word, -1))
+        at += length
+    words = ids.with_flat_values(tf.constant(np.concatenate(found), tf.int32))
+    around = [[-1] * len(x) for x in (tokenizer.prefix, tokenizer.suffix)]
+    ids = tf.cast(ids, tf.int32)
+    return surround(ids, tokenizer.prefix, tokenizer.suffix), surround(words, *around)
+
+
+def question_batches(
+    questions: Sequence[Question],
+    tokenizer: Tokenizer,
+    batch_size: int = 16,
+    max_length: int = 384,
+    overlap: int = 128,
+    buckets: int = 4,
+    shuffle: bool = True,
+    seed: int = 0,
+    start: int | None = None,
+) -> tf.data.Dataset:
+    """Batches of ``({"tokens", "types"}, labels, sample_weight)`` for the head "spans".
+
+    A row is a question and a window of its context; windows of a long context share ``overlap``
+    tokens. ``labels`` (B, 2) are the indices of the first and the last token of the first answer,
+    or 0, the first special token, if the window does not hold all of it or there is none (Devlin
+    et al. 2019, sections 4.2 and 4.3). ``sample_weight`` (B,) is 0 for rows that fill a batch.
+    Other arguments are those of `classification_batches`.
+
+    >>> question = polyhead.data.Question("1", "Who sleeps?", "Ada sleeps.", (("Ada", 0),))
+    >>> tokenizer = polyhead.data.WordPieces.train([question.question, question.context], 60)
+    >>> inputs, labels, weight = next(iter(polyhead.data.question_batches([question], tokenizer)))
+    >>> sorted(inputs), labels.shape.as_list()
+    (['tokens', 'types'], [16, 2])
+    """
+    check_sizes(batch_size=batch_size, max_length=max_length, buckets=buckets)
+    reading = read_contexts(
+        tokenizer,
+        [q.question for q in questions],
+        [q.context for q in questions],
+        max_length,
+        overlap,
+    )
+    labels = tf.constant(answer_tokens(questions, reading))
+    tokens, types = reading.tokens, reading.types
+    plan = Buckets(tokens.row_lengths().numpy(), buckets=buckets, batch_size=batch_size)
+
+    def batch(rows, size, length):
+        inputs = pad_inputs(rows, size, length, tokenizer.pad_id, tokens, types)
+        return (
+            inputs,
+            fill(tf.gather(labels, rows), size),
+            fill(tf.ones_like(rows, "float32"), size),
+        )
+
+    return plan.batches(batch, shuffle, seed, start)
+
+
+def answer_tokens(questions, reading):
+    """The first and the last token (W, 2) of the first answer in each window; 0 without one."""
+    rows, first, count = (x.numpy() for x in reading.windows)
+    before = reading.before.numpy()
+    splits, starts, ends = (
+        x.numpy()
+        for x in (reading.starts.row_splits, reading.starts.flat_values, reading.ends.flat_values)
+    )
+    labels = np.zeros((len(rows), 2), "int32")
+    for i, row in enumerate(rows):
+        if not questions[row].answers:
+            continue
+        text, place = questions[row].answers[0]
+        begin = splits[row]
+        # The last token that begins at the answer or before; the first that ends at its end.
+        head = np.searchsorted(starts[begin : splits[row + 1]], place, side="right") - 1
+        tail = np.searchsorted(ends[begin : splits[row + 1]], place + len(text), side="left")
+        if first[i] <= head <= tail < first[i] + count[i]:
+            labels[i] = before[i] - first[i] + np.array([head, tail])
+    return labels
+
+
+def pair_batches(
+    pairs: TextPairs,
+    tokenizer: Tokenizer,
+    batch_size: int = 32,
+    max_length: int = 128,
+    buckets: int = 4,
+    shuffle: bool = True,
+    seed: int = 0,
+    start: int | None = None,
+    scale: float = 1.0,
+) -> tf.data.Dataset:
+    """Batches of ``(tokens, labels, sample_weight)`` of pairs, for a model without a head.
+
+    ``tokens`` (2 B, L) has the first text of pair i in row 2 i, and the second in row 2 i + 1. With
+    scores, ``labels`` (2 B,) are those of the pairs divided by ``scale``, for `CosineRegression`.
+    Without, they number the texts, equal texts alike, for `InBatchNegatives`. ``sample_weight``
+    (2 B,) is 0 for rows that fill the last batch, and their label is -1. Other arguments are those
+    of `classification_batches`.
+
+    >>> pairs = polyhead.data.TextPairs(["A dog runs."], ["A dog is running."], scores=[4.5])
+    >>> tokenizer = polyhead.data.WordPieces.train(pairs.firsts + pairs.seconds, 60)
+    >>> batches = polyhead.data.pair_batches(pairs, tokenizer, batch_size=8, scale=5.0)
+    >>> tokens, labels, weight = next(iter(batches))
+    >>> tokens.shape[0], labels.numpy()[:2]
+    (16, array([0.9, 0.9], dtype=float32))
+
+    Args:
+        batch_size: B.
+        scale: the score of equal texts.
+    """
+    check_sizes(batch_size=batch_size, max_length=max_length, buckets=buckets)
+    if not scale > 0:
+        raise ValueError(f"scale must be positive: {scale}")
+    texts = [text for pair in zip(pairs.firsts, pairs.seconds, strict=True) for text in pair]
+    tokens = tf.cast(tokenizer.encode(texts, max_length), tf.int32)
+    if pairs.scores is None:
+        labels = np.unique(texts, return_inverse=True)[1].astype("float32")
+    else:
+        labels = np.repeat(np.array(pairs.scores, "float32") / scale, 2)
+    labels = tf.constant(labels)
+    lengths = tokens.row_lengths().numpy().reshape(-1, 2).max(1)
+    plan = Buckets(lengths, buckets=buckets, batch_size=batch_size)
+
+    def batch(rows, size, length):
+        both, size = tf.reshape(tf.stack([2 * rows, 2 * rows + 1], axis=1), [-1]), 2 * size
+        inputs = pad_inputs(both, size, length, tokenizer.pad_id, tokens)
+        weight = fill(tf.ones_like(both, "float32"), size)
+        return inputs, fill(tf.gather(labels, both) + 1.0, size) - 1.0, weight
+
+    return plan.batches(batch, shuffle, seed, start)
+
+
+def pad_inputs(rows, size, length, pad_id, tokens, types=None):
+    """The inputs of a model for ``rows``: padded tokens, or a dictionary with their types."""
+    tokens = pad(tf.gather(tokens, rows), size, length, pad_id)
+    if types is None:
+        return tokens
+    return {"tokens": tokens, "types": pad(tf.gather(types, rows), size, length)}
+
+
+def pad(rows, size, length, value=0):
+    return rows.to_tensor(value, shape=[size, length])
+
+
+def fill(x, size):
+    """Appends zeros to ``x`` (N, ...), up to ``size`` rows."""
+    return tf.pad(x, [[0, size - tf.shape(x)[0]], *[[0, 0]] * (x.shape.rank - 1)])
+
+
+def check_sizes(**sizes):
+    for name, value in sizes.items():
+        if operator.index(value) < 1:
+            raise ValueError(f"{name} must be positive: {value}")

@@ -1,0 +1,206 @@
+"""Masked tokens of text, for masked language models."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from .batches import epochs
+from .encoder_batches import check_sizes, fill
+from .spans import begins_word, code_points
+from .text import PIECE, split_text
+from .tokenizers.tokenizer import Tokenizer, surround
+
+SKIPS = 4  # words that exceed the quota and are skipped for shorter ones, as in BERT's code
+SHARES = (0.8, 0.9)  # of the masked tokens: below, hidden; between, random; above, unchanged
+
+
+def masked_batches(
+    texts: "str | Sequence[str] | DocumentTokens",
+    tokenizer: Tokenizer,
+    length: int = 128,
+    batch_size: int = 32,
+    rate: float = 0.15,
+    whole_words: bool = False,
+    shuffle: bool = True,
+    seed: int = 0,
+    start: int | None = None,
+) -> tf.data.Dataset:
+    """Batches of ``({"tokens", "positions"}, labels, sample_weight)`` for the head "tokens".
+
+    Documents are concatenated and cut into rows of ``length`` tokens, special ones included (the
+    FULL-SENTENCES of Liu et al. 2019, section 4.2). The fraction ``rate`` of each row is chosen,
+    differently each epoch; 80% of these tokens are replaced by the mask token, 10% by a random
+    token, and 10% stay (Devlin et al. 2019, section 3.1). ``positions``, ``labels`` and
+    ``sample_weight`` (B, M) are their places, the original tokens, and 0 where fewer than M are
+    chosen.
+
+    >>> tokenizer = polyhead.data.WordPieces.train(["a dog on a log"], vocab_size=30)
+    >>> inputs, labels, weight = next(
+    ...     iter(polyhead.data.masked_batches(["a dog on a log"] * 9, tokenizer, length=12))
+    ... )
+    >>> inputs["tokens"].shape.as_list(), labels.shape.as_list()
+    ([32, 12], [32, 2])
+
+    Args:
+        texts: documents, or their tokens by `document_tokens`.
+        length: T.
+        batch_size: B.
+        whole_words: choose all tokens of a word or none.
+        shuffle: each epoch has a new order and other masks, reproducible from ``seed``; without,
+            each iteration has the masks of ``seed``.
+        start: see `classification_batches`.
+
+    Raises:
+        ValueError: there is no text, the tokenizer has no mask token, or an argument is out of
+            range.
+    """
+    check_sizes(length=length, batch_size=batch_size)
+    if not 0 < rate < 1:
+        raise ValueError(f"rate must be in (0, 1): {rate}")
+    if tokenizer.mask_id is None:
+        raise ValueError(f"{type(tokenizer).__name__} has no mask token")
+    room = operator.index(length) - len(tokenizer.prefix) - len(tokenizer.suffix)
+    if room < 2:
+        raise ValueError(f"length has no room for text: {length}")
+    most = min(max(1, round(rate * room)), room - 1)
+    if not isinstance(texts, DocumentTokens):
+        texts = [texts] if isinstance(texts, str) else texts
+        texts = document_tokens(texts, tokenizer, whole_words)
+    number = len(texts.ids)
+    count = -(-number // room)
+    size = -(-count // batch_size)
+    fresh = np.ones(tokenizer.vocab_size, bool)  # tokens that may be chosen, or replace one
+    fresh[list(special_ids(tokenizer))] = False
+    ordinary, fresh = tf.constant(np.flatnonzero(fresh), tf.int32), tf.constant(fresh)
+
+    def in_rows(values, spare):
+        values = np.pad(values, (0, count * room - number), constant_values=spare)
+        return tf.constant(values.reshape(count, room), tf.int32)
+
+    ids, words = in_rows(texts.ids, tokenizer.pad_id), in_rows(texts.words, texts.words[-1] + 1)
+    lengths = tf.constant(np.minimum(number - room * np.arange(count), room), tf.int32)
+
+    def batch(order, key, i):
+        rows = order[i * batch_size : (i + 1) * batch_size]
+        original, word, within = (
+            fill(tf.gather(x, rows), batch_size) for x in (ids, words, lengths)
+        )
+        text = (tf.range(room) < within[:, None]) & tf.gather(fresh, original)
+        key = tf.random.experimental.stateless_fold_in(key, i)
+        keys = [tf.random.experimental.stateless_fold_in(key, j) for j in range(3)]
+        # One random number for each word; the words with the smallest numbers are chosen.
+        drawn = tf.random.stateless_uniform([batch_size, room], keys[0])
+        drawn = tf.gather(drawn, word - word[:, :1], batch_dims=1)
+        order = tf.argsort(tf.where(text, drawn, 2.0), axis=1, stable=True)
+        quota = tf.reduce_sum(tf.cast(text, tf.float32), axis=1) * rate + 0.5
+        quota = tf.minimum(tf.cast(quota, tf.int32), most)[:, None]
+        taken, ranked = (tf.gather(x, order, batch_dims=1) for x in (text, word))
+
+        def exceeding(taken):
+            """The tokens beyond the quota, and all tokens of the first word among them."""
+            over = taken & (tf.cumsum(tf.cast(taken, tf.int32), axis=1) > quota)
+            excess = tf.gather(
+                ranked, tf.argmax(tf.cast(over, tf.int32), axis=1)[:, None], batch_dims=1
+            )
+            return over, tf.reduce_any(over, axis=1, keepdims=True) & (ranked == excess)
+
+        for _ in range(SKIPS):
+            taken &= ~exceeding(taken)[1]
+        over, excess = exceeding(taken)
+        taken &= ~(over | excess)
+        first = tf.argsort(tf.cast(~taken, tf.int32), axis=1, stable=True)[:, :most]
+        at, weight = (tf.gather(x, first, batch_dims=1) for x in (order, taken))
+        labels = tf.gather(original, at, batch_dims=1)
+        fate = tf.random.stateless_uniform([batch_size, most], keys[1])
+        other = tf.random.stateless_uniform(
+            [batch_size, most], keys[2], maxval=tf.size(ordinary), dtype=tf.int32
+        )
+        new = tf.where(fate < SHARES[1], tf.gather(ordinary, other), labels)
+        new = tf.where(fate < SHARES[0], tokenizer.mask_id, new)
+        row = tf.repeat(tf.range(batch_size)[:, None], most, axis=1)
+        places = tf.boolean_mask(tf.stack([row, at], axis=-1), weight)
+        tokens = tf.tensor_scatter_nd_update(original, places, tf.boolean_mask(new, weight))
+        tokens = tf.RaggedTensor.from_tensor(tokens, within)
+        tokens = surround(tokens, tokenizer.prefix, tokenizer.suffix)
+        inputs = {
+            "tokens": tokens.to_tensor(tokenizer.pad_id, shape=[batch_size, length]),
+            "positions": at + len(tokenizer.prefix),
+        }
+        return inputs, tf.where(weight, labels, 0), tf.cast(weight, tf.float32)
+
+    def epoch(number):
+        number = tf.cast(number, tf.int64) if shuffle else tf.zeros([], tf.int64)
+        key = tf.stack([tf.cast(seed, tf.int64), number])
+        order = tf.range(count)
+        if shuffle:
+            order = tf.random.experimental.stateless_shuffle(order, key)
+        return tf.data.Dataset.range(size, output_type=tf.int32).map(
+            lambda i: batch(order, key, i), num_parallel_calls=2
+        )
+
+    return epochs(lambda numbers: numbers.flat_map(epoch), size, seed, start)
+
+
+class DocumentTokens(NamedTuple):
+    """The tokens of all documents, ``ids`` (N,), and ``words`` (N,), the number of their word."""
+
+    ids: np.ndarray
+    words: np.ndarray
+
+
+def document_tokens(
+    texts: Iterable[str], tokenizer: Tokenizer, whole_words: bool = False
+) -> DocumentTokens:
+    """Tokenizes documents and concatenates them, each with the tokenizer's last special token.
+
+    Args:
+        whole_words: number the words, as spans of letters and digits; otherwise each token is a
+            word.
+
+    Raises:
+        ValueError: there is no text.
+    """
+    parts, firsts, waiting, size, count = [], [], [], 0, 0
+    last = np.array(tokenizer.suffix[-1:], "int32")
+
+    def tokenize():
+        nonlocal count
+        pieces, ends = zip(*waiting, strict=True)
+        if whole_words:
+            ids, *places = tokenizer.offsets(pieces)
+            row, places = tf.cast(ids.value_rowids(), tf.int32), [x.flat_values for x in places]
+            new = begins_word(code_points(pieces), row, *places).numpy()
+        else:
+            ids = tokenizer.encode(pieces, add_special_tokens=False)
+            new = np.ones(ids.flat_values.shape, bool)
+        flat, splits = ids.flat_values.numpy(), ids.row_splits.numpy()
+        count += len(flat)
+        for i, end in enumerate(ends):
+            here = slice(splits[i], splits[i + 1])
+            parts.extend([flat[here], last] if end else [flat[here]])
+            firsts.extend([new[here], np.ones(len(last), bool)] if end else [new[here]])
+        waiting.clear()
+
+    for text in texts:
+        pieces = list(split_text(text))
+        for i, piece in enumerate(pieces):
+            waiting.append((piece, i == len(pieces) - 1))
+            size += len(piece)
+            if size >= PIECE:
+                tokenize()
+                size = 0
+    if waiting:
+        tokenize()
+    if not count:
+        raise ValueError("there is no text")
+    ids = np.concatenate(parts).astype("int32")
+    return DocumentTokens(ids, np.cumsum(np.concatenate(firsts)).astype("int32"))
+
+
+def special_ids(tokenizer):
+    """The ids that stand for no text."""
+    given = (*tokenizer.prefix, *(tokenizer.separator or ()), *tokenizer.suffix)
+    return {*given, tokenizer.pad_id, tokenizer.mask_id}

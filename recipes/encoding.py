@@ -1,0 +1,252 @@
+"""What the recipes of text encoders share: settings, the model, training and its outputs."""
+
+import dataclasses
+import functools
+import importlib.resources
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .run import draw_curve
+from .settings import SAMPLE, SAMPLE_TEXT, RunSettings, Schedule, option, read_settings
+
+LENGTH = 128  # tokens of a text, if neither the settings nor the model allow fewer or more
+
+
+@dataclass(frozen=True)
+class EncoderSettings(RunSettings):
+    """The settings of a training run of a `TextEncoder`, for all tasks."""
+
+    preset: str = option(
+        "bert-tiny",
+        "Size of a model that is trained from scratch, with WordPiece learned from the text: "
+        "bert-tiny, bert-mini, bert-small, bert-medium, minilm-l6, bert-base ...",
+    )
+    vocab_size: int = option(8000, "Maximum size of a learned vocabulary.")
+    max_length: int | None = option(
+        None,
+        f"Maximum number of tokens per text. Default: {LENGTH}, or fewer by the model.",
+    )
+    batch_size: int = option(32, "Texts, or pairs of texts, per batch.")
+    buckets: int = option(4, "Number of batch lengths; each is compiled once.")
+    peak: float | None = option(
+        None, "Peak learning rate. Default: 5e-5; 5e-4 for a model from scratch."
+    )
+    schedule: Schedule = "linear"
+    weight_decay: float = option(0.01, "Weight decay of matrices (AdamW).")
+    layer_decay: float | None = option(
+        None, "Factor of the learning rate for each block below the head, e.g. 0.9."
+    )
+    lora: int | None = option(None, "LoRA rank; trains only the adapters and the head.")
+    freeze: str | None = option(None, "Freeze weights whose path matches.", metavar="REGEX")
+    epochs: int = 10
+    patience: int | None = 3
+
+
+def settings_of(run, settings, data):
+    """The settings of a run; for a model that is not of a run, the defaults and other ``data``."""
+    try:
+        return read_settings(run)
+    except FileNotFoundError:
+        if data is None:
+            raise ValueError(f"{run} is not a run, which has data: pass --data") from None
+        return settings()
+
+
+def sample_folder(name):
+    """A folder of the sample data in polyhead."""
+    return importlib.resources.files("polyhead.data") / "samples" / name
+
+
+def read_split(reader, sample, data, split=None, other=None):
+    """Reads a split of a run's ``data``, or of ``other`` data; also returns the split's name.
+
+    Args:
+        reader: a function of a path and a split, or None for all of a file.
+        sample: the name of the sample's folder.
+        split: Default: all of another file, else "val".
+    """
+    if other is not None and split is None and Path(other).is_file():
+        return reader(Path(other), None), Path(other).name
+    data, split = other or data, split or "val"
+    return reader(
+        sample_folder(sample) if data in (SAMPLE, SAMPLE_TEXT) else Path(data), split
+    ), split
+
+
+def read_lines(inputs):
+    """The inputs of a verb, or the lines of standard input."""
+    if inputs:
+        return inputs
+    if sys.stdin.isatty():
+        print("one text per line; end with Ctrl-D", file=sys.stderr)
+    return [line.rstrip("\n") for line in sys.stdin]
+
+
+def begin(settings, run, texts, head=None, class_names=None):
+    """Builds the model to train: a preset, or a pretrained one with another head.
+
+    Args:
+        texts: strings from which a new vocabulary is learned.
+        head, class_names: of the new model.
+    """
+    from ..data import WordPieces
+    from ..zoo import BERT, ModernBERT, TextEncoder
+    from ..zoo import load as load_model
+
+    new = {"head": head} | ({} if class_names is None else {"class_names": tuple(class_names)})
+    overrides = {}
+    if settings.dropout is not None:
+        overrides = dict(dropout=settings.dropout, attention_dropout=settings.dropout)
+    if settings.pretrained is not None:
+        model = load_model(settings.pretrained, **overrides)
+        if not isinstance(model, TextEncoder):
+            raise ValueError(f"{settings.pretrained} is a {type(model).__name__}, not an encoder")
+        if model.tokenizer is None:
+            raise ValueError(f"{settings.pretrained} has no tokenizer")
+        model = model.adapt(**new) if head is not None else without_head(model)
+    else:
+        kinds = BERT, ModernBERT
+        kind = next((kind for kind in kinds if settings.preset in kind.PRESETS), None)
+        if kind is None:
+            known = ", ".join(name for kind in kinds for name in kind.PRESETS)
+            raise ValueError(f"text encoders have presets {known}: {settings.preset!r}")
+        if run.resumes:
+            tokenizer = WordPieces.load(run.out)
+        else:
+            tokenizer = WordPieces.train(texts, settings.vocab_size)
+        if class_names is not None:
+            new["num_classes"] = len(class_names)
+        model = kind.preset(settings.preset, tokenizer, **new, **overrides)
+    if max_length(settings, model) > model.config.max_length:
+        raise ValueError(
+            f"max_length must be at most the model's: {settings.max_length} > "
+            f"{model.config.max_length}"
+        )
+    if settings.freeze:
+        model.freeze(settings.freeze)
+    if settings.lora:
+        model.enable_lora(settings.lora)
+        for v in model.weights:
+            if v.path.startswith("head/"):
+                v.trainable = True
+    return model
+
+
+def without_head(model):
+    """A model with the same weights and no head."""
+    from ..training.states import by_path
+
+    config = dataclasses.replace(model.config, head=None, num_classes=0, class_names=None)
+    if config == model.config:
+        return model
+    bare = type(model)(config, model.tokenizer, initialize=False, dtype=model.dtype_policy)
+    weights = by_path(model.weights)
+    for path, v in by_path(bare.weights).items():
+        v.assign(weights[path])
+    return bare
+
+
+def max_length(settings, model, default=LENGTH):
+    """The maximum number of tokens per text."""
+    if settings.max_length is not None:
+        return settings.max_length
+    return min(default, model.config.max_length)
+
+
+def compile_encoder(run, model, loss, per_epoch):
+    """Compiles a model with the run's optimizer: AdamW, or one with smaller rates below."""
+    import keras
+
+    from ..training import InverseSquareRoot, LayerwiseAdamW
+
+    s, kind = run.settings, keras.optimizers.AdamW
+    if s.layer_decay is not None:
+        if s.optimizer != "adam":
+            raise ValueError(f"layer_decay needs the optimizer adam: {s.optimizer}")
+        blocks = model.config.num_layers
+        kind = functools.partial(LayerwiseAdamW, num_blocks=blocks, decay=s.layer_decay)
+    peak = 5e-4 if s.pretrained is None else 5e-5
+    with run.devices.scope():
+        optimizer = run.optimizer(
+            kind,
+            functools.partial(InverseSquareRoot, peak),
+            per_epoch,
+            weight_decay=s.weight_decay,
+            epsilon=1e-8,
+        )
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        model.compile(optimizer, loss, remat=s.remat)
+
+
+def fit(run, model, batches, loss, score, monitor, label, unit="texts"):
+    """Compiles and trains a model; returns the history.
+
+    Args:
+        batches: a function of ``start`` that returns the training data.
+        loss: a Keras loss.
+        score: a function of the model that returns its scores on validation.
+        monitor: the score that selects the best checkpoint.
+        label: the name of ``monitor`` in the picture.
+        unit: see `Run.fit`.
+    """
+    from ..training import ValidationScores
+
+    per_epoch = len(batches())
+    compile_encoder(run, model, loss, per_epoch)
+    return run.fit(
+        model,
+        lambda update: batches(start=update),
+        None,
+        per_epoch,
+        f"val_{monitor}",
+        [ValidationScores(score)],
+        draw=lambda history, path: draw_curve(history, path, f"val_{monitor}", label),
+        unit=unit,
+    )
+
+
+def outputs(model, tokens, types=None, batch_size=64, progress=False):
+    """The model's outputs for each of the ragged ``tokens`` (B, None), a list of arrays.
+
+    Outputs for each token are cut to the row's length.
+    """
+    import numpy as np
+
+    from ..zoo.model import bucket, in_batches, pad_rows
+
+    tokens, types = (x if x is None else split_rows(x) for x in (tokens, types))
+    rows, config = min(batch_size, bucket(len(tokens))), model.config
+    compute = model._compiled(
+        "outputs",
+        lambda tokens, *types: model({"tokens": tokens, **({"types": types[0]} if types else {})}),
+        "evaluation",
+    )
+
+    def run(chosen):
+        longest = max(len(tokens[i]) for i in chosen)
+        shape = rows, max(longest, min(bucket(longest), config.max_length))
+        sides = [(tokens, config.pad_id)] + ([] if types is None else [(types, 0)])
+        found = np.asarray(compute(*(pad_rows([x[i] for i in chosen], shape, p) for x, p in sides)))
+        each = found.shape[1:2] == shape[1:] and found.ndim > 2
+        for i, row in zip(chosen, found, strict=False):
+            yield row[: len(tokens[i])] if each else row
+
+    return in_batches(range(len(tokens)), rows, run, lambda i: len(tokens[i]), progress)
+
+
+def split_rows(ragged):
+    """Ragged rows as a list of arrays."""
+    import numpy as np
+
+    return np.split(ragged.flat_values.numpy(), ragged.row_splits.numpy()[1:-1])
+
+
+def cross_entropy(logits, labels):
+    """The mean cross-entropy in nats of ``labels`` (N,) under ``logits`` (N, C)."""
+    import numpy as np
+
+    logits = np.asarray(logits, "float64")
+    logits = logits - logits.max(-1, keepdims=True)
+    chosen = np.take_along_axis(logits, np.asarray(labels)[:, None], -1)[:, 0]
+    return float((np.log(np.exp(logits).sum(-1)) - chosen).mean())

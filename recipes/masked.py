@@ -1,0 +1,185 @@
+"""Masked language models: train on plain text, evaluate, fill masks and export.
+
+polyhead train masked --data book.txt --preset bert-mini --out RUN
+polyhead fill-mask RUN "I am [MASK] hungry."
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from typer import Argument, Option
+
+from .encoding import (
+    EncoderSettings,
+    begin,
+    compile_encoder,
+    max_length,
+    read_lines,
+    sample_folder,
+    settings_of,
+)
+from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Split
+from .run import Run, draw_curve, load, lock_folder, save_average, show_progress
+from .settings import SAMPLE, option
+
+
+@dataclass(frozen=True)
+class Settings(EncoderSettings):
+    """The settings of a training run of a masked language model, named like the options."""
+
+    task: ClassVar[str] = "masked"
+    longest_warmup: ClassVar[int] = 10000
+
+    data: str = option(
+        SAMPLE,
+        "A text file (its last tenth is for validation); a folder with train.txt and val.txt, or "
+        "with documents *.txt; or 'sample', text included in polyhead.",
+        metavar="FILE|DIR|sample",
+    )
+    max_length: int | None = option(
+        None, "Tokens per row, filled with text. Default: 128, or fewer by the model."
+    )
+    batch_size: int = option(32, "Rows per batch.")
+    buckets: int = option(1, "Not used: all rows have one length.", hidden=True)
+    rate: float = option(0.15, "Fraction of the tokens that are predicted.")
+    whole_words: bool = option(False, "Mask all tokens of a word or none.")
+
+
+@lock_folder
+def train(settings, out, restart=False, say=print):
+    """Train a masked language model on text, or continue with a published one.
+
+    Stop it with Ctrl-C at any time; the same command resumes from the last checkpoint.
+    The best model by validation loss is RUN/best; curves are in RUN/curve.png, RUN/history.csv
+    and, for TensorBoard, RUN/logs.
+
+    Example: polyhead train masked --data book.txt --preset bert-mini --out RUN
+    """
+    from ..data import masked_batches
+    from ..data.masking import document_tokens
+    from ..training import SmoothedCrossEntropy
+
+    run = Run(settings, out, restart, say)
+    settings = run.settings
+    texts = {split: documents(settings.data, split) for split in ("train", "val")}
+    size = {split: sum(len(text.encode()) for text in texts[split]) for split in texts}
+    say(f"{size['train']:,} bytes of text, {size['val']:,} for validation")
+    with run.devices.scope():
+        model = begin(settings, run, texts["train"], "tokens")
+    streams = {
+        split: document_tokens(texts[split], model.tokenizer, settings.whole_words)
+        for split in texts
+    }
+    batches = functools.partial(mask, masked_batches, model, settings)
+    per_epoch = len(batches(streams["train"]))
+    compile_encoder(run, model, SmoothedCrossEntropy(0.0), per_epoch)
+    return run.fit(
+        model,
+        lambda update: batches(streams["train"], start=update),
+        batches(streams["val"], shuffle=False),
+        per_epoch,
+        "val_loss",
+        mode="min",
+        draw=draw_curve,
+    )
+
+
+def mask(masked_batches, model, settings, stream, **options):
+    return masked_batches(
+        stream,
+        model.tokenizer,
+        max_length(settings, model),
+        settings.batch_size,
+        settings.rate,
+        settings.whole_words,
+        seed=settings.seed,
+        **options,
+    )
+
+
+def documents(data, split):
+    """Reads the texts of a split of a run's data."""
+    from ..data import read_text
+
+    if data == SAMPLE:
+        return read_text(sample_folder("translation"), split, suffix=".en")
+    return read_text(Path(data), split)
+
+
+def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print):
+    """Evaluates a run's best model on a split of its data, "val" by default.
+
+    Returns:
+        a dict: ``loss`` in nats per masked token, ``perplexity``, ``accuracy``, ``tokens``.
+    """
+    import numpy as np
+
+    from ..data import masked_batches
+    from ..data.masking import document_tokens
+
+    settings, model = settings_of(run, Settings, data), load(run)
+    split = split or "val"
+    texts = documents(data or settings.data, split)
+    stream = document_tokens(texts, model.tokenizer, settings.whole_words)
+    batches = mask(masked_batches, model, settings, stream, shuffle=False)
+    compute = model._compiled(
+        "outputs",
+        lambda tokens, positions: model({"tokens": tokens, "positions": positions}),
+        "evaluation",
+    )
+    loss = hits = count = 0.0
+    for inputs, labels, weight in show_progress("evaluating")(batches):
+        logits = np.asarray(compute(inputs["tokens"], inputs["positions"]), "float64")
+        labels, chosen = labels.numpy(), weight.numpy() > 0
+        logits, labels = logits[chosen], labels[chosen]
+        largest = logits.max(-1)
+        normalizer = np.log(np.exp(logits - largest[:, None]).sum(-1)) + largest
+        loss += (normalizer - np.take_along_axis(logits, labels[:, None], -1)[:, 0]).sum()
+        hits += (logits.argmax(-1) == labels).sum()
+        count += chosen.sum()
+    if not count:
+        raise ValueError(f"{split} has too little text: no token is masked")
+    score = {
+        "loss": float(loss / count),
+        "perplexity": math.exp(loss / count),
+        "accuracy": float(hits / count),
+        "tokens": int(count),
+    }
+    say(
+        f"loss {score['loss']:.4f}, perplexity {score['perplexity']:.2f}, accuracy "
+        f"{score['accuracy']:.2%}; {score['tokens']:,} masked tokens of {split}"
+    )
+    return score
+
+
+def average(run: RunFolder, last: Last = 10, say=print):
+    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
+    save_average(run, last, evaluate, say)
+
+
+def fill_mask(
+    run: ModelFolder,
+    inputs: Annotated[
+        list[str] | None,
+        Argument(metavar="TEXT ...", help="Texts with [MASK]. Default: lines of standard input."),
+    ] = None,
+    top: Annotated[int, Option(help="Number of tokens per mask.")] = 5,
+):
+    """Predict masked tokens: prints a line per token.
+
+    A line has the text's number, the mask's number, the token and its probability.
+    """
+    texts = list(read_lines(inputs))
+    for i, found in enumerate(load(run).fill_mask(texts, top=top)):
+        masks = [found] if isinstance(found[0][0], str) else found
+        for j, tokens in enumerate(masks):
+            for token, probability in tokens:
+                print(f"{i}\t{j}\t{token}\t{probability:.4f}")
+
+
+def export(run: ModelFolder, folder: ExportFolder, format: Format = "tf_saved_model"):
+    """Exports a run's best model for TensorFlow Serving, or in another ``format``."""
+    print(load(run).export(folder, format=format))

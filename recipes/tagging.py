@@ -1,0 +1,177 @@
+"""Tagging of words, such as the names in a text: train, evaluate, tag and export.
+
+Entities of wnut17 from MiniLM:
+
+    polyhead train tagging --data wnut17 --pretrained MINILM --peak 1e-4 --out RUN
+    polyhead evaluate RUN --split test
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from typer import Argument
+
+from .encoding import (
+    EncoderSettings,
+    begin,
+    cross_entropy,
+    fit,
+    max_length,
+    outputs,
+    read_lines,
+    read_split,
+    settings_of,
+)
+from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Split
+from .run import Run, load, lock_folder, save_average, show_progress
+from .settings import SAMPLE, option
+
+
+@dataclass(frozen=True)
+class Settings(EncoderSettings):
+    """The settings of a training run of a tagger, named like the command's options."""
+
+    task: ClassVar[str] = "tagging"
+    longest_warmup: ClassVar[int] = 1000
+
+    data: str = option(
+        SAMPLE,
+        "A file of lines 'word TAB tag' with tags O, B-name and I-name, and a blank line after "
+        "each sentence (a tenth is for validation); a folder with train, val and test as .conll, "
+        ".bio, .txt or .tsv; or 'sample', sentences included in polyhead.",
+        metavar="FILE|DIR|sample",
+    )
+
+
+@lock_folder
+def train(settings, out, restart=False, say=print):
+    """Train a text encoder to tag words, such as names, or fine-tune a published one.
+
+    Stop it with Ctrl-C at any time; the same command resumes from the last checkpoint.
+    The best model by F1 of validation entities is RUN/best; curves are in RUN/curve.png,
+    RUN/history.csv and, for TensorBoard, RUN/logs.
+
+    Example: polyhead train tagging --data wnut17 --pretrained MINILM --out RUN
+    """
+    from ..data import tagging_batches
+    from ..training import SmoothedCrossEntropy
+
+    run = Run(settings, out, restart, say)
+    settings = run.settings
+    sentences, val = (read(settings.data, split)[0] for split in ("train", "val"))
+    classes = sentences.classes
+    say(f"{len(sentences):,} sentences, {sum(map(len, sentences.words)):,} words")
+    check_tags(val, classes, settings.data)
+    with run.devices.scope():
+        model = begin(settings, run, map(" ".join, sentences.words), "tags", classes)
+    length = max_length(settings, model)
+
+    def batches(**options):
+        return tagging_batches(
+            sentences,
+            model.tokenizer,
+            classes,
+            settings.batch_size,
+            length,
+            settings.buckets,
+            seed=settings.seed,
+            **options,
+        )
+
+    return fit(
+        run,
+        model,
+        batches,
+        SmoothedCrossEntropy(0.0),
+        lambda model: score(model, val, length),
+        "f1",
+        label="F1 of entities on validation",
+        unit="words",
+    )
+
+
+def read(data, split=None, other=None):
+    """Reads a split of a run's data, or of other data; also returns the split's name."""
+    from ..data import read_tagged_words
+
+    return read_split(read_tagged_words, "names", data, split, other)
+
+
+def check_tags(sentences, classes, data):
+    if unknown := sorted({tag for tags in sentences.tags for tag in tags} - set(classes)):
+        raise ValueError(f"{data}: the tag {unknown[0]!r} is not one of the model's")
+
+
+def score(model, sentences, length, progress=False):
+    """The loss of a model per word, and the scores of the entities it finds.
+
+    Words beyond ``length`` tokens are tagged "O".
+    """
+    import numpy as np
+
+    from ..data.encoder_batches import class_indices, encode_words
+    from ..training import entity_scores
+
+    names = model.config.class_names
+    tokens, words = encode_words(sentences.words, model.tokenizer, length)
+    firsts = np.split(words.flat_values.numpy(), words.row_splits.numpy()[1:-1])
+    found, logits, labels = [], [], []
+    for tags, first, row in zip(
+        sentences.tags, firsts, outputs(model, tokens, progress=progress), strict=True
+    ):
+        chosen = row[first >= 0]
+        predicted = np.full(len(tags), names.index("O"))
+        predicted[first[first >= 0]] = chosen.argmax(-1)
+        found.append([names[i] for i in predicted])
+        logits.append(chosen)
+        labels.append(class_indices(tags, names)[first[first >= 0]])
+    loss = cross_entropy(np.concatenate(logits), np.concatenate(labels))
+    return {"loss": loss, **entity_scores(sentences.tags, found)}
+
+
+def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print):
+    """Evaluates a run's best model on a split of its data, "val" by default.
+
+    Returns:
+        a dict: ``loss``, ``precision``, ``recall``, ``f1`` and the number of ``sentences``.
+
+    Raises:
+        ValueError: the data have other tags.
+    """
+    settings, model = settings_of(run, Settings, data), load(run)
+    sentences, split = read(settings.data, split, data)
+    check_tags(sentences, model.config.class_names, data or settings.data)
+    length, progress = max_length(settings, model), show_progress("evaluating")
+    found = score(model, sentences, length, progress) | {"sentences": len(sentences)}
+    say(
+        f"F1 {found['f1']:.2%}, precision {found['precision']:.2%}, recall {found['recall']:.2%} "
+        f"of entities; {len(sentences):,} sentences of {split}"
+    )
+    return found
+
+
+def average(run: RunFolder, last: Last = 10, say=print):
+    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
+    save_average(run, last, evaluate, say)
+
+
+def tag(
+    run: ModelFolder,
+    inputs: Annotated[
+        list[str] | None,
+        Argument(metavar="TEXT ...", help="Texts. Default: the lines of standard input."),
+    ] = None,
+):
+    """Find names and the like in texts: prints a line per span.
+
+    A line has the text's number, the span, its label, start, end (characters) and probability.
+    """
+    model, texts = load(run), read_lines(inputs)
+    for i, spans in enumerate(model.tag(texts, progress=show_progress("tagging"))):
+        for span in spans:
+            print(f"{i}\t{span.text}\t{span.label}\t{span.start}\t{span.end}\t{span.score:.4f}")
+
+
+def export(run: ModelFolder, folder: ExportFolder, format: Format = "tf_saved_model"):
+    """Exports a run's best model for TensorFlow Serving, or in another ``format``."""
+    print(load(run).export(folder, format=format))

@@ -1,0 +1,221 @@
+"""The recipes of text encoders: classes, tags, answers, embeddings and masked tokens."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from polyhead.data import read_labelled_texts
+from polyhead.recipes import answering, embedding, masked, tagging, text_classification
+from polyhead.recipes.encoding import sample_folder
+from polyhead.recipes.run import load
+from polyhead.training import read_tensors
+from polyhead.zoo import BERT
+from tests.recipes.conftest import without_xla
+from tests.recipes.test_command import polyhead
+
+RECIPES = {
+    "text_classification": text_classification,
+    "tagging": tagging,
+    "answering": answering,
+    "embedding": embedding,
+    "masked": masked,
+}
+SMALL = dict(vocab_size=400, buckets=1, peak=3e-3, schedule="sqrt")
+
+
+def quiet(line):
+    pass
+
+
+def train(recipe, out, **settings):
+    settings = {**SMALL, **settings}
+    with without_xla():
+        return recipe.train(recipe.Settings(**settings), out, say=quiet)
+
+
+@pytest.fixture(scope="module")
+def trained(shared_models, tmp_path_factory):
+    """A function that returns a run of a task; tests may not change it."""
+    runs = {}
+
+    def run(task):
+        if task not in runs:
+            out = tmp_path_factory.mktemp("runs") / task
+            train(RECIPES[task], out, updates=8, interval=4)
+            runs[task] = out
+        return runs[task]
+
+    return run
+
+
+SCORES = {
+    "text_classification": ("accuracy", "macro_f1", "matthews", "loss"),
+    "tagging": ("f1", "precision", "recall", "loss"),
+    "answering": ("f1", "exact", "answer_f1", "no_answer"),
+    "embedding": ("spearman", "pearson"),
+    "masked": ("loss",),
+}
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_evaluation_gives_the_scores_of_the_best_checkpoint(trained, task):
+    run, recipe = trained(task), RECIPES[task]
+    rows = list(csv.DictReader((run / "history.csv").open()))
+    assert len(rows) == 2 and float(rows[1]["loss"]) < float(rows[0]["loss"])
+    monitor, sign = f"val_{SCORES[task][0]}", 1 - 2 * (task == "masked")
+    best = max(rows, key=lambda row: sign * float(row[monitor]))
+    found = recipe.evaluate(run, say=quiet)
+    for name in SCORES[task]:
+        assert found[name] == pytest.approx(float(best[f"val_{name}"]), abs=2e-4), name
+    assert (run / "curve.png").exists() and (run / "tokenizer.json").exists()
+
+
+def test_answers_have_the_threshold_of_validation(trained):
+    run = trained("answering")
+    rows = list(csv.DictReader((run / "history.csv").open()))
+    best = max(rows, key=lambda row: float(row["val_f1"]))
+    config = json.loads((run / "best" / "config.json").read_text())
+    assert config["no_answer"] == pytest.approx(float(best["val_threshold"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "task, arguments, lines",
+    [
+        ("text_classification", ("classify", "one", "two", "--top", 2), 4),
+        ("tagging", ("tag", "Ada Hill works in Oslo."), None),
+        ("answering", ("answer", "Who sleeps?", "Who?", "--context", "Ada sleeps."), 2),
+        ("embedding", ("embed", "a text", "another"), 2),
+        ("masked", ("fill-mask", "the [MASK] sleeps", "a [MASK] and a [MASK]", "--top", 3), 9),
+    ],
+)
+def test_verbs_print_lines(trained, monkeypatch, capfd, task, arguments, lines):
+    verb, *others = arguments
+    for name in (verb, "predict"):
+        status, out, err = polyhead(monkeypatch, capfd, name, trained(task), *others)
+        assert status == 0, err
+        assert lines is None or len(out.splitlines()) == lines
+    other = "embed" if task != "embedding" else "tag"
+    status, _, err = polyhead(monkeypatch, capfd, other, trained(task), "a")
+    assert status == 1 and f"is for {task.replace('_', ' ')}, not for" in err
+
+
+def test_embeddings_are_saved_as_an_array(trained, monkeypatch, capfd, tmp_path):
+    file = tmp_path / "a.npy"
+    ask = ("embed", trained("embedding"), "a text", "another", "--save", file)
+    assert polyhead(monkeypatch, capfd, *ask)[0] == 0
+    assert np.load(file).shape == (2, 32)
+
+
+@pytest.mark.parametrize("task", ["text_classification", "masked"])
+def test_an_interrupted_run_gives_the_same_weights(trained, tmp_path, task):
+    """The first checkpoint's files, and the same command."""
+    run = shutil.copytree(trained(task), tmp_path / "run")
+    for path in run.glob("checkpoint-*8.safetensors"):
+        path.unlink()
+    train(RECIPES[task], run, updates=8, interval=4)
+    name = "checkpoint-00000008.safetensors"
+    for key, value in read_tensors(trained(task) / name)[0].items():
+        np.testing.assert_array_equal(value, read_tensors(run / name)[0][key], key)
+
+
+def test_a_pretrained_model_gets_another_head_and_adapters(trained, tmp_path):
+    settings = dict(pretrained=str(trained("masked")), updates=2, interval=2)
+    train(tagging, tmp_path / "tags", lora=2, layer_decay=0.5, **settings)
+    before, after = (
+        {v.path: v.numpy() for v in load(run).weights}
+        for run in (trained("masked"), tmp_path / "tags")
+    )
+    for path, value in after.items():
+        changed = not np.array_equal(before.get(path, 0), value)
+        assert changed == bool("head/" in path or path.endswith(("query/kernel", "value/kernel")))
+    train(embedding, tmp_path / "vectors", freeze="^block_0/", **settings)
+    model = load(tmp_path / "vectors")
+    assert model.config.head is None
+    for v in model.weights:
+        assert np.array_equal(before[v.path], v.numpy()) == v.path.startswith("block_0/"), v.path
+
+
+def test_pairs_without_scores_are_ranked_in_the_batch(tmp_path):
+    texts = read_labelled_texts(sample_folder("messages"), "train").texts[:60]
+    (tmp_path / "pairs.tsv").write_text("".join(f"{t}\tOh, {t}\n" for t in texts), "utf-8")
+    history = train(embedding, tmp_path / "run", data=str(tmp_path / "pairs.tsv"), updates=4)
+    assert history[-1]["val_accuracy"] > 0.5
+    found = embedding.evaluate(tmp_path / "run", say=quiet)
+    assert found == {"accuracy": pytest.approx(history[-1]["val_accuracy"]), "pairs": 6}
+
+
+def test_a_file_is_evaluated_as_a_whole(trained, tmp_path, monkeypatch, capfd):
+    (tmp_path / "a.csv").write_text("text,label\nwhere is it?,delivery\nthanks!,thanks\n")
+    ask = ("evaluate", trained("text_classification"), "--data", tmp_path / "a.csv")
+    status, out, _ = polyhead(monkeypatch, capfd, *ask)
+    assert status == 0 and out.endswith("2 texts of a.csv\n")
+    model = shutil.copytree(trained("text_classification") / "best", tmp_path / "model")
+    status, found, _ = polyhead(monkeypatch, capfd, "evaluate", model, *ask[2:])
+    assert status == 0 and found == out
+    status, _, err = polyhead(monkeypatch, capfd, "evaluate", model)
+    assert status == 1 and "is not a run, which has data: pass --data" in err
+    (tmp_path / "a.csv").write_text("text,label\nwhere is it?,praise\n")
+    status, _, err = polyhead(monkeypatch, capfd, *ask)
+    assert status == 1 and "the class 'praise' is not one of the model's" in err
+
+
+def test_the_data_decide_what_is_classified(trained, monkeypatch, capfd, tmp_path):
+    (tmp_path / "a.csv").write_text("".join(f"text {i},{i % 2}\n" for i in range(20)))
+    calls = []
+    for kind, recipe in (("texts", text_classification), ("images", None)):
+        from polyhead.recipes import classification
+
+        name = kind
+        monkeypatch.setattr(
+            recipe or classification, "train", lambda s, *_, name=name: calls.append((name, s))
+        )
+    begin = ("train", "classification", "--out", tmp_path / "run")
+    for data, kind in ((tmp_path / "a.csv", "texts"), ("sample-text", "texts"), (None, "images")):
+        ask = (*begin, "--data", data) if data else begin
+        assert polyhead(monkeypatch, capfd, *ask)[0] == 0
+        assert calls.pop()[0] == kind
+    for options, message in (
+        (("--data", "sample-text", "--mix"), "--mix: for images only, not for texts"),
+        (("--lora", 2), "--lora: for texts only, not for images"),
+    ):
+        status, _, err = polyhead(monkeypatch, capfd, *begin, *options)
+        assert status == 1 and message in err and not calls
+    config = tmp_path / "settings.json"
+    settings = text_classification.Settings(epochs=3)
+    config.write_text(json.dumps({"task": "text_classification", **dataclasses.asdict(settings)}))
+    assert polyhead(monkeypatch, capfd, *begin, "--config", config, "--epochs", 4)[0] == 0
+    assert calls.pop() == ("texts", dataclasses.replace(settings, epochs=4))
+
+
+def test_bad_data_and_settings_are_one_line(trained, monkeypatch, capfd, tmp_path):
+    one = tmp_path / "one.csv"
+    one.write_text("".join(f"text {i},same\n" for i in range(20)))
+    begin = ("train", "classification", "--out", tmp_path / "run", "--data")
+    BERT(dataclasses.replace(BERT.PRESETS["bert-tiny"], vocab_size=9)).save_pretrained(
+        tmp_path / "bare"
+    )
+    for arguments, message in (
+        ((*begin, one), "texts must have at least 2 classes"),
+        ((*begin, "sample-text", "--preset", "gpt2"), "text encoders have presets bert-base"),
+        ((*begin, "sample-text", "--max-length", 9999), "max_length must be at most the model's"),
+        ((*begin, "sample-text", "--pretrained", tmp_path / "bare"), "has no tokenizer"),
+        (
+            (*begin, "sample-text", "--layer-decay", 0.9, "--optimizer", "muon"),
+            "layer_decay needs the optimizer adam",
+        ),
+        (("answer", trained("answering"), "Who?"), "pass --context"),
+    ):
+        status, _, err = polyhead(monkeypatch, capfd, *arguments)
+        assert status == 1 and message in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", RECIPES)
+def test_exports_are_written(trained, monkeypatch, capfd, tmp_path, task):
+    status, out, err = polyhead(monkeypatch, capfd, "export", trained(task), tmp_path / "e")
+    assert status == 0 and out == f"{tmp_path / 'e' / '1'}\n", err
