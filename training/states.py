@@ -104,7 +104,15 @@ def random_states(model):
 def some(names):
     """Formats the first of ``names`` and the number of the others."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{names[:5]}{more}" if names else "nothing else"
+    return f"{names[:5]}{more}"
+
+
+def check_names(missing, unread, source):
+    """Raises a `CheckpointError` if tensors are missing or left over."""
+    parts = [f"it lacks {some(missing)}"] if missing else []
+    parts += [f"the model has no {some(unread)}"] if unread else []
+    if parts:
+        raise CheckpointError(f"{source} does not fit the model: {', and '.join(parts)}")
 
 
 def check_shapes(shapes, tensors, source):
@@ -161,13 +169,8 @@ def assign(variables, tensors, source, unchecked=()):
         CheckpointError: a tensor is missing, left over, of another shape or type, or non-finite;
             the message names it.
     """
-    missing = sorted(set(variables) - set(tensors))
-    unread = sorted(set(tensors) - set(variables))
-    if missing or unread:
-        raise CheckpointError(
-            f"{source} does not fit the model: it lacks {some(missing)}, "
-            f"and the model has no {some(unread)}"
-        )
+    missing, unread = set(variables) - set(tensors), set(tensors) - set(variables)
+    check_names(sorted(missing), sorted(unread), source)
     check_shapes(((name, v.shape) for name, v in variables.items()), tensors, source)
     for name, variable in variables.items():
         if not name.startswith(unchecked):

@@ -577,6 +577,8 @@ class TextEncoder(Pretrained):
         array([0.6, 0.1], dtype=float32)
         """
         a, b = (self._unit(x) for x in (a, b))
+        if a.shape[-1] != b.shape[-1]:
+            raise ValueError(f"embeddings must have the same size: {a.shape[-1]}, {b.shape[-1]}")
         return np.asarray(a @ b.T if b.ndim == 2 else a @ b, "float32")
 
     def _unit(self, texts):

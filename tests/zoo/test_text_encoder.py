@@ -239,6 +239,8 @@ def test_similarity_and_search_are_those_of_cosines(tokenizer):
     assert all(len(row) == 5 for row in several)
     with pytest.raises(ValueError, match=r"embeddings must have the shape \(M, 16\): \(2, 3\)"):
         model.search("a", np.zeros([2, 3]))
+    with pytest.raises(ValueError, match="embeddings must have the same size: 16, 3"):
+        model.similarity("a", np.zeros([2, 3]))
 
 
 def test_rerank_orders_texts_by_their_score(tokenizer):

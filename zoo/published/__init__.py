@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from ...training import CheckpointError
-from ...training.states import by_path, check_shapes, check_values, some
+from ...training.states import by_path, check_names, check_shapes, check_values, some
 from . import table
 from .files import Tensors, check_files, find_folder, naming_errors, read_json
 from .settings import Settings, write_settings
@@ -385,12 +385,3 @@ def write_checkpoint(model, format, weights):
 def check_shape(name, shape, expected, source):
     if shape != expected:
         raise CheckpointError(f"{source}: {name} has shape {shape}, expected {expected}")
-
-
-def check_names(missing, unread, source):
-    """Raises a `CheckpointError` if tensors are missing or left over."""
-    if missing or unread:
-        raise CheckpointError(
-            f"{source} does not fit the model: it lacks {some(missing)}, "
-            f"and the model has no {some(unread)}"
-        )

@@ -129,7 +129,7 @@ def test_more_beams_find_more_likely_sequences():
 
 def test_scores_equal_the_models_log_probabilities():
     model, source = confident(), random_tokens(3, 5)
-    tokens, score = run_search(model, source, num_beams=4, length_penalty=0.7)
+    tokens, score = run_search(model, source, None, num_beams=4, length_penalty=0.7)
     for row, beam in itertools.product(range(3), range(4)):
         kept = tokens[row, beam]
         n = list(kept).index(END) + 1 if END in kept else len(kept)
@@ -151,7 +151,7 @@ def test_impossible_hypotheses_are_never_returned():
 
 def test_the_default_length_limit_applies_without_a_length():
     model, source = confident(), random_tokens(4, 6)
-    usual = run_search(model, source)
+    usual = run_search(model, source, None)
     longer = run_search(model, source, max_new_tokens=500)
     np.testing.assert_array_equal(longer[0], usual[0])
 
