@@ -359,14 +359,7 @@ def test_unsupported_settings_are_refused_by_name(learned, tmp_path):
     refused("two pieces of the vocabulary have the same id", model={"vocab": {**vocab, "zz": 1}})
     refused("the prefix of pieces must be '##'", model={"continuing_subword_prefix": "@@"})
     for longest in (0, 10**12):
-<<<<<<< HEAD
         refused("max_input_chars_per_word must be", model={"max_input_chars_per_word": longest})
-=======
-        refused(
-            "max_input_chars_per_word must be from 1 to",
-            model={"max_input_chars_per_word": longest},
-        )
->>>>>>> rev
     refused("unk_token must be a string", model={"unk_token": None})
     refused("only supported normalizer is BertNormalizer: .*NFKC", normalizer={"type": "NFKC"})
     refused("only supported normalizer is BertNormalizer", normalizer=None)
