@@ -13,7 +13,7 @@ from ..layers.feed_forward import gelu_tanh
 from ..layers.parts import Composed
 from .model import HUGE, check_real
 
-# What each head gives for tokens (B, T), and the methods that need it.
+# The heads, and the methods that need them.
 HEADS = {
     "classes": "classify",
     "score": "rerank",
