@@ -86,6 +86,7 @@ def test_the_server_and_python_give_equal_answers(vit, exported, tmp_path):
     assert json.loads(done.stdout)["labels"] == answer["labels"][:1]
 
 
+@pytest.mark.slow
 def test_greyscale_models_read_all_formats(tmp_path):
     sizes = {**SIZES, "channels": 1, "mean": (0.5,), "std": (0.5,)}
     model, random = ViT(ViTConfig(**sizes)), np.random.default_rng(0)

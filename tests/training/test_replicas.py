@@ -256,10 +256,9 @@ def test_a_strategy_of_one_replica_trains_like_no_strategy():
         assert largest_difference(alone, model) < 1e-6
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_the_compiled_step_equals_the_eager_one(policy, devices):
     keras.config.set_dtype_policy(policy)
     settings = dict(gradient_accumulation_steps=2, use_ema=True, ema_overwrite_frequency=2)
