@@ -157,6 +157,7 @@ def test_the_commands_of_help_run(folder, monkeypatch, capfd):
     tasks = ["classification", "classification", "embedding", "tagging", "translation"]
     assert sorted(arguments[1] for arguments in examples) == tasks
     for arguments in examples:
+        shutil.rmtree("RUN", ignore_errors=True)
         run(monkeypatch, capfd, arguments)
     assert load("runs/photos").config.class_names == ("bird", "cat", "dog", "fish", "frog")
 
