@@ -93,8 +93,15 @@ def test_tokens_and_offsets_equal_hugging_face(learned, tmp_path, count, case):
     assert not different, (len(different), different[:2])
 
 
-@pytest.mark.parametrize("points", [SOME, pytest.param(POINTS, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", CASES)
+LONG = [pytest.mark.slow, pytest.mark.long]
+SWEEPS = [
+    *((case, SOME) for case in CASES),
+    pytest.param(CASES[0], POINTS, marks=pytest.mark.slow),
+    *(pytest.param(case, POINTS, marks=LONG) for case in CASES[1:]),
+]
+
+
+@pytest.mark.parametrize("case, points", SWEEPS)
 def test_every_code_point_is_normalized_and_split_as_in_hugging_face(case, points):
     lowercase, strip, chinese = case
     reference = tokenizers.normalizers.BertNormalizer(
