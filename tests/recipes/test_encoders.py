@@ -14,7 +14,7 @@ from polyhead.recipes.run import load
 from polyhead.recipes.settings import sample_folder
 from polyhead.training import read_tensors
 from polyhead.zoo import BERT
-from tests.recipes.conftest import without_xla
+from tests.conftest import without_xla
 from tests.recipes.test_command import polyhead
 
 RECIPES = {
