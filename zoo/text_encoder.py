@@ -13,7 +13,8 @@ import numpy as np
 from keras import ops
 
 from ..layers.arguments import plain
-from ..training import SmoothedCrossEntropy
+from ..training import SmoothedCrossEntropy, SpanCrossEntropy
+from ..training.losses import unit
 from ..training.states import by_path
 from .heads import HEADS, SAME, Head, change_head, head_size, pool
 from .model import Classification, Pretrained, bucket, check_count, in_batches, pad_rows
@@ -157,11 +158,11 @@ class TextEncoder(Pretrained):
         )
 
     def call(self, inputs: Any) -> Any:
+        if (head := self.config.head) is None:
+            return self.embeddings(inputs)
         given = inputs if isinstance(inputs, dict) else {"tokens": inputs}
-        tokens, head = given["tokens"], self.config.head
+        tokens = given["tokens"]
         x = self.features(tokens, given.get("types"))
-        if head is None:
-            return self.pooled(x, tokens)
         if head in ("classes", "score"):
             x = pool(x, self.is_text(tokens), self.head_pooling)
             logits = ops.cast(self.head(ops.cast(x, self.compute_dtype)), "float32")
@@ -180,7 +181,7 @@ class TextEncoder(Pretrained):
         """Features ``x`` (B, T, D) -> embeddings (B, D), of norm 1 if ``config.normalize``."""
         x = pool(x, self.is_text(tokens), self.config.pooling)
         if self.config.normalize:
-            x = x / ops.maximum(ops.norm(x, axis=-1, keepdims=True), 1e-12)
+            x = unit(x)
         return x
 
     def adapt(
@@ -892,23 +893,6 @@ class TextEncoder(Pretrained):
             signatures = {"embed": (embed, one, texts)}
         signatures = {"serving_default": next(iter(signatures.values())), **signatures}
         return export(filepath, "text", signatures, self.weights, tracked=[tokenizer])
-
-
-@keras.saving.register_keras_serializable("polyhead")
-class SpanCrossEntropy(keras.losses.Loss):
-    """The cross-entropy of the first and of the last token of an answer, averaged.
-
-    Call with ``labels`` (B, 2), indices of tokens, and ``logits`` (B, T, 2).
-    (Devlin et al. 2019, section 4.2.)
-    """
-
-    def __init__(self, name: str = "span_cross_entropy", **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
-
-    def call(self, labels, logits):
-        labels = ops.cast(labels, "int32")
-        chosen = ops.take_along_axis(logits, labels[:, None, :], axis=1)[:, 0]
-        return ops.mean(ops.logsumexp(logits, axis=1) - chosen, axis=-1)
 
 
 def answers(context, start, end, score, none):
