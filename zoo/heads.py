@@ -1,16 +1,17 @@
 """What follows the features of a text encoder: heads and pooling."""
 
 import dataclasses
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from ..layers import Dropout
-from ..layers.arguments import Tensor, plain
+from ..layers.arguments import Tensor
 from ..layers.feed_forward import gelu_tanh
 from ..layers.parts import Composed
+from .classes import check_class_names, count_classes
 from .model import HUGE, check_real
 
 # The heads, and the methods that need them.
@@ -146,11 +147,7 @@ def change_head(
         num_classes, class_names: of the new head; the number follows from the names.
     """
     head = config.head if head == SAME else head
-    if isinstance(class_names, Set):
-        raise ValueError(f"class_names need an order, which a set does not have: {class_names!r}")
-    if class_names is not None and not isinstance(class_names, str):
-        class_names = plain(tuple(class_names))
-        num_classes = len(class_names) if num_classes is None else num_classes
+    num_classes, class_names = count_classes(num_classes, class_names)
     if num_classes is None:
         num_classes, same = 0, head == config.head
         if head in CLASSIFIERS:
@@ -205,25 +202,17 @@ def check_head(config: Any) -> None:
     Raises:
         ValueError: naming the setting.
     """
-    if isinstance(config.class_names, list):
-        object.__setattr__(config, "class_names", tuple(config.class_names))
-    head, names = config.head, config.class_names
+    head = config.head
     if head not in [None, *HEADS]:  # a list: it may be unhashable
         raise ValueError(f"head must be one of {', '.join(HEADS)}, or None: {head!r}")
     if head in CLASSIFIERS:
         if config.num_classes < 1:
             raise ValueError(f"the head {head!r} needs num_classes: {config.num_classes}")
-    elif config.num_classes or names is not None:
+    elif config.num_classes or config.class_names is not None:
         raise ValueError(
             f"num_classes and class_names belong to the heads 'classes' and 'tags', not {head!r}"
         )
-    if names is not None:
-        if type(names) is not tuple or not all(type(name) is str for name in names):
-            raise ValueError(f"class_names must be strings: {names!r:.100}")
-        if len(names) != config.num_classes:
-            raise ValueError(
-                f"there must be a name for each class: {len(names)}, {config.num_classes}"
-            )
+    check_class_names(config)
     if config.pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}: {config.pooling!r}")
     check_real(config, "no_answer", lambda x: -HUGE <= x <= HUGE, "a finite number")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import keras
 import numpy as np
@@ -553,18 +553,6 @@ def replace_folder(new, folder):
         raise
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
-
-
-class Classification(NamedTuple):
-    """A class and its probability; the label of a class without a name is its number.
-
-    >>> label, probability = polyhead.Classification("cat", 0.9)
-    >>> label
-    'cat'
-    """
-
-    label: str
-    probability: float
 
 
 class ScoredText(str):

@@ -16,8 +16,9 @@ from ..layers.arguments import plain
 from ..training import SmoothedCrossEntropy, SpanCrossEntropy
 from ..training.losses import unit
 from ..training.states import by_path
+from .classes import Classification, Classifier
 from .heads import HEADS, SAME, Head, change_head, head_size, pool
-from .model import Classification, Pretrained, bucket, check_count, in_batches, pad_rows
+from .model import bucket, check_count, in_batches, pad_rows
 from .texts import as_texts, chunks, clean, unpack
 
 # Devlin et al. 2019, appendix A.5, and their code for SQuAD.
@@ -80,7 +81,7 @@ class Match(NamedTuple):
     score: float
 
 
-class TextEncoder(Pretrained):
+class TextEncoder(Classifier):
     """Base class of text encoders; a subclass is a network and calls `build_head`.
 
     The configuration has ``vocab_size``, ``max_length``, ``dim``, ``dropout``, ``pad_id`` and the
@@ -224,10 +225,6 @@ class TextEncoder(Pretrained):
         """The maximum number of tokens of an input, special tokens included."""
         return self.config.max_length
 
-    def label(self, i: int) -> str:
-        """The name of class ``i``, or its number."""
-        return str(i) if self.config.class_names is None else self.config.class_names[i]
-
     def classify(
         self,
         texts: Any,
@@ -260,17 +257,12 @@ class TextEncoder(Pretrained):
         >>> model.classify(("It rains.", "It is wet."), top=3)  # doctest: +SKIP
         """
         self._need_head("classes")
-        count = 1 if top is None else plain(top)
-        if type(count) is not int or not 0 < count <= self.config.num_classes:
-            raise ValueError(f"top must be from 1 to {self.config.num_classes}: {top!r}")
+        self._check_top(top)
         texts, single = as_texts("classify", texts, pairs=True)
         rows = self._rows("classify", texts)
         compute = self._compiled("classify", self.class_probabilities, "classify", xla=False)
-        results = []
-        for probabilities in self._run(rows, compute, batch_size, progress):
-            best = np.argsort(-probabilities, kind="stable")[:count]
-            classes = [Classification(self.label(i), float(probabilities[i])) for i in best]
-            results.append(classes[0] if top is None else classes)
+        found = self._run(rows, compute, batch_size, progress)
+        results = [self._most_likely(probabilities, top) for probabilities in found]
         return results[0] if single else results
 
     def class_probabilities(self, inputs: Any) -> Any:

@@ -138,6 +138,8 @@ def test_adapt_keeps_the_network_and_what_the_heads_share(tokenizer):
         model.adapt("tags")
     with pytest.raises(ValueError, match="class_names need an order"):
         model.adapt("tags", class_names=set(NAMES))
+    with pytest.raises(ValueError, match="class_names must be strings: 'cat'"):
+        model.adapt(class_names="cat")
     for overrides in (dict(dim=32), dict(num_layers=2)):
         with pytest.raises(ValueError, match="no other weights than the head's can change: "):
             model.adapt(**overrides)
