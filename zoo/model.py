@@ -635,20 +635,6 @@ def progress_bar(title: str) -> Callable:
     return lambda batches: track(batches, title, console=console, disable=not console.is_terminal)
 
 
-def as_list(verb: str, texts: Any, name: str = "text") -> tuple[list, bool]:
-    """Returns ``texts``, a string or several, as a list, and whether it is one string.
-
-    Raises:
-        TypeError: an item is not a string. The message names the method, ``verb``.
-    """
-    single = isinstance(texts, str | bytes)
-    texts = [texts] if single else list(texts)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str | bytes):
-            raise TypeError(f"{verb} takes a string or a list of them: {name} {i} is {text!r:.100}")
-    return texts, single
-
-
 def check_count(value: Any, name: str = "num_return_sequences") -> int:
     """Returns ``value`` as a positive integer below 2^31; 1 if it is None."""
     value = 1 if value is None else plain(value)
