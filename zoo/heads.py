@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ from ..layers.arguments import Tensor
 from ..layers.feed_forward import gelu_tanh
 from ..layers.parts import Composed
 from .classes import check_class_names, count_classes
-from .model import HUGE, check_real
+from .model import HUGE, check_config, check_real
 
 # The heads, and the methods that need them.
 HEADS = {
@@ -25,6 +26,42 @@ HEADS = {
 CLASSIFIERS = ("classes", "tags")
 SAME = "same"  # as the head to change to: the one that a model has; None is no head
 POOLINGS = ("mean", "token", "max", "mean_sqrt", "last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The settings of the head and of pooling, for the configurations of text encoders.
+
+    It checks these fields, and those of the subclass by `check_config`.
+
+    Raises:
+        ValueError: a setting is invalid; the message names it.
+    """
+
+    head: str | None = None  # "classes", "score", "tags", "spans" or "tokens"
+    num_classes: int = 0
+    class_names: tuple[str, ...] | None = None
+    pooling: str = "mean"  # of `embed`
+    normalize: bool = False
+    no_answer: float = 0.0  # of `answer`: none if score(none) - score(best span) is larger
+
+    def __post_init__(self):
+        check_config(self)
+        head = self.head
+        if head not in [None, *HEADS]:  # a list: it may be unhashable
+            raise ValueError(f"head must be one of {', '.join(HEADS)}, or None: {head!r}")
+        if head in CLASSIFIERS:
+            if self.num_classes < 1:
+                raise ValueError(f"the head {head!r} needs num_classes: {self.num_classes}")
+        elif self.num_classes or self.class_names is not None:
+            raise ValueError(
+                "num_classes and class_names belong to the heads 'classes' and 'tags', not "
+                f"{head!r}"
+            )
+        check_class_names(self)
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}: {self.pooling!r}")
+        check_real(self, "no_answer", lambda x: -HUGE <= x <= HUGE, "a finite number")
 
 
 @keras.saving.register_keras_serializable("polyhead")
@@ -194,25 +231,3 @@ def pool(x: Tensor, mask: Tensor, pooling: str) -> Tensor:
     total = ops.sum(x * weights[..., None], axis=1)
     count = ops.maximum(count, 1e-9)[:, None]
     return total / (ops.sqrt(count) if pooling == "mean_sqrt" else count)
-
-
-def check_head(config: Any) -> None:
-    """Checks the settings of the head after `check_config`, and makes lists tuples.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    head = config.head
-    if head not in [None, *HEADS]:  # a list: it may be unhashable
-        raise ValueError(f"head must be one of {', '.join(HEADS)}, or None: {head!r}")
-    if head in CLASSIFIERS:
-        if config.num_classes < 1:
-            raise ValueError(f"the head {head!r} needs num_classes: {config.num_classes}")
-    elif config.num_classes or config.class_names is not None:
-        raise ValueError(
-            f"num_classes and class_names belong to the heads 'classes' and 'tags', not {head!r}"
-        )
-    check_class_names(config)
-    if config.pooling not in POOLINGS:
-        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}: {config.pooling!r}")
-    check_real(config, "no_answer", lambda x: -HUGE <= x <= HUGE, "a finite number")

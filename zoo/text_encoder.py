@@ -84,10 +84,9 @@ class Match(NamedTuple):
 class TextEncoder(Classifier):
     """Base class of text encoders; a subclass is a network and calls `build_head`.
 
-    The configuration has ``vocab_size``, ``max_length``, ``dim``, ``dropout``, ``pad_id`` and the
-    head as data: ``head``, ``num_classes``, ``class_names``, ``pooling``, ``normalize`` and
-    ``no_answer``; `check_head` checks these. The network has an embedding ``tokens``
-    (a `TokenEmbedding`) and the method
+    The configuration is a subclass of `HeadConfig`, which has the head as data, and has
+    ``vocab_size``, ``max_length``, ``dim``, ``dropout`` and ``pad_id``. The network has an
+    embedding ``tokens`` (a `TokenEmbedding`) and the method
 
     - ``features(tokens, types=None)``: tokens and types (B, T) -> (B, T, D). Padding is where
       tokens equal ``config.pad_id``.
