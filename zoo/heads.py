@@ -10,10 +10,11 @@ from keras import ops
 
 from ..layers import Dropout
 from ..layers.arguments import Tensor
-from ..layers.feed_forward import gelu_tanh
+from ..layers.feed_forward import find_activation
 from ..layers.parts import Composed
 from .classes import check_class_names, count_classes
 from .model import HUGE, check_config, check_real
+from .published.format import NEVER
 
 # The heads, and the methods that need them.
 HEADS = {
@@ -111,7 +112,7 @@ class Head(Composed):
         width = x_shape[-1]
         self.dense = self.output_map = None
         if self.activation is not None:
-            function = gelu_tanh if self.activation == "gelu_tanh" else self.activation
+            function = find_activation(self.activation)
             self.dense = self._linear("dense", width, width, function, self.use_bias)
         if self.norm is not None:
             self.norm.build((None, width))
@@ -194,7 +195,7 @@ def change_head(
     settings = dict(head=head, num_classes=num_classes, class_names=class_names)
     changed = dataclasses.replace(config, **settings)
     if all(getattr(config, name) == value for name, value in settings.items()):
-        return changed, "(?!)"  # nothing
+        return changed, NEVER
     shared = head == config.head or {head, config.head} <= {"classes", "score"}
     return changed, "head/output/" if shared else "head/"
 
