@@ -14,6 +14,11 @@ def gelu_tanh(x):
     return keras.activations.gelu(x, approximate=True)
 
 
+def find_activation(name):
+    """The activation that a configuration names: one of Keras, or "gelu_tanh"."""
+    return gelu_tanh if name == "gelu_tanh" else name
+
+
 @keras.saving.register_keras_serializable("polyhead")
 class FeedForward(keras.layers.Layer):
     """FFN(x) = activation(x W_1 + b_1) W_2 + b_2 (Vaswani et al. 2017, equation 2).
@@ -45,8 +50,7 @@ class FeedForward(keras.layers.Layer):
         self.dropout = dropout
 
     def build(self, x_shape):
-        activation = gelu_tanh if self.activation == "gelu_tanh" else self.activation
-        self._build_maps(x_shape, activation)
+        self._build_maps(x_shape, find_activation(self.activation))
         self.contract = self._linear("contract", x_shape[-1], self.intermediate_dim)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy, name="dropout")
 

@@ -3,11 +3,11 @@
 from .alignment import Alignment
 from .bert import BERT, BERTConfig
 from .causal_lm import CausalLM, Generation, Score
+from .classes import Classification
 from .decoding import Sampling, Search
 from .gpt import GPT, GPTConfig
 from .image_classifier import ImageClassifier
 from .loading import load
-from .model import Classification
 from .modern_bert import ModernBERT, ModernBERTConfig
 from .seq2seq import Seq2Seq, Translation
 from .text_encoder import Answer, Match, Span, TextEncoder

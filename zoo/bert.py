@@ -17,16 +17,18 @@ from ..layers import (
     TransformerBlock,
     padding_mask,
 )
-from .heads import check_head, head_shapes
-from .model import block_shapes, check_activation, check_config, norm_shapes, stack
+from .heads import HeadConfig, head_shapes
+from .model import block_shapes, check_activation, norm_shapes, stack
 from .text_encoder import TextEncoder
 
 POOLED = ("classes", "score")  # heads that read the first token
 
 
 @dataclass(frozen=True)
-class BERTConfig:
+class BERTConfig(HeadConfig):
     """Configuration of a `BERT`; the defaults are those of bert-base-uncased, without a head.
+
+    The fields of the head are those of `HeadConfig`.
 
     >>> config = polyhead.BERTConfig(head="classes", class_names=("no", "yes"), num_classes=2)
     >>> polyhead.BERT.count_parameters(config)  # 109,482,240 without the last map
@@ -48,17 +50,10 @@ class BERTConfig:
     pad_id: int = 0
     positions_from_pad: bool = False  # RoBERTa: padding has row pad_id, other tokens those after it
     head_activation: str = "tanh"  # of the heads "classes" and "score"; DistilBERT: "relu"
-    head: str | None = None  # "classes", "score", "tags", "spans" or "tokens"
-    num_classes: int = 0
-    class_names: tuple[str, ...] | None = None
-    pooling: str = "mean"  # of `embed`
-    normalize: bool = False
-    no_answer: float = 0.0  # of `answer`: none if score(none) - score(best span) is larger
 
     def __post_init__(self):
-        check_config(self)
+        super().__post_init__()
         check_activation(self.head_activation)
-        check_head(self)
         if self.max_length > (most := self.longest):
             raise ValueError(
                 f"max_length must be at most {most}, the number of positions: {self.max_length}"

@@ -20,13 +20,13 @@ from .decoding import Sampler, Sampling, ScatterCache, Search, State, advance, b
 from .model import (
     Pretrained,
     ScoredText,
-    as_list,
     bucket,
     check_count,
     empty_caches,
     in_batches,
     pad_rows,
 )
+from .texts import as_texts
 
 # Warm-up requests: an export must answer them before it is renamed into place.
 EXAMPLES = [
@@ -184,7 +184,7 @@ class CausalLM(Pretrained):
         >>> model.generate("Once upon a time", temperature=0.8, seed=1)  # doctest: +SKIP
         """
         tokenizer = self._need_tokenizer("generate")
-        prompts, single = as_list("generate", prompts, "prompt")
+        prompts, single = as_texts("generate", prompts, "prompt")
         stop, batch_size = self._stop(stop), check_count(batch_size, "batch_size")
         search, sampling = self._settings(max_new_tokens, settings)
         count = check_count(num_return_sequences)
@@ -378,7 +378,7 @@ class CausalLM(Pretrained):
         >>> score.log_likelihood / score.tokens  # doctest: +SKIP
         """
         self._need_tokenizer("score")
-        (texts, single), context = as_list("score", texts), self.config.max_length
+        (texts, single), context = as_texts("score", texts), self.config.max_length
         rows = self.tokenizer.encode(texts).to_list()
         batch_size = min(check_count(batch_size, "batch_size"), bucket(len(rows)))
         long = [i for i, row in enumerate(rows) if len(row) > context]

@@ -1,17 +1,20 @@
 """What follows the features of a text encoder: heads and pooling."""
 
 import dataclasses
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 from keras import ops
 
 from ..layers import Dropout
-from ..layers.arguments import Tensor, plain
-from ..layers.feed_forward import gelu_tanh
+from ..layers.arguments import Tensor
+from ..layers.feed_forward import find_activation
 from ..layers.parts import Composed
-from .model import HUGE, check_real
+from .classes import check_class_names, count_classes
+from .model import HUGE, check_config, check_real
+from .published.format import NEVER
 
 # The heads, and the methods that need them.
 HEADS = {
@@ -24,6 +27,42 @@ HEADS = {
 CLASSIFIERS = ("classes", "tags")
 SAME = "same"  # as the head to change to: the one that a model has; None is no head
 POOLINGS = ("mean", "token", "max", "mean_sqrt", "last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The settings of the head and of pooling, for the configurations of text encoders.
+
+    It checks these fields, and those of the subclass by `check_config`.
+
+    Raises:
+        ValueError: a setting is invalid; the message names it.
+    """
+
+    head: str | None = None  # "classes", "score", "tags", "spans" or "tokens"
+    num_classes: int = 0
+    class_names: tuple[str, ...] | None = None
+    pooling: str = "mean"  # of `embed`
+    normalize: bool = False
+    no_answer: float = 0.0  # of `answer`: none if score(none) - score(best span) is larger
+
+    def __post_init__(self):
+        check_config(self)
+        head = self.head
+        if head not in [None, *HEADS]:  # a list: it may be unhashable
+            raise ValueError(f"head must be one of {', '.join(HEADS)}, or None: {head!r}")
+        if head in CLASSIFIERS:
+            if self.num_classes < 1:
+                raise ValueError(f"the head {head!r} needs num_classes: {self.num_classes}")
+        elif self.num_classes or self.class_names is not None:
+            raise ValueError(
+                "num_classes and class_names belong to the heads 'classes' and 'tags', not "
+                f"{head!r}"
+            )
+        check_class_names(self)
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}: {self.pooling!r}")
+        check_real(self, "no_answer", lambda x: -HUGE <= x <= HUGE, "a finite number")
 
 
 @keras.saving.register_keras_serializable("polyhead")
@@ -73,7 +112,7 @@ class Head(Composed):
         width = x_shape[-1]
         self.dense = self.output_map = None
         if self.activation is not None:
-            function = gelu_tanh if self.activation == "gelu_tanh" else self.activation
+            function = find_activation(self.activation)
             self.dense = self._linear("dense", width, width, function, self.use_bias)
         if self.norm is not None:
             self.norm.build((None, width))
@@ -146,11 +185,7 @@ def change_head(
         num_classes, class_names: of the new head; the number follows from the names.
     """
     head = config.head if head == SAME else head
-    if isinstance(class_names, Set):
-        raise ValueError(f"class_names need an order, which a set does not have: {class_names!r}")
-    if class_names is not None and not isinstance(class_names, str):
-        class_names = plain(tuple(class_names))
-        num_classes = len(class_names) if num_classes is None else num_classes
+    num_classes, class_names = count_classes(num_classes, class_names)
     if num_classes is None:
         num_classes, same = 0, head == config.head
         if head in CLASSIFIERS:
@@ -160,7 +195,7 @@ def change_head(
     settings = dict(head=head, num_classes=num_classes, class_names=class_names)
     changed = dataclasses.replace(config, **settings)
     if all(getattr(config, name) == value for name, value in settings.items()):
-        return changed, "(?!)"  # nothing
+        return changed, NEVER
     shared = head == config.head or {head, config.head} <= {"classes", "score"}
     return changed, "head/output/" if shared else "head/"
 
@@ -197,33 +232,3 @@ def pool(x: Tensor, mask: Tensor, pooling: str) -> Tensor:
     total = ops.sum(x * weights[..., None], axis=1)
     count = ops.maximum(count, 1e-9)[:, None]
     return total / (ops.sqrt(count) if pooling == "mean_sqrt" else count)
-
-
-def check_head(config: Any) -> None:
-    """Checks the settings of the head after `check_config`, and makes lists tuples.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    if isinstance(config.class_names, list):
-        object.__setattr__(config, "class_names", tuple(config.class_names))
-    head, names = config.head, config.class_names
-    if head not in [None, *HEADS]:  # a list: it may be unhashable
-        raise ValueError(f"head must be one of {', '.join(HEADS)}, or None: {head!r}")
-    if head in CLASSIFIERS:
-        if config.num_classes < 1:
-            raise ValueError(f"the head {head!r} needs num_classes: {config.num_classes}")
-    elif config.num_classes or names is not None:
-        raise ValueError(
-            f"num_classes and class_names belong to the heads 'classes' and 'tags', not {head!r}"
-        )
-    if names is not None:
-        if type(names) is not tuple or not all(type(name) is str for name in names):
-            raise ValueError(f"class_names must be strings: {names!r:.100}")
-        if len(names) != config.num_classes:
-            raise ValueError(
-                f"there must be a name for each class: {len(names)}, {config.num_classes}"
-            )
-    if config.pooling not in POOLINGS:
-        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}: {config.pooling!r}")
-    check_real(config, "no_answer", lambda x: -HUGE <= x <= HUGE, "a finite number")

@@ -12,19 +12,11 @@ import numpy as np
 from keras import ops
 
 from ..layers.arguments import plain
-from .model import (
-    HUGE,
-    TINY,
-    Classification,
-    Pretrained,
-    bucket,
-    check_count,
-    check_real,
-    in_batches,
-)
+from .classes import Classification, Classifier, check_class_names, count_classes
+from .model import HUGE, TINY, bucket, check_count, check_real, in_batches
 
 
-class ImageClassifier(Pretrained):
+class ImageClassifier(Classifier):
     """Base class of image classifiers: `classify`, `attention`, `export`.
 
     A subclass is a network: images (B, Y, X, C), pixels from 0 to 255 -> logits (B, classes). Its
@@ -96,11 +88,9 @@ class ImageClassifier(Pretrained):
         """
         single = isinstance(images, str | bytes | Path) or getattr(images, "ndim", 4) == 3
         images = [images] if single else list(images)
-        c, count = self.config, 1 if top is None else plain(top)
         if not self.head:
             raise ValueError("a model without a head cannot classify: num_classes is 0")
-        if type(count) is not int or not 0 < count <= c.num_classes:
-            raise ValueError(f"top must be from 1 to {c.num_classes}: {top!r}")
+        self._check_top(top)
         compute = self._compiled("classify", lambda images: ops.softmax(self(images)), "classify")
         reader = self._reader(max_pixels)
         batch_size = min(check_count(batch_size, "batch_size"), bucket(len(images), start=16))
@@ -117,16 +107,10 @@ class ImageClassifier(Pretrained):
             batch = np.zeros((batch_size if len(images) > 1 else 1, *pixels[0].shape), "float32")
             batch[: len(pixels)] = pixels
             for probabilities in np.asarray(compute(batch))[: len(pixels)]:
-                best = np.argsort(-probabilities, kind="stable")[:count]
-                classes = [Classification(self.label(i), float(probabilities[i])) for i in best]
-                yield classes[0] if top is None else classes
+                yield self._most_likely(probabilities, top)
 
         found = in_batches(range(len(images)), batch_size, run, lambda i: 0, progress)
         return found[0] if single else found
-
-    def label(self, i: int) -> str:
-        """The name of class ``i``, or its number."""
-        return str(i) if self.config.class_names is None else self.config.class_names[i]
 
     def pixels(self, image: Any, max_pixels: int | None = None) -> np.ndarray:
         """Reads a path, encoded bytes or an array as pixels (Y, X, C) of the model's size.
@@ -179,10 +163,7 @@ class ImageClassifier(Pretrained):
         if self._quantization():
             raise ValueError("a quantized model cannot be adapted: quantize the adapted model")
         old, whole = self.config, self._without_lora()
-        names = class_names
-        if names is not None:
-            names = names if isinstance(names, str) else plain(tuple(names))
-            num_classes = len(names) if num_classes is None else num_classes
+        num_classes, names = count_classes(num_classes, class_names)
         renewed = num_classes not in (None, old.num_classes)
         renewed = renewed or names not in (None, old.class_names)
         if renewed:
@@ -287,10 +268,8 @@ class ImageClassifier(Pretrained):
             return self._export_network(filepath, format, images, 256, settings)
         if settings:
             raise TypeError(f"not settings of an export for TensorFlow Serving: {sorted(settings)}")
-        top = 5 if top is None else plain(top)
-        if type(top) is not int or top < 1:
-            raise ValueError(f"top must be a positive integer: {top!r}")
-        top, pixels = min(top, c.num_classes), self._reader(max_pixels)
+        top = min(check_count(5 if top is None else top, "top"), c.num_classes)
+        pixels = self._reader(max_pixels)
         names = named([self.label(i) for i in range(c.num_classes)])
 
         def answer(images):
@@ -317,7 +296,7 @@ def check_image_config(config: Any) -> None:
     Raises:
         ValueError: naming the setting.
     """
-    for name in ("image_size", "mean", "std", "class_names"):
+    for name in ("image_size", "mean", "std"):
         if isinstance(value := getattr(config, name), list):
             object.__setattr__(config, name, tuple(value))
     size = config.image_size
@@ -347,10 +326,4 @@ def check_image_config(config: Any) -> None:
             f"interpolation must be 'bilinear', 'bicubic' or 'nearest': {config.interpolation!r}"
         )
     check_real(config, "crop", lambda crop: TINY <= crop <= 1, "in (0, 1]")
-    if (names := config.class_names) is not None:
-        if type(names) is not tuple or not all(type(name) is str for name in names):
-            raise ValueError(f"class_names must be strings: {names!r:.100}")
-        if len(names) != config.num_classes:
-            raise ValueError(
-                f"there must be a name for each class: {len(names)}, {config.num_classes}"
-            )
+    check_class_names(config)

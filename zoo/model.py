@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import keras
 import numpy as np
@@ -555,18 +555,6 @@ def replace_folder(new, folder):
         shutil.rmtree(old, ignore_errors=True)
 
 
-class Classification(NamedTuple):
-    """A class and its probability; the label of a class without a name is its number.
-
-    >>> label, probability = polyhead.Classification("cat", 0.9)
-    >>> label
-    'cat'
-    """
-
-    label: str
-    probability: float
-
-
 class ScoredText(str):
     """A string that also has a ``score``, which the model gives it."""
 
@@ -645,20 +633,6 @@ def progress_bar(title: str) -> Callable:
 
     console = Console(stderr=True)
     return lambda batches: track(batches, title, console=console, disable=not console.is_terminal)
-
-
-def as_list(verb: str, texts: Any, name: str = "text") -> tuple[list, bool]:
-    """Returns ``texts``, a string or several, as a list, and whether it is one string.
-
-    Raises:
-        TypeError: an item is not a string. The message names the method, ``verb``.
-    """
-    single = isinstance(texts, str | bytes)
-    texts = [texts] if single else list(texts)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str | bytes):
-            raise TypeError(f"{verb} takes a string or a list of them: {name} {i} is {text!r:.100}")
-    return texts, single
 
 
 def check_count(value: Any, name: str = "num_return_sequences") -> int:

@@ -16,14 +16,16 @@ from ..layers import (
     TransformerBlock,
     padding_mask,
 )
-from .heads import check_head, head_shapes
-from .model import check_activation, check_config, check_real
+from .heads import HeadConfig, head_shapes
+from .model import check_activation, check_real
 from .text_encoder import TextEncoder
 
 
 @dataclass(frozen=True)
-class ModernBERTConfig:
+class ModernBERTConfig(HeadConfig):
     """Configuration of a `ModernBERT`; the defaults are those of ModernBERT-base, without a head.
+
+    The fields of the head are those of `HeadConfig`.
 
     >>> polyhead.ModernBERT.count_parameters(polyhead.ModernBERTConfig())
     149014272
@@ -47,17 +49,10 @@ class ModernBERTConfig:
     head_activation: str = "gelu"
     head_bias: bool = False
     head_pooling: str = "token"  # or "mean": of the heads "classes" and "score"
-    head: str | None = None  # "classes", "score", "tags", "spans" or "tokens"
-    num_classes: int = 0
-    class_names: tuple[str, ...] | None = None
-    pooling: str = "mean"  # of `embed`
-    normalize: bool = False
-    no_answer: float = 0.0  # of `answer`: none if score(none) - score(best span) is larger
 
     def __post_init__(self):
-        check_config(self)
+        super().__post_init__()
         check_activation(self.head_activation)
-        check_head(self)
         if self.head_pooling not in ("token", "mean"):
             raise ValueError(f"head_pooling must be 'token' or 'mean': {self.head_pooling!r}")
         for name in ("theta", "local_theta"):

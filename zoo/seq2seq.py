@@ -17,13 +17,13 @@ from .decoding import GREEDY, Found, ScatterCache, Search, advance, begin, is_po
 from .model import (
     Pretrained,
     ScoredText,
-    as_list,
     bucket,
     check_count,
     empty_caches,
     in_batches,
     pad_rows,
 )
+from .texts import as_texts
 
 # Warm-up requests: an export must answer them before it is renamed into place.
 EXAMPLES = [
@@ -160,7 +160,7 @@ class Seq2Seq(Pretrained):
         'Ein Hund rennt.'
         """
         tokenizer = self._need_tokenizer("translate")
-        texts, single = as_list("translate", texts)
+        texts, single = as_texts("translate", texts)
         own, batch_size = self.config.search, check_count(batch_size, "batch_size")
         count = check_count(num_return_sequences)
         search = dataclasses.replace(own, **{"num_beams": max(own.num_beams, count), **search})

@@ -13,10 +13,12 @@ import numpy as np
 from keras import ops
 
 from ..layers.arguments import plain
-from ..training import SmoothedCrossEntropy
+from ..training import SmoothedCrossEntropy, SpanCrossEntropy
+from ..training.losses import unit
 from ..training.states import by_path
+from .classes import Classification, Classifier
 from .heads import HEADS, SAME, Head, change_head, head_size, pool
-from .model import Classification, Pretrained, bucket, check_count, in_batches, pad_rows
+from .model import bucket, check_count, in_batches, pad_rows
 from .texts import as_texts, chunks, clean, unpack
 
 # Devlin et al. 2019, appendix A.5, and their code for SQuAD.
@@ -79,13 +81,12 @@ class Match(NamedTuple):
     score: float
 
 
-class TextEncoder(Pretrained):
+class TextEncoder(Classifier):
     """Base class of text encoders; a subclass is a network and calls `build_head`.
 
-    The configuration has ``vocab_size``, ``max_length``, ``dim``, ``dropout``, ``pad_id`` and the
-    head as data: ``head``, ``num_classes``, ``class_names``, ``pooling``, ``normalize`` and
-    ``no_answer``; `check_head` checks these. The network has an embedding ``tokens``
-    (a `TokenEmbedding`) and the method
+    The configuration is a subclass of `HeadConfig`, which has the head as data, and has
+    ``vocab_size``, ``max_length``, ``dim``, ``dropout`` and ``pad_id``. The network has an
+    embedding ``tokens`` (a `TokenEmbedding`) and the method
 
     - ``features(tokens, types=None)``: tokens and types (B, T) -> (B, T, D). Padding is where
       tokens equal ``config.pad_id``.
@@ -157,11 +158,11 @@ class TextEncoder(Pretrained):
         )
 
     def call(self, inputs: Any) -> Any:
+        if (head := self.config.head) is None:
+            return self.embeddings(inputs)
         given = inputs if isinstance(inputs, dict) else {"tokens": inputs}
-        tokens, head = given["tokens"], self.config.head
+        tokens = given["tokens"]
         x = self.features(tokens, given.get("types"))
-        if head is None:
-            return self.pooled(x, tokens)
         if head in ("classes", "score"):
             x = pool(x, self.is_text(tokens), self.head_pooling)
             logits = ops.cast(self.head(ops.cast(x, self.compute_dtype)), "float32")
@@ -180,7 +181,7 @@ class TextEncoder(Pretrained):
         """Features ``x`` (B, T, D) -> embeddings (B, D), of norm 1 if ``config.normalize``."""
         x = pool(x, self.is_text(tokens), self.config.pooling)
         if self.config.normalize:
-            x = x / ops.maximum(ops.norm(x, axis=-1, keepdims=True), 1e-12)
+            x = unit(x)
         return x
 
     def adapt(
@@ -223,10 +224,6 @@ class TextEncoder(Pretrained):
         """The maximum number of tokens of an input, special tokens included."""
         return self.config.max_length
 
-    def label(self, i: int) -> str:
-        """The name of class ``i``, or its number."""
-        return str(i) if self.config.class_names is None else self.config.class_names[i]
-
     def classify(
         self,
         texts: Any,
@@ -259,17 +256,12 @@ class TextEncoder(Pretrained):
         >>> model.classify(("It rains.", "It is wet."), top=3)  # doctest: +SKIP
         """
         self._need_head("classes")
-        count = 1 if top is None else plain(top)
-        if type(count) is not int or not 0 < count <= self.config.num_classes:
-            raise ValueError(f"top must be from 1 to {self.config.num_classes}: {top!r}")
+        self._check_top(top)
         texts, single = as_texts("classify", texts, pairs=True)
         rows = self._rows("classify", texts)
         compute = self._compiled("classify", self.class_probabilities, "classify", xla=False)
-        results = []
-        for probabilities in self._run(rows, compute, batch_size, progress):
-            best = np.argsort(-probabilities, kind="stable")[:count]
-            classes = [Classification(self.label(i), float(probabilities[i])) for i in best]
-            results.append(classes[0] if top is None else classes)
+        found = self._run(rows, compute, batch_size, progress)
+        results = [self._most_likely(probabilities, top) for probabilities in found]
         return results[0] if single else results
 
     def class_probabilities(self, inputs: Any) -> Any:
@@ -892,23 +884,6 @@ class TextEncoder(Pretrained):
             signatures = {"embed": (embed, one, texts)}
         signatures = {"serving_default": next(iter(signatures.values())), **signatures}
         return export(filepath, "text", signatures, self.weights, tracked=[tokenizer])
-
-
-@keras.saving.register_keras_serializable("polyhead")
-class SpanCrossEntropy(keras.losses.Loss):
-    """The cross-entropy of the first and of the last token of an answer, averaged.
-
-    Call with ``labels`` (B, 2), indices of tokens, and ``logits`` (B, T, 2).
-    (Devlin et al. 2019, section 4.2.)
-    """
-
-    def __init__(self, name: str = "span_cross_entropy", **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
-
-    def call(self, labels, logits):
-        labels = ops.cast(labels, "int32")
-        chosen = ops.take_along_axis(logits, labels[:, None, :], axis=1)[:, 0]
-        return ops.mean(ops.logsumexp(logits, axis=1) - chosen, axis=-1)
 
 
 def answers(context, start, end, score, none):

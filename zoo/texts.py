@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,9 @@ LARGEST = 1 << 22  # and of their characters, padding included
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-def as_texts(verb, texts, name="text", pairs=False, words=False):
+def as_texts(
+    verb: str, texts: Any, name: str = "text", pairs: bool = False, words: bool = False
+) -> tuple[list, bool]:
     """Returns ``texts`` as a list of valid strings, and whether they are one text.
 
     Args:

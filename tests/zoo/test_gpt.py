@@ -244,6 +244,7 @@ def test_the_score_of_a_text_is_the_sum_of_its_tokens(gpt, tokenizer):
         expected = sum(gains[t, token] for t, token in enumerate(tokens))
         assert score.tokens == len(tokens)
         assert score.log_likelihood == pytest.approx(expected, abs=1e-3)
+    assert gpt.score("a\ud800b") == gpt.score("a\ufffdb")  # a lone surrogate is not Unicode
     with pytest.raises(ValueError, match="not have more tokens than the context, 64"):
         gpt.score("a dog " * 100)
 

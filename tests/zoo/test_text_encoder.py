@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from polyhead.training import SpanCrossEntropy
 from polyhead.zoo import BERT, BERTConfig, Classification, Match, TextEncoder, text_encoder
 from polyhead.zoo.heads import HEADS, pool
 from tests.zoo.toy_encoder import Toy, ToyConfig, toy, toy_tokenizer
@@ -137,6 +138,8 @@ def test_adapt_keeps_the_network_and_what_the_heads_share(tokenizer):
         model.adapt("tags")
     with pytest.raises(ValueError, match="class_names need an order"):
         model.adapt("tags", class_names=set(NAMES))
+    with pytest.raises(ValueError, match="class_names must be strings: 'cat'"):
+        model.adapt(class_names="cat")
     for overrides in (dict(dim=32), dict(num_layers=2)):
         with pytest.raises(ValueError, match="no other weights than the head's can change: "):
             model.adapt(**overrides)
@@ -675,6 +678,13 @@ def test_every_head_learns_by_default(head, labels):
     losses = model.fit(tokens, labels, epochs=8, verbose=0).history["loss"]
     assert losses[-1] < losses[0] / 2
     assert isinstance(model, TextEncoder)
+
+
+def test_the_default_loss_of_spans_is_that_of_training():
+    model = toy("spans")
+    model.compile()
+    assert type(model.loss) is SpanCrossEntropy
+    assert keras.saving.get_registered_object("polyhead>SpanCrossEntropy") is SpanCrossEntropy
 
 
 def test_embeddings_have_no_default_loss():

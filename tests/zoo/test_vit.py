@@ -150,6 +150,8 @@ def test_unreadable_images_are_named(tmp_path):
             model.classify([png], **options)
     with pytest.raises(ValueError, match="class_names must be strings: 'abc'"):
         model.adapt(class_names="abc")
+    with pytest.raises(ValueError, match="class_names need an order"):
+        model.adapt(class_names={"a", "b", "c", "d", "e"})
 
 
 def randomize(model, seed=0):

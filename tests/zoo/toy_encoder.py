@@ -14,12 +14,12 @@ from polyhead.layers import (
     padding_mask,
 )
 from polyhead.zoo import TextEncoder
-from polyhead.zoo.heads import check_head, head_shapes
-from polyhead.zoo.model import block_shapes, check_config, norm_shapes
+from polyhead.zoo.heads import HeadConfig, head_shapes
+from polyhead.zoo.model import block_shapes, norm_shapes
 
 
 @dataclass(frozen=True)
-class ToyConfig:
+class ToyConfig(HeadConfig):
     vocab_size: int = 300
     max_length: int = 32
     num_layers: int = 1
@@ -29,16 +29,6 @@ class ToyConfig:
     activation: str = "relu"
     dropout: float = 0.0
     pad_id: int = 0
-    head: str | None = None
-    num_classes: int = 0
-    class_names: tuple[str, ...] | None = None
-    pooling: str = "mean"
-    normalize: bool = False
-    no_answer: float = 0.0
-
-    def __post_init__(self):
-        check_config(self)
-        check_head(self)
 
 
 @keras.saving.register_keras_serializable("tests")

@@ -18,12 +18,12 @@ from ...training import CheckpointError
 from ...training.states import by_path, check_names, check_shapes, check_values, some
 from . import table
 from .files import Tensors, check_files, find_folder, naming_errors, read_json
+from .format import NEVER
 from .settings import Settings, write_settings
 
 __all__ = ["family", "open_checkpoint", "read_json", "rename_fields", "write_checkpoint"]
 
 CONFIG = "config.json"
-NOTHING = "(?!)"  # a pattern
 PACKAGE = __package__.rpartition(".")[0]  # the zoo; FAMILIES are relative to it
 # Fields of our configurations, Search and Sampling that were renamed: {old: new}.
 OLDER_FIELDS = {
@@ -102,10 +102,10 @@ class Own:
             config = config(**{**self._config, **overrides})
         self._tensors = Tensors(self.folder)
         check_shapes(self._cls.shapes(config), self._tensors.headers, self._tensors.file)
-        self._renewed = NOTHING
+        self._renewed = NEVER
         if head:
             config, self._renewed = self._cls.change_head(config, **head)
-        if self._quantization and self._renewed != NOTHING:
+        if self._quantization and self._renewed != NEVER:
             raise ValueError("a quantized model cannot get another head: quantize it afterwards")
         return config
 
@@ -183,7 +183,7 @@ class Published:
         self._match(config)
         if head:
             config, renewed = self._cls.change_head(config, **head)
-            if renewed != NOTHING:
+            if renewed != NEVER:
                 self._match_new_head(config, renewed)
         return config
 
@@ -263,7 +263,7 @@ class Published:
             if not re.match("head/(output/|bias)", path)
         ]
         rows = self._format.rows(config, self._settings)
-        entries, missing = table.match(rows, shapes, self._format.sizes(config), self._names)
+        entries, _ = table.match(rows, shapes, self._format.sizes(config), self._names)
         headers = self._tensors.headers
         self._entries = [
             entry

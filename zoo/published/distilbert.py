@@ -4,14 +4,14 @@ from .bert import IGNORED, OLDER, RENAMED, UNUSED, last
 from .encoders import read_encoder, write_encoder, write_sentences
 from .format import Format
 from .settings import ACTIVATIONS
-from .table import dense, norm
+from .table import QKV, dense, norm
 
 E, H, B = "distilbert.embeddings.", "distilbert.transformer.layer.{i}.", "block_{i}/"
 BODY = (
     (f"{E}word_embeddings.weight", "v d", "tokens/embeddings", "v d"),
     (f"{E}position_embeddings.weight", "t d", "positions/embeddings", "t d"),
     *norm(f"{E}LayerNorm", "embeddings_norm"),
-    *dense(f"{H}attention.{{q|k|v}}_lin", "(h k) d", B + "attention/{query|key|value}", "d h k"),
+    *dense(f"{H}attention.{{q|k|v}}_lin", "(h k) d", f"{B}attention/{QKV}", "d h k"),
     *dense(f"{H}attention.out_lin", "d (h k)", f"{B}attention/output", "h k d"),
     *norm(f"{H}sa_layer_norm", f"{B}attention_norm"),
     *dense(f"{H}ffn.lin1", "f d", f"{B}feed_forward/expand", "d f"),

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+NEVER = "(?!)"  # a pattern that matches no name
+
 
 def nothing(*args):
     return {}
@@ -53,7 +55,7 @@ class Format:
     beside: str | None = None
     others: Callable = nothing
     renamed: tuple = ()
-    ignored: str = "(?!)"  # nothing
+    ignored: str = NEVER
     refused: tuple = ()
     copies: Callable = nothing
     sizes: Callable = nothing
