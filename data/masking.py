@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from .batches import epochs
-from .encoder_batches import check_sizes, fill
+from .batches import check_sizes, epochs, fill
 from .spans import begins_word, code_points
 from .text import PIECE, split_text
 from .tokenizers.tokenizer import Tokenizer, surround

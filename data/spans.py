@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from .batches import fill
 from .tokenizers.tokenizer import surround
 
 LOWEST = -1e30  # the score of a span that is not possible
@@ -403,7 +404,7 @@ def in_slices(function: Callable, *arrays: tf.Tensor) -> tf.Tensor:
     slices = tf.maximum(-(-count // size), 1)
 
     def cut(x):
-        x = tf.pad(x, [[0, slices * size - count], *[[0, 0]] * (x.shape.rank - 1)])
+        x = fill(x, slices * size)
         return tf.reshape(x, tf.concat([[slices, size], tf.shape(x)[1:]], axis=0))
 
     results = tf.map_fn(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from .batches import epochs
+from .batches import check_sizes, epochs, fill
 from .tokenizers.tokenizer import Tokenizer
 
 SHARE = 0.9  # fraction of the text for training, if there is no validation file
@@ -161,9 +161,7 @@ def text_batches(
     """
     # NumPy's integers overflow where Python's do not.
     length, batch_size, seed = map(operator.index, (length, batch_size, seed))
-    for name, value in (("length", length), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be positive: {value}")
+    check_sizes(length=length, batch_size=batch_size)
     if not isinstance(texts, np.ndarray):
         texts = token_stream([texts] if isinstance(texts, str) else texts, tokenizer)
     stream = tf.constant(texts, tf.int32)
@@ -177,9 +175,8 @@ def text_batches(
         at = chosen[:, None] * length + within
         weight = tf.cast(at < total, tf.float32)
         at = (at + first) % total  # the text is a ring with another beginning each epoch
-        fill = [[0, batch_size - tf.shape(chosen)[0]], [0, 0]]
         tensors = tf.gather(stream, (at - 1) % total), tf.gather(stream, at), weight
-        return tuple(tf.ensure_shape(tf.pad(x, fill), [batch_size, length]) for x in tensors)
+        return tuple(tf.ensure_shape(fill(x, batch_size), [batch_size, length]) for x in tensors)
 
     def epoch(number):
         order, first = tf.range(rows), tf.zeros([], tf.int32)
