@@ -196,22 +196,17 @@ def outputs(model, tokens, types=None, batch_size=64, progress=False):
 
     Those of a model with the head "tags" have a row per token.
     """
-    rows = [{"tokens": row} for row in split_rows(tokens)]
+    from ..data.tokenizers.tokenizer import unpack
+
+    rows = [{"tokens": row} for row in unpack(tokens)]
     if types is not None:
-        pairs = zip(rows, split_rows(types), strict=True)
+        pairs = zip(rows, unpack(types), strict=True)
         rows = [{**row, "types": kinds} for row, kinds in pairs]
     compute = model._compiled("outputs", model, "evaluation", xla=False)
     found = model._run(rows, compute, batch_size, progress)
     if model.config.head != "tags":
         return found
     return [x[: len(row["tokens"])] for x, row in zip(found, rows, strict=True)]
-
-
-def split_rows(ragged):
-    """Ragged rows as a list of arrays."""
-    import numpy as np
-
-    return np.split(ragged.flat_values.numpy(), ragged.row_splits.numpy()[1:-1])
 
 
 def cross_entropy(logits, labels):

@@ -1,5 +1,6 @@
 """The interface of all tokenizers, and text operations in TensorFlow's graph."""
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -309,6 +310,12 @@ def surround(rows, before, after):
         return tf.tile(tf.constant([ids], rows.dtype, [1, len(ids)]), [rows.nrows(), 1])
 
     return tf.concat([fill(before), rows, fill(after)], axis=1)
+
+
+def unpack(rows):
+    """The rows of a ragged tensor as a list of arrays."""
+    flat, splits = rows.flat_values.numpy(), rows.row_splits.numpy()
+    return [flat[a:b] for a, b in itertools.pairwise(splits)]
 
 
 def pattern_of(texts, lstrip=(), rstrip=()):
