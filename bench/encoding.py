@@ -1,7 +1,8 @@
 """Compares BERT with Hugging Face's in PyTorch and with KerasHub's: `make bench`.
 
 - Inference, from token ids to pooled embeddings: the sizes of MiniLM-L6 and BERT-base; in process,
-  and as an exported SavedModel, from strings, without XLA, through TensorFlow Serving's C++ loader.
+  as `embed` computes them, and as an exported SavedModel, from strings, through TensorFlow
+  Serving's C++ loader; both without XLA.
 - A training step of a classifier: AdamW, clipped gradients, no dropout.
 - Embedding sentences of different lengths, from strings to vectors. The peer sorts them by length
   and pads each batch to its longest, as sentence-transformers does.
@@ -122,7 +123,7 @@ def ours(folder, batch, length):
     from polyhead.zoo import BERT
 
     model, ids = BERT.from_pretrained(folder), tokens(batch, length)
-    compute = compiled(model, model.embeddings, "embed")
+    compute = compiled(model, model.embeddings, "embed", xla=False)
     return median_time(lambda: np.asarray(compute(ids)))
 
 
@@ -231,7 +232,7 @@ def inference(folder, rate):
     lines = [
         "| model, texts, tokens | in process / HF eager | / HF compiled | / KerasHub | exported, "
         "from strings / HF eager | of measured GFLOP/s | HF eager | HF compiled | KerasHub | "
-        "in process (XLA) | exported |",
+        "in process | exported |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for preset in PRESETS:

@@ -14,9 +14,9 @@ from typing import Annotated, ClassVar
 
 from typer import Argument, Option
 
-from .encoding import EncoderSettings, begin, fit, max_length, read_lines, read_split, settings_of
-from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Split
-from .run import Run, load, lock_folder, save_average, show_progress
+from .encoding import EncoderSettings, begin, fit, max_length, read_split, settings_of
+from .options import Data, ModelFolder, Split
+from .run import Run, averaging, export_model, load, lock_folder, read_lines, show_progress
 from .settings import SAMPLE, option
 
 LENGTH = 384  # tokens of a question and a window, as in Devlin et al.'s code
@@ -28,7 +28,6 @@ class Settings(EncoderSettings):
     """The settings of a training run of a question answerer, named like the command's options."""
 
     task: ClassVar[str] = "answering"
-    longest_warmup: ClassVar[int] = 1000
 
     data: str = option(
         SAMPLE,
@@ -169,9 +168,8 @@ def evaluate(
     return found
 
 
-def average(run: RunFolder, last: Last = 10, say=print):
-    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
-    save_average(run, last, evaluate, say)
+average = averaging(evaluate)
+export = export_model
 
 
 def answer(
@@ -199,8 +197,3 @@ def answer(
     for answers in found:
         for one in answers:
             print(f"{one.text}\t{one.start}\t{one.end}\t{one.score:.4f}")
-
-
-def export(run: ModelFolder, folder: ExportFolder, format: Format = "tf_saved_model"):
-    """Exports a run's best model for TensorFlow Serving, or in another ``format``."""
-    print(load(run).export(folder, format=format))

@@ -17,26 +17,8 @@ from typing import Annotated, ClassVar, Literal
 
 from typer import Argument, Option
 
-from .options import (
-    Data,
-    ExportFolder,
-    Format,
-    Last,
-    MaxPixels,
-    ModelFolder,
-    RunFolder,
-    Split,
-)
-from .run import (
-    Run,
-    check_writable,
-    draw_curve,
-    load,
-    lock_folder,
-    save,
-    save_average,
-    show_progress,
-)
+from .options import Data, ExportFolder, Format, MaxPixels, ModelFolder, RunFolder, Split
+from .run import Run, averaging, check_writable, draw_curve, load, lock_folder, save, show_progress
 from .settings import SAMPLE, RunSettings, Schedule, option, read_settings
 
 IN_MEMORY = 2**31  # bytes of pixels; larger data sets are decoded in every epoch
@@ -282,9 +264,7 @@ def evaluate(
     return score
 
 
-def average(run: RunFolder, last: Last = None, say=print):
-    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
-    save_average(run, last, evaluate, say)
+average = averaging(evaluate)
 
 
 def classify(

@@ -1,7 +1,5 @@
 """The `polyhead` command, built from the recipes. Heavy imports are deferred for a fast --help."""
 
-import contextlib
-import dataclasses
 import importlib
 import os
 import sys
@@ -10,34 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from . import (
-    answering,
-    classification,
-    embedding,
-    generation,
-    masked,
-    tagging,
-    text_classification,
-    translation,
-)
 from .diversify import diversify
-from .options import add_command, add_verb, argument, arguments, format_flag, merge, title
-from .run import task_of
-from .settings import VERBS, load_settings, options, read_settings
+from .options import add_command, add_verb, arguments, resumable, title
+from .run import task_of, task_of_run
+from .settings import VERBS, add_train
 
-RECIPES = {
-    recipe.Settings.task: recipe
-    for recipe in (
-        translation,
-        generation,
-        classification,
-        text_classification,
-        tagging,
-        answering,
-        embedding,
-        masked,
-    )
-}
+RECIPES = {task: importlib.import_module(f".{task}", __package__) for task in VERBS}
 
 app = typer.Typer(
     help="Train, evaluate, use and export transformers.",
@@ -70,61 +46,6 @@ def everywhere(
     pass  # `main` accepts --debug in any position
 
 
-@contextlib.contextmanager
-def resumable(start):
-    """Makes Ctrl-C within a block print how to resume."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"interrupted; run the same command to resume from {start}", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def add_train(name, recipes):
-    """Adds `polyhead train NAME`: a run's options are the fields of the recipe's settings.
-
-    Args:
-        recipes: ``{kind of data: recipe}``; with several kinds, `choose` finds that of the data.
-    """
-    config = typer.Option(metavar="FILE", help="A run's settings.json; options override it.")
-    restart = typer.Option("--restart", help="Delete the existing run and start over.")
-    out = typer.Option(help="Run folder; an existing run is resumed.")
-    found = {kind: list(options(recipe.Settings)) for kind, recipe in recipes.items()}
-
-    def run(given):
-        out, restart = given.pop("out"), given.pop("restart", False)
-        file = given.pop("config", None)
-        settings = load_settings(file) if file else None
-        data = given.get("data", settings.data if settings else "")
-        kind = choose(recipes, data)
-        if settings is None:
-            settings = recipes[kind].Settings()
-        elif settings.task != recipes[kind].Settings.task:
-            task = recipes[kind].Settings.task
-            raise ValueError(f"{file} has settings of {title(settings.task)}, not of {title(task)}")
-        for kinds in found:
-            for option in found[kinds]:
-                if option.name in given and not hasattr(settings, option.name):
-                    raise ValueError(f"{format_flag(option)}: for {kinds} only, not for {kind}")
-        with resumable("the last checkpoint"):
-            recipes[kind].train(dataclasses.replace(settings, **given), out, restart)
-
-    parameters = [
-        argument("out", Annotated[Path, out]),
-        *merge(found),
-        argument("config", Annotated[Path | None, config], None),
-        argument("restart", Annotated[bool, restart], False),
-    ]
-    first, *others = (recipe.train.__doc__ for recipe in recipes.values())
-    add_command(train_app, name, parameters, run, TRAIN_CLASSIFICATION if others else first)
-
-
-def choose(recipes, data):
-    """The kind of data of the recipe that reads ``data``; the first kind if none does."""
-    kinds = [kind for kind in recipes if getattr(recipes[kind], "reads", lambda _: False)(data)]
-    return (kinds or list(recipes))[0]
-
-
 TRAIN_CLASSIFICATION = """Train a model to classify images or texts, or fine-tune a published one.
 
 A folder of images or TFRecords trains a ViT, a CSV or TSV file or a folder of such files a text
@@ -144,18 +65,12 @@ def run_diversify(given):
         diversify(**given)
 
 
-def task_of_run(run):
-    """The task of a run, or of a model that is not of a run, which is evaluated on other data."""
-    if (run / "config.json").is_file() and run.name not in ("best", "average"):
-        return task_of(run)
-    return read_settings(run).task
-
-
-for task, recipe in RECIPES.items():
-    if task == "classification":
-        add_train(task, {"images": recipe, "texts": text_classification})
-    elif recipe is not text_classification:
-        add_train(task, {"data": recipe})
+trained = {task: {"data": recipe} for task, recipe in RECIPES.items()}
+texts = trained.pop("text_classification")["data"]
+trained["classification"] = {"images": RECIPES["classification"], "texts": texts}
+for name, recipes in trained.items():
+    doc = TRAIN_CLASSIFICATION if len(recipes) > 1 else recipes["data"].train.__doc__
+    add_train(train_app, name, recipes, doc)
 add_verb(
     app,
     "evaluate",

@@ -11,20 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from typer import Argument, Option
+from typer import Option
 
-from .encoding import (
-    EncoderSettings,
-    begin,
-    fit,
-    max_length,
-    outputs,
-    read_lines,
-    read_split,
-    settings_of,
-)
-from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Split
-from .run import Run, load, lock_folder, save_average, show_progress
+from .encoding import EncoderSettings, begin, fit, max_length, outputs, read_split, settings_of
+from .options import Data, ModelFolder, Split, Texts
+from .run import Run, averaging, export_model, load, lock_folder, read_lines, show_progress
 from .settings import SAMPLE, option
 
 
@@ -33,7 +24,6 @@ class Settings(EncoderSettings):
     """The settings of a training run of embeddings, named like the command's options."""
 
     task: ClassVar[str] = "embedding"
-    longest_warmup: ClassVar[int] = 1000
 
     data: str = option(
         SAMPLE,
@@ -157,17 +147,13 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     return found | {"pairs": len(pairs)}
 
 
-def average(run: RunFolder, last: Last = 10, say=print):
-    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
-    save_average(run, last, evaluate, say)
+average = averaging(evaluate)
+export = export_model
 
 
 def embed(
     run: ModelFolder,
-    inputs: Annotated[
-        list[str] | None,
-        Argument(metavar="TEXT ...", help="Texts. Default: the lines of standard input."),
-    ] = None,
+    inputs: Texts = None,
     save: Annotated[
         Path | None, Option(metavar="FILE.npy", help="Save the vectors as an array of NumPy.")
     ] = None,
@@ -182,8 +168,3 @@ def embed(
         return
     for vector in vectors:
         print(" ".join(f"{number:.6g}" for number in vector))
-
-
-def export(run: ModelFolder, folder: ExportFolder, format: Format = "tf_saved_model"):
-    """Exports a run's best model for TensorFlow Serving, or in another ``format``."""
-    print(load(run).export(folder, format=format))

@@ -1,13 +1,20 @@
 """What the recipes of text encoders share: settings, the model, training and its outputs."""
 
 import functools
-import importlib.resources
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from .run import draw_curve
-from .settings import SAMPLE, SAMPLE_TEXT, RunSettings, Schedule, option, read_settings
+from .settings import (
+    SAMPLE,
+    SAMPLE_TEXT,
+    RunSettings,
+    Schedule,
+    option,
+    read_settings,
+    sample_folder,
+)
 
 LENGTH = 128  # tokens of a text, if neither the settings nor the model allow fewer or more
 
@@ -15,6 +22,8 @@ LENGTH = 128  # tokens of a text, if neither the settings nor the model allow fe
 @dataclass(frozen=True)
 class EncoderSettings(RunSettings):
     """The settings of a training run of a `TextEncoder`, for all tasks."""
+
+    longest_warmup: ClassVar[int] = 1000
 
     preset: str = option(
         "bert-tiny",
@@ -52,11 +61,6 @@ def settings_of(run, settings, data):
         return settings()
 
 
-def sample_folder(name):
-    """A folder of the sample data in polyhead."""
-    return importlib.resources.files("polyhead.data") / "samples" / name
-
-
 def read_split(reader, sample, data, split=None, other=None):
     """Reads a split of a run's ``data``, or of ``other`` data; also returns the split's name.
 
@@ -73,13 +77,10 @@ def read_split(reader, sample, data, split=None, other=None):
     ), split
 
 
-def read_lines(inputs):
-    """The inputs of a verb, or the lines of standard input."""
-    if inputs:
-        return inputs
-    if sys.stdin.isatty():
-        print("one text per line; end with Ctrl-D", file=sys.stderr)
-    return [line.rstrip("\n") for line in sys.stdin]
+def check_known(kind, found, known, data):
+    """Checks that the classes or tags ``found`` in ``data`` are all ``known`` to the model."""
+    if unknown := sorted(set(found) - set(known)):
+        raise ValueError(f"{data}: the {kind} {unknown[0]!r} is not one of the model's")
 
 
 def begin(settings, run, texts, head=None, class_names=None):

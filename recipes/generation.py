@@ -9,7 +9,6 @@ of 1.766 after 63 seconds; nanoGPT reports 1.88 for this configuration.
 """
 
 import functools
-import importlib.resources
 import math
 import sys
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from typing import Annotated, ClassVar, Unpack
 
 from typer import Argument, Option
 
-from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Search, Split
-from .run import Run, draw_curve, load, lock_folder, save_average, show_progress
-from .settings import SAMPLE, RunSettings, Schedule, option, read_settings
+from .options import Data, ExportFolder, Format, ModelFolder, RunFolder, Search, Split
+from .run import Run, averaging, draw_curve, load, lock_folder, show_progress
+from .settings import SAMPLE, RunSettings, Schedule, option, read_settings, sample_folder
 
 
 @dataclass(frozen=True)
@@ -165,8 +164,7 @@ def documents(data, split):
     from ..data import read_text
 
     if data == SAMPLE:
-        folder = importlib.resources.files("polyhead.data") / "samples" / "translation"
-        return read_text(folder, split, suffix=".en")
+        return read_text(sample_folder("translation"), split, suffix=".en")
     return read_text(Path(data), split)
 
 
@@ -206,9 +204,7 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, batch_size=
     return score
 
 
-def average(run: RunFolder, last: Last = None, say=print):
-    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
-    save_average(run, last, evaluate, say)
+average = averaging(evaluate)
 
 
 def generate(

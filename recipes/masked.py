@@ -7,7 +7,6 @@ polyhead fill-mask RUN "I am [MASK] hungry."
 import functools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 from typer import Argument, Option
@@ -16,13 +15,22 @@ from .encoding import (
     EncoderSettings,
     begin,
     compile_encoder,
+    cross_entropy,
     max_length,
-    read_lines,
-    sample_folder,
     settings_of,
 )
-from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Split
-from .run import Run, draw_curve, load, lock_folder, save_average, show_progress
+from .generation import documents
+from .options import Data, ModelFolder, Split
+from .run import (
+    Run,
+    averaging,
+    draw_curve,
+    export_model,
+    load,
+    lock_folder,
+    read_lines,
+    show_progress,
+)
 from .settings import SAMPLE, option
 
 
@@ -100,15 +108,6 @@ def mask(masked_batches, model, settings, stream, **options):
     )
 
 
-def documents(data, split):
-    """Reads the texts of a split of a run's data."""
-    from ..data import read_text
-
-    if data == SAMPLE:
-        return read_text(sample_folder("translation"), split, suffix=".en")
-    return read_text(Path(data), split)
-
-
 def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print):
     """Evaluates a run's best model on a split of its data, "val" by default.
 
@@ -131,9 +130,8 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
         logits = np.asarray(compute(inputs), "float64")
         labels, chosen = labels.numpy(), weight.numpy() > 0
         logits, labels = logits[chosen], labels[chosen]
-        largest = logits.max(-1)
-        normalizer = np.log(np.exp(logits - largest[:, None]).sum(-1)) + largest
-        loss += (normalizer - np.take_along_axis(logits, labels[:, None], -1)[:, 0]).sum()
+        if len(labels):
+            loss += cross_entropy(logits, labels) * len(labels)
         hits += (logits.argmax(-1) == labels).sum()
         count += chosen.sum()
     if not count:
@@ -151,9 +149,8 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     return score
 
 
-def average(run: RunFolder, last: Last = 10, say=print):
-    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
-    save_average(run, last, evaluate, say)
+average = averaging(evaluate)
+export = export_model
 
 
 def fill_mask(
@@ -174,8 +171,3 @@ def fill_mask(
         for j, tokens in enumerate(masks):
             for token, probability in tokens:
                 print(f"{i}\t{j}\t{token}\t{probability:.4f}")
-
-
-def export(run: ModelFolder, folder: ExportFolder, format: Format = "tf_saved_model"):
-    """Exports a run's best model for TensorFlow Serving, or in another ``format``."""
-    print(load(run).export(folder, format=format))

@@ -5,14 +5,16 @@ the recipe's function, annotated with `typer.Option`; those that several verbs p
 fields of a TypedDict, the type of their ``**options``.
 """
 
+import contextlib
 import copy
 import inspect
 import re
+import sys
 import typing
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
 
-from typer import Argument, Context, Option
+from typer import Argument, Context, Exit, Option
 
 # Arguments of several recipes.
 RunFolder = Annotated[Path, Argument(metavar="RUN", help="Folder of a run.")]
@@ -22,6 +24,10 @@ ExportFolder = Annotated[
     Argument(
         metavar="EXPORT", help="Base folder of the model's versions; or a file, see --format."
     ),
+]
+Texts = Annotated[
+    list[str] | None,
+    Argument(metavar="TEXT ...", help="Texts. Default: the lines of standard input."),
 ]
 Data = Annotated[
     str | None, Option(metavar="DIR|FILE", help="Data to evaluate on. Default: the run's.")
@@ -135,6 +141,16 @@ def add_command(app, name, parameters, run, doc):
     doc = re.split(r"\n\n(?:Args|Returns|Raises):", inspect.cleandoc(doc))[0]
     command.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", doc)  # a paragraph is one line
     app.command(name)(command)
+
+
+@contextlib.contextmanager
+def resumable(start):
+    """Makes Ctrl-C within a block print how to resume."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted; run the same command to resume from {start}", file=sys.stderr)
+        raise Exit(130) from None
 
 
 def add_verb(app, name, functions, task_of, doc, **override):

@@ -7,9 +7,11 @@ import io
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import get_args
 
+from .options import ExportFolder, Format, Last, ModelFolder, RunFolder
 from .settings import SAMPLE, SAMPLE_TEXT, VERBS, Schedule, read_settings
 
 
@@ -248,6 +250,30 @@ def save_average(run, last, evaluate, say=print):
     say(folder)
 
 
+def averaging(evaluate):
+    """Returns the verb `average` of a recipe that scores models by ``evaluate``."""
+
+    def average(run: RunFolder, last: Last = None, say=print):
+        """Saves the mean of a run's last checkpoints as ``RUN/average``, and evaluates it."""
+        save_average(run, last, evaluate, say)
+
+    return average
+
+
+def export_model(run: ModelFolder, folder: ExportFolder, format: Format = "tf_saved_model"):
+    """Exports a run's best model for TensorFlow Serving, or in another ``format``."""
+    print(load(run).export(folder, format=format))
+
+
+def read_lines(inputs, unit="text"):
+    """The inputs of a verb or, if there are none, the lines of standard input."""
+    if inputs:
+        return inputs
+    if sys.stdin.isatty():
+        print(f"one {unit} per line; end with Ctrl-D", file=sys.stderr)
+    return [line.rstrip("\n") for line in sys.stdin]
+
+
 def load(run):
     """Loads the best model of a run, or the model in a folder."""
     from ..zoo import load as load_model
@@ -269,19 +295,25 @@ def task_of(run):
     return next(task for task, verb in VERBS.items() if hasattr(kind, verb))
 
 
+def task_of_run(run):
+    """The task of a run, or of a model that is not of a run, which is evaluated on other data."""
+    if (run / "config.json").is_file() and run.name not in ("best", "average"):
+        return task_of(run)
+    return read_settings(run).task
+
+
+TASKS_OF_HEADS = {
+    "classes": "text_classification", "tags": "tagging", "spans": "answering", "tokens": "masked",
+}  # fmt: skip
+
+
 def task_of_head(config):
     """The task of a text encoder, by its config.json or a published one."""
-    heads = {
-        "classes": ("text_classification", "ForSequenceClassification"),
-        "tags": ("tagging", "ForTokenClassification"),
-        "spans": ("answering", "ForQuestionAnswering"),
-        "tokens": ("masked", "ForMaskedLM"),
-    }
-    classes = config.get("architectures") or [""]
-    for head, (task, end) in heads.items():
-        if config.get("head") == head or classes[0].endswith(end):
-            return task
-    return "embedding"
+    from ..zoo.published.encoders import HEADS
+
+    [name, *_] = config.get("architectures") or [""]
+    published = next((head for kind, head in HEADS.items() if name.endswith(kind)), None)
+    return TASKS_OF_HEADS.get(config.get("head", published), "embedding")
 
 
 def model_folder(run):

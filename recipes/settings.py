@@ -1,7 +1,7 @@
 """The settings of a training run, their command-line options, and their file."""
 
 import dataclasses
-import importlib
+import importlib.resources
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from typer import Option
 
-from .options import argument
+from .options import add_command, argument, format_flag, merge, resumable, title
 
 SAMPLE = "sample"
 SAMPLE_TEXT = "sample-text"  # of classification, whose sample are images
@@ -26,6 +26,11 @@ VERBS = {
 }
 
 Schedule = Literal["sqrt", "cosine", "linear"]
+
+
+def sample_folder(name: str) -> Any:
+    """A folder of the sample data in polyhead."""
+    return importlib.resources.files("polyhead.data") / "samples" / name
 
 
 def option(default, help, *flags, limit=False, adapts=False, **cli) -> Any:
@@ -123,6 +128,51 @@ def options(settings):
         info = Option(*flags, help=about["help"].format(settings=settings), **about["cli"])
         info.rich_help_panel = "Training" if field.name in shared else None
         yield argument(field.name, Annotated[field.type, info], field.default)
+
+
+def add_train(app, name, recipes, doc):
+    """Adds the command NAME to `polyhead train`; its options are the fields of the settings.
+
+    Args:
+        recipes: ``{kind of data: recipe}``; with several kinds, `choose` finds that of the data.
+        doc: the command's docstring.
+    """
+    config = Option(metavar="FILE", help="A run's settings.json; options override it.")
+    restart = Option("--restart", help="Delete the existing run and start over.")
+    out = Option(help="Run folder; an existing run is resumed.")
+    found = {kind: list(options(recipe.Settings)) for kind, recipe in recipes.items()}
+
+    def run(given):
+        out, restart = given.pop("out"), given.pop("restart", False)
+        file = given.pop("config", None)
+        settings = load_settings(file) if file else None
+        data = given.get("data", settings.data if settings else "")
+        kind = choose(recipes, data)
+        if settings is None:
+            settings = recipes[kind].Settings()
+        elif settings.task != recipes[kind].Settings.task:
+            task = recipes[kind].Settings.task
+            raise ValueError(f"{file} has settings of {title(settings.task)}, not of {title(task)}")
+        for kinds in found:
+            for option in found[kinds]:
+                if option.name in given and not hasattr(settings, option.name):
+                    raise ValueError(f"{format_flag(option)}: for {kinds} only, not for {kind}")
+        with resumable("the last checkpoint"):
+            recipes[kind].train(dataclasses.replace(settings, **given), out, restart)
+
+    parameters = [
+        argument("out", Annotated[Path, out]),
+        *merge(found),
+        argument("config", Annotated[Path | None, config], None),
+        argument("restart", Annotated[bool, restart], False),
+    ]
+    add_command(app, name, parameters, run, doc)
+
+
+def choose(recipes, data):
+    """The kind of data of the recipe that reads ``data``; the first kind if none does."""
+    kinds = [kind for kind in recipes if getattr(recipes[kind], "reads", lambda _: False)(data)]
+    return (kinds or list(recipes))[0]
 
 
 def read_settings(run):

@@ -6,24 +6,23 @@ Entities of wnut17 from MiniLM:
     polyhead evaluate RUN --split test
 """
 
+import itertools
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
-from typer import Argument
+from typing import ClassVar
 
 from .encoding import (
     EncoderSettings,
     begin,
+    check_known,
     cross_entropy,
     fit,
     max_length,
     outputs,
-    read_lines,
     read_split,
     settings_of,
 )
-from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Split
-from .run import Run, load, lock_folder, save_average, show_progress
+from .options import Data, ModelFolder, Split, Texts
+from .run import Run, averaging, export_model, load, lock_folder, read_lines, show_progress
 from .settings import SAMPLE, option
 
 
@@ -32,7 +31,6 @@ class Settings(EncoderSettings):
     """The settings of a training run of a tagger, named like the command's options."""
 
     task: ClassVar[str] = "tagging"
-    longest_warmup: ClassVar[int] = 1000
 
     data: str = option(
         SAMPLE,
@@ -61,7 +59,7 @@ def train(settings, out, restart=False, say=print):
     sentences, val = (read(settings.data, split)[0] for split in ("train", "val"))
     classes = sentences.classes
     say(f"{len(sentences):,} sentences, {sum(map(len, sentences.words)):,} words")
-    check_tags(val, classes, settings.data)
+    check_known("tag", itertools.chain(*val.tags), classes, settings.data)
     with run.devices.scope():
         model = begin(settings, run, map(" ".join, sentences.words), "tags", classes)
     length = max_length(settings, model)
@@ -95,11 +93,6 @@ def read(data, split=None, other=None):
     from ..data import read_tagged_words
 
     return read_split(read_tagged_words, "names", data, split, other)
-
-
-def check_tags(sentences, classes, data):
-    if unknown := sorted({tag for tags in sentences.tags for tag in tags} - set(classes)):
-        raise ValueError(f"{data}: the tag {unknown[0]!r} is not one of the model's")
 
 
 def score(model, sentences, length, progress=False):
@@ -141,7 +134,9 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     """
     settings, model = settings_of(run, Settings, data), load(run)
     sentences, split = read(settings.data, split, data)
-    check_tags(sentences, model.config.class_names, data or settings.data)
+    check_known(
+        "tag", itertools.chain(*sentences.tags), model.config.class_names, data or settings.data
+    )
     length, progress = max_length(settings, model), show_progress("evaluating")
     found = score(model, sentences, length, progress) | {"sentences": len(sentences)}
     say(
@@ -151,17 +146,13 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     return found
 
 
-def average(run: RunFolder, last: Last = 10, say=print):
-    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
-    save_average(run, last, evaluate, say)
+average = averaging(evaluate)
+export = export_model
 
 
 def tag(
     run: ModelFolder,
-    inputs: Annotated[
-        list[str] | None,
-        Argument(metavar="TEXT ...", help="Texts. Default: the lines of standard input."),
-    ] = None,
+    inputs: Texts = None,
 ):
     """Find names and the like in texts: prints a line per span.
 
@@ -171,8 +162,3 @@ def tag(
     for i, spans in enumerate(model.tag(texts, progress=show_progress("tagging"))):
         for span in spans:
             print(f"{i}\t{span.text}\t{span.label}\t{span.start}\t{span.end}\t{span.score:.4f}")
-
-
-def export(run: ModelFolder, folder: ExportFolder, format: Format = "tf_saved_model"):
-    """Exports a run's best model for TensorFlow Serving, or in another ``format``."""
-    print(load(run).export(folder, format=format))

@@ -9,21 +9,21 @@ Intents of banking77 from MiniLM:
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from typer import Argument, Option
+from typer import Option
 
 from .encoding import (
     EncoderSettings,
     begin,
+    check_known,
     cross_entropy,
     fit,
     max_length,
     outputs,
-    read_lines,
     read_split,
     settings_of,
 )
-from .options import Data, ExportFolder, Format, Last, ModelFolder, RunFolder, Split
-from .run import Run, load, lock_folder, save_average, show_progress
+from .options import Data, ExportFolder, Format, ModelFolder, Split, Texts
+from .run import Run, averaging, load, lock_folder, read_lines, show_progress
 from .settings import SAMPLE_TEXT, option
 
 Metric = Literal["accuracy", "macro_f1", "matthews"]
@@ -34,7 +34,6 @@ class Settings(EncoderSettings):
     """The settings of a training run of a text classifier, named like the command's options."""
 
     task: ClassVar[str] = "text_classification"
-    longest_warmup: ClassVar[int] = 1000
 
     data: str = option(
         SAMPLE_TEXT,
@@ -73,7 +72,7 @@ def train(settings, out, restart=False, say=print):
     say(f"{len(texts):,} texts of {len(texts.classes)} classes")
     if len(texts.classes) < 2:
         raise ValueError(f"{settings.data}: texts must have at least 2 classes: {texts.classes}")
-    check_classes(val, texts.classes, settings.data)
+    check_known("class", val.classes, texts.classes, settings.data)
     with run.devices.scope():
         words = texts.texts + (texts.seconds or [])
         model = begin(settings, run, words, "classes", texts.classes)
@@ -109,11 +108,6 @@ def read(data, split=None, other=None):
     return read_split(read_labelled_texts, "messages", data, split, other)
 
 
-def check_classes(texts, classes, data):
-    if unknown := sorted(set(texts.classes) - set(classes)):
-        raise ValueError(f"{data}: the class {unknown[0]!r} is not one of the model's")
-
-
 def score(model, texts, length, progress=False):
     """The scores of a model on labelled texts, and the predicted classes and the right ones."""
     import numpy as np
@@ -146,7 +140,7 @@ def evaluate(
     """
     settings, model = settings_of(run, Settings, data), load(run)
     texts, split = read(settings.data, split, data)
-    check_classes(texts, model.config.class_names, data or settings.data)
+    check_known("class", texts.classes, model.config.class_names, data or settings.data)
     length = max_length(settings, model)
     found = score(model, texts, length, show_progress("evaluating")) | {"texts": len(texts)}
     say(
@@ -156,17 +150,12 @@ def evaluate(
     return found
 
 
-def average(run: RunFolder, last: Last = 10, say=print):
-    """Saves the mean of a run's last checkpoints as the model ``RUN/average``, and evaluates it."""
-    save_average(run, last, evaluate, say)
+average = averaging(evaluate)
 
 
 def classify(
     run: ModelFolder,
-    inputs: Annotated[
-        list[str] | None,
-        Argument(metavar="TEXT ...", help="Texts. Default: the lines of standard input."),
-    ] = None,
+    inputs: Texts = None,
     top: Annotated[int, Option(help="Number of classes per input.")] = 1,
 ):
     """Classify texts: prints a line per class, with the text and the probability.

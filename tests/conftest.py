@@ -1,5 +1,6 @@
 """One process, four logical CPU devices, seeded."""
 
+import contextlib
 import importlib.util
 import os
 
@@ -25,13 +26,21 @@ def pytest_addoption(parser):
     )
 
 
-@pytest.fixture(autouse=True)
-def without_xla(request, monkeypatch):
-    off = request.config.getoption("no_xla") and not request.node.get_closest_marker("slow")
-    if off and TENSORFLOW:
-        from polyhead.training import replicas
+@contextlib.contextmanager
+def without_xla():
+    """Trains and searches without XLA, whose compilation takes longer than a small model's run."""
+    from polyhead.training import replicas
 
-        monkeypatch.setattr(replicas, "XLA", False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replicas, "XLA", False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def xla_where_wanted(request):
+    off = request.config.getoption("no_xla") and not request.node.get_closest_marker("slow")
+    with without_xla() if off and TENSORFLOW else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

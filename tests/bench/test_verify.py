@@ -40,6 +40,10 @@ def hub(tmp_path):
     import transformers as t
 
     torch.manual_seed(0)
+    small = dict(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=48,
+    )  # fmt: skip
     models = {
         "distilbert/distilgpt2": t.GPT2LMHeadModel(
             t.GPT2Config(vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=4,
@@ -55,6 +59,17 @@ def hub(tmp_path):
         "WinKawaks/vit-tiny-patch16-224": t.ViTForImageClassification(
             t.ViTConfig(image_size=32, patch_size=8, num_hidden_layers=1, hidden_size=32,
                         intermediate_size=48, num_attention_heads=4, num_labels=5)
+        ),
+        "google-bert/bert-base-uncased": t.BertForMaskedLM(t.BertConfig(**small)),
+        "distilbert/distilbert-base-uncased": t.DistilBertForMaskedLM(
+            t.DistilBertConfig(vocab_size=50, dim=32, n_layers=1, n_heads=4, hidden_dim=48)
+        ),
+        "distilbert/distilroberta-base": t.RobertaForMaskedLM(
+            t.RobertaConfig(**small, type_vocab_size=1, max_position_embeddings=34)
+        ),
+        "answerdotai/ModernBERT-base": t.ModernBertForMaskedLM(
+            t.ModernBertConfig(**small, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+                               cls_token_id=1, sep_token_id=2)
         ),
     }  # fmt: skip
     for name, model in models.items():
@@ -75,8 +90,13 @@ def test_every_check_passes_where_it_can_run(tmp_path, fake_docker, hub):
     assert set(outcomes) == {
         *("pass    devices", "pass    devices, weights", "pass    devices, throughput"),
         *("pass    docker", "pass    docker, Transformer", "pass    docker, GPT"),
-        *("pass    docker, ViT", "pass    hub, distilbert/distilgpt2"),
+        *("pass    docker, ViT", "pass    docker, BERT", "pass    hub, distilbert/distilgpt2"),
         *("pass    hub, Helsinki-NLP/opus-mt-en-de", "pass    hub, WinKawaks/vit-tiny-patch16-224"),
+        *("pass    hub, google-bert/bert-base-uncased", "pass    hub, answerdotai/ModernBERT-base"),
+        *(
+            f"pass    hub, distilbert/{name}"
+            for name in ("distilbert-base-uncased", "distilroberta-base")
+        ),
         skipped,
     }
     assert not list((tmp_path / "runs").iterdir()) and not list(tmp_path.glob("ports-*"))
@@ -88,7 +108,7 @@ def test_what_cannot_run_is_skipped_with_the_reason(tmp_path):
     assert status == 0, "\n".join(lines)
     assert "skipped devices: there is no GPU (--devices 2 rehearses it on the CPU)" in lines
     assert "skipped docker: docker is not on the path" in lines
-    assert sum(line.startswith("skipped hub, ") for line in lines) == 4
+    assert sum(line.startswith("skipped hub, ") for line in lines) == 8
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Recipes are tested with models that compile in seconds; `make demo` trains a real preset."""
 
-import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -36,14 +35,4 @@ def shared_models():
     with pytest.MonkeyPatch.context() as patch:
         for recipe in command.RECIPES.values():
             patch.setattr(recipe, "load", lambda folder: load(Path(folder).resolve()))
-        yield
-
-
-@contextlib.contextmanager
-def without_xla():
-    """Trains models without XLA, whose compilation takes longer than a short run."""
-    from polyhead.training import replicas
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replicas, "XLA", False)
         yield

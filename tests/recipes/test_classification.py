@@ -5,7 +5,7 @@ import tensorflow as tf
 from polyhead.recipes import command
 from polyhead.recipes.classification import Settings, draw_rollout, evaluate, train
 from polyhead.zoo import ViT, ViTConfig
-from tests.recipes.conftest import without_xla
+from tests.conftest import without_xla
 
 SMALL = dict(batch_size=16, peak=3e-3)
 

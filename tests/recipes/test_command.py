@@ -22,7 +22,7 @@ from polyhead.recipes.run import Run, check_run, learning_rate, load, write_run
 from polyhead.recipes.translation import Settings, train
 from polyhead.training import InverseSquareRoot, read_tensors
 from polyhead.zoo import Transformer
-from tests.recipes.conftest import without_xla
+from tests.conftest import without_xla
 from tests.training.test_lock import another_process_holds
 
 SMALL = (

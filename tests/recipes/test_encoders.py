@@ -10,11 +10,11 @@ import pytest
 
 from polyhead.data import read_labelled_texts
 from polyhead.recipes import answering, embedding, masked, tagging, text_classification
-from polyhead.recipes.encoding import sample_folder
 from polyhead.recipes.run import load
+from polyhead.recipes.settings import sample_folder
 from polyhead.training import read_tensors
 from polyhead.zoo import BERT
-from tests.recipes.conftest import without_xla
+from tests.conftest import without_xla
 from tests.recipes.test_command import polyhead
 
 RECIPES = {
@@ -72,6 +72,13 @@ def test_evaluation_gives_the_scores_of_the_best_checkpoint(trained, task):
     for name in SCORES[task]:
         assert found[name] == pytest.approx(float(best[f"val_{name}"]), abs=2e-4), name
     assert (run / "curve.png").exists() and (run / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("task", ["tagging", "masked"])
+def test_all_kept_checkpoints_are_averaged_by_default(trained, monkeypatch, capfd, tmp_path, task):
+    run = shutil.copytree(trained(task), tmp_path / "run")
+    status, out, err = polyhead(monkeypatch, capfd, "average", run)
+    assert status == 0 and "the mean of updates 4 to 8: " in out, err
 
 
 def test_answers_have_the_threshold_of_validation(trained):

@@ -18,7 +18,7 @@ from polyhead.data import WordPieces
 from polyhead.recipes import command
 from polyhead.recipes.run import load
 from polyhead.zoo import BERT, ViT
-from tests.recipes.conftest import without_xla
+from tests.conftest import without_xla
 from tests.recipes.test_command import copy_reversed, polyhead
 from tests.test_package import ROOT
 

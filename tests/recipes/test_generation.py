@@ -6,7 +6,7 @@ import pytest
 from polyhead.recipes.generation import Settings, evaluate, train
 from polyhead.training import read_tensors
 from polyhead.zoo import GPT
-from tests.recipes.conftest import without_xla
+from tests.conftest import without_xla
 from tests.recipes.test_command import polyhead
 
 
