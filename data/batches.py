@@ -247,3 +247,15 @@ def plan(lengths, ends, tokens=None, batch_size=None):
             batches.append((row, size, length))
             row += size
     return np.array(batches, "int32").T
+
+
+def fill(x, size, value=0):
+    """Appends rows of ``value`` to ``x`` (N, ...), up to ``size`` rows."""
+    paddings = [[0, size - tf.shape(x)[0]], *[[0, 0]] * (x.shape.rank - 1)]
+    return tf.pad(x, paddings, constant_values=value)
+
+
+def check_sizes(**sizes):
+    for name, value in sizes.items():
+        if operator.index(value) < 1:
+            raise ValueError(f"{name} must be positive: {value}")

@@ -1,13 +1,13 @@
 """Batches for text encoders: classes, tags, questions and pairs."""
 
-import operator
 import warnings
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from .batches import Buckets
+from .batches import Buckets, check_sizes, fill
 from .labelled import LabelledTexts, Question, TaggedWords, TextPairs
 from .spans import read_contexts
 from .tokenizers.tokenizer import Tokenizer, surround
@@ -51,19 +51,10 @@ def classification_batches(
         ValueError: a label is not in ``class_names``, or a size is not positive.
     """
     check_sizes(batch_size=batch_size, max_length=max_length, buckets=buckets)
-    labels = tf.constant(class_indices(texts.labels, class_names))
+    labels = class_indices(texts.labels, class_names)
     tokens, types = encode_texts(texts, tokenizer, max_length)
-    plan = Buckets(tokens.row_lengths().numpy(), buckets=buckets, batch_size=batch_size)
-
-    def batch(rows, size, length):
-        inputs = pad_inputs(rows, size, length, tokenizer.pad_id, tokens, types)
-        return (
-            inputs,
-            fill(tf.gather(labels, rows), size),
-            fill(tf.ones_like(rows, "float32"), size),
-        )
-
-    return plan.batches(batch, shuffle, seed, start)
+    rows = Rows(tokens, tokenizer.pad_id, labels, types)
+    return rows.batches(batch_size, buckets, shuffle, seed, start)
 
 
 def encode_texts(texts, tokenizer, max_length):
@@ -122,13 +113,8 @@ def tagging_batches(
         )
     labels = words.with_flat_values(tf.constant(np.where(first, tags[base[row] + flat], 0)))
     weight = words.with_flat_values(tf.constant(first, tf.float32))
-    plan = Buckets(tokens.row_lengths().numpy(), buckets=buckets, batch_size=batch_size)
-
-    def batch(rows, size, length):
-        inputs = pad_inputs(rows, size, length, tokenizer.pad_id, tokens)
-        return inputs, *(pad(tf.gather(x, rows), size, length) for x in (labels, weight))
-
-    return plan.batches(batch, shuffle, seed, start)
+    rows = Rows(tokens, tokenizer.pad_id, labels, weight=weight)
+    return rows.batches(batch_size, buckets, shuffle, seed, start)
 
 
 def encode_words(sentences, tokenizer, max_length):
@@ -188,19 +174,9 @@ def question_batches(
         max_length,
         overlap,
     )
-    labels = tf.constant(answer_tokens(questions, reading))
-    tokens, types = reading.tokens, reading.types
-    plan = Buckets(tokens.row_lengths().numpy(), buckets=buckets, batch_size=batch_size)
-
-    def batch(rows, size, length):
-        inputs = pad_inputs(rows, size, length, tokenizer.pad_id, tokens, types)
-        return (
-            inputs,
-            fill(tf.gather(labels, rows), size),
-            fill(tf.ones_like(rows, "float32"), size),
-        )
-
-    return plan.batches(batch, shuffle, seed, start)
+    labels = answer_tokens(questions, reading)
+    rows = Rows(reading.tokens, tokenizer.pad_id, labels, reading.types)
+    return rows.batches(batch_size, buckets, shuffle, seed, start)
 
 
 def answer_tokens(questions, reading):
@@ -238,11 +214,12 @@ def pair_batches(
 ) -> tf.data.Dataset:
     """Batches of ``(tokens, labels, sample_weight)`` of pairs, for a model without a head.
 
-    ``tokens`` (2 B, L) has the first text of pair i in row 2 i, and the second in row 2 i + 1. With
-    scores, ``labels`` (2 B,) are those of the pairs divided by ``scale``, for `CosineRegression`.
-    Without, they number the texts, equal texts alike, for `InBatchNegatives`. ``sample_weight``
-    (2 B,) is 0 for rows that fill the last batch, and their label is -1. Other arguments are those
-    of `classification_batches`.
+    ``tokens`` (2 B, L) has the first text of pair i in row 2 i, and the second in row 2 i + 1. If
+    the pairs have scores, ``labels`` (2 B,) are these scores divided by ``scale``, for
+    `CosineRegression`. If not, each different text has a number, and ``labels`` are the numbers of
+    the rows' texts, for `InBatchNegatives`. Rows that fill the last batch have the label -1 and,
+    in ``sample_weight`` (2 B,), the weight 0. Other arguments are those of
+    `classification_batches`.
 
     >>> pairs = polyhead.data.TextPairs(["A dog runs."], ["A dog is running."], scores=[4.5])
     >>> tokenizer = polyhead.data.WordPieces.train(pairs.firsts + pairs.seconds, 60)
@@ -264,37 +241,53 @@ def pair_batches(
         labels = np.unique(texts, return_inverse=True)[1].astype("float32")
     else:
         labels = np.repeat(np.array(pairs.scores, "float32") / scale, 2)
-    labels = tf.constant(labels)
-    lengths = tokens.row_lengths().numpy().reshape(-1, 2).max(1)
-    plan = Buckets(lengths, buckets=buckets, batch_size=batch_size)
-
-    def batch(rows, size, length):
-        both, size = tf.reshape(tf.stack([2 * rows, 2 * rows + 1], axis=1), [-1]), 2 * size
-        inputs = pad_inputs(both, size, length, tokenizer.pad_id, tokens)
-        weight = fill(tf.ones_like(both, "float32"), size)
-        return inputs, fill(tf.gather(labels, both) + 1.0, size) - 1.0, weight
-
-    return plan.batches(batch, shuffle, seed, start)
+    rows = Rows(tokens, tokenizer.pad_id, labels, group=2, no_label=-1)
+    return rows.batches(batch_size, buckets, shuffle, seed, start)
 
 
-def pad_inputs(rows, size, length, pad_id, tokens, types=None):
-    """The inputs of a model for ``rows``: padded tokens, or a dictionary with their types."""
-    tokens = pad(tf.gather(tokens, rows), size, length, pad_id)
-    if types is None:
-        return tokens
-    return {"tokens": tokens, "types": pad(tf.gather(types, rows), size, length)}
+class Rows(NamedTuple):
+    """N rows of which batches are made.
 
+    Attributes:
+        tokens: ragged (N, None).
+        pad_id: pads the tokens.
+        labels: (N, ...), or ragged (N, None), padded with 0.
+        types: ragged (N, None), or None.
+        weight: ragged (N, None), padded with 0; None is 1 for each row.
+        group: the number of consecutive rows that stay together.
+        no_label: the label of rows that fill the last batch.
+    """
 
-def pad(rows, size, length, value=0):
-    return rows.to_tensor(value, shape=[size, length])
+    tokens: Any
+    pad_id: int
+    labels: Any
+    types: Any = None
+    weight: Any = None
+    group: int = 1
+    no_label: int = 0
 
+    def batches(self, batch_size, buckets, shuffle, seed, start):
+        """A dataset of ``(inputs, labels, sample_weight)``, ``batch_size`` groups each."""
+        lengths = self.tokens.row_lengths().numpy()
+        plan = Buckets(lengths.reshape(-1, self.group).max(1), None, buckets, batch_size)
+        weight = np.ones(len(lengths), "float32") if self.weight is None else self.weight
+        labels, weight = (
+            x if isinstance(x, tf.RaggedTensor) else tf.constant(x) for x in (self.labels, weight)
+        )
 
-def fill(x, size):
-    """Appends zeros to ``x`` (N, ...), up to ``size`` rows."""
-    return tf.pad(x, [[0, size - tf.shape(x)[0]], *[[0, 0]] * (x.shape.rank - 1)])
+        def batch(rows, size, length):
+            rows = tf.reshape(self.group * rows[:, None] + tf.range(self.group), [-1])
+            size *= self.group
 
+            def take(x, value=0):
+                x = tf.gather(x, rows)
+                if isinstance(x, tf.RaggedTensor):
+                    return x.to_tensor(value, shape=[size, length])
+                return fill(x, size, value)
 
-def check_sizes(**sizes):
-    for name, value in sizes.items():
-        if operator.index(value) < 1:
-            raise ValueError(f"{name} must be positive: {value}")
+            inputs = take(self.tokens, self.pad_id)
+            if self.types is not None:
+                inputs = {"tokens": inputs, "types": take(self.types)}
+            return inputs, take(labels, self.no_label), take(weight)
+
+        return plan.batches(batch, shuffle, seed, start)

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from .grammar import distinct
+
 FIRST_NAMES = "Ada Boris Chen Dana Emil Farah Greta Hugo Ines Jonas Kira Liam Mina Noor Omar Petra"
 LAST_NAMES = "Adler Brook Costa Diaz Egger Falk Grau Hill Ito Jensen"
 PLACES = "Berlin|Oslo|Lima|New Haven|Cape Clear|Porto|Santa Rosa|Turin|Bergen|Little Marsh"
@@ -136,19 +138,6 @@ class World:
 
 
 SIZES = dict(test=40, val=40, train=400)
-
-
-def distinct(sample, sizes, text=lambda example: example[0]):
-    """Samples ``{split: [example, ...]}`` in which no text occurs twice."""
-    seen, splits = set(), {}
-    for split, size in sizes.items():
-        splits[split] = []
-        while len(splits[split]) < size:
-            example = sample()
-            if text(example) not in seen:
-                seen.add(text(example))
-                splits[split].append(example)
-    return splits
 
 
 def files(seed=1960, **sizes):

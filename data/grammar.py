@@ -138,14 +138,19 @@ class Grammar:
 
 def corpus(seed=2017, **sizes):
     """Samples ``{split: [(English, German), ...]}`` without duplicate sentences."""
-    grammar, seen, splits = Grammar(seed), set(), {}
+    return distinct(Grammar(seed).sentence, sizes)
+
+
+def distinct(sample, sizes, text=lambda example: example[0]):
+    """Samples ``{split: [example, ...]}`` in which no text occurs twice."""
+    seen, splits = set(), {}
     for split, size in sizes.items():
         splits[split] = []
         while len(splits[split]) < size:
-            pair = grammar.sentence()
-            if pair[0] not in seen:
-                seen.add(pair[0])
-                splits[split].append(pair)
+            example = sample()
+            if text(example) not in seen:
+                seen.add(text(example))
+                splits[split].append(example)
     return splits
 
 

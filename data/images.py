@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from .batches import epochs
+from .batches import check_sizes, epochs
 from .decoding import FORMATS, MAX_PIXELS, SUFFIXES, convert_channels, decode
 
 SHARE = 0.9  # fraction of images for training, if there is no validation split
@@ -469,8 +469,7 @@ def image_batches(
             names it.
     """
     batch_size, seed = operator.index(batch_size), operator.index(seed)  # also NumPy's integers
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be positive: {batch_size}")
+    check_sizes(batch_size=batch_size)
     if augment not in (None, "light", "strong"):
         raise ValueError(f"augment must be None, 'light' or 'strong': {augment!r}")
     if broken not in BROKEN:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .files import read_json
-from .parallel import EVERY, find_file, read_lines, read_rows
+from .parallel import find_file, held_out, read_lines, read_rows
 
 # Names of a split's file, without its suffix, and of the columns in the first line of a table.
 SPLITS = {"train": ("train",), "val": ("val", "dev", "valid", "validation"), "test": ("test",)}
@@ -145,8 +145,6 @@ def read_labelled_texts(path: str | PathLike[str], split: str | None = "train") 
     """
     file, part = split_file(path, split, (".csv", ".tsv"))
     rows = read_columns(file, text=TEXT, second=SECOND, label=LABEL, optional="second")
-    for number, row in rows:
-        check_filled(file, number, row)
     rows = [row for _, row in held_out(file, rows, part)]
     seconds = [row["second"] for row in rows] if "second" in rows[0] else None
     labels = [row["label"].strip() for row in rows]
@@ -169,7 +167,6 @@ def read_text_pairs(path: str | PathLike[str], split: str | None = "train") -> T
     file, part = split_file(path, split, (".csv", ".tsv"))
     rows = read_columns(file, text=TEXT, second=SECOND, score=SCORE, optional="score")
     for number, row in rows:
-        check_filled(file, number, row)
         if "score" in row:
             row["score"] = read_number(file, number, row["score"])
     rows = [row for _, row in held_out(file, rows, part)]
@@ -200,8 +197,9 @@ def read_tagged_words(path: str | PathLike[str], split: str | None = "train") ->
         if not line.strip():
             sentences.append([])
         elif not line.startswith("-DOCSTART-"):
-            word, *_, tag = columns if len(columns := split_columns(line)) > 1 else ("", "")
-            if not word.strip() or not TAG.fullmatch(tag):
+            columns = line.split("\t") if "\t" in line else line.split()
+            word, tag = columns[0], columns[-1]
+            if len(columns) < 2 or not word.strip() or not TAG.fullmatch(tag):
                 raise ValueError(
                     f"{file}, line {number} must be a word, a tab and a tag O, B-name or I-name: "
                     f"{line[:80]!r}"
@@ -302,19 +300,8 @@ def has_tables(path: str | PathLike[str]) -> bool:
     return any(find_file(path, f"{name}{end}") for name in names for end in (".csv", ".tsv"))
 
 
-def held_out(file, examples, part):
-    """The examples of "train" or "val" in a file without splits; every tenth is for validation."""
-    if part is not None and len(examples) < EVERY:
-        raise ValueError(f"{file} must have at least {EVERY} examples, for a validation split")
-    if not examples:
-        raise ValueError(f"{file} has no examples")
-    if part is None:
-        return examples
-    return [x for i, x in enumerate(examples) if (i % EVERY == EVERY - 1) == (part == "val")]
-
-
 def read_columns(file, optional, **names) -> list[tuple[int, dict[str, Any]]]:
-    """Reads rows of a table as (line, {column: field}).
+    """Reads rows of a table as (line, {column: field}); no field is empty.
 
     Args:
         optional: the column that may be missing.
@@ -341,7 +328,12 @@ def read_columns(file, optional, **names) -> list[tuple[int, dict[str, Any]]]:
             f"{file}, line {number} must have the columns {', '.join(needed)} or "
             f"{', '.join(names)}: {len(row)} columns"
         )
-    return [(number, {c: row[i] for c, i in found.items()}) for number, row in rows]
+    rows = [(number, {c: row[i] for c, i in found.items()}) for number, row in rows]
+    for number, row in rows:
+        for column, field in row.items():
+            if not field.strip():
+                raise ValueError(f"{file}, line {number}: the {column} is empty")
+    return rows
 
 
 def read_table(file):
@@ -387,10 +379,6 @@ def check_even(file, rows):
     return rows
 
 
-def split_columns(line):
-    return line.split("\t") if "\t" in line else line.split()
-
-
 def read_number(file, number, field):
     try:
         value = float(field)
@@ -399,12 +387,6 @@ def read_number(file, number, field):
     if not abs(value) < float("inf"):
         raise ValueError(f"{file}, line {number}: the score must be a number: {field[:80]!r}")
     return value
-
-
-def check_filled(file, number, row):
-    for column, field in row.items():
-        if not field.strip():
-            raise ValueError(f"{file}, line {number}: the {column} is empty")
 
 
 def check_lengths(**columns: Sequence | None):

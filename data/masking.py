@@ -7,11 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from .batches import epochs
-from .encoder_batches import check_sizes, fill
+from .batches import check_sizes, epochs, fill
 from .spans import begins_word, code_points
-from .text import PIECE, split_text
-from .tokenizers.tokenizer import Tokenizer, surround
+from .text import pieces_at_once
+from .tokenizers.tokenizer import Tokenizer, surround, unpack
 
 SKIPS = 4  # words that exceed the quota and are skipped for shorter ones, as in BERT's code
 SHARES = (0.8, 0.9)  # of the masked tokens: below, hidden; between, random; above, unchanged
@@ -163,37 +162,22 @@ def document_tokens(
     Raises:
         ValueError: there is no text.
     """
-    parts, firsts, waiting, size, count = [], [], [], 0, 0
+    parts, firsts, count = [], [], 0
     last = np.array(tokenizer.suffix[-1:], "int32")
-
-    def tokenize():
-        nonlocal count
-        pieces, ends = zip(*waiting, strict=True)
+    for pieces in pieces_at_once(texts):
+        strings = [piece for piece, *_ in pieces]
         if whole_words:
-            ids, *places = tokenizer.offsets(pieces)
+            ids, *places = tokenizer.offsets(strings)
             row, places = tf.cast(ids.value_rowids(), tf.int32), [x.flat_values for x in places]
-            new = begins_word(code_points(pieces), row, *places).numpy()
+            new = begins_word(code_points(strings), row, *places)
         else:
-            ids = tokenizer.encode(pieces, add_special_tokens=False)
-            new = np.ones(ids.flat_values.shape, bool)
-        flat, splits = ids.flat_values.numpy(), ids.row_splits.numpy()
-        count += len(flat)
-        for i, end in enumerate(ends):
-            here = slice(splits[i], splits[i + 1])
-            parts.extend([flat[here], last] if end else [flat[here]])
-            firsts.extend([new[here], np.ones(len(last), bool)] if end else [new[here]])
-        waiting.clear()
-
-    for text in texts:
-        pieces = list(split_text(text))
-        for i, piece in enumerate(pieces):
-            waiting.append((piece, i == len(pieces) - 1))
-            size += len(piece)
-            if size >= PIECE:
-                tokenize()
-                size = 0
-    if waiting:
-        tokenize()
+            ids = tokenizer.encode(strings, add_special_tokens=False)
+            new = tf.ones_like(ids.flat_values, tf.bool)
+        rows = zip(unpack(ids), unpack(ids.with_values(new)), pieces, strict=True)
+        for row, first, (_, _, ends) in rows:
+            count += len(row)
+            parts.extend([row, last] if ends else [row])
+            firsts.extend([first, np.ones(len(last), bool)] if ends else [first])
     if not count:
         raise ValueError("there is no text")
     ids = np.concatenate(parts).astype("int32")

@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import itertools
 import locale
 import re
 import warnings
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-EVERY = 10  # in a file without splits, every tenth pair is for validation
+EVERY = 10  # in a file without splits, every tenth example is for validation
 # A field as spreadsheets write it, with or without quotes, and a line of such fields.
 FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
 LINE = re.compile(rf"{FIELD}(?:\t{FIELD})+")
@@ -209,11 +208,23 @@ def read_split_of_file(path, split, source, target):
     if split not in ("train", "val"):
         raise FileNotFoundError(f"{path} has no split {split!r}, only train and val")
     pairs = read_tsv(path, source, target)
-    if len(pairs) < EVERY:
-        raise ValueError(f"{path} must have at least {EVERY} pairs, for a validation split")
-    kept = [(i % EVERY == EVERY - 1) == (split == "val") for i in range(len(pairs))]
-    sides = (pairs.sources, pairs.targets)
-    return ParallelText(*(list(itertools.compress(texts, kept)) for texts in sides))
+    rows = list(zip(pairs.sources, pairs.targets, strict=True))
+    rows = held_out(path, rows, split, "pairs")
+    return ParallelText(*map(list, zip(*rows, strict=True)))
+
+
+def held_out(file, examples, part, unit="examples"):
+    """The examples of "train" or "val" in a file without splits; every tenth is for validation.
+
+    If ``part`` is None, all of them.
+    """
+    if part is not None and len(examples) < EVERY:
+        raise ValueError(f"{file} must have at least {EVERY} {unit}, for a validation split")
+    if not examples:
+        raise ValueError(f"{file} has no {unit}")
+    if part is None:
+        return examples
+    return [x for i, x in enumerate(examples) if (i % EVERY == EVERY - 1) == (part == "val")]
 
 
 def find_file(folder, name):

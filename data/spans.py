@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from .batches import fill
 from .tokenizers.tokenizer import surround
 
 LOWEST = -1e30  # the score of a span that is not possible
@@ -150,10 +151,9 @@ def read_contexts(
     room for the context.
 
     Raises:
-        ValueError: ``length`` leaves no room for a context.
+        ValueError: ``length`` leaves no room for a context, or the tokenizer has no pairs.
     """
-    prefix, separator, suffix = tokenizer.prefix, tokenizer.separator, tokenizer.suffix
-    free = length - len(prefix) - len(separator) - len(suffix)
+    free = length - tokenizer.num_pair_special()
     if free < 2:
         raise ValueError(f"a window must have room for a question and a context: {length} tokens")
     asked = tf.cast(tokenizer.encode(questions, add_special_tokens=False), tf.int32)
@@ -162,11 +162,10 @@ def read_contexts(
     ids, starts, ends = tokenizer.offsets(contexts)
     room = free - tf.cast(asked.row_lengths(), tf.int32)
     windows = Windows.cut(ids.row_lengths(), room, overlap)
-    asked = surround(tf.gather(asked, windows.row), prefix, separator)
-    text = surround(windows.take(ids), (), suffix)
-    tokens = tf.concat([asked, text], axis=1)
-    types = tf.concat([tf.zeros_like(asked), tf.zeros_like(text) + tokenizer.pair_type], axis=1)
-    before = tf.cast(asked.row_lengths(), tf.int32)
+    asked = tf.gather(asked, windows.row)
+    tokens, types = tokenizer.join_pairs(asked, windows.take(ids))
+    special = len(tokenizer.prefix) + len(tokenizer.separator)
+    before = tf.cast(asked.row_lengths(), tf.int32) + special
     return Reading(windows, tokens, types, before, starts, ends, truncated)
 
 
@@ -403,7 +402,7 @@ def in_slices(function: Callable, *arrays: tf.Tensor) -> tf.Tensor:
     slices = tf.maximum(-(-count // size), 1)
 
     def cut(x):
-        x = tf.pad(x, [[0, slices * size - count], *[[0, 0]] * (x.shape.rank - 1)])
+        x = fill(x, slices * size)
         return tf.reshape(x, tf.concat([[slices, size], tf.shape(x)[1:]], axis=0))
 
     results = tf.map_fn(

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from .batches import epochs
-from .tokenizers.tokenizer import Tokenizer
+from .batches import check_sizes, epochs, fill
+from .tokenizers.tokenizer import Tokenizer, unpack
 
 SHARE = 0.9  # fraction of the text for training, if there is no validation file
 PIECE = 1 << 20  # characters tokenized at once
@@ -83,33 +83,36 @@ def token_stream(texts: Iterable[str] | tf.data.Dataset, tokenizer: Tokenizer) -
     """
     if isinstance(texts, tf.data.Dataset):
         texts = (text.decode("utf-8", "replace") for text in texts.as_numpy_iterator())
-    parts, waiting, size = [], [], 0
-
-    def tokenize():
-        nonlocal size
-        rows = tokenizer.encode([piece for piece, *_ in waiting], add_special_tokens=False)
-        flat, splits = rows.flat_values.numpy(), rows.row_splits.numpy()
-        for i, (_, begins, ends) in enumerate(waiting):
+    parts = []
+    for pieces in pieces_at_once(texts):
+        rows = tokenizer.encode([piece for piece, *_ in pieces], add_special_tokens=False)
+        for row, (_, begins, ends) in zip(unpack(rows), pieces, strict=True):
             if begins and tokenizer.prefix:
                 parts.append(np.array(tokenizer.prefix, "int32"))
-            parts.append(flat[splits[i] : splits[i + 1]].astype("int32"))
+            parts.append(row.astype("int32"))
             if ends:
                 parts.append(np.array([tokenizer.end_id], "int32"))
-        waiting.clear()
-        size = 0
+    if not parts:
+        raise ValueError("there is no text")
+    return np.concatenate(parts)
 
+
+def pieces_at_once(texts):
+    """Yields lists of pieces of documents, about `PIECE` characters, that are tokenized at once.
+
+    A piece is (text, whether it begins its document, whether it ends it).
+    """
+    waiting, size = [], 0
     for text in texts:
         pieces = list(split_text(text))
         for i, piece in enumerate(pieces):
             waiting.append((piece, i == 0, i == len(pieces) - 1))
             size += len(piece)
             if size >= PIECE:
-                tokenize()
+                yield waiting
+                waiting, size = [], 0
     if waiting:
-        tokenize()
-    if not parts:
-        raise ValueError("there is no text")
-    return np.concatenate(parts)
+        yield waiting
 
 
 def split_text(text):
@@ -161,9 +164,7 @@ def text_batches(
     """
     # NumPy's integers overflow where Python's do not.
     length, batch_size, seed = map(operator.index, (length, batch_size, seed))
-    for name, value in (("length", length), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be positive: {value}")
+    check_sizes(length=length, batch_size=batch_size)
     if not isinstance(texts, np.ndarray):
         texts = token_stream([texts] if isinstance(texts, str) else texts, tokenizer)
     stream = tf.constant(texts, tf.int32)
@@ -177,9 +178,8 @@ def text_batches(
         at = chosen[:, None] * length + within
         weight = tf.cast(at < total, tf.float32)
         at = (at + first) % total  # the text is a ring with another beginning each epoch
-        fill = [[0, batch_size - tf.shape(chosen)[0]], [0, 0]]
         tensors = tf.gather(stream, (at - 1) % total), tf.gather(stream, at), weight
-        return tuple(tf.ensure_shape(tf.pad(x, fill), [batch_size, length]) for x in tensors)
+        return tuple(tf.ensure_shape(fill(x, batch_size), [batch_size, length]) for x in tensors)
 
     def epoch(number):
         order, first = tf.range(rows), tf.zeros([], tf.int32)

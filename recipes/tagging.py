@@ -103,11 +103,12 @@ def score(model, sentences, length, progress=False):
     import numpy as np
 
     from ..data.encoder_batches import class_indices, encode_words
+    from ..data.tokenizers.tokenizer import unpack
     from ..training import entity_scores
 
     names = model.config.class_names
     tokens, words = encode_words(sentences.words, model.tokenizer, length)
-    firsts = np.split(words.flat_values.numpy(), words.row_splits.numpy()[1:-1])
+    firsts = unpack(words)
     found, logits, labels = [], [], []
     for tags, first, row in zip(
         sentences.tags, firsts, outputs(model, tokens, progress=progress), strict=True

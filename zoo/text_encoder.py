@@ -19,7 +19,7 @@ from ..training.states import by_path
 from .classes import Classification, Classifier
 from .heads import HEADS, SAME, Head, change_head, head_size, pool
 from .model import bucket, check_count, in_batches, pad_rows
-from .texts import as_texts, chunks, clean, unpack
+from .texts import as_texts, chunks, clean
 
 # Devlin et al. 2019, appendix A.5, and their code for SQuAD.
 WINDOW, OVERLAP, LONGEST = 384, 128, 30
@@ -304,6 +304,7 @@ class TextEncoder(Classifier):
         tokenizer = self._need_tokenizer("tag")
         texts, single = as_texts("tag", texts, words=True)
         from ..data import spans
+        from ..data.tokenizers.tokenizer import unpack
 
         plans, rows = [], []
         for chosen in chunks(texts):
@@ -417,6 +418,7 @@ class TextEncoder(Classifier):
                 f"there must be a context for each question: {len(contexts)}, {len(questions)}"
             )
         from ..data import spans
+        from ..data.tokenizers.tokenizer import unpack
 
         plans, rows = [], []
         for chosen in chunks(list(zip(questions, contexts, strict=True)), 64):
@@ -490,6 +492,8 @@ class TextEncoder(Classifier):
         tokenizer = self._need_tokenizer("fill_mask")
         top = min(check_count(top, "top"), tokenizer.vocab_size)
         texts, single = as_texts("fill_mask", texts)
+        from ..data.tokenizers.tokenizer import unpack
+
         mask, rows = self._mask(), []
         for chosen in chunks(texts):
             for ids in unpack(tokenizer.encode(chosen)):
@@ -677,6 +681,8 @@ class TextEncoder(Classifier):
 
     def _rows(self, verb, texts):
         """Tokenizes texts or pairs to rows for `_run`; truncates them to the context."""
+        from ..data.tokenizers.tokenizer import unpack
+
         tokenizer, rows, long = self._need_tokenizer(verb), [], 0
         if texts and isinstance(texts[0], tuple):
             self._need_pairs(verb)

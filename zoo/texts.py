@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
-import numpy as np
-
 CHUNK = 4096  # maximum number of texts that are tokenized at once
 LARGEST = 1 << 22  # and of their characters, padding included
 SURROGATES = re.compile("[\ud800-\udfff]")
@@ -64,9 +62,3 @@ def chunks(items, most=CHUNK) -> Iterator[list]:
         longest = longer
     if chunk:
         yield chunk
-
-
-def unpack(ragged):
-    """The rows of a ragged tensor as arrays."""
-    flat, splits = np.asarray(ragged.flat_values), np.asarray(ragged.row_splits)
-    return [flat[a:b] for a, b in zip(splits[:-1], splits[1:], strict=True)]

@@ -7,7 +7,7 @@ import sentencepiece
 import tensorflow as tf
 from sentencepiece import sentencepiece_model_pb2 as protos
 
-from .hugging_face import list_steps, read_added, read_template
+from .hugging_face import Template, list_steps, read_added, read_template
 from .splits import text_operations
 from .tokenizer import Tokenizer
 
@@ -22,8 +22,7 @@ class Rules:
     """The processing of texts before a SentencePiece model, and its special pieces.
 
     Args:
-        prefix, suffix: ids around each text.
-        separator, pair_type: see `Template`.
+        template: the special tokens around texts and pairs.
         added: ``{text: id}`` of added tokens, which are found before a text is segmented.
         strips: arguments of `AddedTokens`.
         space: where a space is added: "model", by the model itself; "prepend", before each part of
@@ -37,10 +36,7 @@ class Rules:
     pad_id: int
     start_id: int
     end_id: int
-    prefix: tuple = ()
-    suffix: tuple = ()
-    separator: tuple | None = None
-    pair_type: int = 0
+    template: Template
     added: dict = field(default_factory=dict)
     strips: dict = field(default_factory=dict)
     space: str = "model"
@@ -112,16 +108,15 @@ def read_rules(model):
     pad, start, end = pieces.pad_id(), pieces.bos_id(), pieces.eos_id()
     has_bytes = any(pieces.is_byte(i) for i in range(pieces.get_piece_size()))
     if has_bytes and min(start, end) >= 0 and (pad < 0 or end < start):
-        return model, Rules(end if pad < 0 else pad, start, end, prefix=(start,))
+        return model, Rules(end if pad < 0 else pad, start, end, Template((start,), (), None, 0))
     if not has_bytes and (pad, start, end) == (0, -1, 1):
         model, sentinels = add_sentinels(model)
-        return model, Rules(
-            pad, pad, end, suffix=(end,), separator=(end,), added=sentinels, blanks=True
-        )
+        template = Template((), (end,), (end,), 0)
+        return model, Rules(pad, pad, end, template, added=sentinels, blanks=True)
     ids = {"pad": pad, "start": start, "end": end}
     if lacking := [name for name, i in ids.items() if i < 0]:
         raise ValueError(f"a vocabulary needs pieces for pad, start and end; it lacks {lacking}")
-    return model, Rules(pad, start, end, suffix=(end,), native=True)
+    return model, Rules(pad, start, end, Template((), (end,), None, 0), native=True)
 
 
 def add_sentinels(model):
@@ -220,8 +215,10 @@ def rebuild(content, end=None):
     if normalizer.remove_extra_whitespaces and space == "always":
         normalizer.add_dummy_prefix, space = True, "model"
     template = read_template(content)
-    prefix, suffix = template.prefix, template.suffix
-    ends = [*suffix[-1:], *(special[text] for text in ("</s>", "<eos>") if text in special)]
+    ends = [
+        *template.suffix[-1:],
+        *(special[text] for text in ("</s>", "<eos>") if text in special),
+    ]
     end = next(iter(ends), None) if end is None else end
     if end not in special.values():
         raise ValueError(f"the end token {end} is not a special token: {special!r:.400}")
@@ -230,20 +227,8 @@ def rebuild(content, end=None):
     strips = {flag: flags[flag] for flag in ("lstrip", "rstrip")}
     apart = {*strips["lstrip"], *strips["rstrip"]}
     found = special | {t: i for t, i in added.items() if space != "never" or t in apart}
-    start = prefix[0] if prefix else pad
-    rules = Rules(
-        pad,
-        start,
-        end,
-        prefix,
-        suffix,
-        template.separator,
-        template.pair_type,
-        found,
-        strips,
-        space,
-        blanks,
-    )
+    start = template.prefix[0] if template.prefix else pad
+    rules = Rules(pad, start, end, template, found, strips, space, blanks)
     return proto.SerializeToString(), rules
 
 

@@ -53,8 +53,9 @@ class Subwords(PieceTokenizer):
         self._merges = None  # created at the first call of `sampled`
         self.vocab_size = self._pieces.get_piece_size()
         self.pad_id, self.start_id, self.end_id = rules.pad_id, rules.start_id, rules.end_id
-        self.prefix, self.suffix = rules.prefix, rules.suffix
-        self.separator, self.pair_type = rules.separator, rules.pair_type
+        template = rules.template
+        self.prefix, self.suffix = template.prefix, template.suffix
+        self.separator, self.pair_type = template.separator, template.pair_type
         self.mask_token = next((text for text in MASKS if text in rules.added), None)
         self.mask_id = rules.added.get(self.mask_token)
         self._added = AddedTokens(rules.added, **rules.strips) if rules.added else None

@@ -1,5 +1,6 @@
 """The interface of all tokenizers, and text operations in TensorFlow's graph."""
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -82,14 +83,14 @@ class Tokenizer(tf.Module):
 
         Args:
             firsts, seconds: texts (B,).
-            max_length: the maximum number of ids per pair, including special ones. The longer text
-                is cut from its end, then both alike (Hugging Face's ``longest_first``).
+            max_length: the maximum number of ids per pair, including special ones. Ids are removed
+                from the end of the longer text until both have the same length, then from the ends
+                of both (Hugging Face's ``longest_first``).
 
         Raises:
             ValueError: the tokenizer has no pairs, or there are not as many second texts.
         """
-        if self.separator is None:
-            raise ValueError("this tokenizer has no form for pairs of texts")
+        special = self.num_pair_special()
         sides = [tf.convert_to_tensor(texts, tf.string) for texts in (firsts, seconds)]
         if not sides[0].shape.is_compatible_with(sides[1].shape):
             raise ValueError(
@@ -98,8 +99,21 @@ class Tokenizer(tf.Module):
             )
         first, second = (tf.cast(self._encode(texts, False), tf.int32) for texts in sides)
         if max_length is not None:
-            special = len(self.prefix) + len(self.separator) + len(self.suffix)
             first, second = cut_pairs(first, second, max(max_length - special, 0))
+        return self.join_pairs(first, second)
+
+    def num_pair_special(self) -> int:
+        """The number of special ids of a pair.
+
+        Raises:
+            ValueError: the tokenizer has no pairs.
+        """
+        if self.separator is None:
+            raise ValueError("this tokenizer has no form for pairs of texts")
+        return len(self.prefix) + len(self.separator) + len(self.suffix)
+
+    def join_pairs(self, first, second) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
+        """The ids and types of pairs, see `encode_pairs`, of the ids of texts, both int32."""
         second = surround(second, (), self.suffix)
         first = surround(first, self.prefix, self.separator)
         lengths = tf.stack([first.row_lengths(), second.row_lengths()], axis=1)
@@ -124,6 +138,14 @@ class Tokenizer(tf.Module):
     def tokens(self, text: str, target: bool = False) -> list[str]:
         """The tokens of one text as readable strings."""
         return self.pieces(self.encode([text], target=target)[0].numpy(), target)
+
+    def remove_unknown(self, tokens):
+        """Removes ids outside the vocabulary from ``tokens`` (B, T); returns a ragged tensor."""
+        tokens = tf.cast(tokens, tf.int32)
+        if not isinstance(tokens, tf.RaggedTensor):
+            tokens = tf.RaggedTensor.from_tensor(tokens)
+        known = tf.logical_and(tokens >= 0, tokens < self.vocab_size)
+        return tf.ragged.boolean_mask(tokens, known)
 
     def prompts(
         self, texts: Sequence[str] | tf.Tensor, longest: int
@@ -178,11 +200,7 @@ class ByteTokenizer(Tokenizer):
 
         Special tokens, and ids outside the vocabulary, are left out.
         """
-        tokens = tf.cast(tokens, tf.int32)
-        if not isinstance(tokens, tf.RaggedTensor):
-            tokens = tf.RaggedTensor.from_tensor(tokens)
-        known = tf.logical_and(tokens >= 0, tokens < self.vocab_size)
-        pieces = tf.gather(self._table, tf.ragged.boolean_mask(tokens, known))
+        pieces = tf.gather(self._table, self.remove_unknown(tokens))
         return replace_invalid(tf.strings.reduce_join(pieces, axis=-1))
 
     def text(self, tokens: Iterable[int]) -> bytes:
@@ -309,6 +327,12 @@ def surround(rows, before, after):
         return tf.tile(tf.constant([ids], rows.dtype, [1, len(ids)]), [rows.nrows(), 1])
 
     return tf.concat([fill(before), rows, fill(after)], axis=1)
+
+
+def unpack(rows):
+    """The rows of a ragged tensor as a list of arrays."""
+    flat, splits = rows.flat_values.numpy(), rows.row_splits.numpy()
+    return [flat[a:b] for a, b in itertools.pairwise(splits)]
 
 
 def pattern_of(texts, lstrip=(), rstrip=()):

@@ -275,11 +275,7 @@ class WordPieces(Tokenizer):
         Words are separated by spaces, and punctuation follows a word directly, as in Hugging Face's
         decoder. Ids outside the vocabulary are left out.
         """
-        tokens = tf.cast(tokens, tf.int32)
-        if not isinstance(tokens, tf.RaggedTensor):
-            tokens = tf.RaggedTensor.from_tensor(tokens)
-        known = tf.logical_and(tokens >= 0, tokens < self.vocab_size)
-        tokens = tf.ragged.boolean_mask(tokens, known)
+        tokens = self.remove_unknown(tokens)
         tokens = tf.ragged.boolean_mask(tokens, tf.gather(self._shown, tokens))
         first, later = tf.gather(self._first, tokens[:, :1]), tf.gather(self._later, tokens[:, 1:])
         return tf.strings.reduce_join(tf.concat([first, later], axis=1), axis=-1)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from polyhead.data import (
+    Characters,
     LabelledTexts,
     Question,
     TaggedWords,
@@ -159,6 +160,9 @@ def test_pairs_alternate_and_equal_texts_have_one_number(tokenizer):
     scored = TextPairs(["Ada"], ["Oslo"], [2.5])
     [(_, labels, _)] = pair_batches(scored, tokenizer, batch_size=2, scale=5.0)
     np.testing.assert_array_equal(labels, [0.5, 0.5, -1, -1])
+    small = TextPairs(["Ada"], ["Oslo"], [1e-9])
+    [(_, labels, _)] = pair_batches(small, tokenizer, batch_size=1)
+    np.testing.assert_array_equal(labels, np.float32([1e-9, 1e-9]))
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
@@ -223,3 +227,5 @@ def test_bad_arguments_are_refused(tokenizer):
             masked_batches(tokenizer=tokenizer, **arguments)
     with pytest.raises(ValueError, match="scale must be positive"):
         pair_batches(TextPairs(["a"], ["b"]), tokenizer, scale=0.0)
+    with pytest.raises(ValueError, match="this tokenizer has no form for pairs of texts"):
+        question_batches([Question("0", "a", "b")], Characters("ab"))
