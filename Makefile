@@ -38,17 +38,13 @@ demo: $(STAMP)
 # single process would need 6 GB. Two groups run at a time, the longest first. Each group prints its
 # results when it ends. To run some tests: .venv/bin/pytest tests/data
 REPLICAS := tests/training/test_replicas.py
-COMMAND := tests/recipes/test_command.py
-GPT := tests/zoo/test_gpt.py
-TRANSFORMER := tests/zoo/test_transformer.py
-GROUPS := zoo recipes command replicas others training serving gpt transformer
+DECODERS := tests/zoo/test_gpt.py tests/zoo/test_transformer.py
+GROUPS := zoo recipes replicas others training decoders serving
 replicas := $(REPLICAS)
 training := tests/training --ignore=$(REPLICAS)
-command := $(COMMAND)
-recipes := tests/recipes --ignore=$(COMMAND)
-gpt := $(GPT)
-transformer := $(TRANSFORMER)
-zoo := tests/zoo --ignore=$(GPT) --ignore=$(TRANSFORMER)
+recipes := tests/recipes
+decoders := $(DECODERS)
+zoo := tests/zoo $(DECODERS:%=--ignore=%)
 serving := tests/serving
 others := tests $(patsubst %,--ignore=tests/%,training recipes zoo serving)
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider --no-xla

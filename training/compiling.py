@@ -71,18 +71,19 @@ class Notice:
             print(line, file=sys.stderr, flush=True)
 
 
-def with_notice(function, name):
-    """Wraps ``function``, which is compiled at the first call for a shape, in a `Notice`."""
+def with_notice(function, name, by_shape=True):
+    """Wraps ``function`` in a `Notice` of its first call, or of the first for each shape."""
     seen = set()
 
     @functools.wraps(function, updated=())
     def call(*args):
         shapes = [x.shape for x in keras.tree.flatten(args[0])]
-        key = (*shapes, *(argument is None for argument in args))
+        key = (*shapes,) if by_shape else (len(shapes),)
+        key += tuple(argument is None for argument in args)
         if key in seen:
             return function(*args)
         with Notice(silent=False) as notice:
-            notice.begin(name, max(shapes, key=math.prod))
+            notice.begin(name, max(shapes, key=math.prod) if by_shape else None)
             found = function(*args)
         seen.add(key)
         return found

@@ -10,7 +10,9 @@ import keras
 
 from .compiling import with_notice
 
-if keras.config.backend() == "tensorflow":
+JAX = keras.config.backend() != "tensorflow"
+
+if not JAX:
     from .replicas import Model, jit
 
     def build_optimizer(model: keras.Model) -> None:
@@ -58,7 +60,7 @@ def compiled(
     >>> tuple(predict(np.ones([3, 2], "float32")).shape)
     (3, 1)
     """
-    return with_notice(jit(model, function, xla), name)
+    return with_notice(jit(model, function, xla), name, by_shape=xla or JAX)
 
 
 __all__ = ["Model", "build_optimizer", "compiled"]

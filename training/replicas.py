@@ -42,7 +42,16 @@ def jit(model, function, xla=True):
     """
     if xla and XLA:
         return tf.function(function, jit_compile=True, autograph=False)
-    return tf.function(function, autograph=False, reduce_retracing=True)
+    traced = tf.function(function, autograph=False)
+
+    def call(*args):
+        args = keras.tree.map_structure(lambda x: x if x is None else tf.convert_to_tensor(x), args)
+        any_shape = keras.tree.map_structure(
+            lambda x: x if x is None else tf.TensorSpec([None] * x.shape.rank, x.dtype), args
+        )
+        return traced.get_concrete_function(*any_shape)(*args)
+
+    return call
 
 
 class Model(keras.Model):

@@ -201,10 +201,8 @@ class BytePairs(ByteTokenizer):
         rows = words.with_values(tf.gather(tokens, index)).merge_dims(1, 2)
         return parts, ids, rows, spaced
 
-    def offsets(
-        self, texts: Sequence[str] | tf.Tensor
-    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
-        texts = hide_zeros(replace_invalid(tf.convert_to_tensor(texts, tf.string)))
+    def _offsets(self, texts):
+        texts = hide_zeros(replace_invalid(texts))
         parts, added, rows, spaced = self._tokenize(texts)
         ids = rows.flat_values
         # A token has as many bytes as its piece, or as its part if it is an added token.

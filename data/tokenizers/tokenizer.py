@@ -3,11 +3,13 @@
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from .splits import SPACE, split
 
+EAGER = 8  # calls from Python before tracing, which takes as long as about 25 of them
 MASKS = ("[MASK]", "<mask>")  # names of the mask in published vocabularies
 # A character that valid text does not contain; it replaces zero bytes, at which RegexSplit stops.
 ZERO, ZERO_PATTERN = b"\xed\xa0\x81", r"\x{d801}"
@@ -16,8 +18,8 @@ ZERO, ZERO_PATTERN = b"\xed\xa0\x81", r"\x{d801}"
 class Tokenizer(tf.Module):
     """Converts texts to ids and back, in TensorFlow's graph.
 
-    A subclass defines ``_encode(texts, target)``, `decode`, `pieces`, ``save`` and ``load``. It is
-    a `tf.Module`, so that an export can track it.
+    A subclass defines ``_encode(texts, target)``, `decode`, `pieces`, ``save`` and ``load``, and
+    ``_offsets(texts)`` if it has offsets. It is a `tf.Module`, so that an export can track it.
 
     Attributes:
         vocab_size: the number of tokens.
@@ -62,13 +64,34 @@ class Tokenizer(tf.Module):
             target: the texts are targets, for a tokenizer with one vocabulary per side.
             add_special_tokens: whether to add `prefix` and `suffix` to each text.
         """
-        rows = self._encode(tf.convert_to_tensor(texts, tf.string), target)
+        return self._run(self._encode_rows, [texts], max_length, target, add_special_tokens)
+
+    def _encode_rows(self, texts, max_length, target, add_special_tokens):
+        rows = self._encode(texts, target)
         before, after = (self.prefix, self.suffix) if add_special_tokens else ((), ())
         if max_length is not None:
             rows = rows[:, : max(max_length - len(before) - len(after), 0)]
-        if before or after:
-            rows = surround(rows, before, after)
-        return rows  # pyright: ignore[reportReturnType]  (TensorFlow's stubs know only tensors)
+        return surround(rows, before, after) if before or after else rows
+
+    def _run(self, method, texts, *settings) -> Any:
+        """``method(*texts, *settings)``; from Python, in a graph after `EAGER` calls.
+
+        TensorFlow's operations are slow one by one: a text takes 40 ms, in a graph 1 ms.
+        """
+        texts = [tf.convert_to_tensor(x, tf.string) for x in texts]
+        if not tf.executing_eagerly():
+            return method(*texts, *settings)
+        # Not an attribute of the module: an export would save the graphs.
+        runs = vars(self).setdefault("_runs", {})
+        run = runs.get(key := (method.__name__, *settings), 0)
+        if run == EAGER:
+            spec = [tf.TensorSpec([None], tf.string)] * len(texts)
+            run = tf.function(lambda *x: method(*x, *settings), spec, autograph=False)
+        if not isinstance(run, int):
+            runs[key] = run
+            return run(*texts)
+        runs[key] = run + 1
+        return method(*texts, *settings)
 
     def encode_pairs(
         self,
@@ -90,16 +113,19 @@ class Tokenizer(tf.Module):
         Raises:
             ValueError: the tokenizer has no pairs, or there are not as many second texts.
         """
-        special = self.num_pair_special()
+        self.num_pair_special()  # checks that there are pairs
         sides = [tf.convert_to_tensor(texts, tf.string) for texts in (firsts, seconds)]
         if not sides[0].shape.is_compatible_with(sides[1].shape):
             raise ValueError(
                 "there must be as many first as second texts:"
                 f" {sides[0].shape[0]} and {sides[1].shape[0]}"
             )
-        first, second = (tf.cast(self._encode(texts, False), tf.int32) for texts in sides)
+        return self._run(self._encode_pair_rows, sides, max_length)
+
+    def _encode_pair_rows(self, firsts, seconds, max_length):
+        first, second = (tf.cast(self._encode(x, False), tf.int32) for x in (firsts, seconds))
         if max_length is not None:
-            first, second = cut_pairs(first, second, max(max_length - special, 0))
+            first, second = cut_pairs(first, second, max(max_length - self.num_pair_special(), 0))
         return self.join_pairs(first, second)
 
     def num_pair_special(self) -> int:
@@ -133,6 +159,9 @@ class Tokenizer(tf.Module):
         Raises:
             ValueError: the tokenizer has no offsets.
         """
+        return self._run(self._offsets, [texts])
+
+    def _offsets(self, texts):
         raise ValueError(f"{type(self).__name__} has no offsets of tokens")
 
     def tokens(self, text: str, target: bool = False) -> list[str]:

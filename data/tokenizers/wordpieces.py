@@ -248,10 +248,8 @@ class WordPieces(Tokenizer):
         first = tf.where(whole, begin, start + first.flat_values)
         return ids, first, tf.where(whole, begin + tf.gather(size, part), start + last)
 
-    def offsets(
-        self, texts: Sequence[str] | tf.Tensor
-    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
-        texts = self._clean(tf.convert_to_tensor(texts, tf.string))
+    def _offsets(self, texts):
+        texts = self._clean(texts)
         ids, first, last = self._tokenize(texts, places=True)
         # Each character is normalized alone, which gives as many bytes, and the same ones except
         # for combining marks whose order changes.

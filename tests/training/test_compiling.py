@@ -31,6 +31,22 @@ def test_a_compilation_is_reported_once_per_shape(impatient, capsys):
     assert "generate for (2, 4)" in capsys.readouterr().err
 
 
+def test_without_xla_a_compilation_is_reported_and_done_once(impatient, capsys):
+    traced = []
+
+    def shapes(x):
+        traced.append(tuple(x["a"].shape))
+        return slow(x["a"])
+
+    function = compiled(None, shapes, "embed", xla=False)
+    for shape in ((2, 3), (2, 4), (1, 4)):
+        assert function({"a": np.ones(shape, "float32")}).shape == shape
+    assert traced == [(None, None)]
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "compiling embed ..."
+    assert last.startswith("compiled embed: the first call took 0.")
+
+
 def test_a_quick_compilation_is_not_reported(capsys, monkeypatch):
     monkeypatch.setattr(compiling, "PATIENCE", 60.0)
     compiled(None, lambda x: x + 1.0, "generate")(np.ones(3, "float32"))

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from polyhead.data import WordPieces
 from polyhead.data.tokenizers import load, normalization
+from polyhead.data.tokenizers.tokenizer import EAGER
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -219,6 +220,33 @@ def test_added_tokens_are_found_as_in_hugging_face(learned, tmp_path, lowercase)
     assert 704 in rows[0]
     expected = theirs.decode_batch(rows, skip_special_tokens=True)
     assert [text.decode() for text in ours.decode(rows).numpy()] == expected
+
+
+def test_calls_from_python_are_traced_after_a_few(learned):
+    tokenizer = changed(learned, True)
+    texts = random_texts(5)
+
+    def calls(texts):
+        found = [
+            tokenizer.encode(texts),
+            tokenizer.encode(texts, 7),
+            tokenizer.encode(texts, add_special_tokens=False),
+            *tokenizer.encode_pairs(texts, texts[::-1], max_length=9),
+            *tokenizer.offsets(texts),
+        ]
+        return [rows.to_list() for rows in found]
+
+    expected = calls(texts)
+    for _ in range(EAGER - 1):
+        calls(texts[:1])
+    assert {*vars(tokenizer)["_runs"].values()} == {EAGER}
+    assert calls(texts) == expected
+    assert not any(isinstance(run, int) for run in vars(tokenizer)["_runs"].values())
+    assert calls(texts[:2]) == calls(texts[:2])
+    children = tokenizer._trackable_children("savedmodel")  # what an export saves
+    assert not any(
+        isinstance(child, tf.types.experimental.PolymorphicFunction) for child in children
+    )
 
 
 def test_ids_of_special_tokens(learned):
