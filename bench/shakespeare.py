@@ -97,7 +97,7 @@ def draw_curves(curves, path):
     axes.set_xlabel("seconds")
     axes.set_ylabel("validation loss, nats per character")
     axes.legend(title="peak learning rate")
-    axes.grid(length_penalty=0.3)
+    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
 

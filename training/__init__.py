@@ -6,7 +6,13 @@ from .checkpoints import Checkpoints, mean_weights
 from .devices import from_chief, is_chief, strategy
 from .layerwise import LayerwiseAdamW
 from .lock import FolderInUseError, locked
-from .losses import CosineRegression, InBatchNegatives, SmoothedCrossEntropy, SpanCrossEntropy
+from .losses import (
+    BinaryCrossEntropy,
+    CosineRegression,
+    InBatchNegatives,
+    SmoothedCrossEntropy,
+    SpanCrossEntropy,
+)
 from .metrics import (
     Entity,
     answer_scores,
@@ -25,6 +31,7 @@ from .states import CheckpointError, read_tensors, write_file, write_tensors
 __all__ = [
     "CheckpointError",
     "Checkpoints",
+    "BinaryCrossEntropy",
     "CosineRegression",
     "Curves",
     "Entity",

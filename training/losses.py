@@ -90,6 +90,28 @@ class SpanCrossEntropy(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable("polyhead")
+class BinaryCrossEntropy(keras.losses.Loss):
+    """The cross-entropy of two classes, from one logit for each example.
+
+    Call with ``labels`` (B,), from 0 to 1, and ``logits`` (B,). Keras's `BinaryCrossentropy` is a
+    mean over the last axis, here the batch: sample weights would have no effect.
+
+    >>> loss = polyhead.training.BinaryCrossEntropy()
+    >>> weight = np.array([1.0, 0.0])
+    >>> round(float(loss(np.array([1, 0]), np.zeros(2, "float32"), weight)), 4)  # log 2
+    0.6931
+    """
+
+    def __init__(self, name: str = "binary_cross_entropy", **kwargs: Any) -> None:
+        kwargs.setdefault("reduction", "mean_with_sample_weight")
+        super().__init__(name=name, **kwargs)
+
+    def call(self, labels, logits):
+        labels = ops.cast(ops.reshape(labels, ops.shape(logits)), logits.dtype)
+        return ops.binary_crossentropy(labels, logits, from_logits=True)
+
+
+@keras.saving.register_keras_serializable("polyhead")
 class InBatchNegatives(keras.losses.Loss):
     """Ranks the second text of each pair above those of the other pairs of the batch.
 
@@ -159,5 +181,5 @@ class CosineRegression(keras.losses.Loss):
 
 
 def unit(x):
-    """Divides vectors (..., D) by their norm."""
-    return x / ops.maximum(ops.norm(x, axis=-1, keepdims=True), 1e-12)
+    """Divides vectors (..., D) by their norm; zero vectors stay, with finite gradients."""
+    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-24))

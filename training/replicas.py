@@ -40,8 +40,9 @@ def jit(model, function, xla=True):
 
     With ``xla`` XLA compiles it once per shape, else TensorFlow once for all shapes.
     """
-    if xla and XLA:
-        return tf.function(function, jit_compile=True, autograph=False)
+    if xla:
+        options = dict(jit_compile=True) if XLA else dict(reduce_retracing=True)
+        return tf.function(function, autograph=False, **options)
     traced = tf.function(function, autograph=False)
 
     def call(*args):

@@ -220,10 +220,11 @@ def pool(x: Tensor, mask: Tensor, pooling: str) -> Tensor:
     x = ops.cast(x, "float32")
     if pooling == "token":
         return x[:, 0]
-    if pooling == "max":
-        return ops.max(ops.where(mask[..., None], x, -HUGE), axis=1)
     weights = ops.cast(mask, "float32")
     count = ops.sum(weights, axis=1)
+    if pooling == "max":
+        largest = ops.max(ops.where(mask[..., None], x, -HUGE), axis=1)
+        return ops.where(count[:, None] > 0, largest, 0.0)
     if pooling == "last":
         # The last True, also where padding precedes the tokens.
         index = ops.arange(ops.shape(x)[1], dtype="int32")

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from ..layers.arguments import plain
-from ..training import SmoothedCrossEntropy, SpanCrossEntropy
+from ..training import BinaryCrossEntropy, SmoothedCrossEntropy, SpanCrossEntropy
 from ..training.losses import unit
 from ..training.states import by_path
 from .classes import Classification, Classifier
@@ -746,7 +746,7 @@ class TextEncoder(Classifier):
         if loss is None and head is None:
             raise ValueError("a model without a head has no default loss: pass one, or adapt it")
         if loss is None and head == "score":
-            loss = keras.losses.BinaryCrossentropy(from_logits=True)
+            loss = BinaryCrossEntropy()
         if loss is None:
             loss = SpanCrossEntropy() if head == "spans" else SmoothedCrossEntropy(0.0)
         if optimizer is None:

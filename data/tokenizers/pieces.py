@@ -65,6 +65,10 @@ class PieceTokenizer(Tokenizer):
             tokens, tf.reduce_all(tokens[..., None] != tf.constant(special), axis=-1)
         )
 
+    def _run(self, method, texts, *settings):
+        # Never traced: few operations, and a graph would keep models that `_operations` replaces.
+        return method(*(tf.convert_to_tensor(x, tf.string) for x in texts), *settings)
+
     def _load(self):
         tokenizer = text_operations().SentencepieceTokenizer
         return [tokenizer(model=model, out_type=self._out_type) for model in self._models]

@@ -430,7 +430,7 @@ def test_metrics_are_exact_over_replicas_at_every_step(devices):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
     lengths=st.lists(st.lists(st.integers(0, T), min_size=1, max_size=9), min_size=1, max_size=3),
     steps=st.sampled_from([None, 2]),

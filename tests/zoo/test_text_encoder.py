@@ -6,10 +6,11 @@ import math
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
-from polyhead.training import SpanCrossEntropy
+from polyhead.training import CosineRegression, InBatchNegatives, SpanCrossEntropy
 from polyhead.zoo import BERT, BERTConfig, Classification, Match, TextEncoder, text_encoder
-from polyhead.zoo.heads import HEADS, pool
+from polyhead.zoo.heads import HEADS, POOLINGS, pool
 from tests.zoo.toy_encoder import Toy, ToyConfig, toy, toy_tokenizer
 
 tensorflow = pytest.mark.skipif(
@@ -660,19 +661,54 @@ def test_quantized_models_have_all_methods(tokenizer, tmp_path):
 # Training
 
 
+TOKENS = np.array([[1, 5, 6, 2], [1, 7, 2, 0]])
+LABELS = {
+    "classes": np.array([0, 2]),
+    "score": np.array([0.0, 1.0]),
+    "tags": np.array([[0, 1, 2, 0], [0, 1, 0, 0]]),
+    "spans": np.array([[1, 2], [0, 0]]),
+    "tokens": TOKENS,
+}
+
+
 @pytest.mark.parametrize(
-    "head, labels",
+    "head, loss, settings",
     [
-        ("classes", np.array([0, 2])),
-        ("score", np.array([0.0, 1.0])),
-        ("tags", np.array([[0, 1, 2, 0], [0, 1, 0, 0]])),
-        ("spans", np.array([[1, 2], [0, 0]])),
-        ("tokens", np.array([[1, 5, 6, 2], [1, 7, 2, 0]])),
+        *((head, None, dict(num_classes=3 * (head in ("classes", "tags")))) for head in LABELS),
+        *(
+            (None, CosineRegression(), dict(pooling=pooling, normalize=True))
+            for pooling in POOLINGS
+        ),
+        (None, InBatchNegatives(), {}),
     ],
 )
-def test_every_head_learns_by_default(head, labels):
+@tensorflow
+def test_rows_that_fill_a_batch_change_nothing(head, loss, settings):
+    tokens, labels = TOKENS, LABELS.get(head)
+    if head is None:
+        tokens, labels = np.concatenate([tokens, tokens[:, ::-1]]), np.arange(4) / 10
+    weight = np.ones(labels.shape if head in ("tags", "tokens") else len(labels), "float32")
+    results = []
+    for extra in (0, 2):
+        model = toy(head, **settings)
+        model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=True)
+        inputs, targets, weights = (
+            np.pad(x, [[0, extra], *[[0, 0]] * (x.ndim - 1)]) for x in (tokens, labels, weight)
+        )
+        if head is None:
+            targets[4:] = -1.0
+        model.fit(inputs, targets, sample_weight=weights, verbose=0, shuffle=False)
+        results.append([ops.convert_to_numpy(v).copy() for v in model.weights])
+    before = [ops.convert_to_numpy(v).copy() for v in toy(head, **settings).weights]
+    assert max(np.abs(a - b).max() for a, b in zip(before, results[0], strict=True)) > 1e-3
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", LABELS)
+def test_every_head_learns_by_default(head):
     model = toy(head, scale=0.1, num_classes=3 * (head in ("classes", "tags")))
-    tokens = np.array([[1, 5, 6, 2], [1, 7, 2, 0]])
+    tokens, labels = TOKENS, LABELS[head]
     model.compile(run_eagerly=True)
     model.optimizer.learning_rate = 0.02
     losses = model.fit(tokens, labels, epochs=8, verbose=0).history["loss"]

@@ -88,8 +88,8 @@ def toy_tokenizer():
         vocab_size, pad_id, mask_id, mask_token = 300, 0, 3, "[MASK]"
         prefix, suffix, separator, pair_type = (1,), (2,), (2,), 1
 
-        def offsets(self, texts):
-            points = tf.strings.unicode_decode(tf.convert_to_tensor(texts, tf.string), "UTF-8")
+        def _offsets(self, texts):
+            points = tf.strings.unicode_decode(texts, "UTF-8")
             kept = points > 32
             starts = tf.cast(tf.ragged.range(points.row_lengths()), tf.int32)
             points, starts = (tf.ragged.boolean_mask(x, kept) for x in (points, starts))
@@ -99,7 +99,7 @@ def toy_tokenizer():
             return ids, starts, starts + 1
 
         def _encode(self, texts, target=False):
-            return self.offsets(tf.strings.regex_replace(texts, r"\[MASK\]", "\ue000"))[0]
+            return self._offsets(tf.strings.regex_replace(texts, r"\[MASK\]", "\ue000"))[0]
 
         def pieces(self, tokens, target=False):
             return [f"<{token}>" for token in tokens]
