@@ -10,7 +10,7 @@ from . import quiet  # noqa: F401  (before Keras and TensorFlow)
 
 __version__ = "0.1.0"
 
-SUBPACKAGES = ("data", "layers", "recipes", "serving", "training", "zoo")
+SUBPACKAGES = ("data", "layers", "learn", "recipes", "serving", "training", "zoo")
 # The modules of the public names. `__init__.pyi` declares the same for type checkers.
 PUBLIC = {
     "zoo": (

@@ -1,5 +1,6 @@
 from . import data as data
 from . import layers as layers
+from . import learn as learn
 from . import recipes as recipes
 from . import serving as serving
 from . import training as training

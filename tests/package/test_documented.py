@@ -122,7 +122,9 @@ def examples():
     for name in polyhead.SUBPACKAGES:
         package = importlib.import_module(f"polyhead.{name}")
         modules = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-        names = [m.name for m in modules if not m.name.endswith("__main__")]
+        # Importing the source of the notebook would run it.
+        skipped = ("__main__", "learn.transformers")
+        names = [m.name for m in modules if not m.name.endswith(skipped)]
         for module in map(importlib.import_module, [package.__name__, *names]):
             yield from (test for test in finder.find(module) if test.examples)
 
