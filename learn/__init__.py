@@ -1,11 +1,11 @@
 """The teaching module: a notebook, its exercises with checks, and derivations.
 
-Start with `learn/README.md`. `checks` and `solutions` are imported on first use.
+Start with `learn/README.md`. Its modules are imported on first use.
 """
 
 import importlib
 
-__all__ = ["checks", "solutions"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["checks", "show", "solutions"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name):

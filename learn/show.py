@@ -1,0 +1,47 @@
+"""What the cells of the notebook share: comparing arrays, and drawing matrices."""
+
+import time
+
+import numpy as np
+from keras import ops
+
+
+def array(x):
+    """A NumPy array of a tensor."""
+    return ops.convert_to_numpy(x)
+
+
+def assert_equal(a, b, atol=1e-5):
+    """Raises an error if two arrays differ by more than rounding, and prints their shape."""
+    a, b = array(a), array(b)
+    assert a.shape == b.shape, f"the shapes differ: {a.shape} and {b.shape}"
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol)
+    print("equal:", a.shape)
+
+
+def heatmap(axes, matrix, title="", rows=(), columns=(), numbers=None, cmap="Blues"):
+    """Draws a matrix, with a label per row and column; ``numbers`` is their format, as ".2f"."""
+    matrix = np.asarray(array(matrix), "float64")
+    axes.imshow(matrix, cmap=cmap, aspect="auto" if len(rows) == 0 else "equal")
+    axes.set_title(title, fontsize=10)
+    axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    if numbers is None:
+        return
+    low, high = matrix.min(), matrix.max()
+    for (row, column), value in np.ndenumerate(matrix):
+        is_dark = (value - low) > 0.6 * (high - low)
+        color = "white" if is_dark else "black"
+        label = format(value, numbers) if abs(value) < 1e6 else "-1e9"
+        axes.text(column, row, label, ha="center", va="center", fontsize=7, color=color)
+
+
+def seconds(function, repeats=5):
+    """The shortest wall time of a call; the first call, which compiles, does not count."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)

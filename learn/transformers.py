@@ -1,0 +1,1419 @@
+# %% [markdown]
+# # Transformers, from attention to a served model
+#
+# You know linear algebra, Python and the basics of neural networks. After this notebook you
+# understand self-attention and what it is good for, you have built a Transformer, and you have
+# checked every part of it against a library that people train and serve with,
+# [polyhead](../README.md).
+#
+# Every section has five beats:
+#
+# 1. **Formula**, with the shape of each tensor,
+# 2. **Build**: at most 15 lines of `keras.ops`,
+# 3. **Assert**: equal to the library's layer, up to rounding,
+# 4. **Picture**,
+# 5. **Exercise**: you write a function, and a check says "right" or what is wrong.
+#
+# The notebook runs from top to bottom on two CPU cores, without a network. You may begin at any
+# part: its first cell has all that it needs. Derivations of all formulas are in
+# `transformers.tex`; solutions of the exercises are in `solutions.py`.
+#
+# | part | sections |
+# | --- | --- |
+# | I. Attention | 1 to 7 |
+# | II. Positions, block, gradients | 8 to 10 |
+#
+# **One letter, one meaning**, everywhere:
+#
+# | letter | meaning |
+# | --- | --- |
+# | $B$ | batch: the number of examples |
+# | $T$ | length of the sequence that asks: queries |
+# | $S$ | length of the sequence that answers: keys and values; $S = T$ in self-attention |
+# | $D$ | width of the model: the size of the vector at each position |
+# | $H$ | number of heads |
+# | $K$ | size of a head, usually $D / H$; papers write $d_k$ |
+# | $V$ | size of the vocabulary |
+#
+# The paper is Vaswani et al. 2017, *Attention Is All You Need*, arXiv 1706.03762; "section 3.2"
+# is a section of it.
+
+# %% [markdown]
+# # Part I. Attention
+
+# %%
+import math
+import os
+
+import polyhead  # first, because it hides TensorFlow's log lines
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from polyhead.layers import (
+    MultiHeadAttention,
+    TransformerBlock,
+    attend,
+    attention_weights,
+    causal_mask,
+    padding_mask,
+)
+from polyhead.learn import checks
+from polyhead.learn.show import array, assert_equal, heatmap, seconds
+
+FAST = "FAST" in os.environ  # shorter training, for tests
+keras.utils.set_random_seed(0)
+
+
+def tensor(x):
+    return ops.convert_to_tensor(x, dtype="float32")
+
+
+def normal(*shape, seed=0):
+    return tensor(np.random.default_rng(seed).normal(size=shape))
+
+
+print("polyhead", polyhead.__version__)
+
+# %% [markdown]
+# ## 1. What attention is for
+#
+# ### Formula
+# You have $S$ examples: at the place $k_s$ you measured the value $v_s$. What is the value at a
+# new place $q$, the *query*? A plain average of all $v_s$ ignores where they were measured. A
+# better answer weights near examples more:
+#
+# $$ y(q) = \sum_{s=1}^{S} w_s v_s, \qquad
+# w_s = \frac{\exp(-(q - k_s)^2 / 2h^2)}{\sum_{r} \exp(-(q - k_r)^2 / 2h^2)} . $$
+#
+# This is kernel smoothing (Nadaraya 1964, Watson 1964), with the bandwidth $h$. The weights are a
+# *softmax*: they are positive and sum to 1, so the result is a mean of values. Attention is the
+# same idea with three changes: places are vectors, nearness is a dot product, and the network
+# learns which vectors to compare.
+#
+# Shapes: queries $(T,)$, keys $(S,)$, values $(S, 1)$, weights $(T, S)$, result $(T, 1)$.
+#
+# ### Build
+
+
+# %%
+def kernel_mean(queries, keys, values, bandwidth):
+    distance = queries[:, None] - keys  # (T, S)
+    weights = ops.softmax(-(distance**2) / (2 * bandwidth**2), axis=-1)
+    return ops.matmul(weights, values), weights
+
+
+rng = np.random.default_rng(0)
+places = np.sort(rng.uniform(0, 6, 30))
+keys = tensor(places)
+values = tensor(np.sin(places) + 0.2 * rng.normal(size=30))[:, None]
+queries = tensor(np.linspace(0, 6, 121))
+y, weights = kernel_mean(queries, keys, values, 0.3)
+
+# %% [markdown]
+# ### Assert
+# Multiply out the square: $-(q - k)^2 / 2h^2 = q k / h^2 - k^2 / 2h^2 - q^2 / 2h^2$. The last term
+# is the same for all keys, so the softmax ignores it. The first is a dot product times a *scale*,
+# the second is a number per key, a *bias*. So kernel smoothing is attention: the library's
+# `attend`, which takes queries `(B, T, H, K)`, here with one batch, one head of size 1.
+
+# %%
+h = 0.3
+q, k, v = (ops.reshape(x, (1, -1, 1, 1)) for x in (queries, keys, values))
+bias = ops.reshape(-(keys**2) / (2 * h**2), (1, 1, 1, -1))
+attended = attend(q, k, v, bias=bias, scale=1 / h**2)
+assert_equal(y, attended[0, :, 0], atol=1e-4)
+
+# %% [markdown]
+# ### Picture
+# A small bandwidth trusts the nearest example alone, a large one averages everything. On the
+# right: the weights of the query $q = 2$.
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3))
+left.plot(keys, values, "k.", label="examples")
+for bandwidth in (0.05, 0.3, 2.0):
+    y, weights = kernel_mean(queries, keys, values, bandwidth)
+    left.plot(queries, y, label=f"h = {bandwidth}")
+    right.plot(keys, weights[40], ".-", label=f"h = {bandwidth}")
+left.set_title("weighted means")
+right.set_title("the weights of the query q = 2")
+left.legend(fontsize=8)
+right.legend(fontsize=8)
+plt.show()
+
+# %% [markdown]
+# Why is this better than reading from left to right? A recurrent network (RNN) passes what it
+# read at position $s$ through $T - s$ steps before it can use it at position $T$, and each step
+# multiplies by a matrix, so the signal shrinks or grows. Attention connects any two positions in
+# one step. The picture shows how much the output at the last position depends on each input: the
+# norm of $\partial y_T / \partial x_s$, at initialization.
+
+
+# %%
+def dependence(layer, length=40, width=16):
+    """The norm of d y_T / d x_s for each s, divided by their sum."""
+    x = normal(1, length, width, seed=1)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        last = layer(x)[0, -1]
+    jacobian = array(tape.jacobian(last, x))[:, 0]  # (D, S, D)
+    norms = np.sqrt((jacobian**2).sum(axis=(0, 2)))
+    return norms / norms.sum()
+
+
+rnn = keras.layers.SimpleRNN(16, return_sequences=True)
+for name, layer in (("RNN", rnn), ("attention", MultiHeadAttention(4))):
+    plt.semilogy(dependence(layer), ".-", label=name)
+plt.title("dependence of the last output on the input at each position")
+plt.xlabel("position s")
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# The second difference is speed: an RNN's $T$ steps wait for each other, while all positions of
+# attention are computed by the same products of matrices. Section 7 measures what this costs.
+#
+# ### Exercise 1
+# A Python dictionary compares a query with each key, and returns the value of the equal one.
+# Write a *soft* look-up: the scores are dot products times a sharpness; the result is a mean of
+# all values. (With a large sharpness it picks the best key, as a dictionary does.) Replace the
+# dots, and run the cell again.
+
+
+# %%
+def lookup(query, keys, values, sharpness):
+    """query (T, K), keys (S, K), values (S, D) -> (T, D)"""
+    ...
+
+
+print("lookup:", checks.lookup(lookup))
+
+# %% [markdown]
+# ## 2. Self-attention: queries, keys, values
+#
+# ### Formula
+# A sentence is a matrix $X$ $(T, D)$, a vector per word. In *self-attention* the words ask each
+# other. Three learned matrices give each word three roles:
+#
+# | tensor | shape | role |
+# | --- | --- | --- |
+# | $Q = X W_Q$ | $(T, K)$ | what this word looks for |
+# | $K = X W_K$ | $(S, K)$ | what this word offers to be found by |
+# | $V = X W_V$ | $(S, K)$ | what this word says when it is found |
+#
+# $$ \mathrm{Attention}(Q, K, V) = \mathrm{softmax}\left(\frac{Q K^\top}{\sqrt{K}}\right) V, $$
+#
+# (section 3.2.1; in formulas the matrix of keys is $K$ too, and the number under the root is the
+# size of a head). The scores $Q K^\top$ are $(T, S)$: a row per query. The softmax is taken over
+# each row. A last matrix $W_O$ $(K, D)$ maps the result back to the width of the model.
+#
+# ### Build
+# One head, with the library's projections, so that both have the same weights. `EinsumDense`
+# layers with the equation `btd,dhk->bthk` do the projections. There is no transpose anywhere: the
+# letters of the einsum are the shapes.
+
+# %%
+words = "the cat sat because it was tired".split()
+x = normal(1, len(words), 8, seed=2)  # B = 1, T = 7, D = 8
+layer = MultiHeadAttention(num_heads=1)
+layer.build(x.shape)
+
+q, k, v = layer.query(x), layer.key(x), layer.value(x)  # (B, T, H, K)
+scores = ops.einsum("bthk,bshk->bhts", q, k) / math.sqrt(q.shape[-1])
+weights = ops.softmax(scores, axis=-1)  # over the keys
+heads = ops.einsum("bhts,bshk->bthk", weights, v)
+y = layer.output_projection(heads)
+
+# %% [markdown]
+# ### Assert
+
+# %%
+assert_equal(weights, layer.attention_weights(x))
+assert_equal(y, layer(x))
+
+# %% [markdown]
+# ### Picture
+# The four steps for our sentence, with numbers: scores, a mask that hides the future (section 4),
+# weights, and the output, which has a row per word again. The weights are random, as training has
+# not begun: only the steps matter.
+
+# %%
+mask = causal_mask(len(words))
+masked = ops.where(mask, scores, -1e9)[0, 0]
+causal_weights = ops.softmax(masked, axis=-1)
+output = ops.matmul(causal_weights, v[0, :, 0])
+figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), layout="constrained")
+heatmap(axes[0], scores[0, 0], "scores", words, words, ".1f")
+shown = np.where(mask, array(masked), np.nan)
+heatmap(axes[1], shown, "masked scores", words, words)
+heatmap(axes[2], causal_weights, "weights", words, words, ".2f")
+heatmap(axes[3], output, "output", words, range(8), ".1f")
+plt.show()
+
+# %% [markdown]
+# ### Exercise 2
+# Attention by hand, with several heads and a mask (True = may attend). Mistakes that were made in
+# public: the scale (by the width of the model, where it should be the size of a head), the mask
+# upside down, the softmax over the wrong axis. The check knows them.
+
+
+# %%
+def attention(q, k, v, mask):
+    """q, k, v (T, H, K), mask (T, T) -> (T, H, K)"""
+    ...
+
+
+print("attention:", checks.attention(attention))
+
+# %% [markdown]
+# ## 3. Why the square root
+#
+# ### Formula
+# Let the components of a query and a key be independent, with mean 0 and variances $\sigma_q^2$
+# and $\sigma_k^2$. Their dot product is a sum of $K$ independent products, so
+#
+# $$ \mathrm{Var}(q \cdot k) = K \sigma_q^2 \sigma_k^2 . $$
+#
+# Divided by $\sqrt{K}$, scores have the same spread for every size of a head. Why does the spread
+# matter? Because of the softmax's derivative. For $p = \mathrm{softmax}(s)$,
+#
+# $$ \frac{\partial p_i}{\partial s_j} = p_i (\delta_{ij} - p_j),
+# \qquad J = \mathrm{diag}(p) - p p^\top . $$
+#
+# If the scores are spread out, one $p_i$ is nearly 1 and the others nearly 0: then all entries of
+# $J$ are nearly 0, and nothing is learned from the scores.
+#
+# For one query, the output is $o = \sum_s p_s v_s$, and the chain rule gives a formula that says
+# what attention learns from: the covariance of values and keys under the weights $p$,
+#
+# $$ \frac{\partial o}{\partial q} = \frac{1}{\sqrt{K}}
+# \sum_s p_s (v_s - \bar v)(k_s - \bar k)^\top, \qquad
+# \bar v = \sum_s p_s v_s, \quad \bar k = \sum_s p_s k_s . $$
+#
+# ### Build
+
+# %%
+size = 8
+q = normal(1, 1, 1, size)  # one query, six keys and values
+k, v = (normal(1, 6, 1, size, seed=seed) for seed in (1, 2))
+p = array(attention_weights(q, k)).reshape(-1)  # (S,)
+key, value = array(k)[0, :, 0], array(v)[0, :, 0]  # (S, K)
+softmax_jacobian_of_p = np.diag(p) - np.outer(p, p)
+centered = value - p @ value, key - p @ key
+covariance = np.einsum("s,sv,sk->vk", p, *centered)
+
+# %% [markdown]
+# ### Assert
+# TensorFlow differentiates the library's `attend`, and knows nothing of our formulas.
+
+# %%
+s = tensor(np.log(p))
+with tf.GradientTape() as tape:
+    tape.watch(s)
+    again = ops.softmax(s)
+assert_equal(tape.jacobian(again, s), softmax_jacobian_of_p)
+
+with tf.GradientTape() as tape:
+    tape.watch(q)
+    o = attend(q, k, v)
+jacobian = array(tape.jacobian(o, q)).reshape(size, size)
+assert_equal(jacobian, covariance / math.sqrt(size))
+
+# %% [markdown]
+# ### Picture
+# For queries and keys with variance 1, and 16 keys: the variance of the scores; the entropy of the
+# weights (it is $\ln 16 = 2.8$ if all are equal, 0 if one is 1); the norm of the softmax's
+# Jacobian. Without the root, large heads stop learning.
+
+# %%
+sizes = [2**i for i in range(1, 10)]
+rows = {"divided by the root": [], "not divided": []}
+for size in sizes:
+    rng = np.random.default_rng(size)
+    q, k = rng.normal(size=(300, 1, size)), rng.normal(size=(300, 16, size))
+    products = (q * k).sum(-1)
+    both = products / size**0.5, products
+    for name, scores in zip(rows, both, strict=True):
+        p = array(ops.softmax(scores, axis=-1))
+        entropy = -(p * np.log(p + 1e-30)).sum(-1).mean()
+        jacobians = p[:, :, None] * np.eye(16) - p[:, :, None] * p[:, None]
+        norm = np.linalg.norm(jacobians, axis=(1, 2)).mean()
+        rows[name].append((scores.var(), entropy, norm))
+
+figure, axes = plt.subplots(1, 3, figsize=(12, 3), layout="constrained")
+titles = "variance of the scores", "entropy of the weights", "norm of J"
+for i, title in enumerate(titles):
+    for name, row in rows.items():
+        axes[i].semilogx(sizes, np.array(row)[:, i], ".-", label=name)
+    axes[i].set_title(title)
+    axes[i].set_xlabel("size of a head, K")
+axes[0].set_yscale("log")
+axes[0].legend(fontsize=8)
+plt.show()
+variances = np.array(rows["not divided"])[:, 0]
+np.testing.assert_allclose(variances / sizes, 1, atol=0.25)
+
+# %% [markdown]
+# ### Exercise 3
+# The variance of $q \cdot k$ for components that do not have mean 0. (For independent $a$ and
+# $b$: $\mathrm{Var}(ab) = E[a^2] E[b^2] - E[a]^2 E[b]^2$.)
+
+
+# %%
+def dot_variance(dim, mean_q, std_q, mean_k, std_k):
+    """The variance of a sum of dim products."""
+    ...
+
+
+print("dot_variance:", checks.dot_variance(dot_variance))
+
+# %% [markdown]
+# ### Exercise 4
+# The Jacobian of the softmax, from its result.
+
+
+# %%
+def softmax_jacobian(p):
+    """p (S,) -> dp_i / ds_j (S, S)"""
+    ...
+
+
+print("softmax_jacobian:", checks.softmax_jacobian(softmax_jacobian))
+
+# %% [markdown]
+# ## 4. Masks
+#
+# ### Formula
+# A *mask* says which keys a query may attend to. Here, as everywhere in the library, it is
+# boolean, **True = may attend**, and it is applied to the scores, before the softmax:
+#
+# $$ s'_{ts} = s_{ts} \text{ if } M_{ts} \text{ else } -10^9 . $$
+#
+# A *causal* mask, $M_{ts} = (s \le t)$, keeps a decoder from seeing the words that it has to
+# predict. A *padding* mask hides the tokens that fill up short sentences of a batch. Masks combine
+# by "and". The number is finite on purpose: if all keys are masked, the softmax of equal numbers
+# is the mean over all values, and not $0 / 0$.
+#
+# ### Build
+
+# %%
+length, pad_id = 6, 0
+tokens = np.array([[7, 3, 5, 2, 0, 0]])  # two tokens of padding
+query, key = ops.arange(length)[:, None], ops.arange(length)
+causal = key <= query  # (T, S)
+padding = ops.not_equal(tokens, pad_id)[:, None, None]  # (B, 1, 1, S)
+both = ops.logical_and(causal, padding)  # (B, 1, T, S)
+
+# %% [markdown]
+# ### Assert
+# Equal to the library's masks, and, what they are for: the future cannot change the past; padding
+# changes nothing.
+
+# %%
+assert_equal(causal, causal_mask(length))
+assert_equal(padding, padding_mask(tokens, pad_id))
+
+x, other = normal(1, length, 8), normal(1, length, 8, seed=1)
+layer = MultiHeadAttention(num_heads=2, causal=True)
+changed = ops.concatenate([x[:, :4], other[:, 4:]], axis=1)
+assert_equal(layer(x)[:, :4], layer(changed)[:, :4])
+
+layer = MultiHeadAttention(num_heads=2)
+assert_equal(layer(x, mask=padding)[:, :4], layer(x[:, :4]))
+
+q, k, v = (normal(1, 3, 1, 4, seed=seed) for seed in range(3))
+nothing = np.zeros((3, 3), bool)
+mean = ops.mean(v, axis=1, keepdims=True)
+assert_equal(attend(q, k, v, nothing), ops.repeat(mean, 3, axis=1))
+
+# %% [markdown]
+# ### Picture
+# Four masks (blue = may attend), and what the causal one does to the gradients: the norm of
+# $\partial y_t / \partial x_s$ is lower-triangular.
+
+# %%
+layer = MultiHeadAttention(num_heads=2, causal=True)
+with tf.GradientTape() as tape:
+    tape.watch(x)
+    y = layer(x)
+jacobian = array(tape.jacobian(y, x))[0, :, :, 0]  # (T, D, S, D)
+norms = np.sqrt((jacobian**2).sum(axis=(1, 3)))
+assert np.allclose(norms, np.tril(norms))
+
+figure, axes = plt.subplots(1, 5, figsize=(14, 3), layout="constrained")
+masks = {
+    "causal": causal,
+    "padding": np.repeat(padding[0, 0], length, 0),
+    "both": both[0, 0],
+    "window of 3": causal_mask(length, window=3),
+    "norm of dy_t / dx_s": norms,
+}
+places = range(length)
+for axis, (title, matrix) in zip(axes, masks.items(), strict=True):
+    heatmap(axis, matrix, title, places, places)
+    axis.set_xlabel("key s")
+axes[0].set_ylabel("query t")
+plt.show()
+
+# %% [markdown]
+# ### Exercise 5
+# A sliding window, as in Mistral: each position attends to the last `window` positions, itself
+# included.
+
+
+# %%
+def sliding_window(length, window):
+    """A boolean mask (T, T), True = may attend."""
+    ...
+
+
+print("sliding_window:", checks.sliding_window(sliding_window))
+
+# %% [markdown]
+# ### Exercise 6
+# To waste no computation on padding, short texts are packed into one row, one after the other.
+# Given the number of the text that each token belongs to, make a causal mask in which no token
+# sees another text.
+
+
+# %%
+def packed_mask(texts):
+    """texts (T,), for example [1, 1, 1, 2, 2, 3] -> a boolean mask (T, T)"""
+    ...
+
+
+print("packed_mask:", checks.packed_mask(packed_mask))
+
+# %% [markdown]
+# ## 5. Several heads
+#
+# ### Formula
+# One softmax gives one mean. A word may have to look at two places for two reasons, so $H$ heads
+# attend separately, each with its own projections of size $K = D / H$ (section 3.2.2):
+#
+# $$ \mathrm{MultiHead}(X) = \mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_H) W_O
+# = \sum_{h=1}^{H} A_h X W_V^h W_O^h, $$
+#
+# where $A_h$ $(T, S)$ are the weights of head $h$, and $W_O^h$ $(K, D)$ are the rows of $W_O$ that
+# belong to it. The right side says more than the left: heads do not interact, their results are
+# *added*; and each head moves information through the matrix $W_V^h W_O^h$ $(D, D)$, whose rank is
+# at most $K$.
+#
+# ### Build
+
+# %%
+x = normal(1, 5, 8)
+layer = MultiHeadAttention(num_heads=4, use_bias=False)
+layer.build(x.shape)
+
+
+def head(x, h):
+    parts = layer.query, layer.key, layer.value  # kernels (D, H, K)
+    wq, wk, wv = (array(part.kernel)[:, h] for part in parts)
+    q, k, v = (ops.matmul(x, w) for w in (wq, wk, wv))  # (B, T, K)
+    scores = ops.einsum("btk,bsk->bts", q, k) / math.sqrt(k.shape[-1])
+    return ops.matmul(ops.softmax(scores, axis=-1), v)
+
+
+wo = array(layer.output_projection.kernel)  # (H, K, D)
+each = [ops.matmul(head(x, h), wo[h]) for h in range(4)]  # (B, T, D)
+
+# %% [markdown]
+# ### Assert
+
+# %%
+assert_equal(sum(each), layer(x))
+joined = ops.concatenate([head(x, h) for h in range(4)], axis=-1)
+assert_equal(ops.matmul(joined, wo.reshape(8, 8)), layer(x))
+for h in range(4):
+    moved = array(layer.value.kernel)[:, h] @ wo[h]
+    assert np.linalg.matrix_rank(moved) == 2  # K = 8 / 4
+
+# %% [markdown]
+# ### Picture
+# Two heads, trained on a task that needs two: the output at each position is the token before it
+# *and* the token after it. Tokens and positions are one-hot vectors. A single head has to take the
+# mean of both neighbours, and cannot say which is which.
+
+
+# %%
+def neighbours(count, length=8, vocab_size=6):
+    """x (B, T, V + T) and the tokens before and after, y (B, T, 2 V)."""
+    tokens = np.random.default_rng(0).integers(0, vocab_size, (count, length))
+    one_hot = np.eye(vocab_size, dtype="float32")[tokens]
+    places = np.tile(np.eye(length, dtype="float32"), (count, 1, 1))
+    before, after = np.zeros_like(one_hot), np.zeros_like(one_hot)
+    before[:, 1:], after[:, :-1] = one_hot[:, :-1], one_hot[:, 1:]
+    x = np.concatenate([one_hot, places], axis=-1)
+    return x, np.concatenate([before, after], axis=-1)
+
+
+def train(num_heads, epochs=3 if FAST else 30):
+    keras.utils.set_random_seed(1)
+    inputs, layer = keras.Input((8, 14)), MultiHeadAttention(num_heads)
+    outputs = keras.layers.Dense(12)(layer(inputs))
+    model = keras.Model(inputs, outputs)
+    adam = keras.optimizers.Adam(0.01)
+    model.compile(adam, "mean_squared_error", jit_compile=False)
+    model.fit(x, y, batch_size=64, epochs=epochs, verbose=0)
+    return model, layer
+
+
+x, y = neighbours(2048)
+losses = {}
+for num_heads, name in ((1, "1 head"), (2, "2 heads")):
+    model, layer = train(num_heads)
+    losses[name] = model.evaluate(x, y, verbose=0)
+kernel = array(layer.output_projection.kernel)
+for h in range(2):  # what is each head worth?
+    without = kernel.copy()
+    without[h] = 0
+    layer.output_projection.kernel.assign(without)
+    losses[f"2, without {h}"] = model.evaluate(x, y, verbose=0)
+layer.output_projection.kernel.assign(kernel)
+assert FAST or losses["2 heads"] < losses["1 head"]
+
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+mean = ops.mean(layer.attention_weights(x[:200]), axis=0)
+for h in range(2):
+    heatmap(axes[h], mean[h], f"mean weights of head {h}", range(8), range(8))
+axes[2].bar(losses.keys(), losses.values())
+axes[2].set_title("mean squared error")
+axes[2].tick_params(axis="x", labelsize=8)
+plt.show()
+
+# %% [markdown]
+# ### Exercise 7
+# Self-attention with several heads, from its kernels. A mistake that was made in public: to split
+# `x` into $H$ parts *before* projecting, so that a head sees only $K$ of the $D$ channels. This is
+# another function, with fewer parameters.
+
+
+# %%
+def multi_head(x, wq, wk, wv, wo):
+    """x (T, D), wq, wk, wv (D, H, K), wo (H, K, D) -> (T, D)"""
+    ...
+
+
+print("multi_head:", checks.multi_head(multi_head))
+
+# %% [markdown]
+# ## 6. Cross-attention
+#
+# ### Formula
+# Nothing says that queries and keys come from the same sequence. A translator's decoder, which
+# writes German, asks the encoder's output, the *memory* $M$ $(S, D)$ of the English sentence:
+#
+# $$ Q = X W_Q \ (T, K), \qquad K = M W_K,\ V = M W_V \ (S, K), $$
+#
+# and the weights are a rectangle $(T, S)$. Keys and values depend on the memory alone, so a decoder
+# computes them once per sentence, and not at each step: in the library, `layer.project(memory)`.
+#
+# ### Build
+
+# %%
+x, memory = normal(1, 4, 8), normal(1, 6, 8, seed=1)
+layer = MultiHeadAttention(num_heads=2)
+layer.build(x.shape, memory.shape)
+
+q = layer.query(x)  # (B, T, H, K)
+k, v = layer.key(memory), layer.value(memory)  # (B, S, H, K)
+scores = ops.einsum("bthk,bshk->bhts", q, k) / math.sqrt(k.shape[-1])
+weights = ops.softmax(scores, axis=-1)
+heads = ops.einsum("bhts,bshk->bthk", weights, v)
+y = layer.output_projection(heads)
+
+# %% [markdown]
+# ### Assert
+# The memory is a set: its order changes nothing. (What order means is the subject of section 8.)
+
+# %%
+assert_equal(y, layer(x, memory))
+assert_equal(y, layer(x, layer.project(memory)))
+shuffled = ops.take(memory, np.array([3, 0, 5, 1, 4, 2]), axis=1)
+assert_equal(y, layer(x, shuffled))
+
+# %% [markdown]
+# ### Picture
+# If words and their translations had equal vectors, dot products would find them: this is the
+# *alignment* that a trained translator learns (section 13 draws a real one). Here every word has a
+# random vector that it shares with its translation; no training.
+
+# %%
+german = "heute schläft der alte Mann".split()
+english = "the old man sleeps today".split()
+concepts = normal(5, 32, seed=3)
+source = ops.take(concepts, np.array([4, 3, 0, 1, 2]), axis=0)
+q, k = (ops.reshape(c, (1, -1, 1, 32)) for c in (concepts, source))
+figure, axis = plt.subplots(figsize=(3.6, 3.2))
+aligned = attention_weights(q, k)[0, 0]
+heatmap(axis, aligned, "English asks German", english, german, ".2f")
+plt.show()
+
+# %% [markdown]
+# ### Exercise 8
+# Cross-attention from its kernels. Which of the two gives the queries?
+
+
+# %%
+def cross_attention(x, memory, wq, wk, wv, wo):
+    """x (T, D), memory (S, D), kernels of exercise 7 -> (T, D)"""
+    ...
+
+
+print("cross_attention:", checks.cross_attention(cross_attention))
+
+# %% [markdown]
+# ## 7. What attention costs
+#
+# ### Formula
+# Count two operations per multiply-add. For a sequence of length $T$, one block costs
+#
+# | part | FLOPs |
+# | --- | --- |
+# | four projections, $W_Q, W_K, W_V, W_O$ | $4 \cdot 2 T D^2$ |
+# | $Q K^\top$, and weights times $V$ | $2 \cdot 2 T^2 D$ |
+# | feed-forward network of hidden width $F$ (section 9) | $2 \cdot 2 T D F$ |
+#
+# $$ 8 T D^2 + 4 T^2 D + 4 T D F . $$
+#
+# The term with $T^2$ is the largest only if $T > 2D + F$: with $D = 512$, $F = 2048$, from 3,072
+# tokens on. Compared with other layers (table 1 of the paper):
+#
+# | layer | operations | steps that wait for each other | path between two positions |
+# | --- | --- | --- | --- |
+# | self-attention | $O(T^2 D)$ | $O(1)$ | $O(1)$ |
+# | recurrent | $O(T D^2)$ | $O(T)$ | $O(T)$ |
+# | convolution of width $w$, stacked | $O(w T D^2)$ | $O(1)$ | $O(T / w)$ |
+#
+# ### Build
+
+
+# %%
+def count_flops(length, dim, intermediate_dim):
+    """A product of matrices (m, k) and (k, n) has m k n multiply-adds."""
+    products = [
+        *[(length, dim, dim)] * 4,  # W_Q, W_K, W_V, W_O
+        (length, dim, length),  # scores, all heads together
+        (length, length, dim),  # weights times values
+        (length, dim, intermediate_dim),
+        (length, intermediate_dim, dim),
+    ]
+    return 2 * sum(math.prod(sizes) for sizes in products)
+
+
+# %% [markdown]
+# ### Assert
+# TensorFlow's profiler counts all operations of the library's block: the formula has the products
+# of matrices, the rest (softmax, norms, biases) is a few percent.
+
+# %%
+length, dim, intermediate_dim = 128, 64, 256
+block = TransformerBlock(num_heads=4, intermediate_dim=intermediate_dim)
+block.build((1, length, dim))
+signature = tf.TensorSpec((1, length, dim))
+run = tf.function(lambda x: block(x), autograph=False)
+graph = run.get_concrete_function(signature).graph
+profiler = tf.compat.v1.profiler
+options = profiler.ProfileOptionBuilder.float_operation()
+options = profiler.ProfileOptionBuilder(options).with_empty_output().build()
+counted = profiler.profile(graph, options=options).total_float_ops
+ratio = counted / count_flops(length, dim, intermediate_dim)
+print(f"profiler / formula: {ratio:.3f}")
+assert 1 <= ratio < 1.1
+
+# %% [markdown]
+# ### Picture
+# Measured: the time of one layer against the length, on both axes logarithmic, so a power of $T$
+# is a line and its slope is the exponent.
+
+# %% tags=["measured"]
+lengths = [128, 256] if FAST else [128, 256, 512, 1024, 2048]
+layers = {
+    "attention": MultiHeadAttention(num_heads=4),
+    "RNN": keras.layers.SimpleRNN(64, return_sequences=True),
+    "convolution": keras.layers.Conv1D(64, 3, padding="same"),
+}
+for name, layer in layers.items():
+    times = []
+    for length in lengths:
+        x = normal(1, length, 64)
+        layer(x)  # creates its weights
+        run = tf.function(lambda x, f=layer: f(x), autograph=False)
+        times.append(seconds(lambda f=run, x=x: array(f(x))))
+    plt.loglog(lengths, np.multiply(times, 1000), ".-", label=name)
+    if name == "attention" and not FAST:
+        slope = np.polyfit(np.log(lengths[-3:]), np.log(times[-3:]), 1)[0]
+        assert slope > 1.5, slope  # 2 in the limit
+plt.xlabel("length T")
+plt.ylabel("milliseconds")
+plt.title("time of one layer, D = 64")
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# ### Exercise 9
+# The weights are the largest tensor of attention. How many bytes do they need? (For
+# $T = S = 100{,}000$, 12 heads and 4 bytes per number it is 480 GB, for one example. This is why
+# long contexts use kernels that never store the weights, such as FlashAttention, or windows.)
+
+
+# %%
+def weights_bytes(batch, heads, length, source_length, size):
+    """size: bytes per number"""
+    ...
+
+
+print("weights_bytes:", checks.weights_bytes(weights_bytes))
+
+# %% [markdown]
+# ### Exercise 10
+# The FLOPs of a block, from the formula. Then answer for yourself: at which length do the two
+# products of $T \times T$ cost as much as all others?
+
+
+# %%
+def block_flops(length, dim, intermediate_dim):
+    """FLOPs of one block, 2 per multiply-add"""
+    ...
+
+
+print("block_flops:", checks.block_flops(block_flops))
+
+# %% [markdown]
+# # Part II. Positions, block, gradients
+
+# %%
+import math
+import os
+
+import polyhead  # first, because it hides TensorFlow's log lines
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from polyhead.layers import (
+    FeedForward,
+    MultiHeadAttention,
+    PositionalEmbedding,
+    RelativeBias,
+    RMSNorm,
+    Rotary,
+    TokenEmbedding,
+    TransformerBlock,
+)
+from polyhead.layers.positions import rotate
+from polyhead.learn import checks, solutions
+from polyhead.learn.show import array, assert_equal, heatmap
+
+FAST = "FAST" in os.environ  # shorter training, for tests
+keras.utils.set_random_seed(0)
+
+
+def tensor(x):
+    return ops.convert_to_tensor(x, dtype="float32")
+
+
+def normal(*shape, seed=0):
+    return tensor(np.random.default_rng(seed).normal(size=shape))
+
+
+# %% [markdown]
+# ## 8. Positions
+#
+# ### Formula: why they are needed
+# Nothing in attention depends on the order of the words. Let $P$ be a permutation matrix; then
+#
+# $$ f(P X) = P f(X) : $$
+#
+# permuted words give the same outputs, permuted. (The scores become $P S P^\top$, the softmax works
+# row by row, and $P^\top P = I$.) "Dog bites man" and "man bites dog" would be the same. So a
+# Transformer has to be told where each word stands. There are two kinds of ways: add something to
+# $X$ (sinusoids, learned vectors), or change the scores (rotary, ALiBi, relative biases).
+
+# %%
+x = normal(1, 7, 16)
+order = np.array([3, 1, 0, 6, 5, 2, 4])
+layer = MultiHeadAttention(num_heads=4)
+permuted = layer(ops.take(x, order, axis=1))
+assert_equal(permuted, ops.take(layer(x), order, axis=1))
+
+encode = PositionalEmbedding("sinusoidal")
+permuted = layer(encode(ops.take(x, order, axis=1)))
+difference = permuted - ops.take(layer(encode(x)), order, axis=1)
+assert float(ops.max(ops.abs(difference))) > 0.1  # now the order counts
+
+# %% [markdown]
+# ### Formula: sinusoids
+# The paper (section 3.5) adds to the word at position $p$ the vector
+#
+# $$ \mathrm{PE}(p, 2i) = \sin(\omega_i p), \qquad \mathrm{PE}(p, 2i + 1) = \cos(\omega_i p),
+# \qquad \omega_i = 10000^{-2i/D}, $$
+#
+# $D / 2$ clock hands: the first turns by one radian per word, the last by $1/10000$. They are
+# chosen because a shift by $k$ is a *rotation*, the same one at every position:
+#
+# $$ \mathrm{PE}(p + k) = R_k \, \mathrm{PE}(p), \qquad
+# \begin{pmatrix} \sin \omega (p + k) \\ \cos \omega (p + k) \end{pmatrix} =
+# \begin{pmatrix} \cos \omega k & \sin \omega k \\ -\sin \omega k & \cos \omega k \end{pmatrix}
+# \begin{pmatrix} \sin \omega p \\ \cos \omega p \end{pmatrix} , $$
+#
+# so a linear layer can compute "three words before". Two consequences: every $\mathrm{PE}(p)$ has
+# the squared norm $D / 2$, and $\mathrm{PE}(p) \cdot \mathrm{PE}(q)$ depends on $p - q$ alone.
+#
+# ### Build
+# One position at a time, as in the paper. (You will write the table without a loop.)
+
+
+# %%
+def encoding(position, dim):
+    waves = []
+    for i in range(dim // 2):
+        angle = position / 10000 ** (2 * i / dim)
+        waves += [math.sin(angle), math.cos(angle)]
+    return np.array(waves)
+
+
+by_hand = np.array([encoding(position, 16) for position in range(50)])
+
+# %% [markdown]
+# ### Assert
+# Adding to zeros shows the library's table. Some implementations put all sines first, and then all
+# cosines (Marian; the library's `interleaved=False`): the channels are permuted. A model learns
+# either, but its weights fit only one.
+
+# %%
+zeros = np.zeros((1, 50, 16), "float32")
+table = array(PositionalEmbedding("sinusoidal")(zeros))[0]
+assert_equal(by_hand.astype("float32"), table)
+
+halves = array(PositionalEmbedding(interleaved=False)(zeros))[0]
+assert_equal(np.concatenate([table[:, ::2], table[:, 1::2]], 1), halves)
+
+gram = table @ table.T
+np.testing.assert_allclose(np.diag(gram), 16 / 2, rtol=1e-5)
+assert max(np.ptp(np.diag(gram, k)) for k in range(50)) < 1e-3
+
+# %% [markdown]
+# ### Picture
+# The table as an image; its Gram matrix, which depends on the distance alone; and three of the
+# clock hands at positions 0 to 7.
+
+# %%
+wide = array(PositionalEmbedding()(np.zeros((1, 60, 64), "float32")))[0]
+figure, axes = plt.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
+heatmap(axes[0], wide, "PE: a row per position", cmap="RdBu")
+heatmap(axes[1], wide @ wide.T, "PE(p) . PE(q)")
+for row, i in enumerate((0, 4, 8)):
+    sine, cosine = wide[:8, 2 * i], wide[:8, 2 * i + 1]
+    place = np.arange(8) * 2.5
+    level = np.full(8, -2.5 * row)
+    axes[2].quiver(place, level, cosine, sine, scale=20, width=0.006)
+    axes[2].text(-4, -2.5 * row, f"pair {i}", va="center")
+axes[2].set(xlim=(-5, 20), ylim=(-7, 2), xticks=[], yticks=[])
+axes[2].set_title("clock hands at positions 0 to 7", fontsize=10)
+plt.show()
+
+# %% [markdown]
+# ### Exercise 11
+# The table of sinusoids for many positions, without a loop over them. In public: sine and cosine
+# swapped; formula and code that disagree about the order of the channels.
+
+
+# %%
+def sinusoids(positions, dim):
+    """positions (T,) -> (T, D), sines and cosines alternate"""
+    ...
+
+
+print("sinusoids:", checks.sinusoids(sinusoids))
+
+# %% [markdown]
+# ### Exercise 12
+# The matrix $R_k$, with $\mathrm{PE}(p + k) = R_k \, \mathrm{PE}(p)$. Mind the signs: the sine
+# stands first in each pair.
+
+
+# %%
+def shift_matrix(k, dim):
+    """R (D, D)"""
+    ...
+
+
+print("shift_matrix:", checks.shift_matrix(shift_matrix))
+
+# %% [markdown]
+# ### Exercise 13
+# A checkpoint has sines and cosines in halves, your table alternates. Find the order of channels
+# with `alternating[:, order] == halves`.
+
+
+# %%
+def halves_order(dim):
+    """The order (D,), integers."""
+    ...
+
+
+print("halves_order:", checks.halves_order(halves_order))
+
+# %% [markdown]
+# ### Learned positions
+# The simplest way: a table of weights with a row per position, as in GPT-2 and BERT. Build it in
+# one line. Beyond its length it has no rows, and the library says so.
+
+# %%
+learned = PositionalEmbedding("learned", max_length=10)
+x = normal(1, 7, 16)
+learned.build(x.shape)
+assert_equal(x + array(learned.embeddings)[:7], learned(x))
+try:
+    learned(normal(1, 11, 16))
+except ValueError as error:
+    print(error)
+
+# %% [markdown]
+# ### Formula: rotary positions (RoPE)
+# Su et al. 2021 (arXiv 2104.09864) do not add: they *rotate* queries and keys, each pair $i$ of
+# channels of a head by the angle $\omega_i p$, where $\omega_i = 10000^{-2i/K}$. A rotation keeps
+# dot products if both vectors turn by the same angle, so only the difference counts:
+#
+# $$ \langle R_m q, R_n k \rangle = \langle q, R_{n-m} k \rangle . $$
+#
+# Values are not rotated. Which channels are a pair? In the paper, neighbours $(2i, 2i + 1)$; in
+# most published checkpoints, and here, $i$ and $i + K/2$.
+#
+# ### Build
+# A pair is a complex number, and rotating multiplies it by $e^{\mathrm{i} \omega p}$.
+
+
+# %%
+def rotated(x, positions):
+    """x (T, H, K)"""
+    half = x.shape[-1] // 2
+    z = x[..., :half] + 1j * x[..., half:]
+    rate = 10000.0 ** (-np.arange(half) / half)
+    z = z * np.exp(1j * positions[:, None, None] * rate)
+    return np.concatenate([z.real, z.imag], axis=-1)
+
+
+positions = np.arange(30)
+q, k = (array(normal(1, 30, 4, 16, seed=seed)) for seed in (0, 1))
+
+# %% [markdown]
+# ### Assert
+# Equal to the library's; and with one query and one key everywhere, the scores (T, S) are
+# constant along each diagonal.
+
+# %%
+angles = Rotary(head_dim=16)(positions)
+assert_equal(rotated(q[0], positions).astype("float32"), rotate(q, angles)[0])
+
+same_q, same_k = (np.repeat(v[:, :1], 30, axis=1) for v in (q, k))
+pair = (rotate(tensor(v), angles) for v in (same_q, same_k))
+scores = array(ops.einsum("bthk,bshk->bhts", *pair))[0, 0]
+assert max(np.ptp(np.diag(scores, d)) for d in range(-29, 30)) < 1e-3
+
+# %% [markdown]
+# ### Picture
+# The score of a query with itself at a distance: close positions agree in all pairs; far ones in
+# the slow pairs only.
+
+# %%
+far = np.arange(200)
+for size in (16, 64):
+    one = np.ones((1, 200, 1, size), "float32") / size**0.5
+    turned = array(rotate(tensor(one), Rotary(head_dim=size)(far)))
+    plt.plot(far, (one * turned).sum(-1)[0, :, 0], label=f"K = {size}")
+plt.xlabel("distance")
+plt.title("score of equal queries and keys, rotated")
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# ### Exercise 14
+# The same with real numbers, in the library's convention: pair $i$ is channels $i$ and $i + K/2$.
+# Public implementations mixed the two: pairs of one convention, rates of the other.
+
+
+# %%
+def rotary(x, positions):
+    """x (T, H, K), positions (T,) -> (T, H, K)"""
+    ...
+
+
+print("rotary:", checks.rotary(rotary))
+
+# %% [markdown]
+# ### Formula: biases of the scores (ALiBi, T5)
+# Press et al. 2021 (ALiBi, arXiv 2108.12409) subtract from each score a penalty that grows with
+# the distance, with a slope per head: $s_{ts} - m_h (t - s)$, where $m_h = 2^{-8h/H}$. T5 (Raffel
+# et al. 2019, arXiv 1910.10683) *learns* a number per head and distance; large distances share
+# one. Both are a `bias` $(1, H, T, S)$, added before the softmax.
+#
+# ### Build
+# Two heads, with slopes of our choice.
+
+# %%
+length = 6
+distance = np.arange(length)[:, None] - np.arange(length)  # t - s
+slopes = np.array([1.0, 0.1], "float32")[:, None, None]
+bias = tensor(-slopes * distance)[None]  # (1, H, T, S)
+
+x = normal(1, length, 8)
+layer = MultiHeadAttention(num_heads=2, causal=True)
+layer.build(x.shape)
+q, k = layer.query(x), layer.key(x)
+scores = ops.einsum("bthk,bshk->bhts", q, k) / 2 + bias  # sqrt(K) = 2
+weights = ops.softmax(ops.where(distance >= 0, scores, -1e9), axis=-1)
+
+# %% [markdown]
+# ### Assert
+
+# %%
+assert_equal(weights, layer.attention_weights(x, bias=bias))
+heads = ops.einsum("bhts,bshk->bthk", weights, layer.value(x))
+assert_equal(layer.output_projection(heads), layer(x, bias=bias))
+
+relative = RelativeBias(num_heads=2)
+learned_bias = relative(np.arange(length), np.arange(length))
+rows = array(relative.embeddings)[relative.buckets(-distance)]
+assert_equal(rows.transpose(2, 0, 1)[None], learned_bias)
+
+# %% [markdown]
+# ### Picture
+# The weights of equal scores under two slopes of ALiBi, and T5's buckets: a number of its own for
+# each near distance, shared ones for far distances.
+
+# %%
+figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+past = np.where(distance >= 0, array(bias)[0], -1e9)
+for head in range(2):
+    title = f"slope {slopes[head, 0, 0]:.1f}"
+    weights = ops.softmax(past[head], axis=-1)
+    heatmap(axes[head], weights, title, range(6), range(6), ".2f")
+far = np.arange(-150, 151)
+axes[2].plot(far, relative.buckets(far), ".", markersize=3)
+axes[2].set_title("T5's bucket of each distance s - t", fontsize=10)
+plt.show()
+
+# %% [markdown]
+# ### Exercise 15
+# ALiBi's bias, with its slopes. Keys after the query do not matter: a causal mask hides them.
+
+
+# %%
+def alibi(length, num_heads):
+    """The bias (H, T, T)."""
+    ...
+
+
+print("alibi:", checks.alibi(alibi))
+
+# %% [markdown]
+# ### An experiment: twice the length
+# One causal block learns to repeat the token of two positions before, in sequences of 16 tokens.
+# Then it reads sequences of 32. Five ways to tell it the position, all else equal.
+
+
+# %%
+class Copier(keras.Model):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.tokens = TokenEmbedding(vocab_size=8, dim=64)
+        added = "learned" if kind == "learned" else "sinusoidal"
+        self.positions = PositionalEmbedding(added, max_length=32)
+        self.rotary = Rotary(head_dim=16)
+        self.block = TransformerBlock(4, 128, causal=True)
+        self.norm = keras.layers.LayerNormalization(epsilon=1e-5)
+
+    def call(self, tokens):
+        x, length = self.tokens(tokens), tokens.shape[1]
+        rotary = bias = None
+        if self.kind in ("sinusoidal", "learned"):
+            x = self.positions(x)
+        elif self.kind == "rotary":
+            rotary = self.rotary(np.arange(length))
+        elif self.kind == "ALiBi":
+            bias = tensor(solutions.alibi(length, 4))[None]
+        x = self.block(x, rotary=rotary, bias=bias)
+        return self.tokens.logits(self.norm(x))
+
+
+def copies(count, length, seed):
+    """Tokens, the tokens two positions before, and weights: 0 for two."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 8, (count, length))
+    weights = np.ones((count, length), "float32")
+    weights[:, :2] = 0
+    return tokens, np.roll(tokens, 2, axis=1), weights
+
+
+def accuracy(model, length):
+    tokens, targets, _ = copies(256, length, seed=1)
+    predicted = array(model(tokens)).argmax(-1)
+    return (predicted == targets)[:, 2:].mean()
+
+
+results = {}
+tokens, targets, weights = copies(640 if FAST else 6400, 16, seed=0)
+for kind in ("none", "learned", "sinusoidal", "ALiBi", "rotary"):
+    keras.utils.set_random_seed(0)
+    model = Copier(kind)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    adam = keras.optimizers.Adam(0.002)
+    model.compile(adam, loss, jit_compile=False)
+    data = dict(x=tokens, y=targets, sample_weight=weights)
+    model.fit(**data, batch_size=64, epochs=1 if FAST else 5, verbose=0)
+    results[kind] = accuracy(model, 16), accuracy(model, 32)
+
+# %%
+at = np.arange(len(results))
+for i, length in enumerate((16, 32)):
+    heights = [result[i] for result in results.values()]
+    plt.bar(at + 0.4 * i, heights, width=0.4, label=f"length {length}")
+plt.xticks(at + 0.2, results)
+plt.axhline(1 / 8, color="gray", linewidth=0.5)
+plt.title("accuracy; trained on length 16; the line is guessing")
+plt.legend()
+plt.show()
+if not FAST:
+    assert results["learned"][0] > results["none"][0] + 0.2
+    assert results["learned"][1] < results["learned"][0] - 0.1
+    assert results["rotary"][1] > results["learned"][1]
+
+# %% [markdown]
+# Read it like this. *None*: a causal mask alone tells a block little about distances. *Learned*
+# positions 16 to 31 were never trained, so the second half of a long sequence is read wrongly.
+# *Rotary* scores depend on differences of positions only, and the difference 2 was trained.
+# *ALiBi* prefers near tokens over far ones, but with fixed slopes it cannot point at one exact
+# distance. In large models the picture is less simple (Press et al. 2021; Peng et al. 2023, arXiv
+# 2309.00071), but the reasons are these.
+
+# %% [markdown]
+# ## 9. Feed-forward network, normalization, residual
+#
+# ### Formula
+# The other half of a block works on each position by itself (section 3.3):
+#
+# $$ \mathrm{FFN}(x) = \max(0, x W_1 + b_1) W_2 + b_2, \qquad
+# W_1: (D, F), \quad W_2: (F, D), $$
+#
+# with $F = 4 D$ in the paper. It has twice as many weights as attention.
+#
+# *Layer normalization* (Ba et al. 2016, arXiv 1607.06450) centers each position's vector and
+# divides it by its standard deviation, over its $D$ channels:
+#
+# $$ \hat x = \frac{x - \bar x}{\sqrt{\sigma^2 + \epsilon}}, \qquad
+# y = \gamma \odot \hat x + \beta . $$
+#
+# As geometry: project $x$ onto the plane orthogonal to $(1, \dots, 1)$, and scale the result to the
+# length $\sqrt D$. So $5 x$ has the same result as $x$: a norm makes a network indifferent to the
+# scale of what comes before. Its backward pass follows: with $g = \partial L / \partial \hat x$,
+#
+# $$ \frac{\partial L}{\partial x} = \frac{1}{\sigma}
+# \left( g - \bar g - \hat x \, \overline{g \odot \hat x} \right), $$
+#
+# the part of $g$ that is orthogonal to both directions that do not matter, $(1, \dots, 1)$ and
+# $\hat x$; a bar is the mean over channels. RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), used
+# by Llama and T5, omits the centering: $x / \sqrt{\overline{x^2} + \epsilon}$.
+#
+# ### Build
+
+# %%
+x = normal(2, 5, 16)
+layer = FeedForward(intermediate_dim=64)
+layer.build(x.shape)
+parts = layer.expand, layer.contract
+(w1, b1), (w2, b2) = ([array(w) for w in part.weights] for part in parts)
+feed_forward = ops.matmul(ops.relu(ops.matmul(x, w1) + b1), w2) + b2
+
+centered = x - ops.mean(x, axis=-1, keepdims=True)
+length = ops.sqrt(ops.sum(centered**2, axis=-1, keepdims=True))
+x_hat = math.sqrt(16) * centered / length  # epsilon = 0
+rms = x / ops.sqrt(ops.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+
+# %% [markdown]
+# ### Assert
+# And what TensorFlow's gradient says of the library's norm.
+
+# %%
+assert_equal(feed_forward, layer(x))
+norm = keras.layers.LayerNormalization(epsilon=1e-8)
+assert_equal(x_hat, norm(x), atol=1e-4)
+assert_equal(norm(5 * x), norm(x), atol=1e-4)
+assert_equal(rms, RMSNorm(epsilon=1e-6)(x))
+
+g = normal(2, 5, 16, seed=1)
+with tf.GradientTape() as tape:
+    tape.watch(x)
+    loss = ops.sum(norm(x) * g)
+gradient = tape.gradient(loss, x)
+along = ops.mean(g * x_hat, axis=-1, keepdims=True)
+sigma = ops.std(x, axis=-1, keepdims=True)
+ours = (g - ops.mean(g, axis=-1, keepdims=True) - x_hat * along) / sigma
+assert_equal(ours, gradient, atol=1e-4)
+
+# %% [markdown]
+# ### Picture
+# A *residual connection* adds each sublayer's result to its input, $x + f(x)$, so that the
+# identity is the easiest function to learn. Where does the norm go? *Post-norm*,
+# $\mathrm{norm}(x + f(x))$, as in the paper, or *pre-norm*, $x + f(\mathrm{norm}(x))$, as in GPT-2.
+# With pre-norm nothing stops the sum from growing: this is the norm of the vectors after each of
+# 24 blocks, at initialization.
+
+# %%
+depth = 4 if FAST else 24
+for order in ("pre", "post"):
+    keras.utils.set_random_seed(0)
+    x, norms = normal(4, 16, 64), []
+    for _ in range(depth):
+        x = TransformerBlock(4, 128, order=order)(x)
+        norms.append(float(ops.mean(ops.norm(x, axis=-1))))
+    plt.plot(range(1, depth + 1), norms, ".-", label=order)
+plt.xlabel("block")
+plt.title("mean norm of the vectors, D = 64")
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# ### Exercise 16
+# Layer normalization. In public: the variance with $D - 1$ (the default of PyTorch's `std`), and
+# epsilon beside the standard deviation, where it should be under the root.
+
+
+# %%
+def layer_norm(x, gamma, beta, epsilon):
+    """x (B, T, D) -> (B, T, D)"""
+    ...
+
+
+print("layer_norm:", checks.layer_norm(layer_norm))
+
+# %% [markdown]
+# ### Exercise 17
+# Its backward pass, for $\gamma = 1$, $\beta = 0$, $\epsilon = 0$.
+
+
+# %%
+def layer_norm_gradient(x, gradient):
+    """x, dL / dx_hat (T, D) -> dL / dx (T, D)"""
+    ...
+
+
+said = checks.layer_norm_gradient(layer_norm_gradient)
+print("layer_norm_gradient:", said)
+
+# %% [markdown]
+# ## 10. Gradients through many blocks: pre-norm and post-norm
+#
+# ### Formula
+# Xiong et al. 2020 (arXiv 2002.04745, theorem 1) compare the gradients of the *last* block's
+# weights at initialization, for a stack of $L$ blocks:
+#
+# $$ \text{post-norm: } O(1), \qquad \text{pre-norm: } O(1 / \sqrt L) . $$
+#
+# The reason is in the last picture: with pre-norm, the vectors that reach the final norm have
+# length proportional to $\sqrt L$, and a norm divides the gradient by the length of its input
+# (section 9: the factor $1 / \sigma$). With post-norm they always have length $\sqrt D$. It is
+# often told as "post-norm's lower layers get no gradient". The theorem says something else: its
+# *top* layers get large gradients however deep the stack is. Hence the warm-up of section 12.
+#
+# ### Build
+# A block with the weights of the library's, both ways.
+
+
+# %%
+def block_by_hand(x, block, order):
+    sublayers = (
+        (block.attention, block.attention_norm),
+        (block.feed_forward, block.feed_forward_norm),
+    )
+    for sublayer, norm in sublayers:
+        if order == "pre":
+            x = x + sublayer(norm(x))
+        else:
+            x = norm(x + sublayer(x))
+    return x
+
+
+# %% [markdown]
+# ### Assert
+
+# %%
+x = normal(2, 5, 16)
+for order in ("pre", "post"):
+    block = TransformerBlock(4, 32, order=order)
+    block.build(x.shape)
+    assert_equal(block_by_hand(x, block, order), block(x))
+
+# %% [markdown]
+# ### Picture
+# Measured: the gradient norm of the last block's first feed-forward matrix, for stacks of 2 to 24
+# blocks, with the mean over five seeds. The loss is a random linear function of the output.
+
+
+# %%
+def last_gradient(order, depth, seed):
+    keras.utils.set_random_seed(seed)
+    blocks = [TransformerBlock(4, 128, order=order) for _ in range(depth)]
+    final = keras.layers.LayerNormalization(epsilon=1e-5)
+    h = normal(4, 16, 64, seed=seed)
+    weights = normal(4, 16, 64, seed=100 + seed)
+    for block in blocks[:-1]:
+        h = block(h)
+    blocks[-1].build(h.shape)
+    with tf.GradientTape() as tape:
+        y = blocks[-1](h)
+        y = final(y) if order == "pre" else y
+        loss = ops.mean(y * weights)
+    kernel = blocks[-1].feed_forward.expand.kernel.value
+    return float(tf.norm(tape.gradient(loss, kernel)))
+
+
+depths = [2, 6] if FAST else [2, 6, 12, 24]
+seeds = range(1 if FAST else 5)
+means = {}
+for order in ("pre", "post"):
+    means[order] = [
+        np.mean([last_gradient(order, depth, seed) for seed in seeds])
+        for depth in depths
+    ]
+    plt.loglog(depths, means[order], ".-", label=order)
+start = means["pre"][0]
+theory = [start * (depths[0] / depth) ** 0.5 for depth in depths]
+plt.loglog(depths, theory, "k:", label="proportional to 1 / sqrt(L)")
+plt.xlabel("number of blocks, L")
+plt.title("gradient norm in the last block, mean of five seeds")
+plt.legend()
+plt.show()
+
+exponent = {
+    order: np.polyfit(np.log(depths), np.log(values), 1)[0]
+    for order, values in means.items()
+}
+for order, value in exponent.items():
+    print(f"{order}-norm: proportional to L^{value:.2f}")
+if not FAST:
+    assert -0.7 < exponent["pre"] < -0.25
+    assert means["post"][-1] > 2 * means["pre"][-1]
+
+# %% [markdown]
+# ### Exercise 18
+# A pre-norm block from its parts. A mistake that was made in public, in large code bases too: the
+# residual connection starts at the *normalized* x. Then nothing carries $x$ itself through the
+# stack.
+
+
+# %%
+def pre_norm_block(x, norm_1, attention, norm_2, feed_forward):
+    """x (T, D); the others are functions of (T, D)"""
+    ...
+
+
+print("pre_norm_block:", checks.pre_norm_block(pre_norm_block))
