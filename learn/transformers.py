@@ -22,6 +22,7 @@
 # | --- | --- |
 # | I. Attention | 1 to 7 |
 # | II. Positions, block, gradients | 8 to 10 |
+# | III. The Transformer | 11 to 14 |
 #
 # **One letter, one meaning**, everywhere:
 #
@@ -1417,3 +1418,461 @@ def pre_norm_block(x, norm_1, attention, norm_2, feed_forward):
 
 
 print("pre_norm_block:", checks.pre_norm_block(pre_norm_block))
+
+# %% [markdown]
+# # Part III. The Transformer
+
+# %%
+import collections
+import math
+import os
+
+import polyhead  # first, because it hides TensorFlow's log lines
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+from keras import ops
+
+from polyhead.data import Subwords, read_split, translation_batches
+from polyhead.learn import checks, solutions
+from polyhead.learn.show import array, assert_equal, heatmap
+from polyhead.recipes.translation import find_data
+from polyhead.training import InverseSquareRoot, SmoothedCrossEntropy, bleu
+from polyhead.zoo import Transformer, TransformerConfig
+
+FAST = "FAST" in os.environ  # shorter training, for tests
+keras.utils.set_random_seed(0)
+
+# %% [markdown]
+# ## 11. Encoder and decoder: the whole model
+#
+# ### Formula
+# Figure 1 of the paper. The *encoder* reads the source, all words at once; the *decoder* writes
+# the target, a word at a time, and asks the encoder's result, the memory $M$, in each block:
+#
+# | | encoder block | decoder block |
+# | --- | --- | --- |
+# | 1 | self-attention, padding masked | self-attention, causal |
+# | 2 | | cross-attention to $M$, padding masked |
+# | 3 | feed-forward network | feed-forward network |
+#
+# Each sublayer has a residual connection and a norm. Both begin with token embeddings, scaled by
+# $\sqrt D$, plus positions. The decoder ends with logits $x E^\top$ $(T, V)$, where $E$ $(V, D)$ is
+# the same matrix that embeds the tokens (section 3.4): a token is likely if its embedding is
+# similar to the decoder's output.
+#
+# ### Build
+# All of it by hand: functions of tensors and of a dictionary `w` of weights. Pre-norm, as the
+# library's small preset.
+
+
+# %%
+def normalize(x, w, path):
+    mean = ops.mean(x, axis=-1, keepdims=True)
+    variance = ops.var(x, axis=-1, keepdims=True)
+    x_hat = (x - mean) / ops.sqrt(variance + 1e-5)
+    return x_hat * w[f"{path}/gamma"] + w[f"{path}/beta"]
+
+
+def attend_by_hand(x, memory, mask, w, path):
+    def project(x, name):
+        kernel, bias = (w[f"{path}/{name}/{v}"] for v in ("kernel", "bias"))
+        return ops.einsum("btd,dhk->bthk", x, kernel) + bias
+
+    q = project(x, "query")
+    k, v = project(memory, "key"), project(memory, "value")
+    scores = ops.einsum("bthk,bshk->bhts", q, k) / math.sqrt(q.shape[-1])
+    weights = ops.softmax(ops.where(mask, scores, -1e9), axis=-1)
+    heads = ops.einsum("bhts,bshk->bthk", weights, v)
+    kernel, bias = (w[f"{path}/output/{v}"] for v in ("kernel", "bias"))
+    return ops.einsum("bthk,hkd->btd", heads, kernel) + bias
+
+
+def feed_forward(x, w, path):
+    def dense(x, name):
+        kernel, bias = (w[f"{path}/{name}/{v}"] for v in ("kernel", "bias"))
+        return ops.matmul(x, kernel) + bias
+
+    return dense(ops.relu(dense(x, "expand")), "contract")
+
+
+# %% [markdown]
+# A block, with cross-attention if there is a memory; then the model.
+
+
+# %%
+def block_by_hand(x, mask, w, path, memory=None, memory_mask=None):
+    y = normalize(x, w, f"{path}/attention_norm")
+    x = x + attend_by_hand(y, y, mask, w, f"{path}/attention")
+    if memory is not None:
+        y = normalize(x, w, f"{path}/cross_attention_norm")
+        cross = f"{path}/cross_attention"
+        x = x + attend_by_hand(y, memory, memory_mask, w, cross)
+    y = normalize(x, w, f"{path}/feed_forward_norm")
+    return x + feed_forward(y, w, f"{path}/feed_forward")
+
+
+def embed(tokens, w):
+    table = w["tokens/embeddings"]
+    positions = solutions.sinusoids(np.arange(tokens.shape[1]), table.shape[1])
+    x = ops.take(table, tokens, axis=0) * math.sqrt(table.shape[1])
+    return x + ops.cast(positions, "float32")
+
+
+def transformer(source, target, w, num_layers):
+    padding = ops.not_equal(source, 0)[:, None, None]
+    memory = embed(source, w)
+    for i in range(num_layers):
+        memory = block_by_hand(memory, padding, w, f"encoder_{i}")
+    memory = normalize(memory, w, "encoder_norm")
+    causal = np.tril(np.ones((target.shape[1], target.shape[1]), bool))
+    x = embed(target, w)
+    for i in range(num_layers):
+        x = block_by_hand(x, causal, w, f"decoder_{i}", memory, padding)
+    x = normalize(x, w, "decoder_norm")
+    return ops.matmul(x, ops.transpose(w["tokens/embeddings"]))
+
+
+# %% [markdown]
+# ### Assert
+# The library's model, with its own random weights, gives the same logits.
+
+# %%
+model = Transformer.preset("tiny", vocab_size=50)
+w = {v.path: array(v) for v in model.weights if v.trainable}
+source = np.array([[5, 7, 9, 2, 0, 0], [8, 8, 3, 4, 6, 2]])
+target = np.array([[1, 4, 11, 30], [1, 7, 5, 9]])
+logits = transformer(source, target, w, model.config.num_layers)
+assert_equal(logits, model({"source": source, "target": target}), atol=1e-3)
+
+# %% [markdown]
+# ### Picture
+# Where the 63.1 million parameters of the paper's base model are.
+
+# %%
+sizes = collections.Counter()
+for path, shape in Transformer.shapes(TransformerConfig()):
+    stack, part = path.split("/")[:2]  # such as decoder_3, attention_norm
+    name = f"{stack.split('_')[0]}: {part.replace('_', ' ')}"
+    sizes[name] += math.prod(shape) / 1e6
+names, counts = zip(*sizes.most_common(), strict=True)
+figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
+axis.barh(names[::-1], counts[::-1])
+axis.set_title(f"{sum(counts):.1f} million parameters")
+axis.tick_params(labelsize=8)
+plt.show()
+assert round(sum(counts), 1) == 63.1
+
+# %% [markdown]
+# ### Exercise 19
+# The parameters of one block, as a function of $D$, $F$ and whether it has cross-attention. Then
+# count the base model by hand: 37,000 tokens, 6 and 6 blocks, $D = 512$, $F = 2048$.
+
+
+# %%
+def block_parameters(dim, intermediate_dim, cross):
+    """Attention and feed-forward with biases, a norm per sublayer."""
+    ...
+
+
+print("block_parameters:", checks.block_parameters(block_parameters))
+
+# %% [markdown]
+# ## 12. How it is trained: loss, schedule, score
+#
+# ### Formula
+# *Teacher forcing*: the decoder reads the true target, shifted by one, and predicts at each
+# position the next token. All positions are trained at once, because the causal mask hides the
+# answer. With labels $y_t$ and predicted probabilities $p_t$, *label smoothing* (section 5.4)
+# trains towards $1 - e + e / V$ for the label and $e / V$ for each other token:
+#
+# $$ L = - \frac 1 T \sum_t \left[ (1 - e) \log p_t(y_t) + \frac e V \sum_v \log p_t(v) \right] . $$
+#
+# The best prediction is therefore not certainty: the minimum is at $p(y) = 1 - e + e / V$. (It is
+# often told as $1 - e$. That would be right if the label had no part of the $e$ that is spread.)
+#
+# The *learning rate* (section 5.3) grows linearly for some steps, then falls:
+#
+# $$ D^{-1/2} \min(n^{-1/2}, \ n \, w^{-3/2}), $$
+#
+# at step $n$, with $w$ steps of warm-up. The *score* of translations is BLEU (Papineni et al.
+# 2002): the geometric mean of the precisions $P_n$ of 1- to 4-grams over a corpus, where no n-gram
+# counts more often than the reference has it, times a penalty for short translations of total
+# length $c$, with references of total length $r$:
+#
+# $$ \mathrm{BLEU} = \min(1, e^{1 - r / c}) \, (P_1 P_2 P_3 P_4)^{1/4} . $$
+#
+# ### Build
+
+
+# %%
+def loss_by_hand(labels, logits, smoothing):
+    size = logits.shape[-1]
+    targets = (1 - smoothing) * np.eye(size)[labels] + smoothing / size
+    log_probs = ops.log_softmax(logits, axis=-1)  # (B, T, V)
+    total = ops.sum(ops.cast(targets, "float32") * log_probs, axis=-1)
+    return -ops.mean(total)
+
+
+def bleu_by_hand(hypotheses, references):
+    pairs = [(h.split(), r.split()) for h, r in zip(hypotheses, references)]
+    precisions = []
+    for n in range(1, 5):
+        common = total = 0
+        for words, reference in pairs:
+            count = len(words) - n + 1
+            if count > 0:
+                clipped = solutions.clipped_precision(words, reference, n)
+                common, total = common + clipped * count, total + count
+        precisions.append(common / total)
+    c, r = (sum(map(len, texts)) for texts in zip(*pairs))
+    return 100 * min(1, math.exp(1 - r / c)) * np.prod(precisions) ** 0.25
+
+
+# %% [markdown]
+# ### Assert
+# And the optimum of the smoothed loss, found by following its gradient: $1 - 0.1 + 0.1 / 7$.
+
+# %%
+rng = np.random.default_rng(0)
+labels = rng.integers(0, 7, (2, 5))
+logits = rng.normal(size=(2, 5, 7)).astype("float32")
+own = loss_by_hand(labels, logits, 0.1)
+assert_equal(own, SmoothedCrossEntropy(0.1)(labels, logits))
+
+hypotheses = ["the cat sat on the red mat", "a dog runs in the garden"]
+references = ["the cat sat on a red mat", "a dog runs in the big garden"]
+score = bleu(hypotheses, references, tokenize="none").score
+assert abs(bleu_by_hand(hypotheses, references) - score) < 1e-6
+
+free = np.zeros(7)  # logits of one token, label 3
+for _ in range(2000):
+    p = np.exp(free) / np.exp(free).sum()
+    free -= 0.5 * (p - (0.9 * np.eye(7)[3] + 0.1 / 7))  # dL / dlogits
+print(f"optimum {p[3]:.7f}, 1 - e + e / V = {1 - 0.1 + 0.1 / 7:.7f}")
+assert abs(p[3] - (1 - 0.1 + 0.1 / 7)) < 1e-6
+
+# %% [markdown]
+# ### Picture
+
+# %%
+steps = np.arange(1, 20001, 50)
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3))
+for dim, warmup in ((512, 4000), (512, 8000), (256, 4000)):
+    schedule = InverseSquareRoot.of_width(dim, warmup)
+    left.plot(steps, schedule(steps), label=f"D = {dim}, w = {warmup}")
+left.set_title("learning rate by step")
+left.legend(fontsize=8)
+certain = np.linspace(0.5, 0.9999, 500)  # p of the label, rest uniform
+for e in (0.0, 0.1, 0.2):
+    rest = 6 * e / 7 * np.log((1 - certain) / 6)
+    loss = -(1 - 6 * e / 7) * np.log(certain) - rest
+    right.plot(certain, loss, label=f"e = {e}")
+right.set_title("loss by p(label), for V = 7 and three e")
+right.legend(fontsize=8)
+plt.show()
+
+# %% [markdown]
+# ### Exercise 20
+# The smoothed loss, without making the targets $(T, V)$. Public code spreads $e$ over the $V - 1$
+# other tokens, or lets the targets sum to something other than 1.
+
+
+# %%
+def smoothed_loss(labels, logits, smoothing):
+    """labels (T,), logits (T, V) -> the mean loss per token"""
+    ...
+
+
+print("smoothed_loss:", checks.smoothed_loss(smoothed_loss))
+
+# %% [markdown]
+# ### Exercise 21
+# The learning rate.
+
+
+# %%
+def warmup_rate(step, dim, warmup):
+    """The rate at a step, counted from 1."""
+    ...
+
+
+print("warmup_rate:", checks.warmup_rate(warmup_rate))
+
+# %% [markdown]
+# ### Exercise 22
+# BLEU's penalty for short translations...
+
+
+# %%
+def brevity_penalty(candidate_length, reference_length):
+    """A number in (0, 1]."""
+    ...
+
+
+print("brevity_penalty:", checks.brevity_penalty(brevity_penalty))
+
+# %% [markdown]
+# ### Exercise 23
+# ... and its clipped precision. ("the the the the the cat" has one right *the* for each that the
+# reference has.)
+
+
+# %%
+def clipped_precision(candidate, reference, n):
+    """candidate, reference: lists of words"""
+    ...
+
+
+print("clipped_precision:", checks.clipped_precision(clipped_precision))
+
+# %% [markdown]
+# ## 13. A translator
+#
+# The library has a corpus of 4,000 English sentences with German translations, made by a grammar.
+# It is small, but not trivial: articles and adjectives have three genders and three cases, verbs
+# move to the end of subordinate clauses, and no test sentence occurs in the training data.
+
+# %%
+folder = find_data("sample")
+train, val, test = (
+    read_split(folder, split, "en", "de") for split in ("train", "val", "test")
+)
+for english, german in zip(train.sources[:3], train.targets[:3]):
+    print(english, "|", german)
+tokenizer = Subwords.train(train.sources + train.targets, vocab_size=500)
+print(tokenizer.pieces(np.asarray(tokenizer.encode(train.sources[:1])[0])))
+
+# %% [markdown]
+# ### Build
+# Rare words are cut into *subwords*, so that 500 tokens write everything. The model is the paper's,
+# with 4 and 4 blocks of width 128. `translation_batches` makes batches of sentences of similar
+# length; `fit` is Keras's.
+
+# %%
+keras.utils.set_random_seed(0)
+model = Transformer.preset("tiny", tokenizer, dropout=0.1)
+rate = InverseSquareRoot.of_width(128, warmup=200)
+adam = keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.98, epsilon=1e-9)
+model.compile(adam)
+batches = translation_batches(train, tokenizer, tokens=2048, buckets=2)
+history = model.fit(batches, epochs=1 if FAST else 6, verbose=0)
+
+# %% [markdown]
+# ### Assert
+# On sentences that the model has never seen.
+
+# %%
+translated = model.translate(test.sources[:100])
+score = bleu(translated, test.targets[:100]).score
+assert FAST or score > 80, score
+for i in range(3):
+    print(test.sources[i], "->", translated[i])
+
+# %% [markdown]
+# ### Picture
+# The loss, and the cross-attention of one translation: which English token each German token was
+# read from. Nobody told the model: there are no alignments in the data.
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4))
+left.plot(range(1, len(history.epoch) + 1), history.history["loss"], "o-")
+left.set_title("loss by epoch")
+found = model.attention(test.sources[0])
+mean = found.weights[-2].mean(axis=0)  # of the heads, last layer but one
+heatmap(right, mean, "cross-attention", found.target, found.source)
+plt.show()
+
+# %% [markdown]
+# ### Exercise
+# No check here: teach it a rule of your own. Change the corpus (`polyhead.data.grammar` made it;
+# `train` is two lists of strings), for example put every German adjective after its noun, train
+# again, and look at the alignment.
+
+# %% [markdown]
+# ## 14. Search
+#
+# ### Formula
+# The model gives the probability of a next token, so that of a translation is a product, and its
+# score a sum of logarithms,
+#
+# $$ \log p(y \mid x) = \sum_t \log p(y_t \mid y_{<t}, x) . $$
+#
+# *Greedy* search takes the best token at each step; the best sentence may begin with a second-best
+# token. *Beam* search keeps the $N$ best beginnings: each is continued by all $V$ tokens, and of
+# the $N V$ results the $N$ best are kept.
+#
+# ### Build
+# Without a cache of keys and values, for one sentence. (The library's search compiles to one
+# graph, keeps the cache, and has many settings.)
+
+
+# %%
+def next_log_probs(model, source, rows):
+    source = np.repeat(source, len(rows), axis=0)
+    tokens = {"source": source, "target": np.array(rows)}
+    return array(ops.log_softmax(model(tokens)[:, -1], axis=-1))
+
+
+def beam_search(model, text, num_beams, max_tokens=40):
+    source = np.asarray(model.tokenizer.encode([text]).to_tensor())
+    rows, scores, ended = [[1]], np.zeros(1), []
+    while rows and len(rows[0]) < max_tokens:
+        total = scores[:, None] + next_log_probs(model, source, rows)
+        best = np.argsort(-total, axis=None)[: 2 * num_beams]
+        best = np.stack(np.unravel_index(best, total.shape), -1).tolist()
+        found = [(rows[r] + [token], total[r, token]) for r, token in best]
+        ended += [pair for pair in found[:num_beams] if pair[0][-1] == 2]
+        open_ = [pair for pair in found if pair[0][-1] != 2][:num_beams]
+        if len(ended) >= num_beams:
+            break
+        rows, scores = [p[0] for p in open_], np.array([p[1] for p in open_])
+    ended = ended or open_
+    tokens, score = max(ended, key=lambda pair: pair[1] / (len(pair[0]) - 1))
+    text = np.asarray(model.tokenizer.decode(np.array([tokens[1:]])))[0]
+    return text.decode(), score, score / (len(tokens) - 1)
+
+
+# %% [markdown]
+# ### Assert
+# With one beam it is greedy search, and gives what the library's greedy search gives. With four
+# beams, the score per token, by which translations of different length are compared, is as good.
+
+# %%
+for i in range(3):
+    text, score, greedy = beam_search(model, test.sources[i], num_beams=1)
+    _, _, best = beam_search(model, test.sources[i], num_beams=4)
+    if not FAST:  # after little training, translations may not end
+        assert text == translated[i]
+        assert abs(score - translated[i].score) < 0.01
+        assert best >= greedy - 1e-3
+
+# %% [markdown]
+# ### Picture
+# The probabilities of the three best tokens at each step of a greedy translation.
+
+# %%
+source = np.asarray(tokenizer.encode(test.sources[:1]).to_tensor())
+row, columns = [1], []
+while row[-1] != 2 and len(row) < 30:
+    p = np.exp(next_log_probs(model, source, [row])[0])
+    columns.append(np.sort(p)[:-4:-1])
+    row.append(int(p.argmax()))
+figure, axis = plt.subplots(figsize=(10, 2.4))
+pieces = tokenizer.pieces(np.array(row[1:]), target=True)
+heatmap(axis, np.array(columns).T, "p", ("1st", "2nd", "3rd"), pieces, ".2f")
+plt.show()
+
+# %% [markdown]
+# ### Exercise 24
+# One step of beam search: from the scores of $N$ beginnings and the log-probabilities of their
+# continuations, the rows and tokens of the $N$ best. (They may all continue the same row.)
+
+
+# %%
+def beam_step(scores, log_probs):
+    """scores (N,), log_probs (N, V) -> (row, token) of the best, (N, 2)"""
+    ...
+
+
+print("beam_step:", checks.beam_step(beam_step))
