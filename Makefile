@@ -10,7 +10,8 @@ DEMO := runs/demo
 
 # Internal targets, which other targets run with more extras.
 .PHONY: groups bench-peers verify-here real-here test-jax test-long
-.PHONY: help demo test test-all real bench bench-devices verify lint sample clean
+.PHONY: notebook-here
+.PHONY: help demo test test-all real bench bench-devices verify notebook lint sample clean
 
 help:
 	@echo "make demo      train on the sample corpus, print BLEU and translations, export, query it"
@@ -21,6 +22,7 @@ help:
 	@echo "make bench     compare speed and memory with Hugging Face and KerasHub"
 	@echo "make bench-devices  compare training on 1, 2 and 4 replicas with plain Keras"
 	@echo "make verify    run checks on your GPUs, Docker and network: please send us the output"
+	@echo "make notebook  execute learn/transformers.py and write learn/transformers.ipynb"
 	@echo "make lint      run ruff and pyright"
 	@echo "make sample    generate data/samples from its grammar"
 	@echo "make clean     delete .venv and runs"
@@ -95,6 +97,12 @@ verify:
 
 verify-here: $(STAMP)
 	$(BIN)/python bench/verify.py $(VERIFY)
+
+notebook:
+	$(MAKE) notebook-here EXTRAS=learn
+
+notebook-here: $(STAMP)
+	$(BIN)/python learn/build.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -23,6 +23,8 @@
 # | I. Attention | 1 to 7 |
 # | II. Positions, block, gradients | 8 to 10 |
 # | III. The Transformer | 11 to 14 |
+# | IV. Families and applications | 15 to 20 |
+# | V. Using it | 21 to 25 |
 #
 # **One letter, one meaning**, everywhere:
 #
@@ -1876,3 +1878,857 @@ def beam_step(scores, log_probs):
 
 
 print("beam_step:", checks.beam_step(beam_step))
+
+# %% [markdown]
+# # Part IV. Families and applications
+
+# %%
+import math
+import os
+
+import polyhead  # first, because it hides TensorFlow's log lines
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+from keras import ops
+
+from polyhead.data import (
+    Characters,
+    WordPieces,
+    image_batches,
+    masked_batches,
+    read_split,
+    text_batches,
+)
+from polyhead.data.shapes import shapes
+from polyhead.layers import (
+    KeyValueCache,
+    MultiHeadAttention,
+    PatchEmbedding,
+    attend,
+    attention_weights,
+    causal_mask,
+)
+from polyhead.learn import checks, solutions
+from polyhead.learn.show import array, assert_equal, heatmap
+from polyhead.recipes.translation import find_data
+from polyhead.zoo import BERT, GPT, ViT
+from polyhead.zoo.decoding.sampling import filter_logits, gumbel_noise
+
+FAST = "FAST" in os.environ  # shorter training, for tests
+keras.utils.set_random_seed(0)
+corpus = read_split(find_data("sample"), "train", "en", "de")
+
+
+def tensor(x):
+    return ops.convert_to_tensor(x, dtype="float32")
+
+
+def normal(*shape, seed=0):
+    return tensor(np.random.default_rng(seed).normal(size=shape))
+
+
+# %% [markdown]
+# ## 15. GPT: generating text
+#
+# ### Formula
+# Leave out the encoder, keep the causal self-attention, and train on text alone: at each position
+# predict the next token. By the chain rule this is a model of whole texts,
+#
+# $$ p(y) = \prod_t p(y_t \mid y_{<t}), \qquad
+# L = -\frac 1 T \sum_t \log p(y_t \mid y_{<t}) . $$
+#
+# $e^L$ is the *perplexity*: as uncertain as a die with that many sides. Models with different
+# tokens are compared in *bits per byte*, $L \cdot T / (\ln 2 \cdot \text{bytes})$.
+#
+# To write, sample a token from $p$, append it, repeat. The distribution is changed first: a
+# *temperature* $\tau$ divides the logits; *top-k* keeps the $k$ most likely tokens, *top-p* the
+# smallest set that has the probability $p$ together, *min-p* those with at least this fraction of
+# the top token's probability.
+#
+# ### Build
+# GPT from the library's layers: pre-norm blocks, learned positions, one matrix for both ends. Then
+# sampling: adding Gumbel noise, $-\log(-\log u)$ for uniform $u$, to the logits and taking the
+# largest is the same as sampling from their softmax (Gumbel 1954).
+
+
+# %%
+def gpt(model, tokens):
+    x = model.positions(model.tokens(tokens))
+    mask = causal_mask(tokens.shape[1])
+    for block in model.blocks:
+        x = block(x, mask=mask)
+    return model.tokens.logits(model.norm(x))
+
+
+def sample(logits, count, seed=0):
+    rng = np.random.default_rng(seed)
+    u = rng.uniform(size=(count, len(logits)))
+    return np.argmax(logits - np.log(-np.log(u)), axis=-1)
+
+
+# %% [markdown]
+# ### Assert
+
+# %%
+tokenizer = Characters.train(corpus.sources)
+model = GPT.preset("char-small", tokenizer, num_layers=2)
+tokens = np.array([[5, 1, 8, 3, 3, 9]])
+assert_equal(gpt(model, tokens), model(tokens), atol=1e-4)
+
+logits = np.array([2.0, 1.0, 0.0, -1.0, 0.5], "float32")
+p = array(ops.softmax(logits))
+counts = np.bincount(sample(logits, 20000), minlength=5) / 20000
+np.testing.assert_allclose(counts, p, atol=0.02)
+noise = array(gumbel_noise(np.arange(20000), 0, 5))  # the library's
+drawn = np.argmax(logits + noise, axis=-1)
+frequencies = np.bincount(drawn, minlength=5) / 20000
+np.testing.assert_allclose(frequencies, p, atol=0.02)
+
+kept = array(filter_logits(tensor(logits)[None], top_p=tensor([0.8])))[0]
+assert_equal(kept > -1e6, solutions.top_p(p, 0.8))
+
+# %% [markdown]
+# Train it on the English half of the corpus, character by character.
+
+# %%
+keras.utils.set_random_seed(0)
+model = GPT.preset("char-small", tokenizer, num_layers=2)
+model.compile(keras.optimizers.AdamW(2e-3, weight_decay=0.1))
+texts = corpus.sources[:200] if FAST else corpus.sources
+batches = text_batches(texts, tokenizer, length=64, batch_size=32)
+history = model.fit(batches, epochs=1 if FAST else 3, verbose=0)
+for temperature in (0.3, 0.8, 1.5):
+    settings = dict(max_new_tokens=60, temperature=temperature, seed=1)
+    text = model.generate("The old ", **settings)
+    print(f"temperature {temperature}: The old {text!s}")
+
+# %% [markdown]
+# ### Picture
+# The next character after "The old " under three temperatures.
+
+# %%
+prompt = np.asarray(tokenizer.encode(["The old "]).to_tensor())
+logits = array(model(prompt))[0, -1]
+top = np.argsort(-logits)[:10]
+names = [tokenizer.pieces(np.array([token]))[0] for token in top]
+for i, temperature in enumerate((0.3, 0.8, 1.5)):
+    p = array(ops.softmax(logits / temperature))[top]
+    label = f"temperature {temperature}"
+    plt.bar(np.arange(10) + 0.27 * i, p, width=0.27, label=label)
+plt.xticks(np.arange(10) + 0.27, names)
+plt.title('p(next character | "The old ")')
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# ### Exercise 25
+# Top-p by hand. A frequent mistake keeps one token too few: the set must have *at least* the
+# probability $p$.
+
+
+# %%
+def top_p(probabilities, p):
+    """probabilities (V,), not sorted -> a boolean mask (V,)"""
+    ...
+
+
+print("top_p:", checks.top_p(top_p))
+
+# %% [markdown]
+# ### Exercise 26
+# Bits per byte.
+
+
+# %%
+def bits_per_byte(loss, tokens, size):
+    """loss: nats per token; size: bytes of the text"""
+    ...
+
+
+print("bits_per_byte:", checks.bits_per_byte(bits_per_byte))
+
+# %% [markdown]
+# ## 16. The cache of keys and values
+#
+# ### Formula
+# To write token $t$, a decoder needs the query of position $t$ alone, but keys and values of all
+# positions before it. These do not change (the past does not see the future), so they are kept:
+# each step computes one row of each projection. By induction over the blocks the result is the
+# same. The cost of a step falls from $O(t D^2 + t^2 D)$ to $O(D^2 + t D)$; the memory is
+#
+# $$ 2 \cdot L \cdot B \cdot S \cdot G \cdot K \text{ numbers}, $$
+#
+# for $L$ layers and $G$ heads of keys and values. Here $G = H$; models with grouped-query attention
+# have fewer.
+#
+# ### Build, and assert
+
+# %%
+x = normal(2, 9, 16)
+layer = MultiHeadAttention(num_heads=4, causal=True)
+whole = layer(x)
+cache = KeyValueCache.empty(2, 9, 4, 4, "float32")  # B, S, G, K
+steps = []
+for t in range(9):
+    y, cache = layer(x[:, t : t + 1], cache=cache)
+    steps.append(y)
+assert_equal(ops.concatenate(steps, axis=1), whole)
+
+# %% [markdown]
+# ### Picture
+# FLOPs to write the token at position $t$, for a block of GPT-2 small, from the formula of section
+# 7: all positions again, or one with a cache.
+
+# %%
+at = np.arange(1, 1025)
+again = solutions.block_flops(at, 768, 3072)
+cached = 8 * 768**2 + 4 * at * 768 + 4 * 768 * 3072
+plt.loglog(at, again, label="everything again")
+plt.loglog(at, cached, label="with a cache")
+plt.xlabel("position")
+plt.title("FLOPs per token and block")
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# ### Exercise 27
+# The bytes of the cache. For GPT-2 XL (48 layers, 25 heads of 64), 1,024 tokens and 4 bytes per
+# number it is 629 MB: for one text!
+
+
+# %%
+def cache_bytes(layers, batch, length, kv_heads, head_dim, size):
+    """size: bytes per number"""
+    ...
+
+
+print("cache_bytes:", checks.cache_bytes(cache_bytes))
+
+# %% [markdown]
+# ## 17. BERT: reading with both eyes
+#
+# ### Formula
+# Leave out the decoder instead. An encoder sees words on both sides, so it cannot be trained to
+# predict the next one. BERT (Devlin et al. 2018) predicts *hidden* words: 15% of the tokens are
+# chosen; of these 80% are replaced by [MASK], 10% by a random token, 10% stay; the loss is the
+# cross-entropy at the chosen positions. (Were all replaced by [MASK], the encoder would learn
+# nothing about the tokens that it sees.)
+#
+# To answer questions, two vectors give each token a score as the first and as the last of the
+# answer; the answer is the span with the largest sum.
+#
+# ### Build
+# The network is a stack of post-norm blocks without a causal mask.
+
+
+# %%
+def bert(model, tokens):
+    x = model.tokens(tokens) + model.types(np.zeros_like(tokens))
+    x = model.embeddings_norm(model.positions(x))
+    for block in model.blocks:
+        x = block(x)
+    return x
+
+
+# %% [markdown]
+# ### Assert
+# Equal to the library's model without a head, for tokens without padding.
+
+# %%
+model = BERT.preset("bert-tiny", vocab_size=50)
+tokens = np.array([[2, 7, 9, 30, 3]])
+assert_equal(bert(model, tokens), model.features(tokens), atol=1e-4)
+
+# %% [markdown]
+# Train it on the German half of the corpus to fill blanks. The form of a German article depends on
+# the noun *after* it, which a GPT cannot see.
+
+# %%
+keras.utils.set_random_seed(0)
+german = corpus.targets[:300] if FAST else corpus.targets
+tokenizer = WordPieces.train(corpus.targets, vocab_size=400, lowercase=False)
+model = BERT.preset("bert-tiny", tokenizer, head="tokens", max_length=64)
+model.compile(keras.optimizers.Adam(1e-3))
+batches = masked_batches(german, tokenizer, length=64, batch_size=32)
+history = model.fit(batches, epochs=2 if FAST else 40, verbose=0)
+losses = history.history["loss"]
+assert losses[-1] < losses[0]
+for text in ("[MASK] Frau schläft.", "[MASK] Kind schläft."):
+    for found in model.fill_mask(text, top=3):
+        print(f"{text}  {found.label:10} {found.probability:.2f}")
+
+# %% [markdown]
+# ### Picture
+# The loss, and spans of an answer: scores of first and last token give a score to each pair; only
+# pairs in order count, up to a length.
+
+# %%
+start = np.array([0.1, 2.0, 0.3, 1.5, 0.0, 0.2])
+end = np.array([0.0, 0.4, 2.5, 0.1, 1.8, 0.3])
+pair = start[:, None] + end
+first, last = np.arange(6)[:, None], np.arange(6)
+pair = np.where((first <= last) & (last < first + 3), pair, np.nan)
+words = "Ada was born in London .".split()
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+left.plot(losses)
+left.set_title("masked-token loss by epoch")
+heatmap(right, pair, "start + end, by first and last token", words, words)
+plt.show()
+
+# %% [markdown]
+# The library answers questions with `model.answer(question, context)`, after training on data in
+# the format of SQuAD (`polyhead train answering`); it takes longer than this notebook.
+#
+# ### Exercise 28
+# The best span of at most $N$ tokens. To take the best first and the best last token independently
+# is a mistake: the answer may end before it begins.
+
+
+# %%
+def best_span(start, end, max_tokens):
+    """start, end (T,) -> (first, last), both included"""
+    ...
+
+
+print("best_span:", checks.best_span(best_span))
+
+# %% [markdown]
+# ## 18. Summarization
+#
+# A summary is a translation into fewer words: the encoder-decoder of part III, trained on texts
+# with their summaries. The library has no model for it yet; what can be learned here is how
+# summaries are scored, and that a simple baseline is hard to beat.
+#
+# ### Formula
+# ROUGE (Lin 2004) compares the n-grams of a candidate with those of a reference. With $c$ common
+# words (counted with their number), precision is $c$ / words of the candidate, recall is $c$ /
+# words of the reference, and ROUGE-1 is
+#
+# $$ F_1 = \frac{2 \cdot \text{precision} \cdot \text{recall}}
+# {\text{precision} + \text{recall}} . $$
+#
+# ### Build, picture
+# *Lead-n*: the first $n$ sentences are the summary, because writers begin with what matters. More
+# sentences raise the recall and lower the precision.
+
+# %%
+article = (
+    "The old bridge over the river will close on Monday. Engineers found "
+    "cracks in two of its pillars last week. Buses will use the northern "
+    "road until spring. The city has asked drivers to be patient."
+).split(". ")
+reference = "The bridge closes on Monday because its pillars have cracks"
+want = reference.lower().split()
+rows = []
+for n in range(1, 5):
+    words = " ".join(article[:n]).lower().split()
+    common = sum(min(words.count(w), want.count(w)) for w in set(words))
+    rows.append((common / len(words), common / len(want)))
+    rows[-1] += (2 * common / (len(words) + len(want)),)
+    assert math.isclose(rows[-1][2], solutions.rouge_1(words, want))
+plt.plot(range(1, 5), rows, ".-", label=["precision", "recall", "F1"])
+plt.xticks(range(1, 5))
+plt.xlabel("sentences")
+plt.title("ROUGE-1 of the first n sentences")
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# ### Exercise 29
+
+
+# %%
+def rouge_1(candidate, reference):
+    """Lists of words -> F1, a number"""
+    ...
+
+
+print("rouge_1:", checks.rouge_1(rouge_1))
+
+# %% [markdown]
+# ## 19. ViT: images
+#
+# ### Formula
+# An image is a sequence of patches (Dosovitskiy et al. 2020). A patch of $P \times P$ pixels with
+# $C$ channels is a vector of $P^2 C$ numbers; a matrix $E$ $(P^2 C, D)$ maps it to the width of the
+# model. That is a convolution whose stride is as large as its kernel. Add positions, apply an
+# encoder, and take the mean over the patches (or an extra token) as the image's vector.
+#
+# What did it look at? *Attention rollout* (Abnar & Zuidema 2020) multiplies the weights of all
+# layers, each mixed with the identity for its residual connection:
+#
+# $$ R = \prod_{l} \tfrac 1 2 (A_l + I), \qquad \text{the last layer leftmost}. $$
+#
+# Rows of each factor sum to 1, so those of $R$ do.
+#
+# ### Build, and assert
+
+# %%
+image = tensor(np.random.default_rng(0).uniform(size=(1, 8, 12, 3)))
+layer = PatchEmbedding(patch_size=4, dim=16)
+embedded = layer(image)  # (B, Y / P * X / P, D)
+kernel, bias = (array(w) for w in layer.projection.weights)
+kernel = kernel.reshape(4, 4, 3, 16)
+convolved = ops.conv(image, kernel, strides=4, data_format="channels_last")
+assert_equal(ops.reshape(convolved, (1, 6, 16)) + bias, embedded)
+by_hand = ops.matmul(solutions.patches(image[0], 4), kernel.reshape(48, 16))
+assert_equal(by_hand + bias, embedded[0])
+
+# %% [markdown]
+# Train a small one on eight kinds of shapes (drawn by the library, with random size, place, angle
+# and colours).
+
+# %%
+keras.utils.set_random_seed(0)
+train, test = shapes("train"), shapes("test")
+if FAST:
+    train = train[np.arange(400)]
+names = dict(num_classes=len(train.classes), class_names=train.classes)
+model = ViT.preset("nano-4", num_layers=3, **names)
+model.compile()
+batches = image_batches(train, (32, 32), batch_size=64)
+history = model.fit(batches, epochs=1 if FAST else 8, verbose=0)
+predicted = model.classify(list(test.images))
+right = [p.label == test.classes[i] for p, i in zip(predicted, test.labels)]
+accuracy = np.mean(right)
+assert FAST or accuracy > 0.3, accuracy  # guessing: 1 / 8
+
+
+# %%
+def rollout_by_hand(model, images):
+    x, layers = model.embed(images), []
+    for block in model.blocks:
+        y = block.attention_norm(x)
+        weights = ops.mean(block.attention.attention_weights(y), axis=1)
+        layers.append(array(weights)[0])  # (T, T), the mean over heads
+        x = block(x)
+    shares = array(solutions.rollout(np.array(layers))).mean(axis=0)
+    return (shares / shares.sum()).reshape(8, 8)
+
+
+pixels = test.images[:1].astype("float32")
+assert_equal(rollout_by_hand(model, pixels), model.rollout(pixels)[0])
+
+# %% [markdown]
+# ### Picture
+# Images of the test set with the model's answers, and below what the answer was read from.
+
+# %%
+figure, axes = plt.subplots(2, 8, figsize=(13, 3.6), layout="constrained")
+for i in range(8):
+    axes[0, i].imshow(test.images[i])
+    axes[0, i].set_title(predicted[i].label, fontsize=9)
+    axes[1, i].imshow(model.attention(test.images[i]), cmap="Blues")
+for axis in axes.flat:
+    axis.set_axis_off()
+plt.show()
+
+# %% [markdown]
+# ### Exercise 30
+# Cut an image into patches, row by row. A reshape alone is not enough: it cuts rows of pixels.
+
+
+# %%
+def patches(image, size):
+    """image (Y, X, C) -> (Y / P * X / P, P * P * C)"""
+    ...
+
+
+print("patches:", checks.patches(patches))
+
+# %% [markdown]
+# ### Exercise 31
+# Attention rollout. Which layer stands on the left?
+
+
+# %%
+def rollout(weights):
+    """weights (L, T, T), a matrix per layer, the first one first -> (T, T)"""
+    ...
+
+
+print("rollout:", checks.rollout(rollout))
+
+# %% [markdown]
+# ## 20. Proteins
+#
+# ### Formula
+# A protein is a chain of $N$ residues that folds. What a model of its structure knows about *pairs*
+# of residues, a matrix $z$ $(N, N, C)$, enters attention as a bias of the scores, one number per
+# head (Jumper et al. 2021, AlphaFold 2, supplement, algorithm 7):
+#
+# $$ \mathrm{softmax}\left( \frac{Q K^\top}{\sqrt K} + b(z) \right) V . $$
+#
+# Coordinates must not enter as they are: a protein that is turned and moved is the same protein.
+# Distances do not change when it is, so functions of distances are safe. The library has attention
+# with a pair bias (the `bias` of section 8), and not yet a model of structure.
+#
+# ### Build
+# Coordinates of an alpha helix, 3.6 residues per turn and 1.5 angstroms up per residue (Pauling et
+# al. 1951), then a turn, and a second helix back. The bias is high for close pairs.
+
+# %%
+i = np.arange(16)
+angle = 2 * np.pi * i / 3.6
+helix = np.stack([2.3 * np.cos(angle), 2.3 * np.sin(angle), 1.5 * i], -1)
+back = helix[::-1] + np.array([8.0, 0.0, 0.0])
+chain = np.concatenate([helix, back]).astype("float32")  # (N, 3)
+difference = chain[:, None] - chain
+distance = np.sqrt((difference**2).sum(-1))  # (N, N)
+bias = tensor(-(distance**2) / 50)[None, None]  # (1, 1, N, N)
+
+# %% [markdown]
+# ### Assert
+# The bias is what we say it is, and turning and moving the protein changes nothing.
+
+# %%
+q, k, v = (normal(1, 32, 1, 8, seed=seed) for seed in range(3))
+scores = ops.einsum("bthk,bshk->bhts", q, k) / math.sqrt(8) + bias
+heads = ops.einsum("bhts,bshk->bthk", ops.softmax(scores, axis=-1), v)
+assert_equal(attend(q, k, v, bias=bias), heads)
+
+rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+moved = chain @ rotation.astype("float32") + np.float32([5, -3, 2])
+again = np.sqrt(((moved[:, None] - moved) ** 2).sum(-1))
+assert_equal(again, distance, atol=1e-3)
+
+# %% [markdown]
+# ### Picture
+# Distances, contacts (closer than 8 angstroms), and attention with this bias. The two helices run
+# in opposite directions, so their contacts are on the other diagonal.
+
+# %%
+weights = attention_weights(q, k, bias=bias)[0, 0]
+figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+heatmap(axes[0], distance, "distance in angstroms")
+heatmap(axes[1], distance < 8, "contacts")
+heatmap(axes[2], weights, "attention with the pair bias")
+plt.show()
+
+# %% [markdown]
+# ### Exercise 32
+
+
+# %%
+def distances(coordinates):
+    """coordinates (N, 3) -> (N, N)"""
+    ...
+
+
+print("distances:", checks.distances(distances))
+
+# %% [markdown]
+# # Part V. Using it
+
+# %%
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+
+import polyhead  # first, because it hides TensorFlow's log lines
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+from keras import ops
+
+from polyhead.data import LabelledImages, image_batches, read_images
+from polyhead.data.shapes import shapes
+from polyhead.layers import MultiHeadAttention
+from polyhead.learn import checks
+from polyhead.learn.show import array, assert_equal
+from polyhead.zoo import ViT
+
+FAST = "FAST" in os.environ  # shorter training, for tests
+keras.utils.set_random_seed(0)
+folder = tempfile.mkdtemp()
+
+# %% [markdown]
+# ## 21. Apply a pretrained model
+#
+# `polyhead.load(name)` loads a model: from a folder, or from the Hugging Face hub by its name, as
+# `polyhead.load("sentence-transformers/all-MiniLM-L6-v2")`; this needs a network, so the notebook
+# saves a model of its own first. The call is the same.
+#
+# ### Build
+
+# %%
+images, val = shapes("train"), shapes("val")
+if FAST:
+    images = images[np.arange(400)]
+names = dict(num_classes=len(images.classes), class_names=images.classes)
+model = ViT.preset("nano-4", num_layers=3, **names)
+model.compile()
+batches = image_batches(images, (32, 32), batch_size=64)
+history = model.fit(batches, epochs=1 if FAST else 6, verbose=0)
+model.save_pretrained(f"{folder}/shapes")
+
+# %% [markdown]
+# ### Assert
+# The loaded model is the saved one: class, configuration, weights, answers.
+
+# %%
+pretrained = polyhead.load(f"{folder}/shapes")
+assert type(pretrained) is ViT and pretrained.config == model.config
+pixels = val.images[:4].astype("float32")
+assert_equal(pretrained(pixels), model(pixels))
+for found in pretrained.classify(val.images[0], top=3):
+    print(f"{found.label:10} {found.probability:.2f}")
+
+# %% [markdown]
+# The other kinds of models, one line each (see `docs/guide.md`):
+#
+# | call | answers |
+# | --- | --- |
+# | `model.translate("A dog runs.")` | a sentence |
+# | `model.generate("Once upon a time", temperature=0.8)` | a continuation |
+# | `model.classify("cat.jpg")`, `model.classify("A wonderful film.")` | a label |
+# | `model.embed(["A dog runs."])`, `model.similarity(a, b)` | vectors, numbers |
+# | `model.answer("Where was Ada born?", context)` | a part of the context |
+# | `model.fill_mask("I am [MASK] hungry.")` | words |
+#
+# ## 22. Fine-tune it on your data
+#
+# ### Formula
+# A pretrained model knows what your task shares with its own. There are three ways to adapt it to a
+# few examples: train a new *head* and freeze the rest; train *everything*, with a small learning
+# rate; or add *low-rank adapters* (LoRA, Hu et al. 2021, arXiv 2106.09685) to frozen projections,
+#
+# $$ x \left( W + \frac{\alpha}{r} A B \right), \qquad A: (D, r), \quad B: (r, H K), $$
+#
+# with $r (D + H K)$ parameters instead of $D H K$. $B$ is zero at first, so training begins at the
+# pretrained model. Afterwards $A B$ is added to $W$: the adapted model costs what it did before.
+#
+# ### Build, and assert
+# The adapter by hand, with weights of the library's; and merged = not merged.
+
+# %%
+x = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(1, 5, 16)))
+x = ops.cast(x, "float32")
+layer = MultiHeadAttention(num_heads=4)
+layer.build(x.shape)
+plain = layer.query(x)
+layer.enable_lora(rank=2, alpha=6)
+adapter = layer.query.adapter
+assert_equal(layer.query(x), plain)  # B is zero
+up = np.random.default_rng(1).normal(size=adapter.up.shape)
+adapter.up.assign(up.astype("float32"))
+down, up = array(adapter.down), array(adapter.up)
+low_rank = ops.einsum("btd,dr,rhk->bthk", x, down, up) * (6 / 2)
+adapted = layer.query(x)
+assert_equal(adapted, plain + low_rank)
+layer.query.merge()
+assert_equal(layer.query(x), adapted)
+
+# %% [markdown]
+# **Your data**: set `MY_DATA` to a folder of images with a folder per class (at least two classes,
+# some dozen images each), and run the cells of this section again. Without it, the new task is the
+# shapes in inverted colours under new names, with 160 examples.
+
+# %%
+MY_DATA = None  # or a path: "photos"
+
+if MY_DATA is None:
+    few = shapes("val")[np.arange(160)]
+    renamed = [f"inverted {name}" for name in few.classes]
+    few = LabelledImages(255 - few.images, few.labels, renamed)
+    new = shapes("test")
+    new = LabelledImages(255 - new.images, new.labels, renamed)
+else:
+    every = read_images(MY_DATA)
+    order = np.random.default_rng(0).permutation(len(every))
+    few, new = every[order[len(order) // 5 :]], every[order[: len(order) // 5]]
+
+
+# %%
+def fine_tune(how, epochs=1 if FAST else 10):
+    """Accuracy on new images, and the number of trained parameters."""
+    keras.utils.set_random_seed(0)
+    model = pretrained.adapt(class_names=few.classes)
+    if how == "head":
+        model.freeze("^(?!head/)")
+    elif how.startswith("LoRA"):
+        model.enable_lora(rank=int(how.split()[1]))
+        model.head.trainable = True
+    model.compile(keras.optimizers.Adam(3e-4 if how == "all" else 3e-3))
+    batches = image_batches(few, model.config.image_size, batch_size=32)
+    model.fit(batches, epochs=epochs, verbose=0)
+    found = model.classify(list(new.images))
+    right = [f.label == new.classes[i] for f, i in zip(found, new.labels)]
+    count = sum(math.prod(v.shape) for v in model.trainable_variables)
+    return np.mean(right), count
+
+
+results = {how: fine_tune(how) for how in ("head", "LoRA 4", "all")}
+
+# %% [markdown]
+# ### Picture
+
+# %%
+for how, (accuracy, count) in results.items():
+    plt.semilogx(count, accuracy, "o", label=how)
+plt.axhline(1 / len(few.classes), color="gray", linewidth=0.5)
+plt.xlabel("trained parameters")
+plt.title("accuracy after fine-tuning; the line is guessing")
+plt.legend()
+plt.show()
+best = max(accuracy for accuracy, _ in results.values())
+assert FAST or best > 1.5 / len(few.classes)
+
+# %% [markdown]
+# ### Exercise 33
+# LoRA by hand. Is alpha divided by the rank?
+
+
+# %%
+def lora(x, w, a, b, alpha):
+    """x (T, D), w (D, K), a (D, r), b (r, K) -> (T, K)"""
+    ...
+
+
+print("lora:", checks.lora(lora))
+
+# %% [markdown]
+# ### Exercise 34
+# How many parameters has an adapter of a projection $(D, H, K)$?
+
+
+# %%
+def lora_parameters(dim, num_heads, head_dim, rank):
+    """A (D, r) and B (r, H, K)"""
+    ...
+
+
+print("lora_parameters:", checks.lora_parameters(lora_parameters))
+
+# %% [markdown]
+# ## 23. Several devices
+#
+# ### Formula
+# *Data parallelism*: each of $R$ devices has a copy of the model and a part of the batch, and the
+# gradients are averaged. For sentences, this is easy to get wrong. If device $i$ has $n_i$ tokens
+# with the total loss $s_i$, the loss of the batch is
+#
+# $$ \frac{\sum_i s_i}{\sum_i n_i}, \qquad \text{and not} \qquad
+# \frac 1 R \sum_i \frac{s_i}{n_i}, $$
+#
+# since a device with few tokens would count as much as one with many. The library computes the
+# first, so training on one device or several gives the same weights.
+#
+# ### Build, and assert
+# Two "devices" on this machine's CPU, in processes of their own, because devices are set up before
+# TensorFlow starts. The rows have different lengths, so the two means differ.
+
+# %%
+program = """
+import sys
+from polyhead.training import strategy
+scope = strategy(int(sys.argv[1]), say=lambda line: None).scope()
+import keras, numpy as np
+from polyhead.zoo import GPT
+keras.utils.set_random_seed(0)
+with scope:
+    model = GPT.preset("char-small", num_layers=1)
+    model.compile(keras.optimizers.SGD(0.1))
+rng = np.random.default_rng(0)
+x = rng.integers(1, 66, (8, 16))
+weight = (np.arange(16) < rng.integers(2, 17, (8, 1))).astype("float32")
+history = model.fit(x, x, sample_weight=weight, epochs=5, verbose=0)
+print(history.history["loss"])
+"""
+losses = {}
+for devices in (1, 2):
+    command = [sys.executable, "-c", program, str(devices)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses[devices] = json.loads(done.stdout.splitlines()[-1])
+np.testing.assert_allclose(losses[1], losses[2], rtol=1e-4)
+
+# %% [markdown]
+# ### Picture
+
+# %%
+for devices, style in ((1, "-"), (2, "o")):
+    plt.plot(losses[devices], style, label=f"{devices} device(s)")
+plt.xlabel("epoch")
+plt.title("loss")
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# ### Exercise 35
+# The loss per token of a batch, from what each device computed.
+
+
+# %%
+def global_mean(sums, counts):
+    """sums of losses (R,), numbers of tokens (R,) -> a number"""
+    ...
+
+
+print("global_mean:", checks.global_mean(global_mean))
+
+# %% [markdown]
+# ## 24. Export and serve
+#
+# A program that serves users should not need Python, nor this library. `export` writes a
+# *SavedModel* for TensorFlow Serving: the network with everything before and after it, so bytes of
+# an image go in and labels come out (for texts: strings in, strings out).
+#
+# ### Build
+
+# %%
+version = pretrained.export(f"{folder}/export", top=3)
+print(version.name, sorted(path.name for path in version.iterdir()))
+
+# %% [markdown]
+# ### Assert
+# We ask the export through the C++ code that the server uses, in a process without TensorFlow's
+# Python, and get what the model says.
+
+# %%
+photo = f"{folder}/photo.png"
+keras.utils.save_img(photo, val.images[0], scale=False)
+loader = [sys.executable, "-m", "polyhead.serving.loader"]
+command = [*loader, str(version), photo]
+done = subprocess.run(command, capture_output=True, text=True)
+assert done.returncode == 0, done.stderr[-2000:]
+answer = json.loads(done.stdout)
+here = pretrained.classify(photo, top=3)
+print({name: type(value).__name__ for name, value in answer.items()})
+assert str(here[0].label) in done.stdout
+
+# %% [markdown]
+# The server itself runs in Docker (`docs/serving.md` has the commands) and is asked by HTTP:
+#
+#     POST /v1/models/shapes:predict
+#     {"instances": [{"image_bytes": {"b64": "iVBORw0KGgo..."}}]}
+#
+# ## 25. What it cost, and what next
+#
+# Training costs about $6 N$ FLOPs per token for $N$ parameters: 2 in the forward pass (a
+# multiply-add per parameter), 4 in the backward pass (gradients with respect to inputs and to
+# weights).
+
+# %%
+models = {
+    "translator, section 13": (2.6e6, 4000 * 12 * 6),
+    "GPT, section 15": (0.4e6, 221_000 * 3),
+    "GPT-3 (arXiv 2005.14165)": (175e9, 300e9),
+}
+for name, (parameters, tokens) in models.items():
+    print(f"{name:26} {6 * parameters * tokens:.0e} FLOPs")
+
+# %% [markdown]
+# Five projects, one for each thing that you can do now:
+#
+# 1. *Understand*: take the weights of a trained translator, and find the heads that attend to the
+#    previous word (section 5). Set them to zero. What breaks?
+# 2. *Build*: write a decoder with grouped-query attention and rotary positions, and compare its
+#    logits with `TransformerBlock`'s (section 11 for parts).
+# 3. *Apply*: search a folder of your notes with `model.embed` and `model.search`.
+# 4. *Fine-tune*: your own images or texts, with a held-out part that you look at once.
+# 5. *Positions*: repeat the experiment of section 8 with another task: reverse, sort, count.
