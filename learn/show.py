@@ -20,7 +20,10 @@ def assert_equal(a, b, atol=1e-5):
 
 
 def heatmap(axes, matrix, title="", rows=(), columns=(), numbers=None, cmap="Blues"):
-    """Draws a matrix, with a label per row and column; ``numbers`` is their format, as ".2f"."""
+    """Draws a matrix, with a label per row and column.
+
+    ``numbers``, such as ".2f", writes the values in this format; NaN is a masked score, "-1e9".
+    """
     matrix = np.asarray(array(matrix), "float64")
     axes.imshow(matrix, cmap=cmap, aspect="auto" if len(rows) == 0 else "equal")
     axes.set_title(title, fontsize=10)
@@ -28,11 +31,11 @@ def heatmap(axes, matrix, title="", rows=(), columns=(), numbers=None, cmap="Blu
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     if numbers is None:
         return
-    low, high = matrix.min(), matrix.max()
+    low, high = np.nanmin(matrix), np.nanmax(matrix)
     for (row, column), value in np.ndenumerate(matrix):
         is_dark = (value - low) > 0.6 * (high - low)
         color = "white" if is_dark else "black"
-        label = format(value, numbers) if abs(value) < 1e6 else "-1e9"
+        label = "-1e9" if np.isnan(value) else format(value, numbers)
         axes.text(column, row, label, ha="center", va="center", fontsize=7, color=color)
 
 
