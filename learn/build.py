@@ -72,19 +72,28 @@ def clean(cell: dict, previous: dict) -> None:
     ``previous`` maps the source of measured cells to their outputs in the last build.
     """
     is_measured = "measured" in cell["metadata"].get("tags", [])
-    if is_measured and text(cell) in previous and "MEASURE" not in os.environ:
-        cell["outputs"] = previous[text(cell)]
+    if is_measured and source_of(cell) in previous and "MEASURE" not in os.environ:
+        cell["outputs"] = previous[source_of(cell)]
         return
-    # Libraries' log lines; an error stops the build before.
-    cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+    # Libraries' log lines go; printed text that they were between is one output again.
+    kept = []
     for output in cell["outputs"]:
+        if output.get("name") == "stderr":
+            continue
+        if kept and output.get("name") == kept[-1].get("name") == "stdout":
+            text = "".join([*kept[-1]["text"], *output["text"]])
+            kept[-1]["text"] = text.splitlines(keepends=True)
+        else:
+            kept.append(output)
+    cell["outputs"] = kept
+    for output in kept:
         data = output.get("data", {})
         if "image/png" in data:
             data["image/png"] = reduce_colors(data["image/png"])
             data.pop("text/plain", None)  # "<Figure size 640x480 with 1 Axes>"
 
 
-def text(cell: dict) -> str:
+def source_of(cell: dict) -> str:
     """The source of a cell: a string, or lines of a file."""
     return "".join(cell["source"])
 
@@ -111,7 +120,7 @@ def build(target: Path, source: Path = SOURCE) -> None:
     previous = {}
     if target.exists():
         old = json.loads(target.read_text("utf-8"))["cells"]
-        previous = {text(cell): cell["outputs"] for cell in old if cell.get("outputs")}
+        previous = {source_of(cell): cell["outputs"] for cell in old if cell.get("outputs")}
     book = execute(book, source.parent)
     for cell in book["cells"]:
         if cell["cell_type"] == "code":

@@ -1634,8 +1634,8 @@ def bleu_by_hand(hypotheses, references):
 
 # %% [markdown]
 # ### Assert
-# And the optimum of the library's smoothed loss, measured by following its gradient, for $V = 7$ and
-# $e = 0.1$: it is $1 - 0.1 + 0.1 / 7$, and not $0.9$.
+# And the optimum of the library's smoothed loss, measured by following its gradient, for $V = 7$
+# and $e = 0.1$: it is $1 - 0.1 + 0.1 / 7$, and not $0.9$.
 
 # %%
 rng = np.random.default_rng(0)
