@@ -10,11 +10,12 @@ DEMO := runs/demo
 
 # Internal targets, which other targets run with more extras.
 .PHONY: groups bench-peers verify-here real-here test-jax test-long
-.PHONY: notebook-here
-.PHONY: help demo test test-all real bench bench-devices verify notebook lint sample clean
+.PHONY: notebook-here learn-here
+.PHONY: help demo learn test test-all real bench bench-devices verify notebook lint sample clean
 
 help:
 	@echo "make demo      train on the sample corpus, print BLEU and translations, export, query it"
+	@echo "make learn     open the teaching notebook in Jupyter Lab"
 	@echo "make test      run the fast tests; EXTRAS=parity adds comparisons with PyTorch"
 	@echo "make test-all  also run the slow tests: process kills, several workers, JAX, the wheel"
 	@echo "make test-long run the tests that are too long for test-all"
@@ -97,6 +98,12 @@ verify:
 
 verify-here: $(STAMP)
 	$(BIN)/python bench/verify.py $(VERIFY)
+
+learn:
+	@$(MAKE) learn-here EXTRAS=learn
+
+learn-here: $(STAMP)
+	$(BIN)/jupyter lab learn/transformers.ipynb
 
 notebook:
 	$(MAKE) notebook-here EXTRAS=learn
