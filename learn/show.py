@@ -27,7 +27,9 @@ def heatmap(axes, matrix, title="", rows=(), columns=(), numbers=None, cmap="Blu
     matrix = np.asarray(array(matrix), "float64")
     axes.imshow(matrix, cmap=cmap, aspect="auto" if len(rows) == 0 else "equal")
     axes.set_title(title, fontsize=10)
-    axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=8)
+    is_long = any(len(str(label)) > 2 for label in columns)
+    turn = dict(rotation=60, ha="right") if is_long else {}
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, **turn)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     if numbers is None:
         return

@@ -447,7 +447,7 @@ jacobian = array(tape.jacobian(y, x))[0, :, :, 0]  # (T, D, S, D)
 norms = np.sqrt((jacobian**2).sum(axis=(1, 3)))
 assert np.allclose(norms, np.tril(norms))
 
-figure, axes = plt.subplots(1, 5, figsize=(14, 3), layout="constrained")
+figure, axes = plt.subplots(1, 5, figsize=(14, 3.4), layout="constrained")
 masks = {
     "causal": causal,
     "padding": np.repeat(padding[0, 0], length, 0),
@@ -1838,8 +1838,9 @@ def beam_search(model, text, num_beams, max_tokens=40):
         rows, scores = [p[0] for p in open_], np.array([p[1] for p in open_])
     ended = ended or open_
     tokens, score = max(ended, key=lambda pair: pair[1] / (len(pair[0]) - 1))
-    text = np.asarray(model.tokenizer.decode(np.array([tokens[1:]])))[0]
-    return text.decode(), score, score / (len(tokens) - 1)
+    ids = np.array([tokens[1:]], "int32")
+    text = np.asarray(model.tokenizer.decode(ids))[0].decode()
+    return text, score, score / (len(tokens) - 1)
 
 
 # %% [markdown]
