@@ -56,8 +56,8 @@ def cells(source: str) -> list[dict]:
 
 def execute(book: dict, folder: Path) -> dict:
     """Runs all cells of a notebook in one kernel, in ``folder``; raises if one fails."""
-    import nbformat
-    from nbclient import NotebookClient
+    import nbformat  # pyright: ignore[reportMissingImports]  (in the extra learn)
+    from nbclient import NotebookClient  # pyright: ignore[reportMissingImports]
 
     node = nbformat.from_dict(book)
     resources = {"metadata": {"path": str(folder)}}
