@@ -594,7 +594,7 @@ def test_gpt_parameters():
 def count_flops(function, *shape):
     """The operations that TensorFlow's profiler counts in the graph of ``function``."""
     profiler = tf.compat.v1.profiler
-    graph = tf.function(function).get_concrete_function(tf.TensorSpec(shape)).graph
+    graph = tf.function(lambda x: function(x)).get_concrete_function(tf.TensorSpec(shape)).graph
     options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation())
     options = options.with_empty_output().build()
     return profiler.profile(graph, options=options).total_float_ops
@@ -724,7 +724,8 @@ def test_bleu():
     c, r = (sum(len(text.split()) for text in texts) for texts in zip(*pairs, strict=True))
     expected = min(1, math.exp(1 - r / c)) * (found / total).prod() ** 0.25
     assert c < r and (found < total).any()
-    assert bleu(*zip(*pairs, strict=True)).score == pytest.approx(100 * expected)
+    score = bleu([hypothesis for hypothesis, _ in pairs], [reference for _, reference in pairs])
+    assert score.score == pytest.approx(100 * expected)
     short = bleu(["a dog runs in the"], ["a dog runs in the park"])
     assert short.score == pytest.approx(100 * math.exp(1 - 6 / 5))  # the exercise
 
@@ -962,7 +963,7 @@ def test_rounding():
     assert set(rounded - 8192) <= {-32.0, 0.0} and np.abs(rounded - positions).max() == 16
     # A query without keys gets the mean also in float16.
     q, k, v = (ops.cast(x, "float16") for x in head(np.ones((1, K)), *random_array(2, S, K)))
-    assert np.isneginf(np.float32(-1e9).astype("float16"))
+    assert np.finfo("float16").max == 65504
     mean = attend(q, k, v, mask=np.zeros((1, S), bool))
     assert mean.dtype == "float16"
     close(ops.cast(mean, "float32")[0, 0, 0], array(v)[0, :, 0].mean(0), 2e-3)
