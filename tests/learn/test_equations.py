@@ -99,7 +99,7 @@ def gradients(function, *inputs):
 def jacobian(function, x):
     """d function(x) / d x, both as vectors."""
     x = tf.constant(x)
-    with tf.GradientTape() as tape:
+    with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
         y = tf.reshape(function(x), (-1,))
     rows = tape.jacobian(y, x, experimental_use_pfor=False)
@@ -149,10 +149,10 @@ def test_kernel_smoother():
     q, k, v = random_array(1, K), random_array(S, K, seed=1), random_array(S, K, seed=2)
     kernel = np.exp(-((q - k) ** 2).sum(1) / (2 * math.sqrt(K)))
     weight = np.exp((k**2).sum(1) / (2 * math.sqrt(K))) * kernel
-    close(attend(*head(q, k, v))[0, :, 0], weight @ v / weight.sum())
+    close(attend(*head(q, k, v))[0, 0, 0], weight @ v / weight.sum())
     k /= np.linalg.norm(k, axis=1, keepdims=True)
     kernel = np.exp(-((q - k) ** 2).sum(1) / (2 * math.sqrt(K)))
-    close(attend(*head(q, k, v))[0, :, 0], kernel @ v / kernel.sum())
+    close(attend(*head(q, k, v))[0, 0, 0], kernel @ v / kernel.sum())
 
 
 @equation("eq:hull")
@@ -556,12 +556,12 @@ def test_depth():
         return np.mean([measure_depth(order, layers, seed) for seed in range(1, 4)], axis=0)
 
     (short, near), (long, far) = measure("pre", 8), measure("pre", 32)
-    growth = (short - 1) / 8  # c: the inputs have the variance 1
-    assert long == pytest.approx(1 + growth * 32, rel=0.25)
-    assert far / near == pytest.approx(math.sqrt((1 + 8 * growth) / (1 + 32 * growth)), rel=0.25)
-    assert far / near < 0.75
+    assert far * math.sqrt(long) == pytest.approx(near * math.sqrt(short), rel=0.15)
+    # The inputs have the variance 1. Growth is a little faster than linear (see the text).
+    assert 3.5 < (long - 1) / (short - 1) < 7
+    assert far / near == pytest.approx(math.sqrt(8 / 32), rel=0.25)
     (_, near), (_, far) = measure("post", 8), measure("post", 32)
-    assert far / near == pytest.approx(1, rel=0.3)
+    assert far / near == pytest.approx(1, rel=0.2)
 
 
 # 7. What it costs
@@ -808,11 +808,13 @@ def test_chain_rule():
     start = np.zeros((len(texts), 1), "int32")
     logits = array(model(np.concatenate([start, texts[:, :-1]], axis=1)))
     steps = np.log(softmax(logits)[np.arange(len(texts))[:, None], np.arange(3), texts])
-    whole = array(model.log_likelihood(texts, np.full(len(texts), 3)))
+    whole = array(model.log_likelihood(texts, np.full(len(texts), 3, "int32")))
     close(whole, steps.sum(1))
     assert np.exp(whole).sum() == pytest.approx(1, abs=1e-4)
     for t in range(3):  # each factor depends on earlier tokens only
-        shorter = array(model.log_likelihood(texts[:, : t + 1], np.full(len(texts), t + 1)))
+        shorter = array(
+            model.log_likelihood(texts[:, : t + 1], np.full(len(texts), t + 1, "int32"))
+        )
         close(shorter, steps[:, : t + 1].sum(1))
 
 
