@@ -551,6 +551,7 @@ def measure_depth(order, layers, seed):
 
 
 @equation("eq:depth")
+@pytest.mark.slow
 def test_depth():
     def measure(order, layers):
         return np.mean([measure_depth(order, layers, seed) for seed in range(1, 4)], axis=0)
