@@ -324,7 +324,7 @@ def loader_answers(version, requests):
     done = subprocess.run(loader, input=lines, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    return [json.loads(line) for line in done.stdout.rstrip("\n").split("\n")]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def rest_answer(address, name, request):

@@ -214,8 +214,7 @@ def check_answers(saved, functions, requests):
     done = subprocess.run(loader, input=lines, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise ContractError(f"the saved model does not answer: {done.stderr.strip()[-2000:]}")
-    # Not splitlines: texts may contain U+2028, which is not escaped in JSON.
-    answers = [json.loads(line) for line in done.stdout.rstrip("\n").split("\n")]
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
     for (signature, example), answer in zip(requests, answers, strict=True):
         batch = len(next(iter(example.values())))
         if batch > COMPARED:

@@ -51,7 +51,7 @@ def send(version, requests, signature="serving_default", **environment):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.rstrip("\n").split("\n")]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.filterwarnings("ignore:1 of 5 sources")

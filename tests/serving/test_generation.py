@@ -40,7 +40,7 @@ def ask(version, *requests):
     command = [sys.executable, "-m", "polyhead.serving.loader", str(version)]
     done = subprocess.run(command, input=lines, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.rstrip("\n").split("\n")]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_the_server_and_python_give_equal_answers(gpt, exported):

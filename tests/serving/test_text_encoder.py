@@ -35,8 +35,7 @@ def ask(version, *requests):
     command = [sys.executable, "-m", "polyhead.serving.loader", str(version)]
     done = subprocess.run(command, input=lines, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    # Not splitlines, which also splits at U+2028 within a string.
-    return [json.loads(line) for line in done.stdout.strip("\n").split("\n")]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.filterwarnings("ignore:. of . texts were truncated")
