@@ -11,11 +11,13 @@ DEMO := runs/demo
 # Internal targets, which other targets run with more extras.
 .PHONY: groups bench-peers verify-here real-here test-jax test-long
 .PHONY: notebook-here learn-here
-.PHONY: help demo learn test test-all real bench bench-devices verify notebook lint sample clean
+.PHONY: help demo learn derivations test test-all real bench bench-devices verify notebook lint sample
+.PHONY: clean
 
 help:
 	@echo "make demo      train on the sample corpus, print BLEU and translations, export, query it"
 	@echo "make learn     open the teaching notebook in Jupyter Lab"
+	@echo "make derivations  build the PDF of learn/transformers.tex; needs LaTeX"
 	@echo "make test      run the fast tests; EXTRAS=parity adds comparisons with PyTorch"
 	@echo "make test-all  also run the slow tests: process kills, several workers, JAX, the wheel"
 	@echo "make test-long run the tests that are too long for test-all"
@@ -36,6 +38,26 @@ $(STAMP): pyproject.toml requirements.txt
 
 demo: $(STAMP)
 	@POLYHEAD="$(BIN)/polyhead" PYTHON="$(BIN)/python" bash recipes/demo.sh $(DEMO)
+
+LATEXMK ?= latexmk
+DERIVATIONS ?= $(CURDIR)/runs/derivations
+define NEED_LATEX
+make derivations needs LaTeX. On Debian or Ubuntu, install these five packages:
+  apt-get install --no-install-recommends texlive-latex-base texlive-latex-recommended texlive-pictures lmodern latexmk
+endef
+export NEED_LATEX
+
+derivations:
+	@$(LATEXMK) -version > /dev/null 2>&1 || { echo "$$NEED_LATEX" >&2; exit 1; }
+	@mkdir -p "$(DERIVATIONS)"
+	@cd learn && if $(LATEXMK) -pdf -interaction=nonstopmode -halt-on-error \
+		-outdir="$(DERIVATIONS)" transformers.tex > "$(DERIVATIONS)/latexmk.txt" 2>&1; then \
+		echo "$(DERIVATIONS)/transformers.pdf"; \
+	else \
+		grep -A 3 -e "^!" -e "not found" "$(DERIVATIONS)/latexmk.txt" >&2; \
+		if grep -q "not found" "$(DERIVATIONS)/latexmk.txt"; then echo "$$NEED_LATEX" >&2; fi; \
+		echo "The whole output is in $(DERIVATIONS)/latexmk.txt" >&2; exit 1; \
+	fi
 
 # The tests run in groups, each in a separate process: TensorFlow never frees traced functions, and a
 # single process would need 6 GB. Two groups run at a time, the longest first. Each group prints its

@@ -19,6 +19,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import sys
 from os import PathLike
 from pathlib import Path
@@ -29,6 +30,8 @@ from ..quiet import LOCK, filtered_stderr  # pyright: ignore  (in ../package)
 FLOAT, INT32, STRING = 1, 3, 7  # tensorflow/core/framework/types.proto
 NUMBERS = {FLOAT: (ctypes.c_float, (int, float)), INT32: (ctypes.c_int32, (int,))}
 POINTER = ctypes.c_void_p
+# Line breaks within a text that JSON does not escape; many readers of lines end a line there.
+BREAKS = re.compile("[\x85\u2028\u2029]")
 
 
 class Endpoint(ctypes.Structure):
@@ -365,7 +368,8 @@ def main():
             requests = [{"inputs": given}]
         for request in requests:
             answer = model.answer(request, options.signature)
-            print(json.dumps(answer, ensure_ascii=False), flush=True)
+            line = json.dumps(answer, ensure_ascii=False)
+            print(BREAKS.sub(lambda c: f"\\u{ord(c[0]):04x}", line), flush=True)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
 

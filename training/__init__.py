@@ -29,9 +29,9 @@ from .schedules import InverseSquareRoot, Linear
 from .states import CheckpointError, read_tensors, write_file, write_tensors
 
 __all__ = [
+    "BinaryCrossEntropy",
     "CheckpointError",
     "Checkpoints",
-    "BinaryCrossEntropy",
     "CosineRegression",
     "Curves",
     "Entity",

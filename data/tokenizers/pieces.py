@@ -1,6 +1,7 @@
 """SentencePiece models in TensorFlow's graph, published or rebuilt from a ``tokenizer.json``."""
 
 import base64
+import math
 from dataclasses import dataclass, field
 
 import sentencepiece
@@ -52,6 +53,9 @@ class PieceTokenizer(Tokenizer):
         out_type: the type of their output, tf.int32 or tf.string.
     """
 
+    # Never traced: few operations, and a graph would keep models that `_operations` replaces.
+    eager_calls = math.inf
+
     def __init__(self, models, out_type):
         super().__init__()
         self._models = list(models)
@@ -64,10 +68,6 @@ class PieceTokenizer(Tokenizer):
         return tf.ragged.boolean_mask(
             tokens, tf.reduce_all(tokens[..., None] != tf.constant(special), axis=-1)
         )
-
-    def _run(self, method, texts, *settings):
-        # Never traced: few operations, and a graph would keep models that `_operations` replaces.
-        return method(*(tf.convert_to_tensor(x, tf.string) for x in texts), *settings)
 
     def _load(self):
         tokenizer = text_operations().SentencepieceTokenizer

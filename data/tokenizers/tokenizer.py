@@ -28,6 +28,7 @@ class Tokenizer(tf.Module):
         prefix, suffix: ids before and after those of each text.
         separator: ids between the two texts of a pair; None if the tokenizer has no pairs.
         pair_type: the type of the second text of a pair; that of the first is 0.
+        eager_calls: the number of calls from Python before the operations are traced.
         mask_token, mask_id: the token that stands for a hidden one, and its id; None without one.
     """
 
@@ -38,6 +39,7 @@ class Tokenizer(tf.Module):
     pair_type: int = 0
     mask_token: str | None = None
     mask_id: int | None = None
+    eager_calls: float = EAGER
 
     @property
     def cls_id(self) -> int | None:
@@ -74,7 +76,7 @@ class Tokenizer(tf.Module):
         return surround(rows, before, after) if before or after else rows
 
     def _run(self, method, texts, *settings) -> Any:
-        """``method(*texts, *settings)``; from Python, in a graph after `EAGER` calls.
+        """``method(*texts, *settings)``; from Python, in a graph after `eager_calls`.
 
         TensorFlow's operations are slow one by one: a text takes 40 ms, in a graph 1 ms.
         """
@@ -84,7 +86,7 @@ class Tokenizer(tf.Module):
         # Not an attribute of the module: an export would save the graphs.
         runs = vars(self).setdefault("_runs", {})
         run = runs.get(key := (method.__name__, *settings), 0)
-        if run == EAGER:
+        if run == self.eager_calls:
             spec = [tf.TensorSpec([None], tf.string)] * len(texts)
             run = tf.function(lambda *x: method(*x, *settings), spec, autograph=False)
         if not isinstance(run, int):
@@ -113,19 +115,20 @@ class Tokenizer(tf.Module):
         Raises:
             ValueError: the tokenizer has no pairs, or there are not as many second texts.
         """
-        self.num_pair_special()  # checks that there are pairs
+        special = self.num_pair_special()
         sides = [tf.convert_to_tensor(texts, tf.string) for texts in (firsts, seconds)]
         if not sides[0].shape.is_compatible_with(sides[1].shape):
             raise ValueError(
                 "there must be as many first as second texts:"
                 f" {sides[0].shape[0]} and {sides[1].shape[0]}"
             )
-        return self._run(self._encode_pair_rows, sides, max_length)
+        room = None if max_length is None else max(max_length - special, 0)
+        return self._run(self._encode_pair_rows, sides, room)
 
-    def _encode_pair_rows(self, firsts, seconds, max_length):
+    def _encode_pair_rows(self, firsts, seconds, room):
         first, second = (tf.cast(self._encode(x, False), tf.int32) for x in (firsts, seconds))
-        if max_length is not None:
-            first, second = cut_pairs(first, second, max(max_length - self.num_pair_special(), 0))
+        if room is not None:
+            first, second = cut_pairs(first, second, room)
         return self.join_pairs(first, second)
 
     def num_pair_special(self) -> int:

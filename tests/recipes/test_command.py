@@ -390,7 +390,7 @@ def wait_for(condition, process):
     "kills",
     [
         ["while a checkpoint is written", "Ctrl-C"],
-        pytest.param(["a few steps on", "at random", "at random"], marks=pytest.mark.long),
+        pytest.param(["a few steps on", "at random", "Ctrl-C"], marks=pytest.mark.long),
     ],
 )
 def test_killed_and_resumed_runs_equal_the_uninterrupted_run(data, tmp_path, kills):
@@ -416,8 +416,7 @@ def test_killed_and_resumed_runs_equal_the_uninterrupted_run(data, tmp_path, kil
         process.send_signal(signal.SIGINT if kill == "Ctrl-C" else signal.SIGKILL)
         output = process.communicate()[0]
         assert process.returncode == (130 if kill == "Ctrl-C" else -9), output
-        assert kill != "Ctrl-C" or "run the same command to resume" in output
-    assert "resuming after update" in output
+    assert "resuming after update" in output and "run the same command to resume" in output
     last = start(data, parts, *options)
     assert last.wait() == 0, last.stdout.read()
     ends = [max((tmp_path / r).glob("checkpoint-*")) for r in ("whole", "parts")]

@@ -2,13 +2,15 @@
 
 import base64
 import json
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from polyhead.zoo import Answer, Span
+from polyhead.data import WordPieces
+from polyhead.zoo import BERT, Answer, Span
 from tests.zoo.toy_encoder import toy, toy_tokenizer
 
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -39,7 +41,7 @@ def ask(version, *requests):
 @pytest.mark.filterwarnings("ignore:. of . texts were truncated")
 @pytest.mark.slow
 def test_exported_classes_are_those_of_python(tokenizer, tmp_path):
-    model = toy("classes", tokenizer, num_classes=3, class_names=("a", "b", "ç"))
+    model = toy("classes", tokenizer, num_classes=3, class_names=("a", "b\u2028", "ç"))
     version = model.export(tmp_path, top=2)
     seconds = TEXTS[::-1]
     single, pairs, none = ask(
@@ -150,6 +152,79 @@ def test_adapters_are_merged_in_an_export(tokenizer, tmp_path):
     [answer] = ask(version, ("answer", {"question": ["who?"], "context": [LONG]}))
     expected = model.answer("who?", LONG, window_length=20, overlap=6, max_answer_tokens=5)
     assert answer["text"] == [expected.text] and answer["start"] == [expected.start]
+
+
+def any_bytes(choose):
+    """Texts that users send by mistake or in bad faith: strings of UTF-8, and broken ones."""
+    kind = choose.random()
+    if kind < 0.1:
+        return bytes(choose.randrange(256) for _ in range(choose.randrange(40)))
+    if kind < 0.2:
+        parts = ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]", "##a", "a", " ", "\n")
+        return "".join(choose.choice(parts) for _ in range(choose.randrange(20))).encode()
+    if kind < 0.3:
+        return ("x" * choose.randrange(1000) + " " * choose.randrange(100)).encode()
+    points = (choose.randrange(choose.choice((0x80, 0x800, 0xD800, 0x110000))) for _ in range(30))
+    text = "".join(chr(p) for p in points if not 0xD800 <= p < 0xE000)
+    return text[: choose.randrange(31)].encode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "head, names",
+    [
+        ("spans", ["question", "context"]),
+        pytest.param("tags", ["text"], marks=pytest.mark.long),
+        pytest.param("classes", ["text", "text_pair"], marks=pytest.mark.long),
+        pytest.param("tokens", ["text"], marks=pytest.mark.long),
+        pytest.param(None, ["text"], marks=pytest.mark.long),
+        pytest.param("score", ["text", "text_pair"], marks=pytest.mark.long),
+    ],
+)
+def test_any_texts_are_answered(head, names, tmp_path, sample):
+    pieces = WordPieces.train(sample.sources, 300)
+    sizes = dict(num_layers=1, dim=16, num_heads=2, intermediate_dim=24, max_length=48)
+    classes = {"tags": NAMES, "classes": ("a", "b")}.get(head)
+    count = 0 if classes is None else len(classes)
+    model = BERT.preset(
+        "bert-tiny", pieces, head=head, num_classes=count, class_names=classes, **sizes
+    )
+    version, choose = model.export(tmp_path), random.Random(0)
+    signature = "classify_pairs" if head == "classes" else "serving_default"
+    sent = [
+        [[any_bytes(choose) for _ in names] for _ in range(choose.choice((1, 2, 7)))]
+        for _ in range(300)
+    ]
+    answers = ask(
+        version,
+        *(
+            (
+                signature,
+                {
+                    name: [{"b64": base64.b64encode(text).decode()} for text in texts]
+                    for name, texts in zip(names, zip(*rows, strict=True), strict=True)
+                },
+            )
+            for rows in sent
+        ),
+    )
+    for rows, answer in zip(sent, answers, strict=True):
+        assert "error" not in answer, (rows, answer)
+        for name, values in answer.items():
+            assert len(values) == len(rows), (name, rows)
+            if np.array(values[0]).dtype.kind == "f":
+                assert np.isfinite(np.concatenate([np.ravel(x) for x in values])).all(), rows
+        if head == "spans":
+            for (_, context), text, start, end in zip(
+                rows, *(answer[name] for name in ("text", "start", "end")), strict=True
+            ):
+                assert context.decode("utf-8", "replace")[start:end] == text
+        if head == "tags":
+            for [whole], *columns in zip(
+                rows, *(answer[name] for name in ("texts", "starts", "ends")), strict=True
+            ):
+                whole = whole.decode("utf-8", "replace")
+                assert all(whole[a:b] == text for text, a, b in zip(*columns, strict=True))
 
 
 def test_settings_of_other_heads_are_refused(tokenizer, tmp_path):

@@ -716,6 +716,22 @@ def test_every_head_learns_by_default(head):
     assert isinstance(model, TextEncoder)
 
 
+def test_a_reranker_learns_from_pairs(pieces):
+    from polyhead.data import LabelledTexts, classification_batches
+
+    words = ["cat", "dog", "rain", "tree"]
+    pairs = [(a, b) for a in words for b in words]
+    labels = [str(int(b in ("rain", "tree"))) for _, b in pairs]
+    texts = LabelledTexts([a for a, _ in pairs], labels, [b for _, b in pairs])
+    keras.utils.set_random_seed(0)
+    model = BERT.preset("bert-tiny", pieces, head="score", dropout=0.0, attention_dropout=0.0)
+    model.compile(keras.optimizers.Adam(3e-3))
+    batches = classification_batches(texts, pieces, ("0", "1"), batch_size=6, buckets=1, seed=0)
+    losses = model.fit(batches, epochs=12, verbose=0).history["loss"]
+    assert losses[-1] < 0.2
+    assert {match.index for match in model.rerank("cat", words, top=2)} == {2, 3}
+
+
 def test_the_default_loss_of_spans_is_that_of_training():
     model = toy("spans")
     model.compile()

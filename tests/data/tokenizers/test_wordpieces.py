@@ -230,7 +230,6 @@ def test_calls_from_python_are_traced_after_a_few(learned):
         found = [
             tokenizer.encode(texts, 7),
             *tokenizer.encode_pairs(texts, texts[::-1], max_length=9),
-            *tokenizer.offsets(texts),
         ]
         return [rows.to_list() for rows in found]
 
