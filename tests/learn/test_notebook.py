@@ -68,6 +68,14 @@ def test_lines_of_code_fit_on_a_page():
     assert not wide
 
 
+def test_no_cell_imports_a_module_that_a_file_of_the_folder_hides():
+    """A kernel finds learn/transformers.py where a cell wants Hugging Face's transformers."""
+    hidden = {path.stem for path in BUILT.parent.glob("*.py")} | {"checks"}
+    code = "\n".join(c["source"] for c in CELLS if c["cell_type"] == "code")
+    imported = set(re.findall(r"^\s*(?:import|from)\s+(\w+)", code, re.MULTILINE))
+    assert "polyhead" in imported and not imported & hidden
+
+
 def test_mathematics_renders_on_github():
     text = "\n".join(c["source"] for c in CELLS if c["cell_type"] == "markdown")
     assert not [command for command in UNSUPPORTED if command in text]
