@@ -16,7 +16,8 @@
 #
 # The notebook runs from top to bottom on two CPU cores, without a network. You may begin at any
 # part: its first cell has all that it needs. Derivations of all formulas are in
-# `transformers.tex`; solutions of the exercises are in `solutions.py`.
+# `transformers.tex`; solutions of the exercises are in `solutions.py`. How to install what you need:
+# `README.md`.
 #
 # | part | sections |
 # | --- | --- |
@@ -267,9 +268,9 @@ plt.show()
 
 # %% [markdown]
 # ### Exercise 2
-# Attention by hand, with several heads and a mask (True = may attend). Mistakes that were made in
-# public: the scale (by the width of the model, where it should be the size of a head), the mask
-# upside down, the softmax over the wrong axis. The check knows them.
+# Attention by hand, with several heads and a mask (True = may attend). Mistakes in public code: the
+# scale is the width of the model, where it should be the size of a head; the mask is upside down;
+# the softmax is over the wrong axis. The check knows them.
 
 
 # %%
@@ -322,7 +323,7 @@ covariance = np.einsum("s,sv,sk->vk", p, *centered)
 # TensorFlow differentiates the library's `attend`, and knows nothing of our formulas.
 
 # %%
-s = tensor(np.log(p))
+s = tensor(np.log(p))  # scores whose softmax is p
 with tf.GradientTape() as tape:
     tape.watch(s)
     again = ops.softmax(s)
@@ -612,9 +613,9 @@ plt.show()
 
 # %% [markdown]
 # ### Exercise 7
-# Self-attention with several heads, from its kernels. A mistake that was made in public: to split
-# `x` into $H$ parts *before* projecting, so that a head sees only $K$ of the $D$ channels. This is
-# another function, with fewer parameters.
+# Self-attention with several heads, from its kernels. A mistake in public code: it
+# splits `x` into $H$ parts *before* projecting, so that a head sees only $K$ of the $D$ channels.
+# This is another function, with fewer parameters.
 
 
 # %%
@@ -861,8 +862,8 @@ def normal(*shape, seed=0):
 #
 # permuted words give the same outputs, permuted. (The scores become $P S P^\top$, the softmax works
 # row by row, and $P^\top P = I$.) "Dog bites man" and "man bites dog" would be the same. So a
-# Transformer has to be told where each word stands. There are two kinds of ways: add something to
-# $X$ (sinusoids, learned vectors), or change the scores (rotary, ALiBi, relative biases).
+# Transformer needs to know where each word stands. There are two ways: add something to $X$
+# (sinusoids, learned vectors), or change the scores (rotary, ALiBi, relative biases).
 
 # %%
 x = normal(1, 7, 16)
@@ -952,8 +953,8 @@ plt.show()
 
 # %% [markdown]
 # ### Exercise 11
-# The table of sinusoids for many positions, without a loop over them. In public: sine and cosine
-# swapped; formula and code that disagree about the order of the channels.
+# The table of sinusoids for many positions, without a loop over them. Mistakes in public code: sine
+# and cosine are swapped; formula and code disagree about the order of the channels.
 
 
 # %%
@@ -1339,8 +1340,8 @@ plt.show()
 
 # %% [markdown]
 # ### Exercise 16
-# Layer normalization. In public: the variance with $D - 1$ (the default of PyTorch's `std`), and
-# epsilon beside the standard deviation, where it should be under the root.
+# Layer normalization. Mistakes in public code: the variance is divided by $D - 1$ (the default of
+# PyTorch's `std`); epsilon is added to the standard deviation, where it should be under the root.
 
 
 # %%
@@ -1353,7 +1354,7 @@ print("layer_norm:", checks.layer_norm(layer_norm))
 
 # %% [markdown]
 # ### Exercise 17
-# Its backward pass, for $\gamma = 1$, $\beta = 0$, $\epsilon = 0$.
+# The backward pass of layer normalization, for $\gamma = 1$, $\beta = 0$, $\epsilon = 0$.
 
 
 # %%
@@ -1468,7 +1469,7 @@ if not FAST:
 
 # %% [markdown]
 # ### Exercise 18
-# A pre-norm block from its parts. A mistake that was made in public, in large code bases too: the
+# A pre-norm block from its parts. A mistake in public code, in large libraries too: the
 # residual connection starts at the *normalized* x. Then nothing carries $x$ itself through the
 # stack.
 
@@ -1778,7 +1779,7 @@ print("smoothed_loss:", checks.smoothed_loss(smoothed_loss))
 
 # %% [markdown]
 # ### Exercise 21
-# The learning rate.
+# The learning rate of section 5.3, from the formula above.
 
 
 # %%
@@ -1791,7 +1792,7 @@ print("warmup_rate:", checks.warmup_rate(warmup_rate))
 
 # %% [markdown]
 # ### Exercise 22
-# BLEU's penalty for short translations...
+# BLEU's penalty for short translations.
 
 
 # %%
@@ -1804,7 +1805,7 @@ print("brevity_penalty:", checks.brevity_penalty(brevity_penalty))
 
 # %% [markdown]
 # ### Exercise 23
-# ... and its clipped precision. ("the the the the the cat" has one right *the* for each that the
+# BLEU's clipped precision. ("the the the the the cat" has one right *the* for each that the
 # reference has.)
 
 
@@ -1853,9 +1854,9 @@ pairs = val if FAST else train
 batches = translation_batches(pairs, tokenizer, tokens=2048, buckets=2)
 history = model.fit(batches, epochs=1 if FAST else 6, verbose=0)
 inputs, labels, _ = next(iter(batches))
-print("source", tokenizer.pieces(array(inputs["source"][0])))
-print("target", tokenizer.pieces(array(inputs["target"][0]), target=True))
-print("labels", tokenizer.pieces(array(labels[0]), target=True))
+rows = inputs["source"], inputs["target"], labels
+for name, ids in zip(("source", "target", "labels"), rows):
+    print(name, *tokenizer.pieces(array(ids[0]), target=name != "source"))
 
 # %% [markdown]
 # ### Assert
@@ -1980,7 +1981,8 @@ for i in range(1 if FAST else 3):
 
 # %% [markdown]
 # ### Picture
-# The probabilities of the three best tokens at each step of a greedy translation.
+# The probabilities of the three best tokens at each step of a greedy translation. The best have
+# about 0.9, not 1, although the model is right: this is what label smoothing asks for.
 
 # %%
 source = np.asarray(tokenizer.encode(test.sources[:1]).to_tensor())
@@ -1991,7 +1993,14 @@ while row[-1] != END and len(row) < (5 if FAST else 30):
     row.append(int(p.argmax()))
 figure, axis = plt.subplots(figsize=(10, 2.4))
 pieces = tokenizer.pieces(np.array(row[1:]), target=True)
-heatmap(axis, np.array(columns).T, "p", ("1st", "2nd", "3rd"), pieces, ".2f")
+heatmap(
+    axis,
+    np.array(columns).T,
+    "probabilities",
+    ("1st", "2nd", "3rd"),
+    pieces,
+    ".2f",
+)
 plt.show()
 
 # %% [markdown]
