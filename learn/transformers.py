@@ -16,8 +16,8 @@
 #
 # The notebook runs from top to bottom on two CPU cores, without a network. You may begin at any
 # part: its first cell has all that it needs. Derivations of all formulas are in
-# `transformers.tex`; solutions of the exercises are in `solutions.py`. How to install what you need:
-# `README.md`.
+# `transformers.tex`, solutions of the exercises in `solutions.py`; `README.md` says how to install
+# what you need.
 #
 # | part | sections |
 # | --- | --- |
