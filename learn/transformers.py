@@ -68,6 +68,7 @@ from polyhead.learn import checks
 from polyhead.learn.show import array, assert_equal, heatmap, seconds
 
 FAST = "FAST" in os.environ  # shorter training, for tests
+tf.get_logger().setLevel("ERROR")  # no notes on retracing
 keras.utils.set_random_seed(0)
 
 
@@ -1162,7 +1163,8 @@ class Copier(keras.Model):
         self.tokens = TokenEmbedding(vocab_size=8, dim=64)
         if kind in ("learned", "sinusoidal"):
             self.positions = PositionalEmbedding(kind, max_length=32)
-        self.rotary = Rotary(head_dim=16)
+        if kind == "rotary":
+            self.rotary = Rotary(head_dim=16)
         self.block = TransformerBlock(4, 128, causal=True)
         self.norm = keras.layers.LayerNormalization(epsilon=1e-5)
 
