@@ -1187,7 +1187,7 @@ class Copier(keras.Model):
 
 # %%
 def copies(count, length, seed):
-    """Tokens, the tokens two positions before, weights: 0 for the first two."""
+    """Tokens, the tokens two before, and weights: 0 for the first two."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, 8, (count, length))
     weights = np.ones((count, length), "float32")
@@ -1419,7 +1419,7 @@ for order in ("pre", "post"):
 
 # %%
 def last_gradients(order, depths, seed):
-    """The gradient norm in the last block of stacks of L blocks, L in depths."""
+    """The gradient norm in the last block of L blocks, for L in depths."""
     keras.utils.set_random_seed(seed)
     h, weights = (
         normal(4, 16, 64, seed=seed),
