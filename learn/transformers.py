@@ -1907,8 +1907,10 @@ plt.show()
 # $$ \log p(y \mid x) = \sum_t \log p(y_t \mid y_{<t}, x) . $$
 #
 # *Greedy* search takes the best token at each step; the best sentence may begin with a second-best
-# token. *Beam* search keeps the $N$ best beginnings: each is continued by all $V$ tokens, and of
-# the $N V$ results the $N$ best are kept.
+# token. For example, if the first token is *a* with probability 0.6 or *b* with 0.4, and the best
+# continuation has 0.5 after *a* and 0.9 after *b*, then greedy search finds $0.6 \cdot 0.5 = 0.30$,
+# and misses $0.4 \cdot 0.9 = 0.36$. *Beam* search keeps the $N$ best beginnings: each is continued
+# by all $V$ tokens, and of the $N V$ results the $N$ best are kept.
 #
 # ### Build
 # For one sentence, and without a cache of keys and values. (The library's search compiles to one
@@ -1979,7 +1981,8 @@ for i in range(1 if FAST else 3):
         assert decode(greedy[0]) == translated[i]
         assert abs(greedy[1] - translated[i].score) < 0.01
         assert score_per_token(best) >= score_per_token(greedy) - 1e-3
-        print(f"{score_per_token(greedy):.4f} {score_per_token(best):.4f}")
+        pair = score_per_token(greedy), score_per_token(best)
+        print("score per token, greedy {:.4f}, 4 beams {:.4f}".format(*pair))
 
 # %% [markdown]
 # ### Picture
