@@ -1331,7 +1331,7 @@ for order in ("pre", "post"):
         norms.append(float(ops.mean(ops.norm(x, axis=-1))))
     plt.plot(range(1, depth + 1), norms, ".-", label=f"{order}-norm")
     if order == "pre":
-        root = norms[0] * np.sqrt(range(1, depth + 1))
+        root = norms[-1] * np.sqrt(np.arange(1, depth + 1) / depth)
         plt.plot(
             range(1, depth + 1), root, "k:", label="proportional to sqrt(L)"
         )
@@ -1452,6 +1452,7 @@ start = means["pre"][0]
 theory = [start * (depths[0] / depth) ** 0.5 for depth in depths]
 plt.loglog(depths, theory, "k:", label="proportional to 1 / sqrt(L)")
 plt.xticks(depths, depths)
+plt.yticks([0.02, 0.04, 0.08], [0.02, 0.04, 0.08])
 plt.minorticks_off()
 plt.xlabel("number of blocks, L")
 plt.title("gradient norm in the last block, mean of five seeds")
