@@ -113,7 +113,8 @@ def translation_batches(
         flat = tf.numpy_function(arrays, [number], [tf.int64] * 4)
         for tensor in flat:
             tensor.set_shape([None])
-        tokens = [tf.RaggedTensor.from_row_lengths(*flat[i : i + 2]) for i in (0, 2)]
+        parts = (flat[i : i + 2] for i in (0, 2))
+        tokens = (tf.RaggedTensor.from_row_lengths(*part, validate=False) for part in parts)
         return tuple(tf.cast(side, tf.int32) for side in tokens)
 
     def batch(rows, size, length, source, target):

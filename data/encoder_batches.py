@@ -10,7 +10,8 @@ import tensorflow as tf
 from .batches import Buckets, check_sizes, fill
 from .labelled import LabelledTexts, Question, TaggedWords, TextPairs
 from .spans import read_contexts
-from .tokenizers.tokenizer import Tokenizer, surround
+from .tokenizers.ragged import join_rows
+from .tokenizers.tokenizer import Tokenizer
 
 
 def classification_batches(
@@ -136,9 +137,9 @@ def encode_words(sentences, tokenizer, max_length):
         found.append(np.where(np.diff(word, prepend=-1) != 0, word, -1))
         at += length
     words = ids.with_flat_values(tf.constant(np.concatenate(found), tf.int32))
-    around = [[-1] * len(x) for x in (tokenizer.prefix, tokenizer.suffix)]
-    ids = tf.cast(ids, tf.int32)
-    return surround(ids, tokenizer.prefix, tokenizer.suffix), surround(words, *around)
+    before, after = tokenizer.prefix, tokenizer.suffix
+    ids = join_rows(before, tf.cast(ids, tf.int32), after)
+    return ids, join_rows([-1] * len(before), words, [-1] * len(after))
 
 
 def question_batches(

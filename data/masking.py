@@ -10,7 +10,8 @@ import tensorflow as tf
 from .batches import check_sizes, epochs, fill
 from .spans import begins_word, code_points
 from .text import pieces_at_once
-from .tokenizers.tokenizer import Tokenizer, surround, unpack
+from .tokenizers.ragged import join_rows, unpack
+from .tokenizers.tokenizer import Tokenizer
 
 SKIPS = 4  # words that exceed the quota and are skipped for shorter ones, as in BERT's code
 SHARES = (0.8, 0.9)  # of the masked tokens: below, hidden; between, random; above, unchanged
@@ -123,7 +124,7 @@ def masked_batches(
         places = tf.boolean_mask(tf.stack([row, at], axis=-1), weight)
         tokens = tf.tensor_scatter_nd_update(original, places, tf.boolean_mask(new, weight))
         tokens = tf.RaggedTensor.from_tensor(tokens, within)
-        tokens = surround(tokens, tokenizer.prefix, tokenizer.suffix)
+        tokens = join_rows(tokenizer.prefix, tokens, tokenizer.suffix)
         inputs = {
             "tokens": tokens.to_tensor(tokenizer.pad_id, shape=[batch_size, length]),
             "positions": at + len(tokenizer.prefix),

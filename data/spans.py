@@ -1,15 +1,30 @@
 """Windows over long texts, and spans of text by code points, in TensorFlow's graph."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from .batches import fill
-from .tokenizers.tokenizer import surround
+from .tokenizers.ragged import join_rows
 
 LOWEST = -1e30  # the score of a span that is not possible
 SLICE = 32  # maximum number of windows that a network gets at once in an export
+
+
+def in_graph(function: Callable) -> Callable:
+    """Runs ``function`` in a graph from Python too, traced once for all shapes of its tensors.
+
+    One by one, TensorFlow's operations are slow.
+    """
+    graph = tf.function(function, autograph=False, reduce_retracing=True)
+
+    @functools.wraps(function)
+    def run(*args):
+        return (graph if tf.executing_eagerly() else function)(*args)
+
+    return run
 
 
 class Windows(NamedTuple):
@@ -55,6 +70,7 @@ class Windows(NamedTuple):
         at = tf.ragged.range(starts, starts + tf.cast(self.count, tf.int64))
         return tf.gather(tokens.flat_values, at)
 
+    @in_graph
     def kept(self) -> tf.RaggedTensor:
         """The tokens (W, None) of each window, by index within it, that no other window keeps.
 
@@ -69,6 +85,7 @@ class Windows(NamedTuple):
         return tf.ragged.range(begin - self.first, stop - self.first)
 
 
+@in_graph
 def text_windows(
     tokenizer: Any, rows: tf.RaggedTensor, length: int, overlap: int
 ) -> tuple[Windows, tf.RaggedTensor]:
@@ -84,7 +101,7 @@ def text_windows(
     if room < 1:
         raise ValueError(f"a window must have room for a text: {length} tokens")
     windows = Windows.cut(rows.row_lengths(), room, overlap)
-    tokens = surround(windows.take(rows), tokenizer.prefix, tokenizer.suffix)
+    tokens = join_rows(tokenizer.prefix, windows.take(rows), tokenizer.suffix)
     return windows, tokens  # pyright: ignore[reportReturnType]
 
 
@@ -156,10 +173,15 @@ def read_contexts(
     free = length - tokenizer.num_pair_special()
     if free < 2:
         raise ValueError(f"a window must have room for a question and a context: {length} tokens")
-    asked = tf.cast(tokenizer.encode(questions, add_special_tokens=False), tf.int32)
+    asked = tokenizer.encode(questions, add_special_tokens=False)
+    return join_windows(tokenizer, asked, *tokenizer.offsets(contexts), free, overlap)
+
+
+@in_graph
+def join_windows(tokenizer, asked, ids, starts, ends, free, overlap):
+    """The `Reading` of questions ``asked`` (B, None); see `read_contexts`."""
     truncated = asked.row_lengths() > free // 2
-    asked = asked[:, : free // 2]
-    ids, starts, ends = tokenizer.offsets(contexts)
+    asked = tf.cast(asked, tf.int32)[:, : free // 2]
     room = free - tf.cast(asked.row_lengths(), tf.int32)
     windows = Windows.cut(ids.row_lengths(), room, overlap)
     asked = tf.gather(asked, windows.row)
@@ -169,6 +191,7 @@ def read_contexts(
     return Reading(windows, tokens, types, before, starts, ends, truncated)
 
 
+@in_graph
 def best_spans(
     start: tf.Tensor,
     end: tf.Tensor,
@@ -225,6 +248,7 @@ def best_spans(
     return first, last, probability, probabilities[:, -1]
 
 
+@in_graph
 def span_places(
     first: tf.Tensor, last: tf.Tensor, starts: tf.RaggedTensor, ends: tf.RaggedTensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -257,6 +281,7 @@ def code_points(texts: Any) -> tf.RaggedTensor:
     return tf.strings.unicode_decode(texts, "UTF-8")
 
 
+@in_graph
 def begins_word(
     points: tf.RaggedTensor, row: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor
 ) -> tf.Tensor:
@@ -335,6 +360,7 @@ class Found(NamedTuple):
     score: tf.Tensor
 
 
+@in_graph
 def find_spans(
     tags: Tags,
     classes: tf.Tensor,
@@ -432,8 +458,10 @@ def tag_texts(
     ids, starts, ends = tokenizer.offsets(texts)
     windows, tokens = text_windows(tokenizer, ids, length, overlap)
     tagged = in_slices(network, dense(tokens, pad_id))
-    kept = windows.kept() + len(tokenizer.prefix)
-    tagged = tf.gather(tagged, kept, batch_dims=1).flat_values
+    kept = windows.kept()
+    at = kept.value_rowids() * tf.shape(tagged, tf.int64)[1] + len(tokenizer.prefix)
+    at += tf.cast(kept.flat_values, tf.int64)
+    tagged = tf.gather(tf.reshape(tagged, [-1, 2]), at)
     row = tf.cast(starts.value_rowids(), tf.int32)
     starts, ends = (tf.cast(x.flat_values, tf.int32) for x in (starts, ends))
     points = code_points(texts)
@@ -451,7 +479,8 @@ def tag_texts(
     rows = tf.cast(found.row, tf.int64)
     return {
         name: dense(
-            tf.RaggedTensor.from_value_rowids(x, rows, count), "" if x.dtype == tf.string else 0
+            tf.RaggedTensor.from_value_rowids(x, rows, count, validate=False),
+            "" if x.dtype == tf.string else 0,
         )
         for name, x in values.items()
     }

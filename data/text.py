@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from .batches import check_sizes, epochs, fill
-from .tokenizers.tokenizer import Tokenizer, unpack
+from .tokenizers.ragged import unpack
+from .tokenizers.tokenizer import Tokenizer
 
 SHARE = 0.9  # fraction of the text for training, if there is no validation file
 PIECE = 1 << 20  # characters tokenized at once

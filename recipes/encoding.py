@@ -197,7 +197,7 @@ def outputs(model, tokens, types=None, batch_size=64, progress=False):
 
     Those of a model with the head "tags" have a row per token.
     """
-    from ..data.tokenizers.tokenizer import unpack
+    from ..data.tokenizers.ragged import unpack
 
     rows = [{"tokens": row} for row in unpack(tokens)]
     if types is not None:

@@ -103,7 +103,7 @@ def score(model, sentences, length, progress=False):
     import numpy as np
 
     from ..data.encoder_batches import class_indices, encode_words
-    from ..data.tokenizers.tokenizer import unpack
+    from ..data.tokenizers.ragged import unpack
     from ..training import entity_scores
 
     names = model.config.class_names

@@ -73,7 +73,7 @@ def small(tokenizer=None, **overrides):
     """A Transformer small enough to compile in seconds."""
     from polyhead.zoo import Transformer
 
-    sizes = dict(num_layers=2, dim=32, intermediate_dim=48, num_heads=4, dropout=0.0, max_length=64)
+    sizes = dict(num_layers=1, dim=32, intermediate_dim=48, num_heads=4, dropout=0.0, max_length=64)
     if tokenizer is None:
         sizes["vocab_size"] = 40
     return Transformer.preset("tiny", tokenizer, **{**sizes, **overrides})

@@ -136,5 +136,5 @@ def from_chief(strategy: "tf.distribute.Strategy", number: float) -> float:
         first = tf.cast(tf.equal(context.replica_id_in_sync_group, 0), "float64")
         return context.all_reduce(tf.distribute.ReduceOp.SUM, number * first)
 
-    shares = tf.function(lambda number: strategy.run(shared, (number,)))
+    shares = tf.function(lambda number: strategy.run(shared, (number,)), autograph=False)
     return float(strategy.experimental_local_results(shares(tf.constant(number, "float64")))[0])

@@ -304,7 +304,7 @@ class TextEncoder(Classifier):
         tokenizer = self._need_tokenizer("tag")
         texts, single = as_texts("tag", texts, words=True)
         from ..data import spans
-        from ..data.tokenizers.tokenizer import unpack
+        from ..data.tokenizers.ragged import unpack
 
         plans, rows = [], []
         for chosen in chunks(texts):
@@ -418,7 +418,7 @@ class TextEncoder(Classifier):
                 f"there must be a context for each question: {len(contexts)}, {len(questions)}"
             )
         from ..data import spans
-        from ..data.tokenizers.tokenizer import unpack
+        from ..data.tokenizers.ragged import unpack
 
         plans, rows = [], []
         for chosen in chunks(list(zip(questions, contexts, strict=True)), 64):
@@ -492,7 +492,7 @@ class TextEncoder(Classifier):
         tokenizer = self._need_tokenizer("fill_mask")
         top = min(check_count(top, "top"), tokenizer.vocab_size)
         texts, single = as_texts("fill_mask", texts)
-        from ..data.tokenizers.tokenizer import unpack
+        from ..data.tokenizers.ragged import unpack
 
         mask, rows = self._mask(), []
         for chosen in chunks(texts):
@@ -681,7 +681,7 @@ class TextEncoder(Classifier):
 
     def _rows(self, verb, texts):
         """Tokenizes texts or pairs to rows for `_run`; truncates them to the context."""
-        from ..data.tokenizers.tokenizer import unpack
+        from ..data.tokenizers.ragged import unpack
 
         tokenizer, rows, long = self._need_tokenizer(verb), [], 0
         if texts and isinstance(texts[0], tuple):

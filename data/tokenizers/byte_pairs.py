@@ -11,6 +11,7 @@ import tensorflow as tf
 from ..files import read, read_json, write
 from .hugging_face import Template, list_steps, read_added, read_template, read_trim
 from .normalization import normalize
+from .ragged import merge_rows
 from .splits import (
     GPT2,
     PATTERNS,
@@ -181,7 +182,7 @@ class BytePairs(ByteTokenizer):
 
     def _encode(self, texts, target=False):
         parts, _, rows, _ = self._tokenize(hide_zeros(replace_invalid(texts)))
-        return parts.with_flat_values(rows).merge_dims(1, 2)
+        return merge_rows(parts.with_flat_values(rows))
 
     def _tokenize(self, texts):
         """Splits texts into parts; returns them, their ids, their ragged tokens, added spaces."""
@@ -198,7 +199,7 @@ class BytePairs(ByteTokenizer):
         flat = tf.where(tf.gather(ids, part) >= 0, alone, words.flat_values)
         unique, index = tf.unique(flat, tf.int64)
         tokens = self.merge_words(show_zeros(remove_marks(unique)))
-        rows = words.with_values(tf.gather(tokens, index)).merge_dims(1, 2)
+        rows = merge_rows(words.with_values(tf.gather(tokens, index)))
         return parts, ids, rows, spaced
 
     def _offsets(self, texts):
@@ -219,7 +220,7 @@ class BytePairs(ByteTokenizer):
         start, end = tf.gather(at, last - count), tf.gather(at, last - 1) + 1
 
         def of_texts(values):
-            return parts.with_flat_values(rows.with_values(values)).merge_dims(1, 2)
+            return merge_rows(parts.with_flat_values(rows.with_values(values)))
 
         ids = of_texts(ids)
         text = ids.value_rowids()
@@ -321,7 +322,9 @@ class BytePairs(ByteTokenizer):
             shape_invariants=(*[tf.TensorShape([None])] * 5, tf.TensorShape([])),
         )
         count = tf.size(words, tf.int64)
-        return tf.RaggedTensor.from_value_rowids(tokens, tf.cast(row, tf.int64), nrows=count)
+        return tf.RaggedTensor.from_value_rowids(
+            tokens, tf.cast(row, tf.int64), nrows=count, validate=False
+        )
 
     def _merge(self, tokens, at, word):
         """Merges pairs of ``tokens`` within each ``word``, those of lowest rank first.

@@ -1,12 +1,12 @@
 """The interface of all tokenizers, and text operations in TensorFlow's graph."""
 
-import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from .ragged import join_rows, merge_rows
 from .splits import SPACE, split
 
 EAGER = 8  # calls from Python before tracing, which takes as long as about 25 of them
@@ -73,7 +73,7 @@ class Tokenizer(tf.Module):
         before, after = (self.prefix, self.suffix) if add_special_tokens else ((), ())
         if max_length is not None:
             rows = rows[:, : max(max_length - len(before) - len(after), 0)]
-        return surround(rows, before, after) if before or after else rows
+        return join_rows(before, rows, after) if before or after else rows
 
     def _run(self, method, texts, *settings) -> Any:
         """``method(*texts, *settings)``; from Python, in a graph after `eager_calls`.
@@ -143,10 +143,10 @@ class Tokenizer(tf.Module):
 
     def join_pairs(self, first, second) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
         """The ids and types of pairs, see `encode_pairs`, of the ids of texts, both int32."""
-        second = surround(second, (), self.suffix)
-        first = surround(first, self.prefix, self.separator)
-        lengths = tf.stack([first.row_lengths(), second.row_lengths()], axis=1)
-        ids = tf.concat([first, second], axis=1)
+        ids = join_rows(self.prefix, first, self.separator, second, self.suffix)
+        before, after = len(self.prefix) + len(self.separator), len(self.suffix)
+        lengths = [before + first.row_lengths(), second.row_lengths() + after]
+        lengths = tf.stack(lengths, axis=1)
         types = tf.tile(tf.constant([0, self.pair_type], tf.int32), [first.nrows()])
         types = ids.with_values(tf.repeat(types, tf.reshape(lengths, [-1])))
         return ids, types  # pyright: ignore[reportReturnType]
@@ -194,12 +194,13 @@ class Tokenizer(tf.Module):
             rows = tf.gather(rows.flat_values, tf.ragged.range(starts, rows.row_limits()))
             kept = longest - len(self.prefix)
             rows = rows[:, -kept:] if kept > 0 else rows[:, :0]
-            rows = surround(rows, self.prefix, ())
+            rows = join_rows(self.prefix, rows)
         else:
             rows = rows[:, -longest:]
             empty = tf.cast(rows.row_lengths() == 0, tf.int64)
             ends = tf.fill([tf.reduce_sum(empty)], self.end_id)
-            rows = tf.concat([rows, tf.RaggedTensor.from_row_lengths(ends, empty)], axis=1)
+            ends = tf.RaggedTensor.from_row_lengths(ends, empty, validate=False)
+            rows = join_rows(rows, ends)
         count = rows.row_lengths()
         ids = tf.reverse_sequence(rows.to_tensor(self.end_id), count, seq_axis=1)
         none = tf.cast(tf.shape(ids)[1] == 0, tf.int32)  # P is at least 1, also without texts
@@ -284,7 +285,7 @@ class AddedTokens(tf.Module):
         if self._patterns[1]:
             again = split(tf.where(ids >= 0, "", flat), self._patterns[1])
             found, stripped = self._find(again.flat_values, 1)
-            parts = parts.with_flat_values(join(ids >= 0, flat, again)).merge_dims(1, 2)
+            parts = merge_rows(parts.with_flat_values(join(ids >= 0, flat, again)))
             keys = join(ids >= 0, keys, again.with_flat_values(stripped)).flat_values
             ids = join(ids >= 0, ids, again.with_flat_values(found)).flat_values
         return parts, ids, keys
@@ -310,8 +311,8 @@ class AddedTokens(tf.Module):
 def join(alone, values, rows):
     """Puts ``values`` (P,) where ``alone`` (P,) is true before the ragged ``rows`` (P, None)."""
     count = tf.cast(alone, tf.int64)
-    values = tf.RaggedTensor.from_row_lengths(tf.boolean_mask(values, alone), count)
-    return tf.concat([values, rows], axis=1)
+    values = tf.RaggedTensor.from_row_lengths(tf.boolean_mask(values, alone), count, validate=False)
+    return join_rows(values, rows)
 
 
 def cut_pairs(first, second, room):
@@ -350,21 +351,6 @@ def align(units, outputs):
     last = tf.gather(count, unit) - 1
     at = tf.clip_by_value(last + 1 - tf.gather(out, unit) + place, 0, last)
     return tf.gather(tf.cumsum(count, exclusive=True), unit) + tf.where(place == 0, 0, at)
-
-
-def surround(rows, before, after):
-    """Adds the ids ``before`` and ``after`` to each of the ragged ``rows``."""
-
-    def fill(ids):
-        return tf.tile(tf.constant([ids], rows.dtype, [1, len(ids)]), [rows.nrows(), 1])
-
-    return tf.concat([fill(before), rows, fill(after)], axis=1)
-
-
-def unpack(rows):
-    """The rows of a ragged tensor as a list of arrays."""
-    flat, splits = rows.flat_values.numpy(), rows.row_splits.numpy()
-    return [flat[a:b] for a, b in itertools.pairwise(splits)]
 
 
 def pattern_of(texts, lstrip=(), rstrip=()):

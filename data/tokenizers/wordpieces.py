@@ -13,7 +13,8 @@ from ..files import read, read_json, write
 from . import hugging_face
 from .hugging_face import Template, read_added, read_template
 from .normalization import WORDS, list_steps
-from .splits import text_operations
+from .ragged import join_rows
+from .splits import split_with_starts, text_operations
 from .tokenizer import AddedTokens, Tokenizer, align, replace_invalid, set_untracked
 
 JSON, TEXT, CONFIG = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
@@ -221,9 +222,7 @@ class WordPieces(Tokenizer):
         parts, added, _ = self._added.split(texts, self._normalize)
         alone, flat = added >= 0, parts.flat_values
         # An added token is replaced by a letter, which is one word and one token.
-        words, starts, _ = text_operations().regex_split_with_offsets(
-            tf.where(alone, "a", flat), *WORDS
-        )
+        words, starts = split_with_starts(tf.where(alone, "a", flat), *WORDS)
         word = words.flat_values
         long = tf.strings.length(word, unit="UTF8_CHAR") > self.longest
         short = tf.where(long, self._unknown, word)
@@ -276,7 +275,7 @@ class WordPieces(Tokenizer):
         tokens = self.remove_unknown(tokens)
         tokens = tf.ragged.boolean_mask(tokens, tf.gather(self._shown, tokens))
         first, later = tf.gather(self._first, tokens[:, :1]), tf.gather(self._later, tokens[:, 1:])
-        return tf.strings.reduce_join(tf.concat([first, later], axis=1), axis=-1)
+        return tf.strings.reduce_join(join_rows(first, later), axis=-1)
 
     def pieces(self, tokens: Iterable[int], target: bool = False) -> list[str]:
         """The pieces of ``tokens`` (T,) as readable strings."""

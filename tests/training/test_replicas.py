@@ -183,14 +183,16 @@ def cross_entropy(**options):
 @pytest.mark.parametrize(
     "make, loss, weighted, ignored",
     [
-        (masked, cross_entropy(), False, False),
+        pytest.param(masked, cross_entropy(), False, False, marks=pytest.mark.slow),
         (masked, cross_entropy(), True, False),
         (masked, cross_entropy(reduction="mean_with_sample_weight"), True, False),
-        (masked, cross_entropy(reduction="sum"), True, False),
+        pytest.param(masked, cross_entropy(reduction="sum"), True, False, marks=pytest.mark.slow),
         (masked, cross_entropy(ignore_class=-1), False, True),
-        (regularized, cross_entropy(), False, False),
+        pytest.param(regularized, cross_entropy(), False, False, marks=pytest.mark.slow),
         (regularized, cross_entropy(ignore_class=-1), False, True),
-        (regularized, "sparse_categorical_crossentropy", True, False),
+        pytest.param(
+            regularized, "sparse_categorical_crossentropy", True, False, marks=pytest.mark.slow
+        ),
         (
             regularized,
             lambda y, p: keras.ops.mean(keras.ops.square(p), -1) + keras.ops.cast(y, "float32"),
@@ -302,7 +304,7 @@ def test_losses_of_several_outputs_have_separate_weights(replicas):
     [
         pytest.param(lambda: decayed(), id="weight decay with exclusions"),
         pytest.param(adam(), id="adam"),
-        pytest.param(sgd(use_ema=True, ema_momentum=0.5), id="average"),
+        pytest.param(sgd(use_ema=True, ema_momentum=0.5), id="average", marks=pytest.mark.slow),
         pytest.param(
             sgd(use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2), id="overwritten"
         ),

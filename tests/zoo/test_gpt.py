@@ -12,7 +12,7 @@ from polyhead.training import CheckpointError
 from polyhead.zoo import GPT, GPTConfig
 from tests.conftest import TENSORFLOW
 
-SIZES = dict(vocab_size=300, max_length=64, num_layers=2, dim=32, num_heads=4, end_id=0)
+SIZES = dict(vocab_size=300, max_length=64, num_layers=1, dim=32, num_heads=4, end_id=0)
 text = pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
 
 
@@ -62,7 +62,7 @@ def test_presets_have_the_published_numbers_of_parameters():
 
 
 def test_weights_are_initialized_like_gpt2s():
-    model = GPT(GPTConfig(**{**SIZES, "dim": 128}))
+    model = GPT(GPTConfig(**{**SIZES, "dim": 128, "num_layers": 2}))
     deviations = {v.path: array(v).std() for v in model.weights}
     assert deviations["tokens/embeddings"] == pytest.approx(0.02, rel=0.05)
     assert deviations["block_1/attention/query/kernel"] == pytest.approx(0.02, rel=0.05)
@@ -335,7 +335,7 @@ def save_published(folder, seed=0, **settings):
     torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(seed)
-    config = dict(vocab_size=300, n_positions=256, n_embd=32, n_layer=3, n_head=4)
+    config = dict(vocab_size=300, n_positions=256, n_embd=32, n_layer=2, n_head=4)
     config |= dict(bos_token_id=0, eos_token_id=0) | settings
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config)).eval()
     with torch.no_grad():
@@ -562,7 +562,7 @@ def test_invalid_checkpoints_are_refused_and_named(tmp_path):
             dict(n_layer=10**9),
             r"lacks \['transformer.h.999999999.attn.c_attn.weight', .* more",
         ),
-        (dict(n_layer=2), r"has no \['transformer.h.2"),
+        (dict(n_layer=1), r"has no \['transformer.h.1"),
         (dict(n_head=5), "num_heads must divide dim: 32 / 5"),
         (dict(eos_token_id=10**6), "end_id must be a token, from 0 to 299"),
         (dict(model_type="gptj"), "holds a gptj, not a GPT"),

@@ -113,26 +113,14 @@ def test_greedy_search_takes_the_most_likely_token_and_scores_it():
         assert score[row] == pytest.approx(gains[row, :length].max(-1).sum(), abs=1e-3)
 
 
-def test_batched_search_equals_single_searches():
-    model = small()
-    sources = [random_tokens(1, n, seed=n) for n in (3, 5, 8)]
-    batch = np.zeros((3, 8), "int32")
-    for row, source in enumerate(sources):
-        batch[row, : source.shape[1]] = source
-    tokens, score = (array(x)[:, 0] for x in model.find(batch)[:2])
-    for row, source in enumerate(sources):
-        alone, alone_score = (array(x)[:, 0] for x in model.find(source)[:2])
-        np.testing.assert_array_equal(tokens[row, : alone.shape[1]], alone[0])
-        assert tokens[row, alone.shape[1] :].max(initial=0) == 0
-        assert score[row] == pytest.approx(alone_score[0], abs=1e-3)
-
-
 def test_an_empty_source_gets_no_tokens():
     found = small().find(np.array([[2, 0, 0]], "int32"))
     assert array(found.tokens).max() == 0 and array(found.score)[0, 0] == 0
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_half_precision_is_close_to_float32(policy):
     source, target = random_tokens(2, 6), random_tokens(2, 5, seed=1)
     full = small()
@@ -238,7 +226,7 @@ def test_search_length_and_batch_size_are_limited(model, monkeypatch):
 @text
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_attention_is_drawn_with_its_tokens(tokenizer, norm, tmp_path):
-    model = small(tokenizer, norm=norm)
+    model = small(tokenizer, norm=norm, num_layers=2)
     source, target = "Ein $ Hund", "A dog"
     alignment = model.attention(source, target)
     assert "".join(alignment.target).replace("\u2581", " ").strip() == "A dog</s>"

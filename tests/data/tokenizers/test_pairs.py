@@ -1,6 +1,5 @@
 """Compares pairs and offsets of byte pairs with Hugging Face's `tokenizers`."""
 
-import itertools
 import json
 import resource
 
@@ -77,7 +76,11 @@ def test_pairs_of_word_pieces_are_cut_as_in_hugging_face(learned, tmp_path):  # 
     check_pairs(learned, peer_of(learned, tmp_path), random_texts(600))
 
 
-@pytest.mark.parametrize("space, trim", itertools.product((False, True), (True, False)))
+DIFFERENT = [(False, True), (True, False)]
+EQUAL = [pytest.param(*both, marks=pytest.mark.slow) for both in ((False, False), (True, True))]
+
+
+@pytest.mark.parametrize("space, trim", [*DIFFERENT, *EQUAL])
 def test_roberta_has_pairs_and_offsets(merged, tmp_path, space, trim):
     peer = roberta(merged, space, trim)
     ours = read(peer, tmp_path)
