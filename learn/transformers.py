@@ -1936,6 +1936,8 @@ from polyhead.zoo import BERT, GPT, ModernBERT, Transformer, ViT
 from polyhead.zoo.decoding.sampling import filter_logits, gumbel_noise
 
 FAST = "FAST" in os.environ  # shorter training, for tests
+# To compile the step of a small model takes longer than its training.
+STEP = dict(jit_compile=False, run_eagerly=FAST)
 keras.utils.set_random_seed(0)
 corpus = read_split(find_data("sample"), "train", "en", "de")
 
@@ -1943,7 +1945,8 @@ corpus = read_split(find_data("sample"), "train", "en", "de")
 def optimizer(peak, updates):
     """Muon; the learning rate rises to its peak, then falls to 0."""
     warmup = max(updates // 10, 1)
-    return Muon(Linear(peak, warmup=warmup, updates=updates + 1))
+    kind = keras.optimizers.Adam if FAST else Muon  # a faster step
+    return kind(Linear(peak, warmup=warmup, updates=updates + 1))
 
 
 def tensor(x):
@@ -2020,11 +2023,11 @@ assert_equal(kept > -1e6, solutions.top_p(p, 0.8))
 # %%
 keras.utils.set_random_seed(0)
 model = GPT.preset("char-small", tokenizer, num_layers=2)
-texts = corpus.sources[:200] if FAST else corpus.sources
+texts = corpus.sources[:150] if FAST else corpus.sources
 batches = text_batches(texts, tokenizer, length=64, batch_size=32)
 epochs = 1 if FAST else 2
 muon = optimizer(5e-3, epochs * len(batches))
-model.compile(muon, jit_compile=False)
+model.compile(muon, **STEP)
 model.fit(batches, epochs=epochs, verbose=0)
 for temperature in (0.3, 0.8, 1.5):
     settings = dict(max_new_tokens=60, temperature=temperature, seed=1)
@@ -2196,11 +2199,11 @@ def small_encoder(tokenizer, head, length):
 keras.utils.set_random_seed(0)
 tokenizer = WordPieces.train(corpus.targets, vocab_size=400, lowercase=False)
 model = small_encoder(tokenizer, "tokens", 32)
-german = corpus.targets[:1000] if FAST else corpus.targets
+german = corpus.targets[:400] if FAST else corpus.targets
 batches = masked_batches(german, tokenizer, length=32, batch_size=64, rate=0.3)
 epochs = 1 if FAST else 12
 muon = optimizer(5e-3, epochs * len(batches))
-model.compile(muon, jit_compile=False)
+model.compile(muon, **STEP)
 losses = model.fit(batches, epochs=epochs, verbose=0).history["loss"]
 
 nouns = ("Frau", "Hund", "Kind")  # feminine, masculine, neuter
@@ -2257,7 +2260,7 @@ def write_question(world):
 
 # %%
 train, test = World(seed=1), World(seed=2)
-train = [write_question(train) for _ in range(320 if FAST else 9600)]
+train = [write_question(train) for _ in range(160 if FAST else 9600)]
 known = {question.context for question in train}
 test = [write_question(test) for _ in range(40 if FAST else 400)]
 test = [question for question in test if question.context not in known]
@@ -2272,7 +2275,7 @@ batches = question_batches(
 )
 epochs = 1 if FAST else 2
 muon = optimizer(5e-3, epochs * len(batches))
-reader.compile(muon, jit_compile=False)
+reader.compile(muon, **STEP)
 reader.fit(batches, epochs=epochs, verbose=0)
 
 # %% [markdown]
@@ -2382,7 +2385,7 @@ def write_report(rng):
 # %%
 keras.utils.set_random_seed(0)
 rng = np.random.default_rng(0)
-pairs = [write_report(rng) for _ in range(200 if FAST else 1000)]
+pairs = [write_report(rng) for _ in range(100 if FAST else 1000)]
 known = {summary for _, summary in pairs}
 tests = [write_report(rng) for _ in range(40 if FAST else 400)]
 tests = [pair for pair in tests if pair[1] not in known]
@@ -2396,7 +2399,7 @@ model = Transformer.preset("tiny", tokenizer, **size)
 batches = translation_batches(texts, tokenizer, tokens=1024, buckets=1)
 epochs = 1 if FAST else 6
 muon = optimizer(5e-3, epochs * len(batches))
-model.compile(muon, jit_compile=False)
+model.compile(muon, **STEP)
 history = model.fit(batches, epochs=epochs, verbose=0)
 
 # %% [markdown]
@@ -2520,11 +2523,11 @@ keras.utils.set_random_seed(0)
 size = dict(patch_size=8, channels=1, dim=64, intermediate_dim=128)
 size |= dict(num_layers=3, num_classes=len(KINDS), class_names=KINDS)
 model = ViT.preset("nano-4", **size)
-images = train[np.arange(0, len(train), 25 if FAST else 1)]
+images = train[np.arange(0, len(train), 60 if FAST else 1)]
 batches = image_batches(images, (32, 32), batch_size=32, channels=1)
 epochs = 1 if FAST else 2
 muon = optimizer(4e-3, epochs * len(batches))
-model.compile(muon, jit_compile=False)
+model.compile(muon, **STEP)
 model.fit(batches, epochs=epochs, verbose=0)
 
 # %% [markdown]
@@ -2689,14 +2692,16 @@ from polyhead.training import Linear, Muon
 from polyhead.zoo import ViT
 
 FAST = "FAST" in os.environ  # shorter training, for tests
+# To compile the step of a small model takes longer than its training.
+STEP = dict(jit_compile=False, run_eagerly=FAST)
 keras.utils.set_random_seed(0)
 folder = tempfile.mkdtemp()
 
 
-def rising(peak, updates):
-    """A learning rate that rises to its peak, then falls to 0."""
+def optimizer(kind, peak, updates):
+    """The learning rate rises to its peak, then falls to 0."""
     warmup = max(updates // 10, 1)
-    return Linear(peak, warmup=warmup, updates=updates + 1)
+    return kind(Linear(peak, warmup=warmup, updates=updates + 1))
 
 
 def bright_shapes(split, kinds):
@@ -2727,17 +2732,19 @@ turned = [np.rot90(images.images, k, axes=(1, 2)) for k in range(4)]
 labels = np.tile(images.labels, 4)
 images = LabelledImages(np.concatenate(turned), labels, KINDS)
 if FAST:
-    images = images[np.arange(0, len(images), 25)]
+    images = images[np.arange(0, len(images), 60)]
 
 # %%
 size = dict(patch_size=8, channels=1, dim=64, intermediate_dim=128)
 size |= dict(num_layers=3, num_classes=len(KINDS), class_names=KINDS)
 model = ViT.preset("nano-4", **size)
 batches = image_batches(images, (32, 32), batch_size=32, channels=1)
-model.compile(Muon(rising(4e-3, len(batches))), jit_compile=False)
+kind = keras.optimizers.Adam if FAST else Muon  # a faster step
+model.compile(optimizer(kind, 4e-3, len(batches)), **STEP)
 model.fit(batches, epochs=1, verbose=0)
 model.save_pretrained(f"{folder}/shapes")
 
+# %% [markdown]
 # ### Assert
 # The loaded model is the saved one: class, configuration, weights, answers.
 
@@ -2834,6 +2841,9 @@ else:
     every = read_images(MY_DATA)
     order = np.random.default_rng(0).permutation(len(every))
     few, new = every[order[len(order) // 5 :]], every[order[: len(order) // 5]]
+settings = dict(batch_size=30, channels=1)
+batches = image_batches(few, (32, 32), **settings)
+others = image_batches(new, (32, 32), shuffle=False, **settings)
 
 
 # %% [markdown]
@@ -2861,12 +2871,10 @@ def fine_tune(how, peak, epochs=1 if FAST else 40):
     """Accuracy on new images, and the number of trained parameters."""
     keras.utils.set_random_seed(0)
     model = adapted_model(how)
-    settings = dict(batch_size=30, channels=1)
-    batches = image_batches(few, (32, 32), **settings)
-    adam = keras.optimizers.Adam(rising(peak, epochs * len(batches)))
-    model.compile(adam, metrics=["accuracy"], jit_compile=False)
+    updates = epochs * len(batches)
+    adam = optimizer(keras.optimizers.Adam, peak, updates)
+    model.compile(adam, metrics=["accuracy"], **STEP)
     model.fit(batches, epochs=epochs, verbose=0)
-    others = image_batches(new, (32, 32), **settings, shuffle=False)
     _, accuracy = model.evaluate(others, verbose=0)
     count = sum(math.prod(v.shape) for v in model.trainable_variables)
     return accuracy, count
