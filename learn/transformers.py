@@ -2294,9 +2294,10 @@ assert FAST or np.mean(right) > 0.9
 unanswerable = [q.answers for q in test].index(())
 for i in (0, 1, unanswerable):
     answer = found[i]
-    place = f"{answer.start} to {answer.end}" if answer.text else "nowhere"
-    print(f"\n{contexts[i]}\n{questions[i]}", answer.text, f"({place})")
-    assert contexts[i][answer.start : answer.end] == answer.text
+    place = slice(answer.start, answer.end)
+    print(f"\n{contexts[i]}\n{questions[i]}")
+    print(answer.text or "No answer.", place if answer.text else "")
+    assert contexts[i][place] == answer.text
 
 # %% [markdown]
 # The scores of all spans of the first context: row and column are the first and the last token.
@@ -2430,7 +2431,9 @@ print(reports[0], "->", written[0])
 # %% [markdown]
 # ### Picture
 # The scores, and where a summary was read: each row is a token of the summary, and shows which
-# tokens of the report the decoder attends to when it writes it (mean over heads, last layer).
+# tokens of the report the decoder attends to when it writes it (mean over heads, last layer). Not
+# every row points to the word that it copies: the encoder has mixed the words of a sentence, so
+# another of its tokens may carry the word too.
 
 # %%
 figure, (left, right) = plt.subplots(
@@ -2828,7 +2831,7 @@ assert_equal(layer.query(x), adapted)
 # %% [markdown]
 # **Your data**: set `MY_DATA` to a folder of images with a folder per class (at least two classes,
 # some dozen images each), and run the cells of this section again. Without it, the new task is
-# three kinds of shapes that the pretrained model has never seen, with 20 examples of each.
+# three kinds of shapes that the pretrained model has never seen, with 10 examples of each.
 
 # %%
 MY_DATA = None  # or a path: "photos"
@@ -2836,7 +2839,7 @@ MY_DATA = None  # or a path: "photos"
 if MY_DATA is None:
     kinds = ("diamond", "square", "waves")
     few, new = (bright_shapes(split, kinds) for split in ("val", "test"))
-    few = few[np.arange(60)]
+    few = few[np.arange(30)]
 else:
     every = read_images(MY_DATA)
     order = np.random.default_rng(0).permutation(len(every))
@@ -2867,7 +2870,7 @@ def adapted_model(how):
 
 
 # %%
-def fine_tune(how, peak, epochs=1 if FAST else 40):
+def fine_tune(how, peak, epochs=1 if FAST else 60):
     """Accuracy on new images, and the number of trained parameters."""
     keras.utils.set_random_seed(0)
     model = adapted_model(how)
@@ -2899,14 +2902,14 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# With 20 examples per class, the fewer weights are trained, the better new images are classified:
-# few weights can learn little that holds for these 60 images only. From scratch is worst, since
+# With 10 examples per class, the fewer weights are trained, the better new images are classified:
+# few weights can learn little that holds for these 30 images only. From scratch is worst, since
 # the other three share what the pretrained model knows about shapes. Try all 150 examples: the
 # differences shrink.
 
 # %%
 best = max(results[how][0] for how in ("head", "LoRA", "all"))
-assert FAST or best > results["scratch"][0] + 0.1, results
+assert FAST or MY_DATA or best > results["scratch"][0] + 0.1, results
 
 # %% [markdown]
 # ### Exercise 33
