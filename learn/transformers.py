@@ -2406,7 +2406,8 @@ history = model.fit(batches, epochs=epochs, verbose=0)
 # %% [markdown]
 # ### Assert
 # A baseline is to copy the first $n$ sentences, *lead-n*: strong for newspapers, whose writers
-# begin with what matters, and weak for these reports.
+# begin with what matters, and weak for these reports. A high score of the model shows that it
+# learned this small language, with one phrasing for each fact, and nothing about newspapers.
 
 # %%
 reports, references = map(list, zip(*tests))
