@@ -2817,15 +2817,21 @@ import polyhead  # first, because it hides TensorFlow's log lines
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
-from polyhead.data import LabelledImages, image_batches, read_images
+from polyhead.data import (
+    LabelledImages,
+    WordPieces,
+    image_batches,
+    read_images,
+)
 from polyhead.data.shapes import shapes
 from polyhead.layers import MultiHeadAttention
 from polyhead.learn import checks
 from polyhead.learn.show import array, assert_equal
 from polyhead.training import Linear, Muon
-from polyhead.zoo import ViT
+from polyhead.zoo import BERT, ViT
 
 FAST = "FAST" in os.environ  # shorter training, for tests
 # To compile the step of a small model takes longer than its training.
@@ -3172,6 +3178,20 @@ print(answer["labels"])
 here = pretrained.classify(photo, top=3)
 assert np.ravel(answer["labels"]).tolist() == [x.label for x in here]
 assert_equal(np.ravel(answer["probabilities"]), [x.probability for x in here])
+
+# %% [markdown]
+# A model of texts takes strings: its tokenizer is part of the export. Here a small BERT with random
+# weights, and TensorFlow's own loader, which knows nothing of polyhead.
+
+# %%
+texts = ["A dog runs.", "It rains."]
+tokenizer = WordPieces.train(texts * 9, vocab_size=60)
+encoder = BERT.preset("bert-tiny", tokenizer, num_layers=1)
+version = encoder.export(f"{folder}/encoder")
+served = tf.saved_model.load(str(version)).signatures["embed"]
+vectors = served(text=tf.constant(texts))["embedding"]
+print(vectors.shape)
+assert_equal(vectors, encoder.embed(texts), atol=1e-4)
 
 # %% [markdown]
 # The server itself runs in Docker (`docs/serving.md` has the commands) and is queried by HTTP:
