@@ -68,6 +68,8 @@ from polyhead.learn import checks
 from polyhead.learn.show import array, assert_equal, heatmap, seconds
 
 FAST = "FAST" in os.environ  # shorter training, for tests
+# To compile the step of a small model takes longer than its training.
+STEP = dict(jit_compile=False, run_eagerly=FAST)
 tf.get_logger().setLevel("ERROR")  # no notes on retracing
 keras.utils.set_random_seed(0)
 
@@ -575,19 +577,19 @@ def neighbours(count, length=8, vocab_size=6):
 
 
 # %%
-def train(num_heads, epochs=3 if FAST else 30):
+def train(num_heads, epochs=1 if FAST else 30):
     keras.utils.set_random_seed(1)
     inputs, layer = keras.Input((8, 14)), MultiHeadAttention(num_heads)
     outputs = keras.layers.Dense(12)(layer(inputs))
     model = keras.Model(inputs, outputs)
     adam = keras.optimizers.Adam(0.01)
-    model.compile(adam, "mean_squared_error", jit_compile=False)
+    model.compile(adam, "mean_squared_error", **STEP)
     model.fit(x, y, batch_size=64, epochs=epochs, verbose=0)
     return model, layer
 
 
 # %%
-x, y = neighbours(2048)
+x, y = neighbours(128 if FAST else 2048)
 losses = {}
 for num_heads, name in ((1, "1 head"), (2, "2 heads")):
     model, layer = train(num_heads)
@@ -842,6 +844,8 @@ from polyhead.learn import checks, solutions
 from polyhead.learn.show import array, assert_equal, heatmap
 
 FAST = "FAST" in os.environ  # shorter training, for tests
+# To compile the step of a small model takes longer than its training.
+STEP = dict(jit_compile=False, run_eagerly=FAST)
 keras.utils.set_random_seed(0)
 
 
@@ -1206,7 +1210,7 @@ def accuracy(model, length):
 
 # %%
 results = {}
-tokens, targets, weights = copies(640 if FAST else 6400, 16, seed=0)
+tokens, targets, weights = copies(128 if FAST else 6400, 16, seed=0)
 kinds = ("none", "learned", "sinusoidal", "ALiBi", "rotary")
 for kind in kinds[3:] if FAST else kinds:
     keras.utils.set_random_seed(0)
@@ -1214,7 +1218,7 @@ for kind in kinds[3:] if FAST else kinds:
     model(tokens[:1])  # creates its weights
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     adam = keras.optimizers.Adam(0.003)
-    model.compile(adam, loss, jit_compile=False)
+    model.compile(adam, loss, **STEP)
     data = dict(x=tokens, y=targets, sample_weight=weights)
     model.fit(**data, batch_size=64, epochs=1 if FAST else 6, verbose=0)
     results[kind] = accuracy(model, 16), accuracy(model, 32)
@@ -1508,6 +1512,8 @@ from polyhead.training import InverseSquareRoot, SmoothedCrossEntropy, bleu
 from polyhead.zoo import Transformer, TransformerConfig
 
 FAST = "FAST" in os.environ  # shorter training, for tests
+# To compile the step of a small model takes longer than its training.
+STEP = dict(jit_compile=False, run_eagerly=FAST)
 keras.utils.set_random_seed(0)
 
 # %% [markdown]
@@ -1852,7 +1858,7 @@ keras.utils.set_random_seed(0)
 model = Transformer.preset("tiny", tokenizer, num_layers=2, dropout=0.1)
 rate = InverseSquareRoot.of_width(128, warmup=200)
 adam = keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.98, epsilon=1e-9)
-model.compile(adam, jit_compile=False)  # XLA pays off in longer runs
+model.compile(adam, **STEP)
 pairs = val if FAST else train
 batches = translation_batches(pairs, tokenizer, tokens=2048, buckets=2)
 history = model.fit(batches, epochs=1 if FAST else 6, verbose=0)
@@ -2155,7 +2161,7 @@ assert_equal(kept > -1e6, solutions.top_p(p, 0.8))
 # %%
 keras.utils.set_random_seed(0)
 model = GPT.preset("char-small", tokenizer, num_layers=2)
-texts = corpus.sources[:60] if FAST else corpus.sources
+texts = corpus.sources[:30] if FAST else corpus.sources
 batches = text_batches(texts, tokenizer, length=64, batch_size=32)
 epochs = 1 if FAST else 2
 muon = optimizer(5e-3, epochs * len(batches))
@@ -2331,7 +2337,7 @@ def small_encoder(tokenizer, head, length):
 keras.utils.set_random_seed(0)
 tokenizer = WordPieces.train(corpus.targets, vocab_size=400, lowercase=False)
 model = small_encoder(tokenizer, "tokens", 32)
-german = corpus.targets[:150] if FAST else corpus.targets
+german = corpus.targets[:64] if FAST else corpus.targets
 batches = masked_batches(german, tokenizer, length=32, batch_size=64, rate=0.3)
 epochs = 1 if FAST else 12
 muon = optimizer(5e-3, epochs * len(batches))
@@ -2392,7 +2398,7 @@ def write_question(world):
 
 # %%
 train, test = World(seed=1), World(seed=2)
-train = [write_question(train) for _ in range(80 if FAST else 9600)]
+train = [write_question(train) for _ in range(32 if FAST else 9600)]
 known = {question.context for question in train}
 test = [write_question(test) for _ in range(40 if FAST else 400)]
 test = [question for question in test if question.context not in known]
@@ -3003,9 +3009,7 @@ def adapted_model(how):
     if how == "head":
         model.freeze("^(?!head/)")  # all paths but the head's
     elif how == "LoRA":
-        model.enable_lora(rank=4)
-        for variable in model.head.weights:
-            variable.trainable = True
+        model.enable_lora(rank=4)  # the head is trained too
     return model
 
 
