@@ -37,7 +37,7 @@ def test_save_and_load_round_trip(tmp_path):
 
 def test_names_of_tensors_read_as_english(saved):
     tensors, _ = read_tensors(saved / "model.safetensors")
-    assert {"tokens/embeddings", "decoder_1/cross_attention/query/kernel"} <= set(tensors)
+    assert {"tokens/embeddings", "decoder_0/cross_attention/query/kernel"} <= set(tensors)
     assert len(tensors) == len(small().weights)
 
 
