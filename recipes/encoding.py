@@ -127,9 +127,6 @@ def begin(settings, run, texts, head=None, class_names=None):
         model.freeze(settings.freeze)
     if settings.lora:
         model.enable_lora(settings.lora)
-        for v in model.weights:
-            if v.path.startswith("head/"):
-                v.trainable = True
     return model
 
 

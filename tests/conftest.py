@@ -2,10 +2,10 @@
 
 import contextlib
 import importlib.util
-import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import polyhead  # noqa: F401  (before Keras: it sets TensorFlow's environment)
 
+# isort: split
 import keras
 import pytest
 

@@ -28,6 +28,21 @@ class Classifier(Pretrained):
         """The name of class ``i``, or its number."""
         return str(i) if self.config.class_names is None else self.config.class_names[i]
 
+    def enable_lora(self, rank: int, alpha: float | None = None) -> None:
+        """Adds LoRA adapters as `Pretrained.enable_lora` does, and trains the head as well.
+
+        After `adapt`, the head is new. Weights of the head that were frozen before stay frozen.
+
+        >>> model = polyhead.ViT.preset("nano-4", num_layers=1)
+        >>> model.enable_lora(rank=4)
+        >>> [v.path for v in model.trainable_weights if "lora" not in v.path]
+        ['head/kernel', 'head/bias']
+        """
+        head = [v for v in self.trainable_variables if v.path.startswith("head/")]
+        super().enable_lora(rank, alpha)
+        for v in head:
+            v.trainable = True
+
     def _check_top(self, top):
         """Checks the argument ``top`` of `classify`: a number of classes, or None."""
         count = 1 if top is None else plain(top)

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import platform
 import subprocess
 import sys
 
@@ -94,3 +96,12 @@ def test_load_names_models_that_it_cannot_load(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
     with pytest.raises(polyhead.CheckpointError, match="holds a 'bloom', not one of GPT, gpt2"):
         polyhead.load(tmp_path)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN is for x86")
+def test_tensorflow_uses_onednn_unless_the_user_says_no():
+    code = "import os, polyhead; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    for own, expected in (({}, "1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0")):
+        given = {k: v for k, v in os.environ.items() if k != "TF_ENABLE_ONEDNN_OPTS"} | own
+        done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True)
+        assert done.stdout.decode().strip() == expected

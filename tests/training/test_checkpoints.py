@@ -58,7 +58,7 @@ def test_a_resumed_training_run_equals_an_uninterrupted_one_exactly(tmp_path, po
     "devices, kind",
     [
         pytest.param(1, keras.optimizers.Adam, marks=pytest.mark.slow),
-        pytest.param(2, keras.optimizers.Adam, marks=pytest.mark.slow),
+        pytest.param(2, keras.optimizers.Adam, marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param(2, Muon, marks=pytest.mark.slow),
     ],
 )

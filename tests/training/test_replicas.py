@@ -111,7 +111,7 @@ LONG = [pytest.mark.slow, pytest.mark.long]
     [
         pytest.param(sgd(), 1e-5, False, (2,), id="sgd-2"),
         pytest.param(sgd(), 1e-5, False, (4,), id="sgd-4", marks=pytest.mark.slow),
-        pytest.param(adam(), 1e-5, False, (2, 4), id="adam", marks=pytest.mark.slow),
+        pytest.param(adam(), 1e-5, False, (2, 4), id="adam", marks=LONG),
         # With the paper's Adam only the losses agree: gradients that should be zero become steps.
         pytest.param(adam(epsilon=1e-9), np.inf, False, (2, 4), id="paper", marks=pytest.mark.slow),
         pytest.param(sgd(), 1e-5, True, (2, 4), id="sgd-xla", marks=pytest.mark.slow),
@@ -259,8 +259,15 @@ def test_a_strategy_of_one_replica_trains_like_no_strategy():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy, devices",
+    [
+        ("float32", 1),
+        ("mixed_float16", 2),
+        pytest.param("float32", 2, marks=pytest.mark.long),
+        pytest.param("mixed_float16", 1, marks=pytest.mark.long),
+    ],
+)
 def test_the_compiled_step_equals_the_eager_one(policy, devices):
     keras.config.set_dtype_policy(policy)
     settings = dict(gradient_accumulation_steps=2, use_ema=True, ema_overwrite_frequency=2)
