@@ -152,7 +152,7 @@ class Reading(NamedTuple):
             self.windows,
             self.starts.row_lengths(),
             longest,
-            no_answer,
+            tf.constant(no_answer, tf.float32),  # another number does not trace the function again
             top,
         )
         start, end = span_places(first, last, self.starts, self.ends)
@@ -199,7 +199,7 @@ def best_spans(
     windows: Windows,
     lengths: tf.Tensor,
     longest: int,
-    no_answer: float,
+    no_answer: tf.Tensor,
     top: int,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Finds the best spans of each of B contexts, over all of its windows.
@@ -237,7 +237,7 @@ def best_spans(
     none = tf.math.unsorted_segment_min(none, windows.row, batch)[:, None]
     probabilities = tf.nn.softmax(tf.concat([scores, none], axis=1))
     # Of equal scores, `top_k` ranks the first one first: the earliest, shortest span.
-    threshold = min(max(no_answer, LOWEST / 10), -LOWEST / 10)  # it may be infinite
+    threshold = tf.clip_by_value(no_answer, LOWEST / 10, -LOWEST / 10)  # it may be infinite
     ranked = tf.concat([scores, none - threshold], axis=1)
     values, index = tf.math.top_k(ranked, tf.minimum(top, tf.shape(ranked)[1]))
     probability = tf.gather(probabilities, index, batch_dims=1)

@@ -17,6 +17,8 @@ import re
 import sys
 from pathlib import Path
 
+from polyhead.training import write_file  # pyright: ignore[reportMissingImports]  (a script)
+
 SOURCE = Path(__file__).with_name("transformers.py")
 MARKER = re.compile(r"# %%(?P<text> \[markdown\])?(?: tags=(?P<tags>\[.*\]))?")
 KERNEL = {
@@ -127,7 +129,7 @@ def build(target: Path, source: Path = SOURCE) -> None:
             clean(cell, previous)
     book["metadata"] = KERNEL  # without the versions that the kernel reports
     lines = json.dumps(book, ensure_ascii=False, indent=1, sort_keys=True)
-    target.write_text(lines + "\n", "utf-8")
+    write_file(target, f"{lines}\n".encode())
 
 
 if __name__ == "__main__":

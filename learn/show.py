@@ -1,14 +1,48 @@
-"""What the cells of the notebook share: comparing arrays, and drawing matrices."""
+"""What the cells of the notebook share: arrays and data, learning rates, drawing, times."""
 
 import time
 
 import numpy as np
 from keras import ops
 
+from ..data import LabelledImages
+from ..data.shapes import shapes
+from ..training import Linear
+
+
+def tensor(x):
+    """A tensor of float32."""
+    return ops.convert_to_tensor(x, dtype="float32")
+
+
+def normal(*shape, seed=0):
+    """A tensor of random numbers from N(0, 1)."""
+    return tensor(np.random.default_rng(seed).normal(size=shape))
+
 
 def array(x):
     """A NumPy array of a tensor."""
     return ops.convert_to_numpy(x)
+
+
+def bright_shapes(split, kinds):
+    """The library's shapes of these kinds, bright on black: images (N, 32, 32, 1) with labels.
+
+    A pixel is how much it differs from the corner.
+    """
+    found = shapes(split)
+    names = np.array(found.classes)[found.labels]
+    chosen = np.flatnonzero(np.isin(names, kinds))
+    pixels = found.images[chosen].astype("int16")
+    pixels = abs(pixels - pixels[:, :1, :1]).max(axis=-1, keepdims=True)
+    labels = [kinds.index(name) for name in names[chosen]]
+    return LabelledImages(pixels.astype("uint8"), labels, kinds)
+
+
+def optimizer(kind, peak, updates):
+    """An optimizer of this kind; the learning rate rises to its peak, then falls to 0."""
+    warmup = max(updates // 10, 1)
+    return kind(Linear(peak, warmup=warmup, updates=updates + 1))
 
 
 def assert_equal(a, b, atol=1e-5):

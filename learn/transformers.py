@@ -65,21 +65,20 @@ from polyhead.layers import (
     padding_mask,
 )
 from polyhead.learn import checks
-from polyhead.learn.show import array, assert_equal, heatmap, seconds
+from polyhead.learn.show import (
+    array,
+    assert_equal,
+    heatmap,
+    normal,
+    seconds,
+    tensor,
+)
 
 FAST = "FAST" in os.environ  # shorter training, for tests
 # To compile the step of a small model takes longer than its training.
 STEP = dict(jit_compile=False, run_eagerly=FAST)
 tf.get_logger().setLevel("ERROR")  # no notes on retracing
 keras.utils.set_random_seed(0)
-
-
-def tensor(x):
-    return ops.convert_to_tensor(x, dtype="float32")
-
-
-def normal(*shape, seed=0):
-    return tensor(np.random.default_rng(seed).normal(size=shape))
 
 
 print("polyhead", polyhead.__version__)
@@ -838,20 +837,12 @@ from polyhead.layers import (
 )
 from polyhead.layers.positions import rotate
 from polyhead.learn import checks, solutions
-from polyhead.learn.show import array, assert_equal, heatmap
+from polyhead.learn.show import array, assert_equal, heatmap, normal, tensor
 
 FAST = "FAST" in os.environ  # shorter training, for tests
 # To compile the step of a small model takes longer than its training.
 STEP = dict(jit_compile=False, run_eagerly=FAST)
 keras.utils.set_random_seed(0)
-
-
-def tensor(x):
-    return ops.convert_to_tensor(x, dtype="float32")
-
-
-def normal(*shape, seed=0):
-    return tensor(np.random.default_rng(seed).normal(size=shape))
 
 
 # %% [markdown]
@@ -2054,7 +2045,6 @@ from polyhead.data import (
     translation_batches,
 )
 from polyhead.data.facts import PLACES, World
-from polyhead.data.shapes import shapes
 from polyhead.layers import (
     KeyValueCache,
     MultiHeadAttention,
@@ -2064,32 +2054,26 @@ from polyhead.layers import (
     causal_mask,
 )
 from polyhead.learn import checks, solutions
-from polyhead.learn.show import array, assert_equal, heatmap
+from polyhead.learn.show import (
+    array,
+    assert_equal,
+    bright_shapes,
+    heatmap,
+    normal,
+    optimizer,
+    tensor,
+)
 from polyhead.recipes.translation import find_data
-from polyhead.training import Linear, Muon
+from polyhead.training import Muon
 from polyhead.zoo import BERT, GPT, ModernBERT, Transformer, ViT
 from polyhead.zoo.decoding.sampling import filter_logits, gumbel_noise
 
 FAST = "FAST" in os.environ  # shorter training, for tests
 # To compile the step of a small model takes longer than its training.
 STEP = dict(jit_compile=False, run_eagerly=FAST)
+METHOD = keras.optimizers.Adam if FAST else Muon  # Adam's step is faster
 keras.utils.set_random_seed(0)
 corpus = read_split(find_data("sample"), "train", "en", "de")
-
-
-def optimizer(peak, updates):
-    """Muon; the learning rate rises to its peak, then falls to 0."""
-    warmup = max(updates // 10, 1)
-    kind = keras.optimizers.Adam if FAST else Muon  # a faster step
-    return kind(Linear(peak, warmup=warmup, updates=updates + 1))
-
-
-def tensor(x):
-    return ops.convert_to_tensor(x, dtype="float32")
-
-
-def normal(*shape, seed=0):
-    return tensor(np.random.default_rng(seed).normal(size=shape))
 
 
 # %% [markdown]
@@ -2161,7 +2145,7 @@ model = GPT.preset("char-small", tokenizer, num_layers=2)
 texts = corpus.sources[:30] if FAST else corpus.sources
 batches = text_batches(texts, tokenizer, length=64, batch_size=32)
 epochs = 1 if FAST else 2
-muon = optimizer(5e-3, epochs * len(batches))
+muon = optimizer(METHOD, 5e-3, epochs * len(batches))
 model.compile(muon, **STEP)
 model.fit(batches, epochs=epochs, verbose=0)
 for temperature in (0.3, 0.8, 1.5):
@@ -2337,7 +2321,7 @@ model = small_encoder(tokenizer, "tokens", 32)
 german = corpus.targets[:64] if FAST else corpus.targets
 batches = masked_batches(german, tokenizer, length=32, batch_size=64, rate=0.3)
 epochs = 1 if FAST else 12
-muon = optimizer(5e-3, epochs * len(batches))
+muon = optimizer(METHOD, 5e-3, epochs * len(batches))
 model.compile(muon, **STEP)
 losses = model.fit(batches, epochs=epochs, verbose=0).history["loss"]
 
@@ -2409,9 +2393,9 @@ batches = question_batches(
     train, tokenizer, batch_size=32, max_length=48, overlap=8, buckets=1
 )
 epochs = 1 if FAST else 3
-muon = optimizer(5e-3, epochs * len(batches))
+muon = optimizer(METHOD, 5e-3, epochs * len(batches))
 reader.compile(muon, **STEP)
-reader.fit(batches, epochs=epochs, verbose=0)
+history = reader.fit(batches, epochs=epochs, verbose=0)
 
 # %% [markdown]
 # The answer has its place in the context, and is "" if there is none. As in SQuAD's evaluation, an
@@ -2534,7 +2518,7 @@ size = dict(num_layers=2, dim=64, intermediate_dim=128, dropout=0.0)
 model = Transformer.preset("tiny", tokenizer, **size)
 batches = translation_batches(texts, tokenizer, tokens=1024, buckets=1)
 epochs = 1 if FAST else 6
-muon = optimizer(5e-3, epochs * len(batches))
+muon = optimizer(METHOD, 5e-3, epochs * len(batches))
 model.compile(muon, **STEP)
 history = model.fit(batches, epochs=epochs, verbose=0)
 
@@ -2634,19 +2618,6 @@ assert_equal(by_hand + bias, embedded[0])
 
 # %%
 KINDS = ("circle", "cross", "ring", "stripes", "triangle")
-
-
-def bright_shapes(split, kinds):
-    """Images (N, 32, 32, 1) of these kinds."""
-    found = shapes(split)
-    names = np.array(found.classes)[found.labels]
-    chosen = np.flatnonzero(np.isin(names, kinds))
-    pixels = found.images[chosen].astype("int16")
-    pixels = abs(pixels - pixels[:, :1, :1]).max(axis=-1, keepdims=True)
-    labels = [kinds.index(name) for name in names[chosen]]
-    return LabelledImages(pixels.astype("uint8"), labels, kinds)
-
-
 train, test = (bright_shapes(split, KINDS) for split in ("train", "test"))
 turned = [np.rot90(train.images, k, axes=(1, 2)) for k in range(4)]
 labels = np.tile(train.labels, 4)
@@ -2665,9 +2636,9 @@ model = ViT.preset("nano-4", **size)
 images = train[np.arange(0, len(train), 150 if FAST else 1)]
 batches = image_batches(images, (32, 32), batch_size=32, channels=1)
 epochs = 1 if FAST else 2
-muon = optimizer(4e-3, epochs * len(batches))
+muon = optimizer(METHOD, 4e-3, epochs * len(batches))
 model.compile(muon, **STEP)
-model.fit(batches, epochs=epochs, verbose=0)
+history = model.fit(batches, epochs=epochs, verbose=0)
 
 # %% [markdown]
 # ### Assert
@@ -2829,35 +2800,23 @@ from polyhead.data import (
     image_batches,
     read_images,
 )
-from polyhead.data.shapes import shapes
 from polyhead.layers import MultiHeadAttention
 from polyhead.learn import checks
-from polyhead.learn.show import array, assert_equal
-from polyhead.training import Linear, Muon
+from polyhead.learn.show import (
+    array,
+    assert_equal,
+    bright_shapes,
+    optimizer,
+)
+from polyhead.training import Muon
 from polyhead.zoo import BERT, ViT
 
 FAST = "FAST" in os.environ  # shorter training, for tests
 # To compile the step of a small model takes longer than its training.
 STEP = dict(jit_compile=False, run_eagerly=FAST)
+METHOD = keras.optimizers.Adam if FAST else Muon  # Adam's step is faster
 keras.utils.set_random_seed(0)
 folder = tempfile.mkdtemp()
-
-
-def optimizer(kind, peak, updates):
-    """The learning rate rises to its peak, then falls to 0."""
-    warmup = max(updates // 10, 1)
-    return kind(Linear(peak, warmup=warmup, updates=updates + 1))
-
-
-def bright_shapes(split, kinds):
-    """Images (N, 32, 32, 1) of these kinds, as in section 19."""
-    found = shapes(split)
-    names = np.array(found.classes)[found.labels]
-    chosen = np.flatnonzero(np.isin(names, kinds))
-    pixels = found.images[chosen].astype("int16")
-    pixels = abs(pixels - pixels[:, :1, :1]).max(axis=-1, keepdims=True)
-    labels = [kinds.index(name) for name in names[chosen]]
-    return LabelledImages(pixels.astype("uint8"), labels, kinds)
 
 
 # %% [markdown]
@@ -2884,8 +2843,7 @@ size = dict(patch_size=8, channels=1, dim=64, intermediate_dim=128)
 size |= dict(num_layers=3, num_classes=len(KINDS), class_names=KINDS)
 model = ViT.preset("nano-4", **size)
 batches = image_batches(images, (32, 32), batch_size=32, channels=1)
-kind = keras.optimizers.Adam if FAST else Muon  # a faster step
-model.compile(optimizer(kind, 4e-3, len(batches)), **STEP)
+model.compile(optimizer(METHOD, 4e-3, len(batches)), **STEP)
 model.fit(batches, epochs=1, verbose=0)
 model.save_pretrained(f"{folder}/shapes")
 

@@ -35,12 +35,12 @@ def imports(path):
             yield from ((0, alias.name, node in tree.body) for alias in node.names)
 
 
-NOTEBOOK = ROOT / "learn" / "transformers.py"  # imports polyhead as its readers do
+SCRIPTS = {ROOT / "learn" / name for name in ("transformers.py", "build.py")}
 FILES = [
     (folder, path)
     for folder in MAY_IMPORT
     for path in sorted((ROOT / folder).rglob("*.py"))
-    if path != NOTEBOOK
+    if path not in SCRIPTS  # they import polyhead as users do
 ]
 
 

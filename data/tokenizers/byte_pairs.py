@@ -11,7 +11,7 @@ import tensorflow as tf
 from ..files import read, read_json, write
 from .hugging_face import Template, list_steps, read_added, read_template, read_trim
 from .normalization import normalize
-from .ragged import merge_rows
+from .ragged import begin_rows, merge_rows
 from .splits import (
     GPT2,
     PATTERNS,
@@ -29,7 +29,6 @@ from .tokenizer import (
     ByteTokenizer,
     align,
     hide_zeros,
-    join,
     replace_invalid,
     set_untracked,
     show_zeros,
@@ -256,7 +255,7 @@ class BytePairs(ByteTokenizer):
         units = split(tf.where(alone, "", flat), UNIT)
         unique, index = tf.unique(units.flat_values)
         outputs = units.with_flat_values(tf.gather(self._normalize(unique), index))
-        return [show_zeros(join(alone, flat, rows).flat_values) for rows in (units, outputs)]
+        return [show_zeros(begin_rows(alone, flat, rows).flat_values) for rows in (units, outputs)]
 
     def merge_words(self, words: tf.Tensor) -> tf.RaggedTensor:
         """Tokenizes ``words`` (W,) to ragged tokens (W, None).

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from ..files import read, read_json, write
 from .pieces import SPACE, PieceTokenizer, read_pieces
-from .ragged import join_rows
+from .ragged import begin_rows
 from .tokenizer import set_untracked
 
 SOURCE, TARGET, VOCABULARY, TARGET_VOCABULARY = (
@@ -75,9 +75,8 @@ class MarianPieces(PieceTokenizer):
         pattern = "(?s)^(>>.*?<<)(.*)$"
         has_code = tf.strings.regex_full_match(texts, pattern)
         codes = tf.strings.regex_replace(texts, pattern, r"\1")
-        codes = tf.ragged.boolean_mask(codes[:, None], has_code[:, None])
         rest = tf.where(has_code, tf.strings.regex_replace(texts, pattern, r"\2"), texts)
-        pieces = join_rows(codes, self._operations()[target].tokenize(rest))
+        pieces = begin_rows(has_code, codes, self._operations()[target].tokenize(rest))
         return self._numbers[target].lookup(pieces)
 
     def decode(self, tokens: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:

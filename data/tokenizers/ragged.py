@@ -36,6 +36,19 @@ def join_rows(*parts: tf.RaggedTensor | Sequence[int]) -> tf.RaggedTensor:
     )
 
 
+def begin_rows(where: tf.Tensor, values: tf.Tensor, rows: tf.RaggedTensor) -> tf.RaggedTensor:
+    """Puts ``values`` (N,) where ``where`` (N,) is true before the ``rows`` (N, None).
+
+    >>> from polyhead.data.tokenizers.ragged import begin_rows
+    >>> rows = tf.ragged.constant([[5, 6], []])
+    >>> begin_rows(tf.constant([False, True]), tf.constant([1, 2]), rows).to_list()
+    [[5, 6], [2]]
+    """
+    count = tf.cast(where, tf.int64)
+    chosen = tf.boolean_mask(values, where)
+    return join_rows(tf.RaggedTensor.from_row_lengths(chosen, count, validate=False), rows)
+
+
 def merge_rows(rows: tf.RaggedTensor) -> tf.RaggedTensor:
     """The rows (N, None) of (N, None, None): joins the parts of each row.
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from ..files import read, read_json, write
 from .merges import Merges
 from .pieces import SPACE, PieceTokenizer, Rules, read_pieces, read_rules, rebuild
-from .ragged import join_rows, merge_rows
+from .ragged import begin_rows, merge_rows
 from .tokenizer import MASKS, AddedTokens, hide_zeros, replace_invalid, set_untracked, show_zeros
 
 FILE, T5_FILE, JSON = "tokenizer.model", "spiece.model", "tokenizer.json"
@@ -128,8 +128,7 @@ class Subwords(PieceTokenizer):
             parts, ids, _ = self._added.split(hide_zeros(replace_invalid(texts)))
             parts = parts.with_flat_values(show_zeros(parts.flat_values))
         rows = self._operations()[0].tokenize(self._spaced(parts, ids))
-        added = tf.ragged.boolean_mask(ids[:, None], ids[:, None] >= 0)
-        return merge_rows(parts.with_flat_values(join_rows(added, rows)))
+        return merge_rows(parts.with_flat_values(begin_rows(ids >= 0, ids, rows)))
 
     def _spaced(self, parts, ids):
         """The texts of ``parts``, empty for added tokens, with the spaces that the rules add."""

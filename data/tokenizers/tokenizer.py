@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .ragged import join_rows, merge_rows
+from .ragged import begin_rows, join_rows, merge_rows
 from .splits import SPACE, split
 
 EAGER = 8  # calls from Python before tracing, which takes as long as about 25 of them
@@ -285,9 +285,9 @@ class AddedTokens(tf.Module):
         if self._patterns[1]:
             again = split(tf.where(ids >= 0, "", flat), self._patterns[1])
             found, stripped = self._find(again.flat_values, 1)
-            parts = merge_rows(parts.with_flat_values(join(ids >= 0, flat, again)))
-            keys = join(ids >= 0, keys, again.with_flat_values(stripped)).flat_values
-            ids = join(ids >= 0, ids, again.with_flat_values(found)).flat_values
+            parts = merge_rows(parts.with_flat_values(begin_rows(ids >= 0, flat, again)))
+            keys = begin_rows(ids >= 0, keys, again.with_flat_values(stripped)).flat_values
+            ids = begin_rows(ids >= 0, ids, again.with_flat_values(found)).flat_values
         return parts, ids, keys
 
     def split_raw(self, texts):
@@ -306,13 +306,6 @@ class AddedTokens(tf.Module):
             stripped = tf.strings.regex_replace(parts, strip, r"\1")
             parts = tf.where(known.lookup(stripped) >= 0, stripped, parts)
         return tf.cast(known.lookup(parts), tf.int32), parts
-
-
-def join(alone, values, rows):
-    """Puts ``values`` (P,) where ``alone`` (P,) is true before the ragged ``rows`` (P, None)."""
-    count = tf.cast(alone, tf.int64)
-    values = tf.RaggedTensor.from_row_lengths(tf.boolean_mask(values, alone), count, validate=False)
-    return join_rows(values, rows)
 
 
 def cut_pairs(first, second, room):

@@ -113,6 +113,21 @@ def test_greedy_search_takes_the_most_likely_token_and_scores_it():
         assert score[row] == pytest.approx(gains[row, :length].max(-1).sum(), abs=1e-3)
 
 
+@pytest.mark.slow
+def test_batched_search_equals_single_searches():
+    model = small()
+    sources = [random_tokens(1, n, seed=n) for n in (3, 5, 8)]
+    batch = np.zeros((3, 8), "int32")
+    for row, source in enumerate(sources):
+        batch[row, : source.shape[1]] = source
+    tokens, score = (array(x)[:, 0] for x in model.find(batch)[:2])
+    for row, source in enumerate(sources):
+        alone, alone_score = (array(x)[:, 0] for x in model.find(source)[:2])
+        np.testing.assert_array_equal(tokens[row, : alone.shape[1]], alone[0])
+        assert tokens[row, alone.shape[1] :].max(initial=0) == 0
+        assert score[row] == pytest.approx(alone_score[0], abs=1e-3)
+
+
 def test_an_empty_source_gets_no_tokens():
     found = small().find(np.array([[2, 0, 0]], "int32"))
     assert array(found.tokens).max() == 0 and array(found.score)[0, 0] == 0
