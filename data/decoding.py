@@ -34,16 +34,17 @@ def decode(content, channels=3, max_pixels=MAX_PIXELS):
     """
     if channels not in (1, 3, 4):
         raise ValueError(f"encoded images are decoded to 1, 3 or 4 channels, not {channels!r}")
-    channels, max_pixels = int(channels), int(max_pixels)
-    if not tf.executing_eagerly():
-        return decode_any(content, channels, max_pixels)
-    return compile_decoder(channels, max_pixels)(tf.convert_to_tensor(content))
+    with tf.init_scope():
+        decoder = compile_decoder(int(channels))
+    return decoder(tf.convert_to_tensor(content), tf.constant(int(max_pixels), tf.int64))
 
 
 @functools.cache
-def compile_decoder(channels, max_pixels):
+def compile_decoder(channels):
+    """The concrete function of `decode_any`; tracing takes a second."""
     function = tf.function(decode_any, autograph=False)
-    return function.get_concrete_function(tf.TensorSpec([], tf.string), channels, max_pixels)
+    content, max_pixels = tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64)
+    return function.get_concrete_function(content, channels, max_pixels)
 
 
 def decode_any(content, channels, max_pixels):
@@ -297,8 +298,9 @@ def check_size(shape, max_pixels):
     """An operation that fails if an image of ``shape``, height and width, is too large."""
     shape = tf.cast(shape, tf.int64)
     fits = (tf.reduce_prod(shape) <= max_pixels) & (tf.reduce_max(shape) <= MAX_SIDE)
-    limits = f"more than max_pixels={max_pixels}, or a side is longer than {MAX_SIDE}"
-    return check(fits, tf.strings.format("it has {} x {} pixels, " + limits, tf.unstack(shape)))
+    limits = f"more than max_pixels={{}}, or a side is longer than {MAX_SIDE}"
+    values = [*tf.unstack(shape), max_pixels]
+    return check(fits, tf.strings.format("it has {} x {} pixels, " + limits, values))
 
 
 def slice_bytes(content, at, size):
