@@ -64,7 +64,7 @@ derivations:
 # results when it ends. To run some tests: .venv/bin/pytest tests/data
 REPLICAS := tests/training/test_replicas.py
 DECODERS := tests/zoo/test_gpt.py tests/zoo/test_transformer.py
-GROUPS := zoo recipes replicas others training decoders serving
+GROUPS := zoo others replicas recipes decoders training serving
 replicas := $(REPLICAS)
 training := tests/training --ignore=$(REPLICAS)
 recipes := tests/recipes

@@ -26,7 +26,7 @@ def folder(tmp_path):
     """A folder with twenty images for each of two classes."""
     for label, name in enumerate(CLASSES):
         for i in range(20):
-            image = np.full((20 + i, 24, 3), 100 * label + i, "uint8")
+            image = np.full((20 + i, 24, 3), 100 * label + i + 1, "uint8")
             write(tmp_path / "images" / name / f"{i:02}.png", image)
     return tmp_path / "images"
 
