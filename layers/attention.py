@@ -249,7 +249,7 @@ class MultiHeadAttention(Composed):
                 layer._tracker.lock()
 
     def call(self, x, memory=None, mask=None, bias=None, rotary=None, cache=None, training=False):
-        query, key, value, *gate = self._project_inputs(x, memory, rotary)
+        query, key, value, *gate = self._project_inputs(x, memory, rotary, training)
         mask = self._combine_masks(x, mask, cache)
         if cache is not None:
             cache = cache.append(key, value)
@@ -264,9 +264,9 @@ class MultiHeadAttention(Composed):
     def compute_mask(self, *args, **kwargs):
         return None  # masks are arguments here: Keras must not attach them to tensors
 
-    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, memory: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
         """``memory`` (B, S, D) -> its keys and values, each (B, S, G, K)."""
-        key, value = self._apply_projections(memory, "key", "value")
+        key, value = self._apply_projections(memory, "key", "value", training=training)
         return self._normalize(key, self.key_norm), value
 
     def attention_weights(
@@ -282,15 +282,17 @@ class MultiHeadAttention(Composed):
         mask = self._combine_masks(x, mask)
         return attention_weights(query, key, mask, bias, self.scale, self.softcap)
 
-    def _project_inputs(self, x, memory, rotary):
+    def _project_inputs(self, x, memory, rotary, training=False):
         """Computes queries, keys, values and, if the layer is gated, the gate."""
+        apply = functools.partial(self._apply_projections, training=training)
         gate = ("gate",) if self.gated else ()
         if memory is None:
-            query, key, value, *gate = self._apply_projections(x, "query", "key", "value", *gate)
+            query, key, value, *gate = apply(x, "query", "key", "value", *gate)
             key = self._normalize(key, self.key_norm)
         else:
-            query, *gate = self._apply_projections(x, "query", *gate)
-            key, value = memory if isinstance(memory, tuple) else self.project(memory)
+            query, *gate = apply(x, "query", *gate)
+            known = isinstance(memory, tuple)
+            key, value = memory if known else self.project(memory, training)
         query = self._normalize(query, self.query_norm)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
@@ -302,15 +304,16 @@ class MultiHeadAttention(Composed):
     def _combine_masks(self, x, mask, cache=None):
         return decoder_mask(x, mask, cache, self.window) if self.causal else mask
 
-    def _apply_projections(self, x, *names):
+    def _apply_projections(self, x, *names, training=False):
         """Applies the projections ``names`` to ``x`` (B, T, D): each gives (B, T, H or G, K).
 
-        One product with the joined kernels computes all of them. Each layer is called instead if
-        one is quantized or has Keras's LoRA, or if T is 1: in decoding, joining costs more.
+        In training, one product with the joined kernels computes all of them; in inference it costs
+        more to join kernels than it saves. Layers that are quantized or have Keras's LoRA are
+        always called.
         """
         maps = [getattr(self, name) for name in names]
         whole = all(type(layer) is Projection and layer.is_whole for layer in maps)
-        if len(maps) == 1 or x.shape[1] == 1 or not whole:
+        if len(maps) == 1 or not training or not whole:
             return [layer(x) for layer in maps]
         counts = [layer.kernel.shape[1] for layer in maps]
         width, inner = x.shape[-1], sum(counts) * self.head_dim

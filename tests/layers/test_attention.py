@@ -214,7 +214,7 @@ def test_fused_projections_support_grouped_heads_with_and_without_bias():
     for options in (GROUPED, dict(GROUPED, gated=False), dict(num_kv_heads=1)):
         layer, x = attention(**options), random_array(B, T, D)
         names = ["query", "key", "value", *(["gate"] if layer.gated else [])]
-        mapped = layer._apply_projections(x, *names)
+        mapped = layer._apply_projections(x, *names, training=True)
         for name, found in zip(names, mapped, strict=True):
             expected = array(getattr(layer, name)(x))
             np.testing.assert_allclose(array(found), expected, atol=1e-5)
@@ -289,6 +289,9 @@ def test_a_layer_is_rebuilt_from_its_configuration():
     np.testing.assert_array_equal(array(again(x)), array(layer(x)))
 
 
+QKV = ("query", "key", "value")
+
+
 def one_by_one(layer, x):
     """Computes queries, keys and values by calling each layer."""
     return [array(f(x)) for f in (layer.query, layer.key, layer.value)]
@@ -300,7 +303,7 @@ def test_quantized_projections_are_used():
     for projected in (layer.query, layer.output_projection):
         projected.quantize("int8")
     for a, b in zip(
-        layer._apply_projections(x, "query", "key", "value"), one_by_one(layer, x), strict=True
+        layer._apply_projections(x, *QKV, training=True), one_by_one(layer, x), strict=True
     ):
         np.testing.assert_allclose(array(a), b, atol=1e-6)
     np.testing.assert_allclose(array(layer(x)), expected, atol=0.05)
@@ -314,7 +317,7 @@ def test_keras_lora_on_a_projection_is_used():
     layer.key.enable_lora(2)
     layer.key.lora_kernel_b.assign(random_array(*layer.key.lora_kernel_b.shape))
     for a, b in zip(
-        layer._apply_projections(x, "query", "key", "value"), one_by_one(layer, x), strict=True
+        layer._apply_projections(x, *QKV, training=True), one_by_one(layer, x), strict=True
     ):
         np.testing.assert_allclose(array(a), b, atol=1e-5)
     assert np.abs(array(layer(x)) - before).max() > 1e-3
@@ -326,9 +329,11 @@ def test_projections_and_lora_adapters_are_fused():
     for projected in (layer.query, layer.value):
         projected.adapter.up.assign(random_array(*projected.adapter.up.shape))
     calls = []
-    layer.key.call = lambda x, training=None: calls.append(x)
-    mapped = layer._apply_projections(x, "query", "key", "value")
+    layer.key.call = lambda x, training=None: calls.append(x) or layer.query(x)
+    mapped = layer._apply_projections(x, *QKV, training=True)
     assert not calls  # the kernels are fused
+    layer._apply_projections(x, *QKV)
+    assert calls  # not in inference
     del layer.key.call
     for a, b in zip(mapped, one_by_one(layer, x), strict=True):
         np.testing.assert_allclose(array(a), b, atol=1e-5)
