@@ -87,9 +87,7 @@ def train(settings, out, restart=False, say=print):
 
     run = Run(settings, out, restart, say)
     settings = run.settings
-    texts = {split: documents(settings.data, split) for split in ("train", "val")}
-    size = {split: sum(len(text.encode()) for text in texts[split]) for split in texts}
-    say(f"{size['train']:,} bytes of text, {size['val']:,} for validation")
+    texts = read_splits(settings.data, say)
     with run.devices.scope():
         model = begin(settings, run, texts["train"])
     length = settings.length or model.config.max_length
@@ -157,6 +155,14 @@ def begin(settings, run, texts):
     if settings.lora:
         model.enable_lora(settings.lora)
     return model
+
+
+def read_splits(data, say):
+    """The documents for training and validation; says their sizes."""
+    texts = {split: documents(data, split) for split in ("train", "val")}
+    size = {split: sum(len(text.encode()) for text in texts[split]) for split in texts}
+    say(f"{size['train']:,} bytes of text, {size['val']:,} for validation")
+    return texts
 
 
 def documents(data, split):

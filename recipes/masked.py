@@ -19,7 +19,7 @@ from .encoding import (
     max_length,
     settings_of,
 )
-from .generation import documents
+from .generation import documents, read_splits
 from .options import Data, ModelFolder, Split
 from .run import (
     Run,
@@ -72,9 +72,7 @@ def train(settings, out, restart=False, say=print):
 
     run = Run(settings, out, restart, say)
     settings = run.settings
-    texts = {split: documents(settings.data, split) for split in ("train", "val")}
-    size = {split: sum(len(text.encode()) for text in texts[split]) for split in texts}
-    say(f"{size['train']:,} bytes of text, {size['val']:,} for validation")
+    texts = read_splits(settings.data, say)
     with run.devices.scope():
         model = begin(settings, run, texts["train"], "tokens")
     streams = {

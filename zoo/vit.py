@@ -150,12 +150,11 @@ class ViT(ImageClassifier):
     @classmethod
     def shapes(cls, config: ViTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         c, token = config, config.pooling == "token"
-        rows, columns = c.grid
         yield "patches/projection/kernel", (c.patch_size**2 * c.channels, c.dim)
         yield "patches/projection/bias", (c.dim,)
         if token:
             yield "token/embeddings", (1, c.dim)
-        yield "positions/embeddings", (token + rows * columns, c.dim)
+        yield "positions/embeddings", (token + int(np.prod(c.grid)), c.dim)
         yield from block_shapes("block", c.num_layers, c, c.intermediate_dim)
         yield from norm_shapes("norm", c.dim).items()
         if c.num_classes:

@@ -529,6 +529,9 @@ def test_generation_config_is_applied(tmp_path):
     config = GPT.from_pretrained(tmp_path).config
     assert (config.sampling.top_k, config.sampling.top_p) == (50, 0.9)
     assert (config.search.max_new_tokens, config.search.stop_tokens) == (30, (5,))
+    path.write_text(json.dumps({**content, "eos_token_id": [0, 5], "forced_bos_token_id": 7}))
+    with pytest.warns(UserWarning, match="forced_bos_token_id, 7, is ignored: .* of one token"):
+        assert GPT.from_pretrained(tmp_path).config == config
 
 
 class Harm:

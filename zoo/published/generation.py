@@ -63,8 +63,11 @@ def read_generation(s, g, ends, start_id=None):
     g.ignore(*IGNORED)
     if counted:
         g.must("decoder_start_token_id", start_id)
-    else:
-        g.must("forced_bos_token_id", None)  # its effect would depend on the prompt's length
+    elif (token := g.get("forced_bos_token_id", None)) is not None:
+        s.warnings.append(
+            f"{g.file}: forced_bos_token_id, {token}, is ignored: in Hugging Face's library it is "
+            "the second token, so it affects only prompts of one token"
+        )
     found = read_ends(g, ends)
     if counted and end not in found:
         raise g.error("eos_token_id", found, f"{end!r:.50}, or a list with it")
@@ -80,6 +83,7 @@ def read_generation(s, g, ends, start_id=None):
         search["max_new_tokens"] = g.get("max_new_tokens", longest)
         shortest = max(g.get("min_length", 0) - counted, 0)
         search["min_new_tokens"] = max(g.get("min_new_tokens", 0), shortest)
+        search["forced_begin"] = search["forced_begin"] if counted else None
         search["forced_end"] = forced is not None
         # Hugging Face's library does not ban the end token, even if it is listed.
         search["banned"] = [tokens for tokens in g.get("bad_words_ids", []) if tokens != [end]]
