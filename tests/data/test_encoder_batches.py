@@ -64,7 +64,14 @@ def content(batches):
     return [b"".join(x.numpy().tobytes() for x in arrays(batch).values()) for batch in batches]
 
 
-@pytest.mark.parametrize("kind", ["classes", "tags", "questions", "pairs", "masked"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "questions",
+        "masked",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("classes", "tags", "pairs")),
+    ],
+)
 def test_batches_resume_exactly_and_differ_between_epochs(kinds, kind):
     make = kinds[kind]
     epoch = len(make())

@@ -187,7 +187,7 @@ def cross_entropy(**options):
         (masked, cross_entropy(), True, False),
         (masked, cross_entropy(reduction="mean_with_sample_weight"), True, False),
         pytest.param(masked, cross_entropy(reduction="sum"), True, False, marks=pytest.mark.slow),
-        (masked, cross_entropy(ignore_class=-1), False, True),
+        pytest.param(masked, cross_entropy(ignore_class=-1), False, True, marks=pytest.mark.slow),
         pytest.param(regularized, cross_entropy(), False, False, marks=pytest.mark.slow),
         (regularized, cross_entropy(ignore_class=-1), False, True),
         pytest.param(

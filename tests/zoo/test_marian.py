@@ -150,14 +150,16 @@ KINDS = ["opus", *(pytest.param(k, marks=pytest.mark.slow) for k in ("plain", "s
 @pytest.mark.parametrize(
     "options",
     [
-        dict(num_beams=1),
+        pytest.param(dict(num_beams=1), marks=pytest.mark.slow),
         pytest.param(dict(num_beams=4), marks=pytest.mark.slow),
         dict(num_beams=3, early_stopping=True, length_penalty=0.5),
         pytest.param(
             dict(num_beams=3, early_stopping="never", length_penalty=2.0), marks=pytest.mark.slow
         ),
         dict(num_beams=2, length_penalty=-1.0, forced_eos_token_id=None),
-        dict(num_beams=1, max_length=5, forced_eos_token_id=None),
+        pytest.param(
+            dict(num_beams=1, max_length=5, forced_eos_token_id=None), marks=pytest.mark.slow
+        ),
         dict(num_beams=1, max_length=5, bad_words_ids=[[0]]),
         dict(
             num_beams=3,

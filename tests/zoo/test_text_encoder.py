@@ -705,7 +705,13 @@ def test_rows_that_fill_a_batch_change_nothing(head, loss, settings):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("head", LABELS)
+@pytest.mark.parametrize(
+    "head",
+    [
+        head if head in ("score", "spans") else pytest.param(head, marks=pytest.mark.slow)
+        for head in LABELS
+    ],
+)
 def test_every_head_learns_by_default(head):
     model = toy(head, scale=0.1, num_classes=3 * (head in ("classes", "tags")))
     tokens, labels = TOKENS, LABELS[head]

@@ -189,9 +189,8 @@ def test_the_rollout_is_a_distribution_over_patches():
         np.testing.assert_allclose(shares.sum((1, 2)), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "optimizer", [keras.optimizers.Adam, pytest.param(Muon, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [keras.optimizers.Adam, Muon])
 def test_it_overfits_one_batch(optimizer):
     keras.utils.set_random_seed(0)
     model = small()
