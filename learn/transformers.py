@@ -2148,8 +2148,8 @@ assert_equal(kept > -1e6, solutions.top_p(p, 0.8))
 
 # %% [markdown]
 # Train it on the English half of the corpus, character by character. The optimizer, *Muon* (Jordan
-# et al. 2024), makes the update of each matrix orthogonal, and usually needs fewer updates than Adam;
-# its learning rate rises first, then falls to 0.
+# et al. 2024), makes the update of each matrix orthogonal, and usually needs fewer updates than
+# Adam; its learning rate rises first, then falls to 0.
 
 # %%
 keras.utils.set_random_seed(0)
