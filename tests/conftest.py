@@ -49,8 +49,10 @@ def seeded(monkeypatch):
 
     monkeypatch.setattr(compiling, "PATIENCE", 1e6)  # compilation times differ between machines
     with pytest.MonkeyPatch.context() as patch:
-        if TENSORFLOW:  # to set its seed discards compiled functions, which other tests call again
-            patch.setattr(tf.random, "set_seed", lambda seed: None)
+        if TENSORFLOW:  # a new seed would discard kernels of functions that later tests call again
+            from tensorflow.python.eager import context
+
+            patch.setattr(context.pywrap_tfe, "TFE_ContextClearCaches", lambda handle: None)
         keras.utils.set_random_seed(7)
     yield
     keras.config.set_dtype_policy("float32")
