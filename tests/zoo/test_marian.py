@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -299,9 +300,9 @@ def test_it_is_saved_exported_and_trained_like_other_models(vocabulary, sample, 
     served = [translations[0] for translations in json.loads(answer.stdout)["text"]]
     assert served == model.translate(texts)
     pairs = ParallelText(sample.sources[:64], sample.targets[:64])
-    model.compile(jit_compile=False)
+    model.compile(keras.optimizers.Adam(3e-3), jit_compile=False)
     losses = model.fit(translation_batches(pairs, model.tokenizer, 512), epochs=4, verbose=0)
-    assert losses.history["loss"][-1] < losses.history["loss"][0]
+    assert losses.history["loss"][-1] < 0.9 * losses.history["loss"][0]
 
 
 def test_attention_matches_the_reference(vocabulary, sample, tmp_path):
