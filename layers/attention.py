@@ -265,7 +265,10 @@ class MultiHeadAttention(Composed):
         return None  # masks are arguments here: Keras must not attach them to tensors
 
     def project(self, memory: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
-        """``memory`` (B, S, D) -> its keys and values, each (B, S, G, K)."""
+        """``memory`` (B, S, D) -> its keys and values, each (B, S, G, K).
+
+        With ``training``, one product computes both.
+        """
         key, value = self._apply_projections(memory, "key", "value", training=training)
         return self._normalize(key, self.key_norm), value
 

@@ -25,7 +25,7 @@ KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-COLORS = 128  # of a figure: half of the bytes, and no visible difference
+COLORS = 128  # of a figure: fewer bytes, and no visible difference
 
 
 def cells(source: str) -> list[dict]:

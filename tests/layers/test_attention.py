@@ -14,6 +14,7 @@ from polyhead.layers import (
 )
 
 B, T, S, D, H = 2, 5, 7, 16, 4
+QKV = ("query", "key", "value")
 
 
 def random_array(*shape, seed=0):
@@ -213,7 +214,7 @@ def test_cached_decoding_with_grouped_heads_and_rotary_equals_the_full_forward()
 def test_fused_projections_support_grouped_heads_with_and_without_bias():
     for options in (GROUPED, dict(GROUPED, gated=False), dict(num_kv_heads=1)):
         layer, x = attention(**options), random_array(B, T, D)
-        names = ["query", "key", "value", *(["gate"] if layer.gated else [])]
+        names = [*QKV, *(["gate"] if layer.gated else [])]
         mapped = layer._apply_projections(x, *names, training=True)
         for name, found in zip(names, mapped, strict=True):
             expected = array(getattr(layer, name)(x))
@@ -287,9 +288,6 @@ def test_a_layer_is_rebuilt_from_its_configuration():
     again.set_weights(layer.get_weights())
     x = random_array(B, T, D)
     np.testing.assert_array_equal(array(again(x)), array(layer(x)))
-
-
-QKV = ("query", "key", "value")
 
 
 def one_by_one(layer, x):

@@ -63,11 +63,6 @@ def read_generation(s, g, ends, start_id=None):
     g.ignore(*IGNORED)
     if counted:
         g.must("decoder_start_token_id", start_id)
-    elif (token := g.get("forced_bos_token_id", None)) is not None:
-        s.warnings.append(
-            f"{g.file}: forced_bos_token_id, {token}, is ignored: in Hugging Face's library it is "
-            "the second token, so it affects only prompts of one token"
-        )
     found = read_ends(g, ends)
     if counted and end not in found:
         raise g.error("eos_token_id", found, f"{end!r:.50}, or a list with it")
@@ -77,13 +72,17 @@ def read_generation(s, g, ends, start_id=None):
     sampled = g.flag("do_sample", False)
     with naming_errors(g.file):
         search = g.read(SEARCH)
+        if not counted and (token := search.pop("forced_begin")) is not None:
+            s.warnings.append(
+                f"{g.file}: forced_bos_token_id, {token}, is ignored: in Hugging Face's library it "
+                "is the second token, so it affects only prompts of one token"
+            )
         # Hugging Face's max_length includes the prompt, ours does not.
         longest = g.get("max_length", None if counted else 100)
         longest = longest - 1 if counted and longest is not None else longest
         search["max_new_tokens"] = g.get("max_new_tokens", longest)
         shortest = max(g.get("min_length", 0) - counted, 0)
         search["min_new_tokens"] = max(g.get("min_new_tokens", 0), shortest)
-        search["forced_begin"] = search["forced_begin"] if counted else None
         search["forced_end"] = forced is not None
         # Hugging Face's library does not ban the end token, even if it is listed.
         search["banned"] = [tokens for tokens in g.get("bad_words_ids", []) if tokens != [end]]
@@ -108,6 +107,8 @@ def write_generation(config, start_id=None):
     if search.penalty != "power" and search.num_beams > 1 and search.length_penalty:
         raise ValueError(f"penalty must be 'power' in this format: {search.penalty!r}")
     written = {"eos_token_id": write_ends(config)}
+    if start_id is None and search.forced_begin is not None:
+        raise ValueError(f"forced_begin must be None in this format: {search.forced_begin!r}")
     if start_id is not None:
         written |= {"decoder_start_token_id": start_id, "pad_token_id": config.pad_id}
     defaults = {row[0]: row[2] for row in SEARCH} | {"top_p": None, "min_p": None}

@@ -198,10 +198,14 @@ def test_generation_settings_are_written_and_read(tmp_path):
                                        stop_strings=("\n",))  # fmt: skip
     model.save_pretrained(tmp_path / "one", format="huggingface")
     assert GPT.from_pretrained(tmp_path / "one").config == model.config
-    gnmt = dataclasses.replace(search, penalty="gnmt")
-    model.config = dataclasses.replace(model.config, search=gnmt)
-    with pytest.raises(ValueError, match="penalty must be 'power' in this format: 'gnmt'"):
-        model.save_pretrained(tmp_path / "two", format="huggingface")
+    for changes, message in (
+        (dict(penalty="gnmt"), "penalty must be 'power' in this format: 'gnmt'"),
+        (dict(forced_begin=5), "forced_begin must be None in this format: 5"),
+    ):
+        other = dataclasses.replace(search, **changes)
+        model.config = dataclasses.replace(model.config, search=other)
+        with pytest.raises(ValueError, match=message):
+            model.save_pretrained(tmp_path / "two", format="huggingface")
 
 
 def test_older_names_of_our_own_fields_are_read():
