@@ -12,20 +12,20 @@ time on validation. `polyhead evaluate` scores both, on validation and test; it 
 that Hugging Face saved.
 
 Seconds are wall time from the settings to saved weights, without imports; for ours with
-compilation, validation and checkpoints. Each training run is a process, one after the other, and
-finished ones are not repeated: results are in OUT/results.json. Writes bench/finetuning.md.
+compilation, validation and checkpoints. Each training run is a process, one after the other.
+Results are in bench/finetuning.json, and runs that are there are not repeated: all of them take
+about seven hours. Writes bench/finetuning.md.
 """
 
 import json
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from measure import machine, run, run_isolated, write
+from measure import Stopwatch, machine, run, run_isolated, write
 
 
 class Task(NamedTuple):
@@ -65,9 +65,9 @@ def ours(name, weights, data, seed, out):
     import polyhead.training  # before the time begins
     import polyhead.zoo  # noqa: F401
 
-    began = time.perf_counter()
+    watch = Stopwatch()
     recipe.train(settings, Path(out), say=lambda line: None)
-    return time.perf_counter() - began
+    return watch.seconds
 
 
 def theirs(name, weights, data, seed, out):
@@ -79,7 +79,7 @@ def theirs(name, weights, data, seed, out):
     examples, loss, (kind, options) = problem(name, weights, data, seed)
     _, settings = settings_of(name, weights, data, seed)
     torch.manual_seed(seed)
-    random, began = np.random.default_rng(seed), time.perf_counter()
+    random, watch = np.random.default_rng(seed), Stopwatch()
     model = kind.from_pretrained(weights, **options).train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim == 1]
@@ -101,7 +101,7 @@ def theirs(name, weights, data, seed, out):
             optimizer.step()
             schedule.step()
     model.eval().save_pretrained(out)
-    seconds = time.perf_counter() - began
+    seconds = watch.seconds
     AutoTokenizer.from_pretrained(weights).save_pretrained(out)
     return seconds
 
@@ -263,15 +263,13 @@ def main(
     tasks: Annotated[str, typer.Option(help="Names of data sets, separated by commas.")] = ",".join(
         TASKS
     ),
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/finetuning"),
 ):
     """Compare fine-tuning of MiniLM with Hugging Face's model in PyTorch."""
     weights, data = weights.resolve(), data.resolve()
     chosen = tasks.split(",")
     if unknown := sorted({*chosen} - {*TASKS}):
         raise typer.BadParameter(f"unknown: {unknown[0]}; known are {', '.join(TASKS)}")
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "results.json"
+    file = Path(__file__).with_suffix(".json")
     results = json.loads(file.read_text()) if file.exists() else {}
     for seed in range(seeds):
         for name in chosen:

@@ -13,6 +13,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from datetime import date
 from pathlib import Path
@@ -73,6 +74,32 @@ def keras_step(model, loss, jit, batch, profile=False):
         return [np.asarray(log) for log in model.train_function(stream).values()]
 
     return profile_operations(call, 10) if profile else median_time(call)
+
+
+class Stopwatch:
+    """Measures wall time in ``seconds``, without the time for which the process was stopped.
+
+    A benchmark of hours can be stopped (Ctrl-Z, or SIGSTOP) while the machine has other work.
+    """
+
+    TICK = 0.1  # seconds between looks at the clock
+
+    def __init__(self):
+        self._began, self._lost = time.perf_counter(), 0.0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self):
+        wall, work = time.perf_counter(), time.process_time()
+        while True:
+            time.sleep(self.TICK)
+            passed, worked = time.perf_counter() - wall, time.process_time() - work
+            if passed > 10 * self.TICK and worked < passed / 2:  # not just a busy interpreter
+                self._lost += passed
+            wall, work = wall + passed, work + worked
+
+    @property
+    def seconds(self):
+        return time.perf_counter() - self._began - self._lost
 
 
 def run_isolated(function, *arguments, needed=False):

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .batches import summary_batches as summary_batches
     from .batches import translation_batches as translation_batches
     from .encoder_batches import classification_batches as classification_batches
     from .encoder_batches import pair_batches as pair_batches
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from .parallel import read_parallel as read_parallel
     from .parallel import read_split as read_split
     from .parallel import read_tsv as read_tsv
+    from .summaries import Summaries as Summaries
+    from .summaries import read_summaries as read_summaries
     from .text import read_text as read_text
     from .text import text_batches as text_batches
     from .text import token_stream as token_stream
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
     from .tokenizers.wordpieces import WordPieces as WordPieces
 
 MODULES = {
-    "batches": ("translation_batches",),
+    "batches": ("summary_batches", "translation_batches"),
     "encoder_batches": (
         "classification_batches",
         "pair_batches",
@@ -60,6 +63,7 @@ MODULES = {
     ),
     "masking": ("masked_batches",),
     "parallel": ("ParallelText", "read_parallel", "read_split", "read_tsv"),
+    "summaries": ("Summaries", "read_summaries"),
     "text": ("read_text", "text_batches", "token_stream"),
     "tokenizers.byte_pairs": ("BytePairs",),
     "tokenizers.characters": ("Characters",),

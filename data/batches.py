@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from .parallel import ParallelText
+from .summaries import Summaries
 from .tokenizers.tokenizer import Tokenizer
 
 
@@ -117,21 +118,86 @@ def translation_batches(
         tokens = (tf.RaggedTensor.from_row_lengths(*part, validate=False) for part in parts)
         return tuple(tf.cast(side, tf.int32) for side in tokens)
 
+    return plan.batches(make_batch(tokenizer, 1 + twice), shuffle, seed, start, sample=epoch_tokens)
+
+
+def summary_batches(
+    summaries: Summaries,
+    tokenizer: Tokenizer,
+    tokens: int = 8192,
+    max_length: int = 512,
+    max_target_length: int = 128,
+    buckets: int = 4,
+    prefix: str = "",
+    shuffle: bool = True,
+    seed: int = 0,
+    start: int | None = None,
+) -> tf.data.Dataset:
+    """Batches of ``({"source", "target"}, labels, sample_weight)`` for `T5.fit` and `BART.fit`.
+
+    As `translation_batches`, but ``source`` is (B, S) and the others are (B, T): texts are longer
+    than their summaries. Each summary of a text is an example. Longer texts and summaries are
+    truncated. Texts of similar length share a batch, with B * S <= ``tokens``, and each bucket has
+    one T.
+
+    >>> from polyhead.data import Subwords, Summaries, summary_batches
+    >>> summaries = Summaries(["Ada ran home. It rained."], [["Ada ran."]])
+    >>> tokenizer = Subwords.train(summaries.texts, vocab_size=30, exact=False)
+    >>> inputs, labels, weight = next(iter(summary_batches(summaries, tokenizer)))
+    >>> inputs["target"].shape == labels.shape
+    True
+
+    Args:
+        summaries: texts and their summaries.
+        tokenizer: the model's.
+        tokens: padded source tokens per batch.
+        max_length, max_target_length: the maximum number of tokens of a text and of a summary.
+        prefix: added to each text.
+        shuffle, seed, start: see `translation_batches`.
+
+    Raises:
+        ValueError: there is no text, or an argument is out of range.
+    """
+    pairs = [(prefix + text, x) for text, listed in summaries for x in listed]
+    if not pairs:
+        raise ValueError("there is no text with a summary")
+    check_sizes(tokens=tokens, buckets=buckets)
+    if min(max_length, max_target_length) < 2:
+        raise ValueError(
+            "max_length and max_target_length must be at least 2: "
+            f"{max_length}, {max_target_length}"
+        )
+    texts, targets = zip(*pairs, strict=True)
+    source = tf.cast(tokenizer.encode(texts, max_length), tf.int32)
+    target = tf.cast(tokenizer.encode(targets, max_target_length, target=True), tf.int32)
+    lengths = [side.row_lengths().numpy() for side in (source, target)]
+    plan = Buckets(lengths[0], tokens, buckets)
+    widths = plan.widths(lengths[1])
+    batch = make_batch(tokenizer, target_width=lambda length: tf.gather(widths, length // 4))
+    return plan.batches(batch, shuffle, seed, start, lambda number: (source, target))
+
+
+def make_batch(tokenizer, copies=1, target_width=lambda length: length):
+    """A function that makes a batch of a `Buckets` from the ragged tokens of both sides.
+
+    Args:
+        copies: how often each row is repeated.
+        target_width: a function of the length of sources, a tensor.
+    """
+    pad = tokenizer.pad_id
+
     def batch(rows, size, length, source, target):
-        copies, pad = 1 + twice, tokenizer.pad_id
-        rows, shape = tf.repeat(rows, copies), [copies * size, length]
-        labels = tf.gather(target, rows).to_tensor(pad, shape=shape)
-        starts = tf.fill([shape[0], 1], tokenizer.start_id)
-        shifted = tf.concat([starts, labels[:, :-1]], axis=1)
+        rows, size, width = tf.repeat(rows, copies), copies * size, target_width(length)
+        labels = tf.gather(target, rows).to_tensor(pad, shape=[size, width])
+        shifted = tf.concat([tf.fill([size, 1], tokenizer.start_id), labels[:, :-1]], axis=1)
         inputs = {
-            "source": tf.gather(source, rows).to_tensor(pad, shape=shape),
+            "source": tf.gather(source, rows).to_tensor(pad, shape=[size, length]),
             # The last label is the end token, which is not an input.
             "target": tf.where(labels != pad, shifted, pad),
         }
-        weight = tf.cast(labels != pad, tf.float32)
-        return inputs, labels, weight
+        return inputs, labels, tf.cast(labels != pad, tf.float32)
 
-    return plan.batches(batch, shuffle, seed, start, epoch_tokens)
+    return batch
 
 
 class Buckets:
@@ -151,13 +217,24 @@ class Buckets:
     """
 
     def __init__(self, lengths, tokens=None, buckets=4, batch_size=None):
-        ends = bucket_lengths(lengths, buckets)
+        self._ends = ends = bucket_lengths(lengths, buckets)
         self._bucket = np.searchsorted(ends, lengths)
         self.room = ends[self._bucket]
         self._plan = [tf.constant(column) for column in plan(lengths, ends, tokens, batch_size)]
 
     def __len__(self):
         return int(self._plan[0].shape[0])
+
+    def widths(self, lengths):
+        """The width of the other side of each bucket, a multiple of 4, at its length / 4.
+
+        Args:
+            lengths: (N,) the tokens of each row on the other side.
+        """
+        longest = [lengths[self.room <= end].max() for end in self._ends]
+        widths = np.zeros(self._ends[-1] // 4 + 1, "int32")
+        widths[self._ends // 4] = -(-np.array(longest) // 4) * 4
+        return tf.constant(widths)
 
     def batches(self, batch, shuffle=True, seed=0, start=None, sample=lambda number: ()):
         """A dataset of ``batch(rows, size, length, *sampled)``.

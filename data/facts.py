@@ -4,8 +4,9 @@
 
 A fact is that a person did something with a thing, at a place, on a day. The folders hold messages
 and what they are about (messages), sentences with their names (names), paragraphs with questions,
-a third of them without an answer (questions), and pairs of sentences with the number of things that
-they agree on (pairs). No text is in two splits.
+a third of them without an answer (questions), pairs of sentences with the number of things that
+they agree on (pairs), and a shop's reports with their summaries (reports). No text is in two
+splits, and of reports, nobody has the same matter with the same thing in two splits.
 """
 
 import json
@@ -37,6 +38,40 @@ MESSAGES = {
     "thanks": "thank you for the {thing}!|I love my new {thing}.|the {thing} is just perfect."
     "|everyone in {place} admires my {thing}.|the {thing} came on {day}, well done!",
 }
+# What happened in a shop, and the summary: {a} is a customer, {b} works there.
+MATTERS = {
+    "repaired": (
+        "{a} brought back a {thing}, because it was broken.|{b} looked at it for a while."
+        "|In the end {b} repaired it for {price} euros.",
+        "{b} repaired the {thing} of {a} for {price} euros",
+    ),
+    "replaced": (
+        "{a} came with a {thing} and said that it had a hole.|Nobody could repair it."
+        "|So {a} took a new one, which {b} had found in the cellar.",
+        "{b} replaced the {thing} of {a}",
+    ),
+    "refunded": (
+        "{a} did not like the {thing} any more.|It had cost {price} euros."
+        "|{b} took it back and returned the money.",
+        "{a} returned the {thing} and got {price} euros back",
+    ),
+    "sold": (
+        "{a} looked at a {thing} for an hour.|{b} showed two others, which were too small."
+        "|After that {a} bought it for {price} euros.",
+        "{b} sold the {thing} to {a} for {price} euros",
+    ),
+    "found": (
+        "At noon a {thing} was missing.|It belonged to {a}, who had ordered it."
+        "|{b} found it under a table in the evening.",
+        "{b} found the lost {thing} of {a}",
+    ),
+}
+ASIDES = (
+    "The morning was quiet.|It rained until noon.|{number} visitors came.|The door was painted."
+    "|{other} was ill and stayed at home.|A letter came from {place}.|We cleaned all windows."
+    "|{other} asked for a {thing}, but there was none.|The new {thing} is still in its box."
+    "|{number} letters were written.|Nobody ordered a {thing}.|{other} will come on {day}."
+)
 
 
 class Fact(NamedTuple):
@@ -136,6 +171,30 @@ class World:
         )
         return first, second, sum(a == b for a, b in zip(f, g, strict=True))
 
+    def report(self):
+        """What it is about, a shop's report and its summary."""
+        f, kind, people = self.fact(), self.random.choice(sorted(MATTERS)), {}
+        while len(people) < 3:  # of different first names
+            person = self.person()
+            people.setdefault(person.split()[0], person)
+        a, b, other = people.values()
+        takings, change = self.random.randrange(200, 400, 10), self.random.randrange(10, 90, 10)
+        more = self.random.random() < 0.5
+        given = dict(a=a, b=b, thing=f.thing, price=self.random.randrange(10, 100, 5))
+        steps, summary = (text.format(**given) for text in MATTERS[kind])
+        lines = steps.split("|")
+        for aside in self.random.sample(ASIDES.split("|"), self.random.randrange(2, 5)):
+            number, place, day = self.random.randrange(2, 30), self.pick(PLACES), self.pick(DAYS)
+            while (thing := self.thing()) == f.thing:
+                pass
+            aside = aside.format(other=other, thing=thing, place=place, day=day, number=number)
+            lines.insert(self.random.randrange(len(lines) + 1), aside)
+        compared = f"{change} {'more' if more else 'less'} than the day before"
+        lines = [f"Report from {f.place}, {f.day}.", *lines]
+        lines.append(f"The shop took {takings} euros, {compared}.")
+        summary = f"In {f.place}, {summary}. Takings {'rose' if more else 'fell'} to {takings}."
+        return (a, f.thing, kind), " ".join(lines), summary
+
 
 SIZES = dict(test=40, val=40, train=400)
 
@@ -171,6 +230,10 @@ def files(seed=1960, **sizes):
     for split, rows in distinct(world.pair, sizes).items():
         lines = ["sentence1\tsentence2\tscore", *("\t".join(map(str, row)) for row in rows)]
         found[f"pairs/{split}.tsv"] = "\n".join(lines) + "\n"
+    more = {split: size * 4 for split, size in sizes.items()}
+    for split, rows in distinct(world.report, more).items():
+        lines = (json.dumps({"text": text, "summary": summary}) for _, text, summary in rows)
+        found[f"reports/{split}.jsonl"] = "\n".join(lines) + "\n"
     return found
 
 

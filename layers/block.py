@@ -222,10 +222,11 @@ class TransformerBlock(Composed):
         memory: Tensor | tuple[Tensor, Tensor],
         mask: Tensor | None = None,
         cross_mask: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """The cross-attention weights (B, H, T, S), in float32, for example for plots."""
         residual = self.attention_residual
-        x = residual.after(x, self.attention(residual.before(x), mask=mask))
+        x = residual.after(x, self.attention(residual.before(x), mask=mask, bias=bias))
         query = self.cross_attention_residual.before(x)
         return self.cross_attention.attention_weights(query, memory, mask=cross_mask)
 

@@ -21,10 +21,11 @@ SUBPACKAGES = ("data", "layers", "learn", "recipes", "serving", "training", "zoo
 # The modules of the public names. `__init__.pyi` declares the same for type checkers.
 PUBLIC = {
     "zoo": (
-        "Alignment", "Answer", "BERT", "BERTConfig", "CausalLM", "Classification", "GPT",
-        "GPTConfig", "Generation", "ImageClassifier", "Match", "ModernBERT", "ModernBERTConfig",
-        "Sampling", "Score", "Search", "Seq2Seq", "Span", "TextEncoder", "Transformer",
-        "TransformerConfig", "Translation", "ViT", "ViTConfig", "load",
+        "Alignment", "Answer", "BART", "BARTConfig", "BERT", "BERTConfig", "CausalLM",
+        "Classification", "GPT", "GPTConfig", "Generation", "ImageClassifier", "Match",
+        "ModernBERT", "ModernBERTConfig", "Sampling", "Score", "Search", "Seq2Seq", "Span",
+        "Summary", "T5", "T5Config", "TextEncoder", "Transformer", "TransformerConfig",
+        "Translation", "ViT", "ViTConfig", "load",
     ),
     "zoo.published.keras_hub": ("from_keras_hub", "to_keras_hub"),
     "training": ("CheckpointError", "FolderInUseError"),

@@ -81,7 +81,7 @@ add_verb(
     Translations by sacrebleu's BLEU; text by cross-entropy per token, perplexity and bits per byte;
     images by top-1 and top-5 accuracy; classes of texts by accuracy, macro F1 and Matthews
     correlation; tags by F1 of entities; answers by SQuAD's exact match and F1; embeddings by
-    Spearman and Pearson correlation; masked tokens by loss and accuracy.
+    Spearman and Pearson correlation; masked tokens by loss and accuracy; summaries by ROUGE.
     """,
 )
 add_verb(
@@ -136,6 +136,8 @@ add_command(app, "diversify", arguments(diversify), run_diversify, diversify.__d
 
 def model_tasks(model):
     """The tasks of a class of models. (`classify` and `embed` are methods of other classes too.)"""
+    if hasattr(model, "TASK"):
+        return [model.TASK]
     text = hasattr(model, "fill_mask")
     recipes = {task: hasattr(recipe.Settings, "layer_decay") for task, recipe in RECIPES.items()}
     return [task for task in RECIPES if recipes[task] == text and hasattr(model, VERBS[task])]

@@ -59,6 +59,20 @@ class Search(TypedDict, total=False):
     ]
 
 
+class Lengths(Search, total=False):
+    """Settings of beam search, and limits of what it finds."""
+
+    max_new_tokens: Annotated[
+        int, Option(help="Maximum number of new tokens. Default: the model's own.")
+    ]
+    min_new_tokens: Annotated[
+        int, Option(help="Minimum number of new tokens. Default: the model's own.")
+    ]
+    no_repeat_ngram_size: Annotated[
+        int, Option(help="No n-gram of this size occurs twice; 0: no rule. Default: the model's.")
+    ]
+
+
 def arguments(function):
     """Yields the arguments of a function that are annotated for the command, ``**`` included."""
     hints = typing.get_type_hints(function, include_extras=True)

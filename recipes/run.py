@@ -292,7 +292,8 @@ def task_of(run):
     kind = model_class(folder)
     if issubclass(kind, TextEncoder):
         return task_of_head(json.loads((folder / "config.json").read_text("utf-8")))
-    return next(task for task, verb in VERBS.items() if hasattr(kind, verb))
+    own = getattr(kind, "TASK", None)
+    return own or next(task for task, verb in VERBS.items() if hasattr(kind, verb))
 
 
 def task_of_run(run):

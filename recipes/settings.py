@@ -23,6 +23,7 @@ VERBS = {
     "answering": "answer",
     "embedding": "embed",
     "masked": "fill_mask",
+    "summarization": "summarize",
 }
 
 Schedule = Literal["sqrt", "cosine", "linear"]

@@ -15,13 +15,16 @@ from .losses import (
 )
 from .metrics import (
     Entity,
+    Rouge,
     answer_scores,
     bleu,
     classification_scores,
     correlations,
     entities,
     entity_scores,
+    lead,
     no_answer_threshold,
+    rouge,
 )
 from .model import Model, build_optimizer, compiled
 from .muon import Muon
@@ -44,6 +47,7 @@ __all__ = [
     "Model",
     "Muon",
     "Progress",
+    "Rouge",
     "SmoothedCrossEntropy",
     "SpanCrossEntropy",
     "ValidationBleu",
@@ -59,10 +63,12 @@ __all__ = [
     "entity_scores",
     "from_chief",
     "is_chief",
+    "lead",
     "locked",
     "mean_weights",
     "no_answer_threshold",
     "read_tensors",
+    "rouge",
     "strategy",
     "write_file",
     "write_tensors",

@@ -37,6 +37,86 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "
     return Bleu(score, str(metric.get_signature()))
 
 
+class Rouge(NamedTuple):
+    """ROUGE scores in percent, and a signature of how they were computed.
+
+    >>> polyhead.training.rouge(["A dog."], [["A dog."]]).rougeL
+    100.0
+    """
+
+    rouge1: float
+    rouge2: float
+    rougeL: float
+    rougeLsum: float
+    signature: str
+
+
+SENTENCE = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
+
+
+def rouge(
+    summaries: Sequence[str],
+    references: Sequence[Sequence[str]],
+    stemmer: bool = True,
+    combine: str = "best",
+) -> Rouge:
+    """The means over all texts of ROUGE F1 (Lin 2004, W04-1013), by the library rouge_score.
+
+    ``rougeL`` compares whole summaries, ``rougeLsum`` their sentences, which end at ``.``, ``!`` or
+    ``?`` before white space, or at the end of a line.
+
+    >>> scores = polyhead.training.rouge(["a dog runs"], [["a dog ran", "it rains"]])
+    >>> round(scores.rouge1, 1), scores.signature
+    (66.7, 'refs:best|stemmer:yes|sum:sentences|rouge_score:0.1.2')
+
+    Args:
+        summaries: the summaries to score.
+        references: one or several references for each.
+        stemmer: compare the stems of words, by Porter's stemmer.
+        combine: "best" takes the scores of the reference with the highest ROUGE-1 (Cachola et al.
+            2020, arXiv 2004.15011, section 4.2); "mean" those of all references.
+
+    Raises:
+        ValueError: there are not as many references, or there is none for a summary.
+    """
+    from importlib.metadata import version
+
+    from rouge_score.rouge_scorer import RougeScorer
+
+    check_same_size(references, summaries)
+    if combine not in ("best", "mean"):
+        raise ValueError(f"combine must be 'best' or 'mean': {combine!r}")
+    if not all(references) or not len(summaries):
+        raise ValueError("each summary must have at least one reference")
+    names = Rouge._fields[:-1]
+    scorer = RougeScorer(list(names), use_stemmer=stemmer)
+
+    def score(summary, reference):
+        summary, reference = (
+            "\n".join(SENTENCE.split(text.strip())) for text in (summary, reference)
+        )
+        found = scorer.score(reference, summary)
+        return [found[name].fmeasure for name in names]
+
+    rows = []
+    for summary, several in zip(summaries, references, strict=True):
+        found = [score(summary, reference) for reference in several]
+        best = max(found, key=lambda scores: scores[0])
+        rows.append(best if combine == "best" else np.mean(found, axis=0))
+    stems = "yes" if stemmer else "no"
+    signature = f"refs:{combine}|stemmer:{stems}|sum:sentences|rouge_score:{version('rouge_score')}"
+    return Rouge(*(100 * np.mean(rows, axis=0)).tolist(), signature)
+
+
+def lead(texts: Sequence[str], sentences: int) -> list[str]:
+    """The first ``sentences`` of each text: a summary that is hard to beat for news.
+
+    >>> polyhead.training.lead(["Ada ran home. It rained. So what?"], 2)
+    ['Ada ran home. It rained.']
+    """
+    return [" ".join(SENTENCE.split(text.strip())[:sentences]) for text in texts]
+
+
 def classification_scores(labels: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
     """The ``accuracy``, ``macro_f1`` and ``matthews`` correlation of predicted classes.
 

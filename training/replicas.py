@@ -40,17 +40,22 @@ def jit(model, function, xla=True):
 
     With ``xla`` XLA compiles it once per shape, else TensorFlow once for all shapes.
     """
-    if xla:
-        options = dict(jit_compile=True) if XLA else dict(reduce_retracing=True)
-        return tf.function(function, autograph=False, **options)
-    traced = tf.function(function, autograph=False)
+    if xla and not XLA:
+        return tf.function(function, autograph=False, reduce_retracing=True)
+    traced = tf.function(function, autograph=False, jit_compile=xla or None)
 
     def call(*args):
         args = keras.tree.map_structure(lambda x: x if x is None else tf.convert_to_tensor(x), args)
-        any_shape = keras.tree.map_structure(
-            lambda x: x if x is None else tf.TensorSpec([None] * x.shape.rank, x.dtype), args
+        specs = keras.tree.map_structure(
+            lambda x: (
+                x
+                if x is None
+                else tf.TensorSpec(x.shape if xla else [None] * x.shape.rank, x.dtype)
+            ),
+            args,
         )
-        return traced.get_concrete_function(*any_shape)(*args)
+        # Not `traced(*args)`, which warns of many shapes.
+        return traced.get_concrete_function(*specs)(*args)
 
     return call
 

@@ -1,24 +1,30 @@
 """Models: each file is a network; the base classes have the task methods."""
 
 from .alignment import Alignment
+from .bart import BART, BARTConfig
 from .bert import BERT, BERTConfig
-from .causal_lm import CausalLM, Generation, Score
+from .causal_lm import CausalLM, Score
 from .classes import Classification
 from .decoding import Sampling, Search
 from .gpt import GPT, GPTConfig
 from .image_classifier import ImageClassifier
 from .loading import load
+from .model import Generation
 from .modern_bert import ModernBERT, ModernBERTConfig
-from .seq2seq import Seq2Seq, Translation
+from .seq2seq import Seq2Seq, Summary, Translation
+from .t5 import T5, T5Config
 from .text_encoder import Answer, Match, Span, TextEncoder
 from .transformer import Transformer, TransformerConfig
 from .vit import ViT, ViTConfig
 
 __all__ = [
+    "BART",
     "BERT",
     "GPT",
+    "T5",
     "Alignment",
     "Answer",
+    "BARTConfig",
     "BERTConfig",
     "CausalLM",
     "Classification",
@@ -33,6 +39,8 @@ __all__ = [
     "Search",
     "Seq2Seq",
     "Span",
+    "Summary",
+    "T5Config",
     "TextEncoder",
     "Transformer",
     "TransformerConfig",

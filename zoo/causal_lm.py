@@ -18,8 +18,8 @@ from ..layers.arguments import plain
 from ..training import SmoothedCrossEntropy
 from .decoding import Sampler, Sampling, ScatterCache, Search, State, advance, begin, is_possible
 from .model import (
+    Generation,
     Pretrained,
-    ScoredText,
     bucket,
     check_count,
     empty_caches,
@@ -35,17 +35,6 @@ EXAMPLES = [
     "Once upon a time there was a small boat that wanted to see the other side of the sea, and so",
     "It rains.",
 ]
-
-
-class Generation(ScoredText):
-    """A continuation: a string with a ``score``.
-
-    The score is its log-probability; with beam search, the length-normalized one (see `Search`).
-
-    >>> text = polyhead.Generation(" upon a time", -3.5)
-    >>> text.upper(), text.score
-    (' UPON A TIME', -3.5)
-    """
 
 
 class Score(NamedTuple):

@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from ..training import CheckpointError
+from .bart import BART
 from .bert import BERT
 from .gpt import GPT
 from .model import Pretrained
 from .modern_bert import ModernBERT
 from .published import family, read_json
 from .published.files import check_files, find_folder
+from .t5 import T5
 from .transformer import Transformer
 from .vit import ViT
 
-MODELS = (GPT, Transformer, ViT, BERT, ModernBERT)
+MODELS = (GPT, Transformer, T5, BART, ViT, BERT, ModernBERT)
 
 
 def load(name: str | PathLike[str], **overrides: Any) -> Pretrained:

@@ -567,6 +567,17 @@ class ScoredText(str):
         return str(self), self.score
 
 
+class Generation(ScoredText):
+    """A generated text: a string with a ``score``.
+
+    The score is its log-probability; with beam search, the length-normalized one (see `Search`).
+
+    >>> text = polyhead.Generation(" upon a time", -3.5)
+    >>> text.upper(), text.score
+    (' UPON A TIME', -3.5)
+    """
+
+
 def stack(blocks, x, caches=None, memories=None, **masks):
     """Applies ``blocks`` to ``x`` (B, T, D), each with its cache and its memory, if given.
 
@@ -689,8 +700,9 @@ def check_config(config):
     NumPy scalars become Python's. A field typed ``int`` must be positive and below 2^31, but
     ``num_classes`` and ``type_vocab_size`` may be 0 and fields named ``..._id`` are tokens, below
     ``vocab_size``; one typed ``bool`` must be True or False. A field whose type is a dataclass may
-    be a dictionary, as in files. ``num_heads`` must divide ``dim``. If the configuration has them,
-    dropout rates must be in [0, 1), ``epsilon`` in (0, 1), and ``activation`` a name in Keras.
+    be a dictionary, as in files. Without a ``head_dim``, ``num_heads`` must divide ``dim``. If the
+    configuration has them, dropout rates must be in [0, 1), ``epsilon`` in (0, 1), and
+    ``activation`` a name in Keras.
 
     Raises:
         ValueError: a setting is invalid; the message names it.
@@ -713,9 +725,9 @@ def check_config(config):
             check_integer(config, name, 0, "a non-negative integer")
         elif kind is int or optional and value is not None:
             check_integer(config, name, 1, "a positive integer" + ", or None" * optional)
-    if config.dim % config.num_heads:
+    if not hasattr(config, "head_dim") and config.dim % config.num_heads:
         raise ValueError(f"num_heads must divide dim: {config.dim} / {config.num_heads}")
-    for name in ("dropout", "attention_dropout", "stochastic_depth"):
+    for name in ("dropout", "attention_dropout", "activation_dropout", "stochastic_depth"):
         if hasattr(config, name):
             check_real(config, name, lambda rate: 0 <= rate < 1, "in [0, 1)")
     if hasattr(config, "epsilon"):

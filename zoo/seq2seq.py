@@ -1,20 +1,23 @@
-"""The task methods of encoder-decoders: translate, attention and export."""
+"""The task methods of encoder-decoders: translate, summarize, generate, attention and export."""
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 
 from ..layers import KeyValueCache, decoder_mask, padding_mask
+from ..training import SmoothedCrossEntropy
 from .alignment import Alignment
 from .decoding import GREEDY, Found, ScatterCache, Search, advance, begin, is_possible
 from .model import (
+    Generation,
     Pretrained,
     ScoredText,
     bucket,
@@ -22,6 +25,7 @@ from .model import (
     empty_caches,
     in_batches,
     pad_rows,
+    stack,
 )
 from .texts import as_texts
 
@@ -49,17 +53,30 @@ class Translation(ScoredText):
     """
 
 
-class Seq2Seq(Pretrained):
-    """Base class of encoder-decoders: `translate`, `attention`, `export`.
+class Summary(ScoredText):
+    """A summary: a string with a ``score``.
 
-    A subclass is a network. Its configuration has ``vocab_size``, ``source_vocab_size``,
-    ``max_length`` (of a source), ``pad_id``, ``start_id``, ``end_id`` and ``search``. The network
-    has a list ``decoder`` of `TransformerBlock`s with cross-attention and these methods:
+    The score is its log-probability; with beam search, the length-normalized one (see `Search`). Of
+    a text that was summarized in pieces, it is the sum over the pieces.
+
+    >>> text = polyhead.Summary("A dog runs.", -0.5)
+    >>> text.split(), text.score
+    (['A', 'dog', 'runs.'], -0.5)
+    """
+
+
+class Seq2Seq(Pretrained):
+    """Base class of encoder-decoders: `translate`, `summarize`, `generate`, `attention`, `export`.
+
+    A subclass is a network. Its configuration has ``vocab_size``, ``max_length`` (of a source),
+    ``pad_id``, ``start_id``, ``end_id`` and ``search``; ``source_vocab_size``, if the source has
+    another vocabulary; and ``prefix``, if texts get one. The network has a list ``decoder`` of
+    `TransformerBlock`s with cross-attention and these methods:
 
     - ``encode(source, mask)``: (B, S) -> memory (B, S, D);
     - ``embed_target(tokens, start=0)``: (B, T) -> (B, T, D), the input of the first decoder block;
-    - ``decode(target, memories, mask, caches=None)``: (B, T) -> logits (B, T, V), and the extended
-      caches; ``memories`` has, for each block, the memory or ``block.project(memory)``.
+    - ``logits(x)``: (B, T, D), the output of the last decoder block -> (B, T, V), in float32;
+    - optionally ``decoder_inputs``, see below.
 
     >>> issubclass(polyhead.Transformer, polyhead.Seq2Seq)
     True
@@ -74,6 +91,7 @@ class Seq2Seq(Pretrained):
     """
 
     VOCABULARY = ("vocab_size", "source_vocab_size", "pad_id", "start_id", "end_id")
+    TASK: ClassVar[str] = "translation"  # the name of an export
 
     def call(self, inputs: dict) -> Any:
         mask = self.source_mask(inputs["source"])
@@ -84,9 +102,32 @@ class Seq2Seq(Pretrained):
     def source_mask(self, source: Any) -> Any:
         return padding_mask(source, self.config.pad_id)
 
+    def decode(
+        self, target: Any, memories: list, mask: Any, caches: list | None = None
+    ) -> tuple[Any, list | None]:
+        """Target tokens (B, T) -> logits (B, T, V) of the next tokens, and the extended caches.
+
+        Args:
+            memories: for each block, the memory (B, S, D) or ``block.project(memory)``.
+            mask: `source_mask`.
+            caches: a `KeyValueCache` for each block, with the tokens before ``target``.
+        """
+        x = self.embed_target(target, 0 if caches is None else caches[0].index)
+        inputs = self.decoder_inputs(x, mask, caches and caches[0])
+        x, caches = stack(self.decoder, x, caches, memories, **inputs)
+        return self.logits(x), caches
+
+    def decoder_inputs(self, x: Any, mask: Any, cache: KeyValueCache | None = None) -> dict:
+        """The arguments that all decoder blocks share: the masks, for ``x`` (B, T, D)."""
+        return {"mask": decoder_mask(x, cache=cache), "cross_mask": mask}
+
     def project(self, memory: Any) -> list:
         """Computes the keys and values of each decoder block's cross-attention once."""
         return [block.project(memory) for block in self.decoder]
+
+    def room(self, length: Any) -> Any:
+        """The default maximum number of tokens of a target, for ``length`` source tokens."""
+        return 2 * length + 10
 
     def find(
         self,
@@ -94,25 +135,31 @@ class Seq2Seq(Pretrained):
         search: Search = GREEDY,
         length: int | None = None,
         cache: type[KeyValueCache] = KeyValueCache,
+        most: Any = None,
+        least: Any = None,
     ) -> Found:
         """Runs ``search`` on ``source`` (B, S) and returns what it finds, a `Found`.
 
-        A translation has at most ``search.max_new_tokens`` tokens. Without that, or without
-        ``length``, it has at most twice the tokens of its source plus ten. An empty source (only
-        the end token) gets an empty translation.
+        A target has at most ``search.max_new_tokens`` tokens. Without that, or without ``length``,
+        it has at most twice the tokens of its source plus ten. An empty source (only special
+        tokens) gets an empty target.
 
         Args:
             length: size of the caches, in tokens.
             cache: class of the key-value caches.
+            most, least: (B,) the maximum and the minimum number of tokens of each row; the maximum
+                is at most that of ``search``.
         """
         c = self.config
         mask = self.source_mask(source)
         count = ops.sum(ops.cast(source != c.pad_id, "int32"), axis=1)
-        usual = room(count)
+        usual = self.room(count)
         limit = usual if search.max_new_tokens is None else search.max_new_tokens
         if length is None:
-            length, limit = room(ops.shape(source)[1]), ops.minimum(limit, usual)
-        limit = ops.where(count > 1, limit, 0)
+            length, limit = self.room(ops.shape(source)[1]), ops.minimum(limit, usual)
+        if most is not None:
+            limit = ops.minimum(limit, most)
+        limit = ops.where(count > self._num_special(), limit, 0)
         memories = self.project(self.encode(source, mask))
         if search.num_beams > 1:
             mask, *memories = keras.tree.map_structure(
@@ -127,7 +174,8 @@ class Seq2Seq(Pretrained):
             logits, caches = self.decode(tokens, memories, mask, caches)
             return self.drop_padding(logits), caches
 
-        return advance(step, state, limit, c.end_id, search).found
+        prompt = start[:, None]  # the start token is a part of n-grams that must not occur again
+        return advance(step, state, limit, c.end_id, search, prompt=prompt, least=least).found
 
     def translate(
         self,
@@ -159,12 +207,99 @@ class Seq2Seq(Pretrained):
         >>> model.translate("A dog runs.", num_beams=5)  # doctest: +SKIP
         'Ein Hund rennt.'
         """
-        tokenizer = self._need_tokenizer("translate")
-        texts, single = as_texts("translate", texts)
-        own, batch_size = self.config.search, check_count(batch_size, "batch_size")
+        run = dict(batch_size=batch_size, progress=progress)
+        return self._generate("translate", Translation, texts, num_return_sequences, run, search)
+
+    def generate(
+        self,
+        texts: str | Sequence[str],
+        prefix: str = "",
+        num_return_sequences: int | None = None,
+        batch_size: int = 32,
+        progress: bool | Callable = False,
+        **search: Any,
+    ) -> Generation | list:
+        """Generates a target for a string, or for each of a list of strings, whatever the task.
+
+        Args:
+            prefix: added to each text that is not empty: T5's names a task.
+            num_return_sequences, batch_size, progress, search: see `translate`.
+
+        Returns:
+            a `Generation`, or a list of them, as `translate`.
+
+        >>> t5.generate("A dog.", prefix="translate English to German: ")  # doctest: +SKIP
+        'Ein Hund.'
+        """
+        run = dict(batch_size=batch_size, progress=progress)
+        return self._generate(
+            "generate", Generation, texts, num_return_sequences, run, search, prefix
+        )
+
+    def summarize(
+        self,
+        texts: str | Sequence[str],
+        num_return_sequences: int | None = None,
+        batch_size: int = 8,
+        progress: bool | Callable = False,
+        pieces: bool = True,
+        **search: Any,
+    ) -> Summary | list:
+        """Summarizes a string, or each of a list of strings.
+
+        A text of more than ``config.max_length`` tokens is divided into as few pieces as possible,
+        of similar length, each of which is summarized. A piece ends where a sentence ends (at
+        ``.``, ``!`` or ``?`` before white space, or at the end of a line) or, if a sentence alone
+        is too long, at white space. The summary consists of those of the pieces, joined by spaces.
+
+        Args:
+            num_return_sequences, batch_size, progress: see `translate`.
+            pieces: False truncates long texts instead, with a warning.
+            search: settings of `Search` instead of the model's own, for each piece:
+                ``num_beams=4, length_penalty=2.0, min_new_tokens=56, no_repeat_ngram_size=3``.
+
+        Returns:
+            a `Summary`, or a list of them, as `translate`.
+
+        >>> model = polyhead.load("facebook/bart-large-cnn")  # doctest: +SKIP
+        >>> model.summarize(article, max_new_tokens=60)  # doctest: +SKIP
+        """
+        tokenizer = self._need_tokenizer("summarize")
+        texts, single = as_texts("summarize", texts)
+        prefix = getattr(self.config, "prefix", "")
+        if pieces and texts:
+            limit = self.config.max_length - int(tokenizer.encode([prefix]).row_lengths()[0])
+            divided = [divide(text, limit, tokenizer.count) for text in texts]
+        else:
+            divided = [[text] for text in texts]
+        run = dict(batch_size=batch_size, progress=progress)
+        flat, count = sum(divided, []), check_count(num_return_sequences)
+        found = iter(self._generate("summarize", Summary, flat, count, run, search, prefix))
+        summaries = [
+            [
+                Summary(" ".join(x), sum(part.score for part in x)) if len(x) > 1 else x[0]
+                for x in zip(*(next(found) for _ in pieces), strict=False)
+            ]
+            for pieces in divided
+        ]
+        if num_return_sequences is None:
+            summaries = [several[0] for several in summaries]
+        return summaries[0] if single else summaries
+
+    def _generate(self, verb, kind, texts, num_return_sequences, run, search, prefix=""):
+        """The targets of ``texts``, of the class ``kind``; see `translate`.
+
+        Args:
+            run: the arguments ``batch_size`` and ``progress``.
+        """
+        tokenizer = self._need_tokenizer(verb)
+        texts, single = as_texts(verb, texts)
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix must be a string: {prefix!r:.100}")
+        own, batch_size = self.config.search, check_count(run["batch_size"], "batch_size")
         count = check_count(num_return_sequences)
         search = dataclasses.replace(own, **{"num_beams": max(own.num_beams, count), **search})
-        search = search.within(self.config.vocab_size, room(self.config.max_length))
+        search = search.within(self.config.vocab_size, self.room(self.config.max_length))
         if count > search.num_beams:
             raise ValueError(
                 f"num_return_sequences must be at most num_beams: {count}, {search.num_beams}"
@@ -174,53 +309,54 @@ class Seq2Seq(Pretrained):
         # A single text is common enough to get its own compiled search.
         size = 1 if len(texts) == 1 else batch_size
 
-        def run(rows):
+        def find(rows):
             width = min(bucket(max(map(len, rows))), self.config.max_length)
             batch = pad_rows(rows, (size, width), self.config.pad_id)
             tokens, score = (x[: len(rows), :count] for x in self._run_search(batch, search))
             decoded = np.asarray(tokenizer.decode(tokens.reshape(-1, tokens.shape[-1])))
             for row, row_scores in zip(decoded.reshape(score.shape), score.tolist(), strict=True):
                 found = [
-                    Translation(text.decode(), s)
+                    kind(text.decode(), s)
                     for k, (text, s) in enumerate(zip(row, row_scores, strict=True))
                     if k == 0 or is_possible(s)  # a search may find fewer
                 ]
                 yield found if num_return_sequences is not None else found[0]
 
-        rows = self._sources(texts) if texts else []
-        found = in_batches(rows, batch_size, run, progress=progress)
+        rows = self._sources([prefix + text if text else text for text in texts]) if texts else []
+        found = in_batches(rows, batch_size, find, progress=run["progress"])
         return found[0] if single else found
 
     def _run_search(self, batch, search):
         """Runs the compiled search on ``batch`` (B, S): tokens (B, K, L) and scores (B, K).
 
-        Translations are rarely longer than twice their source: if more is allowed, the caches grow
-        only when a longer translation is found.
+        Targets are rarely longer than twice their source: if more is allowed, the caches grow only
+        when a longer one is found.
         """
         rows = len(batch)
         if rows * search.num_beams == 1:
             # XLA multiplies two rows by a matrix faster than one.
             batch = np.pad(batch, [(0, 1), (0, 0)], constant_values=self.config.pad_id)
-        length = room(batch.shape[1])
+        length = self.room(batch.shape[1])
         longest = length if search.max_new_tokens is None else search.max_new_tokens
         while True:
             length = min(length, longest)
             find = self._compiled(
                 (search, length),
                 lambda source, length=length: self.find(source, search, length),
-                "translate",
+                self.TASK,
             )
             found = find(batch)
             if length == longest or np.all(found.complete):
                 return np.asarray(found.tokens)[:rows], np.asarray(found.score)[:rows]
             length *= 2
 
-    def attention(self, source: str, target: str | None = None) -> Alignment:
-        """Returns the cross-attention weights of a translation, as an `Alignment`.
+    def attention(self, source: str, target: str | None = None, prefix: str = "") -> Alignment:
+        """Returns the cross-attention weights of a target given its source, as an `Alignment`.
 
         Args:
             source: a string.
-            target: its translation. Default: the model's own.
+            target: its translation, for example. Default: what the model generates.
+            prefix: added to the source, as by `generate`.
 
         >>> model.attention("A dog runs.").draw("attention.png")  # doctest: +SKIP
         """
@@ -230,17 +366,17 @@ class Seq2Seq(Pretrained):
                 f"attention takes two strings: {type(source).__name__}, {type(target).__name__}"
             )
         if target is None:
-            [target] = self.translate([source])
-        source_tokens = np.array(self._sources([source]))
+            [target] = self.generate([source], prefix)
+        source_tokens = np.array(self._sources([prefix + source]))
         labels = np.asarray(tokenizer.encode([target], target=True).to_tensor())
         target_tokens = np.concatenate([[[self.config.start_id]], labels[:, :-1]], axis=1)
         mask = self.source_mask(source_tokens)
         memory = self.encode(source_tokens, mask)
         x, weights = self.embed_target(target_tokens), []
-        masks = dict(mask=decoder_mask(x), cross_mask=mask)
+        inputs = self.decoder_inputs(x, mask)
         for block in self.decoder:
-            weights.append(block.cross_attention_weights(x, memory, **masks))
-            x = block(x, memory=memory, **masks)
+            weights.append(block.cross_attention_weights(x, memory, **inputs))
+            x = block(x, memory=memory, **inputs)
         return Alignment(
             tokenizer.pieces(source_tokens[0]),
             tokenizer.pieces(labels[0], target=True),
@@ -251,23 +387,28 @@ class Seq2Seq(Pretrained):
         self,
         filepath: str | PathLike[str],
         format: str | None = "tf_saved_model",
+        prefix: str | None = None,
         **search: Any,
     ) -> Path:
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
-        Both signatures take ``text`` (B,). A translation has at most twice the tokens of its source
-        plus ten.
+        All signatures take ``text`` (B,). A target has at most twice the tokens of its source plus
+        ten; sources of more than ``config.max_length`` tokens are truncated.
 
         - ``serving_default`` returns ``text`` and ``score`` (B,), by greedy search;
         - ``beam`` returns ``text`` and ``score`` (B, K), the best first, by beam search. If it
-          finds fewer than K, the rest are empty strings with score -1e9.
+          finds fewer than K, the rest are empty strings with score -1e9;
+        - ``generate``, of T5 and BART, also takes ``max_new_tokens`` (at most that of the search)
+          and ``min_new_tokens`` (B,), so that the server can batch requests with different lengths.
+          It returns ``text`` and ``score`` (B,), the best of the beam search.
 
         Args:
             format: "onnx", "litert" or "openvino" writes a file of the network alone instead:
                 ``source`` (B, S) and ``target`` (B, T), tokens, in, logits (B, T, V) out; see
                 `polyhead.serving.formats`.
-            search: settings of `Search` for ``beam``, instead of the model's own. Default beam
-                width: the model's own; 4 if that is greedy.
+            prefix: added to each text that is not empty. Default: T5's own, "" for other models.
+            search: settings of `Search` for ``beam`` and ``generate``, instead of the model's own.
+                Default beam width: the model's own; 4 if that is greedy.
 
         Returns:
             the version's folder; see `polyhead.serving.export`.
@@ -283,48 +424,61 @@ class Seq2Seq(Pretrained):
                 for name in ("source", "target")
             }
             c = self.config
-            limit = min(c.vocab_size, c.source_vocab_size or c.vocab_size)
-            return self._export_network(filepath, format, tokens, limit, search)
+            limit = min(c.vocab_size, getattr(c, "source_vocab_size", None) or c.vocab_size)
+            settings = search if prefix is None else {**search, "prefix": prefix}
+            return self._export_network(filepath, format, tokens, limit, settings)
         tokenizer = self._need_tokenizer("export")
         if (whole := self._without_lora()) is not self:
-            return whole.export(filepath, **search)
+            return whole.export(filepath, prefix=prefix, **search)
+        prefix = getattr(self.config, "prefix", "") if prefix is None else prefix
         own = self.config.search
         if own.num_beams == 1:
             search.setdefault("num_beams", 4)
         beam = dataclasses.replace(own, **search)
-        beam = beam.within(self.config.vocab_size, room(self.config.max_length))
+        beam = beam.within(self.config.vocab_size, self.room(self.config.max_length))
 
-        def make_translate(search):
-            def translate(text):
-                source = tokenizer.encode(text, self.config.max_length)
-                source = source.to_tensor(self.config.pad_id)
-                found = self.find(source, search, cache=ScatterCache)
-                shape = ops.shape(found.score)
-                texts = tokenizer.decode(ops.reshape(found.tokens, (shape[0] * shape[1], -1)))
-                return ops.reshape(texts, shape), found.score
+        def find(text, search, most=None, least=None):
+            source = tokenizer.encode(tokenizer.prefixed(prefix, text), self.config.max_length)
+            source = source.to_tensor(self.config.pad_id)
+            found = self.find(source, search, cache=ScatterCache, most=most, least=least)
+            shape = ops.shape(found.score)
+            texts = tokenizer.decode(ops.reshape(found.tokens, (shape[0] * shape[1], -1)))
+            return {"text": ops.reshape(texts, shape), "score": found.score}
 
-            return translate
+        def best(found):
+            return {name: x[:, 0] for name, x in found.items()}
 
         def greedy(text):
-            text, score = make_translate(dataclasses.replace(own, num_beams=1))(text)
-            return {"text": text[:, 0], "score": score[:, 0]}
+            return best(find(text, dataclasses.replace(own, num_beams=1)))
 
-        def beam_search(text):
-            text, score = make_translate(beam)(text)
-            return {"text": text, "score": score}
+        def generate(text, max_new_tokens, min_new_tokens):
+            return best(find(text, beam, max_new_tokens, min_new_tokens))
 
-        inputs = {"text": tokenizer.spec("text")}
-        examples = {"text": EXAMPLES}
-        return export(
-            filepath,
-            "translation",
-            {
-                "serving_default": (greedy, inputs, examples),
-                "beam": (beam_search, inputs, examples),
-            },
-            variables=self.weights,
-            tracked=[tokenizer],
-        )
+        inputs, texts = {"text": tokenizer.spec("text")}, {"text": EXAMPLES}
+        signatures = {
+            "serving_default": (greedy, inputs, texts),
+            "beam": (lambda text: find(text, beam), inputs, texts),
+        }
+        if self.TASK != "translation":
+            lengths = {
+                "max_new_tokens": [8, 100, 1, 0, 5, 9, 100, 20],
+                "min_new_tokens": [0, 3, 0, 2, 5, 0, 9, 0],
+            }
+            inputs = inputs | {name: tokenizer.spec(name, "int32") for name in lengths}
+            signatures["generate"] = generate, inputs, texts | lengths
+        return export(filepath, self.TASK, signatures, self.weights, tracked=[tokenizer])
+
+    def compile(self, optimizer: Any = None, loss: Any = None, **kwargs: Any) -> None:
+        """Keras's `compile`. Default: AdamW at 1e-4, and cross-entropy smoothed by 0.1."""
+        if optimizer is None:
+            optimizer = keras.optimizers.AdamW(1e-4, weight_decay=0.01, global_clipnorm=1.0)
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        super().compile(optimizer, SmoothedCrossEntropy(0.1) if loss is None else loss, **kwargs)
+
+    def _num_special(self):
+        """The number of special tokens of a source without text."""
+        tokenizer = self.tokenizer
+        return 1 if tokenizer is None else max(1, len(tokenizer.prefix) + len(tokenizer.suffix))
 
     def _sources(self, texts):
         """Tokenizes ``texts`` to lists, truncated to ``max_length`` with a warning."""
@@ -338,6 +492,34 @@ class Seq2Seq(Pretrained):
         return [row if len(row) <= limit else row[: limit - 1] + end for row in rows]
 
 
-def room(length):
-    """The default maximum number of tokens of a translation of ``length`` source tokens."""
-    return 2 * length + 10
+SENTENCE = re.compile(r"(?<=[.!?])(?=\s)|(?<=\n)")
+WORD = re.compile(r"(?<=\S)(?=\s)")
+
+
+def divide(text, limit, count):
+    """Divides a text into the fewest pieces of at most ``limit`` tokens; see `summarize`.
+
+    Args:
+        count: a function of texts that returns their numbers of tokens.
+    """
+    total = count([text])[0]
+    if total <= limit:
+        return [text]
+    parts = []
+    for part, size in counted(SENTENCE.split(text), count):
+        parts += [(part, size)] if size <= limit else counted(WORD.split(part), count)
+    share = total / -(-total // limit)  # tokens of a piece, if all have the same number
+    pieces, size = [""], 0
+    for part, more in parts:
+        if pieces[-1] and (size + more > limit or size + more / 2 > share):
+            pieces.append("")
+            size = 0
+        pieces[-1] += part
+        size += more
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def counted(parts, count):
+    """Pairs of a part that is not empty and its number of tokens."""
+    parts = [part for part in parts if part]
+    return list(zip(parts, count(parts), strict=True))

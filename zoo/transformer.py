@@ -13,7 +13,6 @@ from ..layers import (
     PositionalEmbedding,
     TokenEmbedding,
     TransformerBlock,
-    decoder_mask,
 )
 from ..training import InverseSquareRoot, SmoothedCrossEntropy
 from .decoding import GREEDY, Search
@@ -162,15 +161,8 @@ class Transformer(Seq2Seq):
         x, _ = stack(self.encoder, self.embed(self.source_tokens, source), mask=mask)
         return self.encoder_norm(x) if self.config.norm == "pre" else x
 
-    def decode(
-        self, target: Any, memories: list, mask: Any, caches: list | None = None
-    ) -> tuple[Any, list | None]:
-        x = self.embed_target(target, 0 if caches is None else caches[0].index)
-        masks = dict(mask=decoder_mask(x, cache=caches and caches[0]), cross_mask=mask)
-        x, caches = stack(self.decoder, x, caches, memories, **masks)
-        if self.config.norm == "pre":
-            x = self.decoder_norm(x)
-        return self.tokens.logits(x), caches
+    def logits(self, x: Any) -> Any:
+        return self.tokens.logits(self.decoder_norm(x) if self.config.norm == "pre" else x)
 
     def compile(self, optimizer: Any = None, loss: Any = None, **kwargs: Any) -> None:
         """Keras's `compile`. Default: the paper's optimizer and loss (sections 5.3 and 5.4)."""

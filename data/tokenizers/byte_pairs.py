@@ -364,6 +364,14 @@ class BytePairs(ByteTokenizer):
             shape_invariants=(tf.TensorShape([None]),) * 4,
         )[:3]
 
+    def without_mask(self) -> "BytePairs":
+        """The same tokenizer without its mask, as of a model that has no embedding for it.
+
+        The tokenizer must be one that was read from files.
+        """
+        content = without_tokens(self._content, {self.mask_token})
+        return self.read(content, self.end_id)
+
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes ``tokenizer.json``, which Hugging Face's library reads too."""
         if self._content is not None:
@@ -480,6 +488,13 @@ class BytePairs(ByteTokenizer):
             trim=read_trim(content),
             content=content,
         )
+
+
+def without_tokens(content, texts):
+    """The content of a ``tokenizer.json`` without the added tokens ``texts``."""
+    added = [entry for entry in content["added_tokens"] if entry["content"] not in texts]
+    vocab = {text: i for text, i in content["model"]["vocab"].items() if text not in texts}
+    return {**content, "added_tokens": added, "model": {**content["model"], "vocab": vocab}}
 
 
 def read_words(steps):

@@ -25,6 +25,7 @@ class Tokenizer(tf.Module):
         vocab_size: the number of tokens.
         source_vocab_size: the number of source tokens, if it differs from that of targets.
         pad_id, end_id: ids that pad a batch and end a text.
+        start_id: the id from which a decoder predicts the first token of a target.
         prefix, suffix: ids before and after those of each text.
         separator: ids between the two texts of a pair; None if the tokenizer has no pairs.
         pair_type: the type of the second text of a pair; that of the first is 0.
@@ -167,6 +168,10 @@ class Tokenizer(tf.Module):
     def _offsets(self, texts):
         raise ValueError(f"{type(self).__name__} has no offsets of tokens")
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """The number of tokens of each text, without special ones."""
+        return self.encode(texts, add_special_tokens=False).row_lengths().numpy().tolist()
+
     def tokens(self, text: str, target: bool = False) -> list[str]:
         """The tokens of one text as readable strings."""
         return self.pieces(self.encode([text], target=target)[0].numpy(), target)
@@ -207,6 +212,11 @@ class Tokenizer(tf.Module):
         return tf.pad(tf.reverse(ids, [1]), [[0, 0], [none, 0]]), tf.cast(count, tf.int32)
 
     @staticmethod
+    def prefixed(prefix: str, texts: tf.Tensor) -> tf.Tensor:
+        """``texts`` (B,) with ``prefix`` before each that is not empty."""
+        return tf.where(texts == "", texts, tf.strings.join([prefix, texts])) if prefix else texts
+
+    @staticmethod
     def spec(name: str, dtype: str | tf.DType = "string") -> tf.TensorSpec:
         """The input ``name`` of an exported function: texts for `encode`, or numbers."""
         return tf.TensorSpec([None], dtype, name=name)
@@ -223,7 +233,7 @@ class ByteTokenizer(Tokenizer):
 
     def __init__(self, pieces, end_id, special=None):
         super().__init__()
-        self.end_id = self.pad_id = end_id
+        self.end_id = self.pad_id = self.start_id = end_id
         self.vocab_size = len(pieces)
         set_untracked(self, _bytes=pieces, _names=special or {})
         self._table = tf.constant(pieces, tf.string)

@@ -190,7 +190,9 @@ def begin(current, caches, limit, length, pad_id, beams=1):
     )
 
 
-def advance(step, state, limit, end_id, search=GREEDY, sampler=None, until=None, prompt=None):
+def advance(
+    step, state, limit, end_id, search=GREEDY, sampler=None, until=None, prompt=None, least=None
+):
     """Continues a `State` until all sequences are done, or have ``until`` tokens.
 
     Beam search as in Hugging Face's library: each step ranks the 2 K most likely continuations of
@@ -205,6 +207,7 @@ def advance(step, state, limit, end_id, search=GREEDY, sampler=None, until=None,
         search: a `Search`.
         sampler: a `Sampler` that chooses the tokens; for one beam.
         prompt: tokens (B, P) that precede those of the state, with -1 as padding on the left.
+        least: (B,) the minimum number of tokens of each sequence, instead of that of ``search``.
     """
     beams = search.num_beams
     batch, _, length = ops.shape(state.tokens)
@@ -294,8 +297,9 @@ def advance(step, state, limit, end_id, search=GREEDY, sampler=None, until=None,
             logits = forbid(
                 logits, find_repeats(before, count, search.no_repeat_ngram_size, logits)
             )
-        if search.min_new_tokens:
-            logits = forbid(logits, ops.logical_and(is_end(token), index < search.min_new_tokens))
+        if search.min_new_tokens or least is not None:
+            early = index < (search.min_new_tokens if least is None else least[:, None, None])
+            logits = forbid(logits, ops.logical_and(is_end(token), early))
         for *before, banned in search.banned:
             matched = ops.full((1, 1), True)
             for back, expected in enumerate(reversed(before), start=1):
