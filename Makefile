@@ -111,6 +111,7 @@ bench-peers: $(STAMP)
 	$(BIN)/python bench/generation.py
 	$(BIN)/python bench/classification.py
 	$(BIN)/python bench/encoding.py
+	$(BIN)/python bench/summarization.py
 
 bench-devices: $(STAMP)
 	$(BIN)/python bench/devices.py

@@ -43,6 +43,9 @@ TOLERANCE = 1e-4
 PUBLISHED = {
     "distilbert/distilgpt2": ("AutoModelForCausalLM", ()),
     "Helsinki-NLP/opus-mt-en-de": ("AutoModelForSeq2SeqLM", ()),
+    "google-t5/t5-small": ("AutoModelForSeq2SeqLM", ()),
+    "google/flan-t5-small": ("AutoModelForSeq2SeqLM", ()),
+    "facebook/bart-base": ("AutoModelForSeq2SeqLM", ()),
     "WinKawaks/vit-tiny-patch16-224": ("AutoModelForImageClassification", ()),
     "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k": (
         "AutoModelForImageClassification",
@@ -221,6 +224,8 @@ def small_models():
     pairs = read_split(find_data(SAMPLE), "val", "en", "de")
     subwords = Subwords.train(pairs.sources + pairs.targets, 300)
     yield polyhead.Transformer.preset("tiny", subwords, num_layers=1, max_length=64)
+    yield polyhead.T5.preset("t5-tiny", subwords, num_layers=1)
+    yield polyhead.BART.preset("bart-tiny", subwords, num_layers=1)
     yield polyhead.GPT.preset("char-small", Characters.train(pairs.sources), num_layers=1)
     yield polyhead.ViT.preset("nano-4", num_layers=1)
     words = WordPieces.train(pairs.sources, 300)
@@ -420,8 +425,8 @@ def compare_logits(folder, reader):
         x = random.integers(0, 256, (2, *config.image_size, config.channels)).astype("float32")
         pixels = ((x / 255 - config.mean) / config.std).astype("float32")
         inputs = {"pixel_values": torch.tensor(pixels).permute(0, 3, 1, 2)}
-    elif reader == "AutoModelForSeq2SeqLM":  # the last token is padding
-        source, target = random.integers(0, config.vocab_size - 1, (2, 2, 16))
+    elif reader == "AutoModelForSeq2SeqLM":
+        source, target = random.integers(2, config.vocab_size - 1, (2, 2, 16))  # no padding
         x = {"source": source, "target": target}
         inputs = {"input_ids": torch.tensor(source), "decoder_input_ids": torch.tensor(target)}
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .batches import summary_batches as summary_batches
     from .batches import translation_batches as translation_batches
+    from .denoising import span_batches as span_batches
     from .encoder_batches import classification_batches as classification_batches
     from .encoder_batches import pair_batches as pair_batches
     from .encoder_batches import question_batches as question_batches
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 MODULES = {
     "batches": ("summary_batches", "translation_batches"),
+    "denoising": ("span_batches",),
     "encoder_batches": (
         "classification_batches",
         "pair_batches",

@@ -290,6 +290,34 @@ def epochs(batches, count, seed, start=None):
     return batches(number).apply(known).prefetch(4).with_options(split)
 
 
+def row_batches(batch, count, batch_size, shuffle=True, seed=0, start=None):
+    """A dataset of ``batch(rows, key)`` over ``count`` rows.
+
+    Args:
+        batch: a function, run in the graph, of the indices of at most ``batch_size`` rows and of a
+            key (2,) for random numbers, which is another one for each batch.
+        shuffle: each epoch has a new order and other keys, reproducible from ``seed``; without,
+            each iteration has the same.
+        start: see `epochs`.
+    """
+    size = -(-count // batch_size)
+
+    def epoch(number):
+        number = tf.cast(number, tf.int64) if shuffle else tf.zeros([], tf.int64)
+        key = tf.stack([tf.cast(seed, tf.int64), number])
+        order = tf.range(count)
+        if shuffle:
+            order = tf.random.experimental.stateless_shuffle(order, key)
+
+        def make(i):
+            rows = order[i * batch_size : (i + 1) * batch_size]
+            return batch(rows, tf.random.experimental.stateless_fold_in(key, i))
+
+        return tf.data.Dataset.range(size, output_type=tf.int32).map(make, num_parallel_calls=2)
+
+    return epochs(lambda numbers: numbers.flat_map(epoch), size, seed, start)
+
+
 def bucket_lengths(lengths, buckets):
     """Chooses at most ``buckets`` multiples of 4 as lengths with the least padding."""
     rounded = -(-np.asarray(lengths) // 4) * 4

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from .batches import check_sizes, epochs, fill
+from .batches import check_sizes, fill, row_batches
 from .spans import begins_word, code_points
 from .text import pieces_at_once
 from .tokenizers.ragged import join_rows, unpack
@@ -71,7 +71,6 @@ def masked_batches(
         texts = document_tokens(texts, tokenizer, whole_words)
     number = len(texts.ids)
     count = -(-number // room)
-    size = -(-count // batch_size)
     fresh = np.ones(tokenizer.vocab_size, bool)  # tokens that may be chosen, or replace one
     fresh[list(special_ids(tokenizer))] = False
     ordinary, fresh = tf.constant(np.flatnonzero(fresh), tf.int32), tf.constant(fresh)
@@ -83,13 +82,11 @@ def masked_batches(
     ids, words = in_rows(texts.ids, tokenizer.pad_id), in_rows(texts.words, texts.words[-1] + 1)
     lengths = tf.constant(np.minimum(number - room * np.arange(count), room), tf.int32)
 
-    def batch(order, key, i):
-        rows = order[i * batch_size : (i + 1) * batch_size]
+    def batch(rows, key):
         original, word, within = (
             fill(tf.gather(x, rows), batch_size) for x in (ids, words, lengths)
         )
         text = (tf.range(room) < within[:, None]) & tf.gather(fresh, original)
-        key = tf.random.experimental.stateless_fold_in(key, i)
         keys = [tf.random.experimental.stateless_fold_in(key, j) for j in range(3)]
         # One random number for each word; the words with the smallest numbers are chosen.
         drawn = tf.random.stateless_uniform([batch_size, room], keys[0])
@@ -131,17 +128,7 @@ def masked_batches(
         }
         return inputs, tf.where(weight, labels, 0), tf.cast(weight, tf.float32)
 
-    def epoch(number):
-        number = tf.cast(number, tf.int64) if shuffle else tf.zeros([], tf.int64)
-        key = tf.stack([tf.cast(seed, tf.int64), number])
-        order = tf.range(count)
-        if shuffle:
-            order = tf.random.experimental.stateless_shuffle(order, key)
-        return tf.data.Dataset.range(size, output_type=tf.int32).map(
-            lambda i: batch(order, key, i), num_parallel_calls=2
-        )
-
-    return epochs(lambda numbers: numbers.flat_map(epoch), size, seed, start)
+    return row_batches(batch, count, batch_size, shuffle, seed, start)
 
 
 class DocumentTokens(NamedTuple):

@@ -18,6 +18,7 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     dropout: Callable[[Tensor], Tensor] | None = None,
+    heads_first: bool = False,
 ) -> Tensor:
     """softmax(Q K^T scale) V, for H heads of queries and G heads of keys and values.
 
@@ -34,6 +35,7 @@ def attend(
         softcap: c: a score becomes c tanh(score / c), before the bias is added (Gemma Team 2024,
             arXiv 2408.00118, section 2).
         dropout: a function that is applied to the weights (B, H, T, S).
+        heads_first: whether key and value are (B, G, S, K), which no product has to transpose.
 
     Returns:
         (B, T, H, K), in the dtype of ``value``. The softmax is computed in float32.
@@ -43,16 +45,17 @@ def attend(
     >>> tuple(y.shape)
     (2, 5, 8, 16)
     """
-    weights = attention_weights(query, key, mask, bias, scale, softcap)
+    weights = attention_weights(query, key, mask, bias, scale, softcap, heads_first)
     if dropout is not None:
         weights = dropout(weights)
     weights = ops.cast(weights, value.dtype)
-    heads, groups = query.shape[2], value.shape[2]
+    heads, groups = query.shape[2], value.shape[1 if heads_first else 2]
+    order = "bgsk" if heads_first else "bsgk"
     if heads == groups:
-        return ops.einsum("bhts,bshk->bthk", weights, value)
+        return ops.einsum(f"bgts,{order}->btgk", weights, value)
     length, source_length = ops.shape(weights)[2:]
     weights = ops.reshape(weights, (-1, groups, heads // groups, length, source_length))
-    attended = ops.einsum("bgnts,bsgk->btgnk", weights, value)
+    attended = ops.einsum(f"bgnts,{order}->btgnk", weights, value)
     return ops.reshape(attended, (-1, length, heads, value.shape[-1]))
 
 
@@ -63,6 +66,7 @@ def attention_weights(
     bias: Tensor | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    heads_first: bool = False,
 ) -> Tensor:
     """The softmax of the scores (B, H, T, S), in float32; see `attend` for the arguments.
 
@@ -72,14 +76,15 @@ def attention_weights(
     >>> weights[0, 0, 0].round(3)  # the first position attends only to itself
     array([1., 0.], dtype=float32)
     """
-    heads, groups, size = query.shape[2], key.shape[2], query.shape[3]
+    heads, groups, size = query.shape[2], key.shape[1 if heads_first else 2], query.shape[3]
+    order = "bgsk" if heads_first else "bsgk"
     query = query * (size**-0.5 if scale is None else scale)
     if heads == groups:
-        scores = ops.einsum("bthk,bshk->bhts", query, key)
+        scores = ops.einsum(f"btgk,{order}->bgts", query, key)
     else:
-        length, source_length = ops.shape(query)[1], ops.shape(key)[1]
+        length, source_length = ops.shape(query)[1], ops.shape(key)[2 if heads_first else 1]
         query = ops.reshape(query, (-1, length, groups, heads // groups, size))
-        scores = ops.einsum("btgnk,bsgk->bgnts", query, key)
+        scores = ops.einsum(f"btgnk,{order}->bgnts", query, key)
         scores = ops.reshape(scores, (-1, heads, length, source_length))
     scores = ops.cast(scores, "float32")
     if softcap is not None:

@@ -250,12 +250,12 @@ class MultiHeadAttention(Composed):
 
     def call(self, x, memory=None, mask=None, bias=None, rotary=None, cache=None, training=False):
         query, key, value, *gate = self._project_inputs(x, memory, rotary, training)
-        mask = self._combine_masks(x, mask, cache)
+        mask, known = self._combine_masks(x, mask, cache), isinstance(memory, tuple)
         if cache is not None:
             cache = cache.append(key, value)
             key, value = cache.key, cache.value
         drop = functools.partial(self.drop, training=training)
-        heads = attend(query, key, value, mask, bias, self.scale, self.softcap, drop)
+        heads = attend(query, key, value, mask, bias, self.scale, self.softcap, drop, known)
         if self.gated:
             heads = heads * ops.sigmoid(gate[0])
         output = self.output_projection(heads)
@@ -264,11 +264,16 @@ class MultiHeadAttention(Composed):
     def compute_mask(self, *args, **kwargs):
         return None  # masks are arguments here: Keras must not attach them to tensors
 
-    def project(self, memory: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
-        """``memory`` (B, S, D) -> its keys and values, each (B, S, G, K).
+    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """``memory`` (B, S, D) -> its keys and values, each (B, G, S, K).
 
-        With ``training``, one product computes both.
+        A decoder computes them once per sequence. The heads come first, so that the products of
+        each step have nothing to transpose.
         """
+        key, value = self._project_memory(memory)
+        return ops.swapaxes(key, 1, 2), ops.swapaxes(value, 1, 2)
+
+    def _project_memory(self, memory, training=False):
         key, value = self._apply_projections(memory, "key", "value", training=training)
         return self._normalize(key, self.key_norm), value
 
@@ -282,8 +287,8 @@ class MultiHeadAttention(Composed):
     ) -> Tensor:
         """The attention weights (B, H, T, S), in float32, for example for plots."""
         query, key, *_ = self._project_inputs(x, memory, rotary)
-        mask = self._combine_masks(x, mask)
-        return attention_weights(query, key, mask, bias, self.scale, self.softcap)
+        mask, known = self._combine_masks(x, mask), isinstance(memory, tuple)
+        return attention_weights(query, key, mask, bias, self.scale, self.softcap, known)
 
     def _project_inputs(self, x, memory, rotary, training=False):
         """Computes queries, keys, values and, if the layer is gated, the gate."""
@@ -295,7 +300,7 @@ class MultiHeadAttention(Composed):
         else:
             query, *gate = apply(x, "query", *gate)
             known = isinstance(memory, tuple)
-            key, value = memory if known else self.project(memory, training)
+            key, value = memory if known else self._project_memory(memory, training)
         query = self._normalize(query, self.query_norm)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)

@@ -81,7 +81,8 @@ add_verb(
     Translations by sacrebleu's BLEU; text by cross-entropy per token, perplexity and bits per byte;
     images by top-1 and top-5 accuracy; classes of texts by accuracy, macro F1 and Matthews
     correlation; tags by F1 of entities; answers by SQuAD's exact match and F1; embeddings by
-    Spearman and Pearson correlation; masked tokens by loss and accuracy; summaries by ROUGE.
+    Spearman and Pearson correlation; masked tokens and hidden spans by loss and accuracy;
+    summaries by ROUGE.
     """,
 )
 add_verb(
@@ -116,6 +117,18 @@ CLASSIFY = """Classify images or texts: prints a line per class, with the input 
 
 The two texts of a pair are separated by a tab. Texts may be the lines of standard input.
 """
+GENERATE = """Continue text with a GPT; or predict the hidden spans of texts with a T5 or a BART.
+
+A GPT continues each prompt, or standard input; the text is printed as it is generated. In texts for
+a T5 or a BART, <extra_id_0>, <extra_id_1> and so on stand for hidden spans. These are printed, in a
+line per text; texts may be the lines of standard input.
+Default of the settings of search and sampling: the model's own.
+"""
+# Verbs of several tasks that differ: the docstring, and the inputs.
+SHARED = {
+    "classify": (CLASSIFY, list_inputs("IMAGE|TEXT ...", "Image files or texts.")),
+    "generate": (GENERATE, list_inputs("TEXT ...", "Prompts or texts. Default: standard input.")),
+}
 verbs = {task: getattr(recipe, VERBS[task]) for task, recipe in RECIPES.items()}
 add_verb(
     app,
@@ -127,17 +140,19 @@ add_verb(
 )
 for name in dict.fromkeys(VERBS[task] for task in RECIPES):
     same = {task: verb for task, verb in verbs.items() if VERBS[task] == name}
-    doc, inputs = next(iter(same.values())).__doc__, {}
-    if name == "classify":
-        doc, inputs = CLASSIFY, {"inputs": list_inputs("IMAGE|TEXT ...", "Image files or texts.")}
-    add_verb(app, name.replace("_", "-"), same, task_of, doc, **inputs)
+    if name in SHARED:
+        doc, inputs = SHARED[name]
+        add_verb(app, name, same, task_of, doc, inputs=inputs)
+    else:
+        [verb] = same.values()
+        add_verb(app, name.replace("_", "-"), same, task_of, verb.__doc__)
 add_command(app, "diversify", arguments(diversify), run_diversify, diversify.__doc__)
 
 
 def model_tasks(model):
     """The tasks of a class of models. (`classify` and `embed` are methods of other classes too.)"""
     if hasattr(model, "TASK"):
-        return [model.TASK]
+        return ["summarization", "denoising"] if model.TASK == "summarization" else [model.TASK]
     text = hasattr(model, "fill_mask")
     recipes = {task: hasattr(recipe.Settings, "layer_decay") for task, recipe in RECIPES.items()}
     return [task for task in RECIPES if recipes[task] == text and hasattr(model, VERBS[task])]

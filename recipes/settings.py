@@ -24,6 +24,7 @@ VERBS = {
     "embedding": "embed",
     "masked": "fill_mask",
     "summarization": "summarize",
+    "denoising": "generate",
 }
 
 Schedule = Literal["sqrt", "cosine", "linear"]

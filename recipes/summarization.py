@@ -12,7 +12,17 @@ from typing import Annotated, ClassVar, Literal, Unpack
 from typer import Option
 
 from .encoding import read_split, settings_of
-from .options import Data, ExportFolder, Format, Last, Lengths, ModelFolder, Split, Texts
+from .options import (
+    Data,
+    ExportFolder,
+    Format,
+    Last,
+    Lengths,
+    ModelFolder,
+    RunFolder,
+    Split,
+    Texts,
+)
 from .run import (
     Run,
     draw_curve,
@@ -42,7 +52,8 @@ class Settings(RunSettings):
         metavar="FILE|DIR|sample",
     )
     preset: str = option(
-        "t5-tiny", "Size of a model that is trained from scratch: t5-tiny, bart-tiny, t5-small ..."
+        "bart-tiny",
+        "Size of a model that is trained from scratch: bart-tiny, t5-tiny, t5-small ...",
     )
     vocab_size: int = option(8000, "Maximum size of a learned vocabulary.")
     prefix: str | None = option(
@@ -56,7 +67,7 @@ class Settings(RunSettings):
     tokens: int = option(4096, "Tokens of texts per batch, including padding.")
     buckets: int = option(4, "Number of lengths that batches are padded to; each is compiled once.")
     peak: float | None = option(
-        None, "Peak learning rate. Default: 1e-4; 1e-3 for a model from scratch."
+        None, "Peak learning rate. Default: 1e-4; 7e-4 for a model from scratch."
     )
     schedule: Schedule = "linear"
     weight_decay: float = option(0.01, "Weight decay of matrices (AdamW).")
@@ -77,10 +88,8 @@ def train(settings, out, restart=False, say=print):
 
     Example: polyhead train summarization --data reports.jsonl --out RUN
     """
-    import keras
-
     from ..data import summary_batches
-    from ..training import InverseSquareRoot, SmoothedCrossEntropy, ValidationScores
+    from ..training import SmoothedCrossEntropy, ValidationScores
 
     run = Run(settings, out, restart, say)
     settings = run.settings
@@ -88,7 +97,8 @@ def train(settings, out, restart=False, say=print):
     count = sum(map(len, texts.summaries))
     say(f"{len(texts):,} texts" + (f" with {count:,} summaries" if count > len(texts) else ""))
     with run.devices.scope():
-        model = begin(settings, run, texts)
+        words = texts.texts + [x for several in texts.summaries for x in several]
+        model = begin(settings, run, words)
 
     def batches(texts, **options):
         return summary_batches(
@@ -104,18 +114,7 @@ def train(settings, out, restart=False, say=print):
         )
 
     per_epoch = len(batches(texts))
-    peak = 1e-3 if settings.pretrained is None else 1e-4
-    with run.devices.scope():
-        optimizer = run.optimizer(
-            keras.optimizers.AdamW,
-            functools.partial(InverseSquareRoot, peak),
-            per_epoch,
-            weight_decay=settings.weight_decay,
-            epsilon=1e-8,
-        )
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-        loss = SmoothedCrossEntropy(settings.label_smoothing)
-        model.compile(optimizer, loss, remat=settings.remat)
+    compile_model(run, model, SmoothedCrossEntropy(settings.label_smoothing), per_epoch)
 
     def scores(model):
         found = score(model, val, num_beams=1, max_new_tokens=settings.max_target_length)
@@ -135,15 +134,20 @@ def train(settings, out, restart=False, say=print):
     )
 
 
-def begin(settings, run, texts):
-    """Builds the model to train: a preset with a new vocabulary, or a pretrained model."""
+def begin(settings, run, texts, sentinels=False):
+    """Builds the model to train: a preset with a new vocabulary, or a pretrained model.
+
+    Args:
+        texts: strings from which the vocabulary is learned.
+        sentinels: whether it has sentinels.
+    """
     from ..data import Subwords
     from ..zoo import BART, T5
     from ..zoo.loading import model_class
     from ..zoo.published.files import find_folder
 
     kinds, names = (T5, BART), ("dropout", "max_length", "prefix")
-    overrides = {name: x for name in names if (x := getattr(settings, name)) is not None}
+    overrides = {name: x for name in names if (x := getattr(settings, name, None)) is not None}
     if settings.pretrained is not None:
         kind = model_class(find_folder(settings.pretrained))
         if kind not in kinds:
@@ -152,9 +156,9 @@ def begin(settings, run, texts):
         kind = next((kind for kind in kinds if settings.preset in kind.PRESETS), None)
         if kind is None:
             known = ", ".join(name for kind in kinds for name in kind.PRESETS)
-            raise ValueError(f"summarization has presets {known}: {settings.preset!r}")
-    if kind is BART and settings.prefix is not None:
-        raise ValueError(f"prefix is for T5: {settings.prefix!r}")
+            raise ValueError(f"{settings.task} has presets {known}: {settings.preset!r}")
+    if kind is BART and "prefix" in overrides:
+        raise ValueError(f"prefix is for T5: {overrides['prefix']!r}")
     if settings.pretrained is not None:
         model = kind.from_pretrained(settings.pretrained, **overrides)
         if model.tokenizer is None:
@@ -163,14 +167,32 @@ def begin(settings, run, texts):
         if run.resumes:
             tokenizer = Subwords.load(run.out)
         else:
-            words = texts.texts + [x for several in texts.summaries for x in several]
-            tokenizer = Subwords.train(words, settings.vocab_size, exact=False)
+            tokenizer = Subwords.train(texts, settings.vocab_size, exact=False, sentinels=sentinels)
         if kind is T5:
             overrides.setdefault("prefix", "")
         model = kind.preset(settings.preset, tokenizer, **overrides)
     if settings.lora:
         model.enable_lora(settings.lora)
     return model
+
+
+def compile_model(run, model, loss, per_epoch):
+    """Compiles a model with the run's optimizer."""
+    import keras
+
+    from ..training import InverseSquareRoot
+
+    peak = 7e-4 if run.settings.pretrained is None else 1e-4
+    with run.devices.scope():
+        optimizer = run.optimizer(
+            keras.optimizers.AdamW,
+            functools.partial(InverseSquareRoot, peak),
+            per_epoch,
+            weight_decay=run.settings.weight_decay,
+            epsilon=1e-8,
+        )
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        model.compile(optimizer, loss, remat=run.settings.remat)
 
 
 def read(data, split=None, other=None):
@@ -228,7 +250,7 @@ def evaluate(
     return {**found, "summaries": summaries}
 
 
-def average(run, last: Last = None, say=print, **search: Unpack[Lengths]):
+def average(run: RunFolder, last: Last = None, say=print, **search: Unpack[Lengths]):
     """Saves the mean of a run's last checkpoints as ``RUN/average``, and evaluates it."""
     save_average(run, last, functools.partial(evaluate, show=0, **search), say)
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
@@ -73,6 +73,8 @@ class CausalLM(Pretrained):
     >>> model.export("exported")  # doctest: +SKIP
     PosixPath('exported/1')
     """
+
+    TASK: ClassVar[str] = "generation"
 
     def call(self, tokens: Any) -> Any:
         x, _ = self.features(tokens)

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -157,17 +158,23 @@ class Seq2Seq(Pretrained):
         limit = usual if search.max_new_tokens is None else search.max_new_tokens
         if length is None:
             length, limit = self.room(ops.shape(source)[1]), ops.minimum(limit, usual)
+            if search.max_new_tokens is not None:
+                length = ops.minimum(length, search.max_new_tokens)
         if most is not None:
             limit = ops.minimum(limit, most)
         limit = ops.where(count > self._num_special(), limit, 0)
         memories = self.project(self.encode(source, mask))
-        if search.num_beams > 1:
+        # XLA multiplies two rows by a matrix faster than one: the second row has limit 0.
+        alone = source.shape[0] == 1 and search.num_beams == 1
+        if alone:
+            limit = ops.concatenate([limit, ops.zeros_like(limit)], axis=0)
+        copies = 2 if alone else search.num_beams
+        if copies > 1:
             mask, *memories = keras.tree.map_structure(
-                lambda x: ops.repeat(x, search.num_beams, axis=0), [mask, *memories]
+                lambda x: ops.repeat(x, copies, axis=0), [mask, *memories]
             )
-        rows = ops.shape(source)[0] * search.num_beams
-        caches = empty_caches(self.decoder, rows, length, cache)
-        start = ops.full((ops.shape(source)[0],), c.start_id, "int32")
+        caches = empty_caches(self.decoder, ops.shape(source)[0] * copies, length, cache)
+        start = ops.full(ops.shape(limit), c.start_id, "int32")
         state = begin(start, caches, limit, length, c.pad_id, search.num_beams)
 
         def step(tokens, caches):
@@ -175,7 +182,8 @@ class Seq2Seq(Pretrained):
             return self.drop_padding(logits), caches
 
         prompt = start[:, None]  # the start token is a part of n-grams that must not occur again
-        return advance(step, state, limit, c.end_id, search, prompt=prompt, least=least).found
+        found = advance(step, state, limit, c.end_id, search, prompt=prompt, least=least).found
+        return Found(*(x[:1] for x in found)) if alone else found
 
     def translate(
         self,
@@ -268,7 +276,12 @@ class Seq2Seq(Pretrained):
         texts, single = as_texts("summarize", texts)
         prefix = getattr(self.config, "prefix", "")
         if pieces and texts:
-            limit = self.config.max_length - int(tokenizer.encode([prefix]).row_lengths()[0])
+            used = int(tokenizer.encode([prefix]).row_lengths()[0])
+            if (limit := self.config.max_length - used) < 1:
+                raise ValueError(
+                    "prefix must leave room for a text: it has "
+                    f"{used} of {self.config.max_length} tokens: {prefix!r:.100}"
+                )
             divided = [divide(text, limit, tokenizer.count) for text in texts]
         else:
             divided = [[text] for text in texts]
@@ -332,10 +345,6 @@ class Seq2Seq(Pretrained):
         Targets are rarely longer than twice their source: if more is allowed, the caches grow only
         when a longer one is found.
         """
-        rows = len(batch)
-        if rows * search.num_beams == 1:
-            # XLA multiplies two rows by a matrix faster than one.
-            batch = np.pad(batch, [(0, 1), (0, 0)], constant_values=self.config.pad_id)
         length = self.room(batch.shape[1])
         longest = length if search.max_new_tokens is None else search.max_new_tokens
         while True:
@@ -347,7 +356,7 @@ class Seq2Seq(Pretrained):
             )
             found = find(batch)
             if length == longest or np.all(found.complete):
-                return np.asarray(found.tokens)[:rows], np.asarray(found.score)[:rows]
+                return np.asarray(found.tokens), np.asarray(found.score)
             length *= 2
 
     def attention(self, source: str, target: str | None = None, prefix: str = "") -> Alignment:
@@ -367,7 +376,7 @@ class Seq2Seq(Pretrained):
             )
         if target is None:
             [target] = self.generate([source], prefix)
-        source_tokens = np.array(self._sources([prefix + source]))
+        source_tokens = np.array(self._sources([prefix + source], stacklevel=3))
         labels = np.asarray(tokenizer.encode([target], target=True).to_tensor())
         target_tokens = np.concatenate([[[self.config.start_id]], labels[:, :-1]], axis=1)
         mask = self.source_mask(source_tokens)
@@ -480,13 +489,13 @@ class Seq2Seq(Pretrained):
         tokenizer = self.tokenizer
         return 1 if tokenizer is None else max(1, len(tokenizer.prefix) + len(tokenizer.suffix))
 
-    def _sources(self, texts):
+    def _sources(self, texts, stacklevel=4):
         """Tokenizes ``texts`` to lists, truncated to ``max_length`` with a warning."""
         rows, limit = self.tokenizer.encode(texts).to_list(), self.config.max_length
         if long := sum(len(row) > limit for row in rows):
             warnings.warn(
                 f"{long} of {len(texts)} sources have more than {limit} tokens and were truncated",
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
         end = [self.config.end_id]
         return [row if len(row) <= limit else row[: limit - 1] + end for row in rows]
@@ -499,27 +508,40 @@ WORD = re.compile(r"(?<=\S)(?=\s)")
 def divide(text, limit, count):
     """Divides a text into the fewest pieces of at most ``limit`` tokens; see `summarize`.
 
+    A word of more tokens is a piece alone.
+
     Args:
         count: a function of texts that returns their numbers of tokens.
     """
-    total = count([text])[0]
-    if total <= limit:
+    if count([text])[0] <= limit:
         return [text]
     parts = []
-    for part, size in counted(SENTENCE.split(text), count):
-        parts += [(part, size)] if size <= limit else counted(WORD.split(part), count)
-    share = total / -(-total // limit)  # tokens of a piece, if all have the same number
-    pieces, size = [""], 0
-    for part, more in parts:
-        if pieces[-1] and (size + more > limit or size + more / 2 > share):
-            pieces.append("")
-            size = 0
-        pieces[-1] += part
-        size += more
-    return [piece.strip() for piece in pieces if piece.strip()]
+    for sentence in counted(SENTENCE.split(text), count):
+        parts += (
+            [sentence] if max(sentence[1:]) <= limit else counted(WORD.split(sentence[0]), count)
+        )
+    fewest = len(pack(parts, limit))
+    # The lowest limit with as few pieces makes their lengths similar.
+    lowest = bisect_left(range(limit), True, key=lambda size: len(pack(parts, size)) <= fewest)
+    return pack(parts, lowest) or [""]
 
 
 def counted(parts, count):
-    """Pairs of a part that is not empty and its number of tokens."""
+    """The parts that are not empty, each with its numbers of tokens within and at the start of a
+    piece, where the white space before it is removed."""
     parts = [part for part in parts if part]
-    return list(zip(parts, count(parts), strict=True))
+    return list(zip(parts, count(parts), count([x.lstrip() for x in parts]), strict=True))
+
+
+def pack(parts, limit):
+    """Joins the ``parts`` of `counted` to pieces of at most ``limit`` tokens, from the left."""
+    pieces, size = [""], 0
+    for part, within, first in parts:
+        if pieces[-1] and size + within > limit:
+            pieces.append("")
+        if pieces[-1]:
+            pieces[-1] += part
+            size += within
+        else:
+            pieces[-1], size = part.lstrip(), first
+    return [piece.rstrip() for piece in pieces if piece]

@@ -15,7 +15,8 @@ from .tokenizer import Tokenizer
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark of the start of a word
 KINDS = protos.ModelProto.SentencePiece
 MOST = 2**19  # pieces; published vocabularies have up to 262,144
-SENTINELS = 100  # <extra_id_0>, <extra_id_1> ... of T5: the last pieces, in reverse
+# They stand for spans of text. In published vocabularies of T5 they are the last, in reverse.
+SENTINELS = tuple(f"<extra_id_{i}>" for i in range(100))
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,9 @@ def read_rules(model):
 
 
 def add_sentinels(model):
-    """Adds sentinels to T5's model as its last pieces; returns it and their ``{text: id}``."""
+    """Adds sentinels that T5's model lacks as last pieces; returns it and their ``{text: id}``."""
     proto = protos.ModelProto.FromString(model)
-    names = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
+    names = SENTINELS[::-1]
     ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     if names[0] not in ids:
         for name in names:

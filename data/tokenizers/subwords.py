@@ -1,6 +1,7 @@
 """SentencePiece tokenizers (Kudo & Richardson 2018), trained or published, in the graph."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import tensorflow as tf
 
 from ..files import read, read_json, write
 from .merges import Merges
-from .pieces import SPACE, PieceTokenizer, Rules, read_pieces, read_rules, rebuild
+from .pieces import SENTINELS, SPACE, PieceTokenizer, Rules, read_pieces, read_rules, rebuild
 from .ragged import begin_rows, merge_rows
 from .tokenizer import MASKS, AddedTokens, hide_zeros, replace_invalid, set_untracked, show_zeros
 
@@ -75,8 +76,20 @@ class Subwords(PieceTokenizer):
             return b""
         return piece.replace(SPACE, " ").encode()
 
+    @property
+    def sentinel_ids(self) -> tuple[int, ...]:
+        """The ids of ``<extra_id_0>``, ``<extra_id_1>`` ..., as many as there are."""
+        added = self._rules.added
+        return tuple(added[name] for name in itertools.takewhile(added.__contains__, SENTINELS))
+
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int = 10000, exact: bool = True) -> "Subwords":
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int = 10000,
+        exact: bool = True,
+        sentinels: bool = False,
+    ) -> "Subwords":
         """Learns a BPE vocabulary from strings, with pad 0, start 1 and end 2.
 
         Long texts are split into parts, at white space if possible.
@@ -85,6 +98,9 @@ class Subwords(PieceTokenizer):
             texts: the strings.
             vocab_size: the number of tokens.
             exact: False makes ``vocab_size`` a maximum: less text gives a smaller vocabulary.
+            sentinels: 100 of the tokens are ``<extra_id_0>``, ``<extra_id_1>`` ..., for
+                `span_batches`, and the special tokens are those of T5: pad 0 (also the start of a
+                target) and end 1. Decoded texts do not have sentinels.
 
         Raises:
             ValueError: there is no text, or too little for an ``exact`` vocabulary of this size.
@@ -93,6 +109,9 @@ class Subwords(PieceTokenizer):
         if not texts:
             raise ValueError("a vocabulary cannot be learned without text")
         model = io.BytesIO()
+        special = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3)
+        if sentinels:
+            special = dict(pad_id=0, bos_id=-1, eos_id=1, unk_id=2, control_symbols=[*SENTINELS])
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=(part for text in texts for part in parts(text)),
@@ -101,10 +120,7 @@ class Subwords(PieceTokenizer):
                 vocab_size=vocab_size,
                 hard_vocab_limit=exact,
                 character_coverage=1.0,
-                pad_id=0,
-                bos_id=1,
-                eos_id=2,
-                unk_id=3,
+                **special,
                 num_threads=os.cpu_count(),
                 minloglevel=2,
             )
@@ -202,7 +218,9 @@ class Subwords(PieceTokenizer):
         path = folder / (names[0] if names else FILE)
         found = content or (read_json(path) if path.name == JSON else read(path))
         try:
-            return cls.read(found, end) if isinstance(found, dict) else cls(found)
+            if isinstance(found, dict):
+                return cls.read(found, end)
+            return cls(found, file=(path.name, found))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 

@@ -52,6 +52,11 @@ class Tokenizer(tf.Module):
         """The last id of each text, such as that of ``[SEP]`` or ``</s>``; None without one."""
         return self.suffix[-1] if self.suffix else None
 
+    @property
+    def sentinel_ids(self) -> tuple[int, ...]:
+        """The ids of the tokens that stand for the first, second ... hidden span of a text."""
+        return ()
+
     def encode(
         self,
         texts: Sequence[str] | tf.Tensor,

@@ -56,6 +56,20 @@ def hub(tmp_path):
                            activation_function="swish", scale_embedding=True,
                            pad_token_id=49, decoder_start_token_id=49)
         ),
+        "google-t5/t5-small": t.T5ForConditionalGeneration(
+            t.T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4,
+                       decoder_start_token_id=0)
+        ),
+        "google/flan-t5-small": t.T5ForConditionalGeneration(
+            t.T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=3,
+                       feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+                       decoder_start_token_id=0)
+        ),
+        "facebook/bart-base": t.BartForConditionalGeneration(
+            t.BartConfig(vocab_size=50, d_model=32, encoder_layers=1, decoder_layers=1,
+                         encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_attention_heads=4,
+                         decoder_attention_heads=4, max_position_embeddings=64)
+        ),
         "WinKawaks/vit-tiny-patch16-224": t.ViTForImageClassification(
             t.ViTConfig(image_size=32, patch_size=8, num_hidden_layers=1, hidden_size=32,
                         intermediate_size=48, num_attention_heads=4, num_labels=5)
@@ -91,6 +105,8 @@ def test_every_check_passes_where_it_can_run(tmp_path, fake_docker, hub):
         *("pass    devices", "pass    devices, weights", "pass    devices, throughput"),
         *("pass    docker", "pass    docker, Transformer", "pass    docker, GPT"),
         *("pass    docker, ViT", "pass    docker, BERT", "pass    hub, distilbert/distilgpt2"),
+        *("pass    docker, T5", "pass    docker, BART", "pass    hub, google-t5/t5-small"),
+        *("pass    hub, google/flan-t5-small", "pass    hub, facebook/bart-base"),
         *("pass    hub, Helsinki-NLP/opus-mt-en-de", "pass    hub, WinKawaks/vit-tiny-patch16-224"),
         *("pass    hub, google-bert/bert-base-uncased", "pass    hub, answerdotai/ModernBERT-base"),
         *(
@@ -108,7 +124,7 @@ def test_what_cannot_run_is_skipped_with_the_reason(tmp_path):
     assert status == 0, "\n".join(lines)
     assert "skipped devices: there is no GPU (--devices 2 rehearses it on the CPU)" in lines
     assert "skipped docker: docker is not on the path" in lines
-    assert sum(line.startswith("skipped hub, ") for line in lines) == 8
+    assert sum(line.startswith("skipped hub, ") for line in lines) == 11
 
 
 @pytest.mark.slow

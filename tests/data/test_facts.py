@@ -1,7 +1,14 @@
 import importlib.resources
 
-from polyhead.data import read_labelled_texts, read_questions, read_tagged_words, read_text_pairs
-from polyhead.data.facts import files, main
+from polyhead.data import (
+    read_labelled_texts,
+    read_questions,
+    read_summaries,
+    read_tagged_words,
+    read_text_pairs,
+)
+from polyhead.data.facts import SIZES, World, files, main
+from polyhead.data.grammar import distinct
 
 SAMPLES = importlib.resources.files("polyhead.data") / "samples"
 
@@ -23,6 +30,9 @@ def test_the_samples_are_read():
         assert len(questions) == size // 4 * 3
         assert 0.2 < sum(not q.answers for q in questions) / len(questions) < 0.5
         assert {*read_text_pairs(SAMPLES / "pairs", split).scores} == {0, 1, 2, 3, 4, 5}
+        reports = read_summaries(SAMPLES / "reports", split)
+        assert len(reports) == 4 * size
+        assert all(len(x) < len(text) / 2 for text, [x] in reports)
 
 
 def test_no_text_is_in_two_splits():
@@ -31,3 +41,16 @@ def test_no_text_is_in_two_splits():
         for split in ("train", "val")
     ]
     assert not splits[0] & splits[1] and len(splits[0] | splits[1]) == 240
+
+
+def test_reports_tell_what_their_summary_says():
+    for text, [summary] in read_summaries(SAMPLES / "reports", "val"):
+        place, takings = text.split(",")[0].removeprefix("Report from "), summary.split()[-1]
+        assert summary.startswith(f"In {place}, ") and f"took {takings[:-1]} euros" in text
+        assert ("rose" in summary) == ("more than the day before" in text)
+
+
+def test_no_matter_of_a_person_and_a_thing_is_in_two_splits():
+    rows = distinct(World(3).report, SIZES)
+    matters = [matter for several in rows.values() for matter, *_ in several]
+    assert len(set(matters)) == len(matters) == sum(SIZES.values())

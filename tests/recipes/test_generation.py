@@ -70,7 +70,10 @@ def test_the_command_continues_text(trained, monkeypatch, capfd, tmp_path):
         (("predict", trained, "a", "--attention", "x.png"), "--attention: for translation only"),
         (("predict", trained, "a", "--top-p", 2), "top_p must be in (0, 1]: 2"),
         (("predict", trained, "§"), "the vocabulary has no characters '§'"),
-        (("evaluate", trained, "--num-beams", 2), "--num-beams: for translation only"),
+        (
+            ("evaluate", trained, "--num-beams", 2),
+            "--num-beams: for translation and summarization only",
+        ),
         ((*new, "--data", tmp_path / "no.txt"), "No such"),
         ((*new, "--preset", "gpt9"), "GPT has presets"),
         (("train", "translation", "--out", trained), "is a run of generation"),

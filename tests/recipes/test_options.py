@@ -18,6 +18,7 @@ TRAINING = (
     "precision seed epochs steps minutes patience interval keep devices remat restart config "
 )
 SAMPLING = "max-new-tokens temperature top-k top-p min-p repetition-penalty "
+LENGTHS = "num-beams length-penalty max-new-tokens min-new-tokens no-repeat-ngram-size "
 ENCODER = "vocab-size max-length batch-size buckets weight-decay layer-decay lora freeze "
 OPTIONS = {
     "train translation": TRAINING + "source target variant vocab-size norm max-length tokens "
@@ -30,19 +31,23 @@ OPTIONS = {
     "train answering": TRAINING + ENCODER + "overlap longest",
     "train embedding": TRAINING + ENCODER + "max-score scale",
     "train masked": TRAINING + ENCODER + "rate whole-words",
-    "evaluate": "data variant split show num-beams length-penalty confusion broken",
-    "average": "last num-beams length-penalty",
+    "train summarization": TRAINING + "vocab-size prefix max-length max-target-length tokens "
+    "buckets weight-decay label-smoothing lora metric",
+    "train denoising": TRAINING + "vocab-size length batch-size rate mean-span weight-decay lora",
+    "evaluate": LENGTHS + "data variant split show confusion broken references",
+    "average": LENGTHS + "last",
     "diversify": "out data num-beams length-penalty batch-size",
-    "predict": SAMPLING + "num-beams length-penalty num-return-sequences attention stop seed top "
-    "explain max-pixels context save",
+    "predict": SAMPLING + LENGTHS + "num-return-sequences attention stop seed top explain "
+    "max-pixels context save",
     "translate": "num-beams length-penalty num-return-sequences attention",
-    "generate": SAMPLING + "num-beams length-penalty num-return-sequences stop seed",
+    "generate": SAMPLING + LENGTHS + "num-return-sequences stop seed",
+    "summarize": LENGTHS,
     "classify": "top explain max-pixels",
     "tag": "",
     "answer": "context top",
     "embed": "save",
     "fill-mask": "top",
-    "export": SAMPLING + "num-beams length-penalty top format max-pixels",
+    "export": SAMPLING + LENGTHS + "top format max-pixels",
     "models": "",
     "download": "",
 }
@@ -142,8 +147,9 @@ def test_an_option_or_a_verb_of_another_task_is_refused(monkeypatch, capfd, tmp_
         status, _, err = polyhead(monkeypatch, capfd, *arguments)
         assert (status, err) == (1, f"error: {message}\n")
     (tmp_path / "config.json").write_text('{"model": "ViT"}')
+    searching = "translation and generation and summarization and denoising"
     status, _, err = polyhead(monkeypatch, capfd, "predict", tmp_path, "a", "--num-beams", 2)
-    assert (status, err) == (1, "error: --num-beams: for translation and generation only\n")
+    assert (status, err) == (1, f"error: --num-beams: for {searching} only\n")
 
 
 def test_export_passes_the_format_and_the_options_of_the_task(monkeypatch, capfd, tmp_path):
@@ -183,6 +189,7 @@ def test_models_are_listed_with_their_parameters(monkeypatch, capfd):
     for line in (
         "Transformer for translation; loads polyhead, marian",
         "GPT for generation; loads polyhead, gpt2",
+        "T5 for summarization and denoising; loads polyhead, t5",
         "ViT for classification; loads polyhead, vit, timm",
         "BERT for text classification and tagging and answering and embedding and masked; "
         "loads polyhead, bert, distilbert, roberta",

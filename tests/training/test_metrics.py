@@ -7,7 +7,9 @@ from polyhead.training import (
     correlations,
     entities,
     entity_scores,
+    lead,
     no_answer_threshold,
+    rouge,
 )
 
 
@@ -113,3 +115,96 @@ def test_correlations_are_those_of_hand_and_of_scipy():
     scores = correlations(x, y)
     assert scores["pearson"] == pytest.approx(stats.pearsonr(x, y)[0])
     assert scores["spearman"] == pytest.approx(stats.spearmanr(x, y)[0])
+
+
+WORDS = "the The dog dogs ran running, cat's 3.5 it. It! é? 日本 don't \n rains;".split(" ")
+NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+def random_texts(count, seed):
+    random = np.random.default_rng(seed)
+    return [" ".join(random.choice(WORDS, random.integers(1, 25))) for _ in range(count)]
+
+
+def their_rouge(summary, reference, stemmer):
+    """The F1 scores of the library, for texts whose sentences are lines already."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    found = RougeScorer(NAMES, use_stemmer=stemmer).score(reference, summary)
+    return [100 * found[name].fmeasure for name in NAMES]
+
+
+@pytest.mark.parametrize("stemmer", [True, False])
+def test_rouge_is_the_mean_of_the_librarys_scores(stemmer):
+    ends = str.maketrans({".": "", "!": "", "?": ""})
+    first, second = ([text.translate(ends) for text in random_texts(500, seed)] for seed in (1, 2))
+    expected = [their_rouge(*pair, stemmer) for pair in zip(first, second, strict=True)]
+    found = rouge(first, [[text] for text in second], stemmer=stemmer)
+    np.testing.assert_allclose(found[:4], np.mean(expected, axis=0), rtol=1e-9)
+    assert 0 < found.rouge2 < found.rougeL < found.rougeLsum < found.rouge1 < 100
+    for summary, reference, scores in zip(first[:20], second[:20], expected, strict=False):
+        assert list(rouge([summary], [[reference]], stemmer)[:4]) == pytest.approx(scores)
+
+
+def test_sentences_of_rouge_end_at_marks_and_lines():
+    summary, reference = "It rains. Ada ran! So?\nYes", "Yes So It rains Ada ran"
+    lines = "It rains.\nAda ran!\nSo?\nYes"
+    found = rouge([summary], [[reference]])
+    assert list(found[:4]) == pytest.approx(their_rouge(lines, reference, True))
+    assert found.rougeLsum > found.rougeL
+    assert rouge(["It cost 3.5 euros."], [["3.5 It cost euros."]]).rougeLsum < 100
+
+
+def test_of_several_references_the_best_or_the_mean_counts():
+    summaries = random_texts(40, 3)
+    references = [random_texts(1 + i % 3, 10 + i) for i in range(40)]
+    each = [
+        [rouge([summary], [[reference]])[:4] for reference in several]
+        for summary, several in zip(summaries, references, strict=True)
+    ]
+    best = np.mean([max(scores[0] for scores in several) for several in each])
+    assert rouge(summaries, references).rouge1 == pytest.approx(best)
+    means = [np.mean(scores, axis=0) for scores in each]
+    found = rouge(summaries, references, combine="mean")
+    np.testing.assert_allclose(found[:4], np.mean(means, axis=0))
+    # The other reference has a lower ROUGE-1, but a higher ROUGE-2.
+    assert rouge(["a b c d"], [["d c b a", "a b x y"]])[:3] == (100.0, 0.0, 25.0)
+    one = rouge(["a dog"], [["a dog", "it rains"]])
+    assert one[:4] == (100.0,) * 4
+    assert rouge(["a dog"], [["a dog", "it rains"]], combine="mean")[:4] == (50.0,) * 4
+
+
+def test_rouge_has_a_signature():
+    from importlib.metadata import version
+
+    assert rouge(["a"], [["a"]], stemmer=False, combine="mean").signature == (
+        f"refs:mean|stemmer:no|sum:sentences|rouge_score:{version('rouge_score')}"
+    )
+    assert rouge(["a"], [["a"]]).signature.startswith("refs:best|stemmer:yes|")
+
+
+def test_an_empty_summary_scores_0():
+    for summary, reference in (("", "a dog"), ("a dog", ""), ("", ""), (" \n ", "a"), ("日", "日")):
+        assert rouge([summary], [[reference]])[:4] == (0.0,) * 4
+    assert rouge(["", "a dog"], [["a dog"], ["a dog"]]).rouge1 == 50
+
+
+def test_rouge_needs_a_reference_for_each_summary():
+    for arguments, message in (
+        ((["a"], []), "one prediction for each example: 0 and 1"),
+        (([], []), "one prediction for each example: 0 and 0"),
+        ((["a"], [["b"], ["c"]]), "one prediction for each example: 2 and 1"),
+        ((["a", "b"], [["a"], []]), "each summary must have at least one reference"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rouge(*arguments)
+    with pytest.raises(ValueError, match="combine must be 'best' or 'mean': 'max'"):
+        rouge(["a"], [["a"]], combine="max")
+
+
+def test_the_lead_of_a_text_is_its_first_sentences():
+    text = "  It cost 3.5 euros. Ada ran!\nIt rained\n\nSo what? Yes "
+    sentences = ["It cost 3.5 euros.", "Ada ran!", "It rained", "So what?", "Yes"]
+    for count in range(1, 7):
+        assert lead([text, "One"], count) == [" ".join(sentences[:count]), "One"]
+    assert lead(["", " "], 3) == ["", ""] and lead([], 3) == []
