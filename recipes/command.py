@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from .diversify import diversify
-from .options import add_command, add_verb, arguments, resumable, title
+from .options import add_command, add_verb, arguments, join_words, resumable, title
 from .run import task_of, task_of_run
 from .settings import VERBS, add_train
 
@@ -165,7 +165,7 @@ def models():
     for model in (getattr(zoo, name) for name in zoo.__all__):
         if not hasattr(model, "PRESETS"):
             continue
-        tasks = " and ".join(title(task) for task in model_tasks(model))
+        tasks = join_words(map(title, model_tasks(model)))
         print(f"{model.__name__} for {tasks}; loads {', '.join(('polyhead', *model.FAMILIES))}")
         for name, config in model.PRESETS.items():
             count = model.count_parameters(config)

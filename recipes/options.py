@@ -137,6 +137,12 @@ def title(task):
     return task.replace("_", " ")
 
 
+def join_words(words, last="and"):
+    """Joins ``["a", "b", "c"]`` to "a, b and c"."""
+    *first, word = words
+    return f"{', '.join(first)} {last} {word}" if first else word
+
+
 def add_command(app, name, parameters, run, doc):
     """Adds a command to a Typer application.
 
@@ -187,18 +193,16 @@ def add_verb(app, name, functions, task_of, doc, **override):
         found[option] = found[option].replace(annotation=kind)
     common = [p for p in found.values() if len(tasks[p.name]) == len(functions)]
     others = [p for p in found.values() if len(tasks[p.name]) < len(functions)]
-    others = [
-        move_to_panel(p, " and ".join(map(title, tasks[p.name])).capitalize()) for p in others
-    ]
+    others = [move_to_panel(p, join_words(map(title, tasks[p.name])).capitalize()) for p in others]
 
     def run(given):
         task = task_of(given["run"])
         if task not in functions:
-            wanted = " or ".join(map(title, functions))
+            wanted = join_words(map(title, functions), "or")
             raise ValueError(f"{given['run']} is for {title(task)}, not for {wanted}")
         for option in given:
             if task not in tasks[option]:
-                wanted = " and ".join(map(title, tasks[option]))
+                wanted = join_words(map(title, tasks[option]))
                 raise ValueError(f"{format_flag(found[option])}: for {wanted} only")
         functions[task](**given)
 

@@ -161,7 +161,7 @@ class Seq2Seq(Pretrained):
             if search.max_new_tokens is not None:
                 length = ops.minimum(length, search.max_new_tokens)
         if most is not None:
-            limit = ops.minimum(limit, most)
+            limit = ops.minimum(limit, ops.cast(most, "int32"))
         limit = ops.where(count > self._num_special(), limit, 0)
         memories = self.project(self.encode(source, mask))
         # XLA multiplies two rows by a matrix faster than one: the second row has limit 0.
@@ -182,6 +182,7 @@ class Seq2Seq(Pretrained):
             return self.drop_padding(logits), caches
 
         prompt = start[:, None]  # the start token is a part of n-grams that must not occur again
+        least = least if least is None else ops.cast(least, "int32")
         found = advance(step, state, limit, c.end_id, search, prompt=prompt, least=least).found
         return Found(*(x[:1] for x in found)) if alone else found
 
@@ -257,8 +258,9 @@ class Seq2Seq(Pretrained):
 
         A text of more than ``config.max_length`` tokens is divided into as few pieces as possible,
         of similar length, each of which is summarized. A piece ends where a sentence ends (at
-        ``.``, ``!`` or ``?`` before white space, or at the end of a line) or, if a sentence alone
-        is too long, at white space. The summary consists of those of the pieces, joined by spaces.
+        ``.``, ``!`` or ``?`` before white space, at ``。``, or at the end of a line) or, if a
+        sentence alone is too long, at white space. The summary consists of those of the pieces,
+        joined by spaces.
 
         Args:
             num_return_sequences, batch_size, progress: see `translate`.
@@ -501,7 +503,8 @@ class Seq2Seq(Pretrained):
         return [row if len(row) <= limit else row[: limit - 1] + end for row in rows]
 
 
-SENTENCE = re.compile(r"(?<=[.!?])(?=\s)|(?<=\n)")
+# The ends of sentences, also before a closing quote or bracket, and of lines.
+SENTENCE = re.compile(r"""(?<=[.!?])(?=\s)|(?<=[.!?]["'”’)\]])(?=\s)|(?<=[。！？])|(?<=\n)""")
 WORD = re.compile(r"(?<=\S)(?=\s)")
 
 

@@ -72,7 +72,7 @@ def test_a_run_is_evaluated_and_classifies(trained, folder, tmp_path, monkeypatc
         (("predict", trained, tmp_path / "no.jpg"), "no.jpg cannot be read"),
         (
             ("predict", trained, red, "--num-beams", 2),
-            "--num-beams: for translation and generation only",
+            "--num-beams: for translation, generation, summarization and denoising only",
         ),
         (("predict", trained, red, "--top", 3), "top must be from 1 to 2: 3"),
         (("evaluate", trained, "--split", "test"), "no images of a split test"),

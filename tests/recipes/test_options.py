@@ -147,7 +147,7 @@ def test_an_option_or_a_verb_of_another_task_is_refused(monkeypatch, capfd, tmp_
         status, _, err = polyhead(monkeypatch, capfd, *arguments)
         assert (status, err) == (1, f"error: {message}\n")
     (tmp_path / "config.json").write_text('{"model": "ViT"}')
-    searching = "translation and generation and summarization and denoising"
+    searching = "translation, generation, summarization and denoising"
     status, _, err = polyhead(monkeypatch, capfd, "predict", tmp_path, "a", "--num-beams", 2)
     assert (status, err) == (1, f"error: --num-beams: for {searching} only\n")
 
@@ -191,7 +191,7 @@ def test_models_are_listed_with_their_parameters(monkeypatch, capfd):
         "GPT for generation; loads polyhead, gpt2",
         "T5 for summarization and denoising; loads polyhead, t5",
         "ViT for classification; loads polyhead, vit, timm",
-        "BERT for text classification and tagging and answering and embedding and masked; "
+        "BERT for text classification, tagging, answering, embedding and masked; "
         "loads polyhead, bert, distilbert, roberta",
         "    base            63,082,496 parameters",
         "    gpt2           124,439,808 parameters",

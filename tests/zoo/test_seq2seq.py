@@ -53,6 +53,8 @@ def test_a_text_within_the_limit_is_one_piece():
 def test_pieces_end_where_sentences_end():
     text = "One two. Three four! Five six? Seven\nEight nine ten."
     assert divide(text, 4, words) == ["One two. Three four!", "Five six? Seven", "Eight nine ten."]
+    assert divide('She said "One." Then 2.', 3, words) == ['She said "One."', "Then 2."]
+    assert divide("一二。三四。", 3, characters) == ["一二。", "三四。"]
     assert divide("It cost 3.50 euros. Then 4.", 4, words) == ["It cost 3.50 euros.", "Then 4."]
     assert divide("One two\r\nthree four\r\n\r\nfive", 2, words) == [
         "One two",

@@ -76,7 +76,13 @@ def save_published(folder, kind):
     return cls.from_pretrained(folder).eval()
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+FAST = ("t5", "flan", "bart-cnn")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(k, marks=() if k in FAST else pytest.mark.slow) for k in KINDS],
+)
 def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     theirs = save_published(folder, request.param)
