@@ -25,6 +25,17 @@ def array(x):
     return ops.convert_to_numpy(x)
 
 
+def jacobian(function, x):
+    """d function(x) / d x as a NumPy array: the axes of the result, then those of x."""
+    import tensorflow as tf
+
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        y = function(x)
+    # One element after the other: all at once, attention crashes in oneDNN on CPUs with AVX-512.
+    return array(tape.jacobian(y, x, experimental_use_pfor=False))
+
+
 def bright_shapes(split, kinds):
     """The library's shapes of these kinds, bright on black: images (N, 32, 32, 1) with labels.
 

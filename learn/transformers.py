@@ -69,6 +69,7 @@ from polyhead.learn.show import (
     array,
     assert_equal,
     heatmap,
+    jacobian,
     normal,
     seconds,
     tensor,
@@ -165,11 +166,8 @@ plt.show()
 def dependence(layer, length=40, width=16):
     """The norm of d y_T / d x_s for each s, divided by their sum."""
     x = normal(1, length, width, seed=1)
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        last = layer(x)[0, -1]
-    jacobian = array(tape.jacobian(last, x))[:, 0]  # (D, S, D)
-    norms = np.sqrt((jacobian**2).sum(axis=(0, 2)))
+    last = jacobian(lambda x: layer(x)[0, -1], x)[:, 0]  # (D, S, D)
+    norms = np.sqrt((last**2).sum(axis=(0, 2)))
     return norms / norms.sum()
 
 
@@ -328,16 +326,10 @@ covariance = np.einsum("s,sv,sk->vk", p, *centered)
 
 # %%
 s = tensor(np.log(p))  # scores whose softmax is p
-with tf.GradientTape() as tape:
-    tape.watch(s)
-    again = ops.softmax(s)
-assert_equal(tape.jacobian(again, s), softmax_jacobian_of_p)
+assert_equal(jacobian(ops.softmax, s), softmax_jacobian_of_p)
 
-with tf.GradientTape() as tape:
-    tape.watch(q)
-    o = attend(q, k, v)
-jacobian = array(tape.jacobian(o, q)).reshape(size, size)
-assert_equal(jacobian, covariance / math.sqrt(size))
+of_q = jacobian(lambda q: attend(q, k, v), q).reshape(size, size)
+assert_equal(of_q, covariance / math.sqrt(size))
 
 # %% [markdown]
 # ### Picture
@@ -460,11 +452,8 @@ assert_equal(attend(q, k, v, nothing), ops.repeat(mean, 3, axis=1))
 
 # %%
 layer = MultiHeadAttention(num_heads=2, causal=True)
-with tf.GradientTape() as tape:
-    tape.watch(x)
-    y = layer(x)
-jacobian = array(tape.jacobian(y, x))[0, :, :, 0]  # (T, D, S, D)
-norms = np.sqrt((jacobian**2).sum(axis=(1, 3)))
+of_x = jacobian(layer, x)[0, :, :, 0]  # (T, D, S, D)
+norms = np.sqrt((of_x**2).sum(axis=(1, 3)))
 assert np.allclose(norms, np.tril(norms))
 
 figure, axes = plt.subplots(1, 5, figsize=(14, 3.4), layout="constrained")

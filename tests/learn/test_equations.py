@@ -28,6 +28,7 @@ from polyhead.layers import (
     attend,
     attention_weights,
 )
+from polyhead.learn import show
 from polyhead.training import InverseSquareRoot, SmoothedCrossEntropy, bleu
 from polyhead.training.global_loss import GlobalLoss, share
 from polyhead.zoo.decoding import Sampling, Search
@@ -99,11 +100,7 @@ def gradients(function, *inputs):
 def jacobian(function, x):
     """d function(x) / d x, both as vectors."""
     x = tf.constant(x)
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(x)
-        y = tf.reshape(function(x), (-1,))
-    rows = tape.jacobian(y, x, experimental_use_pfor=False)
-    return array(rows).reshape(y.shape[0], -1)
+    return show.jacobian(function, x).reshape(-1, tf.size(x))
 
 
 def close(x, y, atol=2e-5):
