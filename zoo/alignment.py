@@ -1,4 +1,4 @@
-"""The cross-attention map of a translation."""
+"""The cross-attention map of a target and its source."""
 
 import io
 from os import PathLike
@@ -8,7 +8,7 @@ from ..training import write_file
 
 
 class Alignment(NamedTuple):
-    """The result of `Transformer.attention`: cross-attention weights and their tokens.
+    """The result of `Seq2Seq.attention`: cross-attention weights and their tokens.
 
     ``source`` (S) and ``target`` (T) are the tokens, including the end token. ``weights``
     (layers, H, T, S) are the weights of the source tokens in each head of each decoder block when
@@ -43,7 +43,7 @@ class Alignment(NamedTuple):
         axes.set_yticks(range(len(self.target)), labels(self.target))
         axes.xaxis.tick_top()
         axes.set_xlabel(f"source, as decoder layer {layer % layers} attends to it (mean of heads)")
-        axes.set_ylabel("translation")
+        axes.set_ylabel("target")
         content = io.BytesIO()
         figure.savefig(content, dpi=min(120, 10_000 / max(size)))  # at most 10,000 pixels
         return content.getvalue()

@@ -284,18 +284,22 @@ class Seq2Seq(Pretrained):
                     "prefix must leave room for a text: it has "
                     f"{used} of {self.config.max_length} tokens: {prefix!r:.100}"
                 )
-            divided = [divide(text, limit, tokenizer.count) for text in texts]
+            divided = [
+                [text] if size <= limit else divide(text, limit, tokenizer.count)
+                for text, size in zip(texts, tokenizer.count(texts), strict=True)
+            ]
         else:
             divided = [[text] for text in texts]
         run = dict(batch_size=batch_size, progress=progress)
-        flat, count = sum(divided, []), check_count(num_return_sequences)
+        flat = [piece for parts in divided for piece in parts]
+        count = check_count(num_return_sequences)
         found = iter(self._generate("summarize", Summary, flat, count, run, search, prefix))
         summaries = [
             [
                 Summary(" ".join(x), sum(part.score for part in x)) if len(x) > 1 else x[0]
-                for x in zip(*(next(found) for _ in pieces), strict=False)
+                for x in zip(*(next(found) for _ in parts), strict=False)
             ]
-            for pieces in divided
+            for parts in divided
         ]
         if num_return_sequences is None:
             summaries = [several[0] for several in summaries]

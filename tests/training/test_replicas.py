@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from polyhead.training import Model, SmoothedCrossEntropy, replicas, strategy
 from tests.conftest import small
+from tests.zoo.toy_summarizers import small_bart, small_t5
 
 T, V = 6, 40
 FOUR = pytest.param(4, marks=pytest.mark.slow)
@@ -121,6 +122,13 @@ LONG = [pytest.mark.slow, pytest.mark.long]
 )
 def test_replicas_train_like_one_device(optimizer, tolerance, jit_compile, replicas):
     agree(translator, optimizer, tolerance, replicas=replicas, jit_compile=jit_compile)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [small_t5, small_bart])
+def test_replicas_train_summarizers_like_one_device(make):
+    special = dict(pad_id=0, start_id=1, end_id=2)
+    agree(lambda: make(num_layers=1, **special), sgd(), 1e-5, replicas=(2, 4))
 
 
 def masked():
