@@ -102,7 +102,8 @@ class MultiHeadAttention(Composed):
 
     Call with ``x`` (B, T, D) for self-attention, and also with ``memory`` (B, S, D) for
     cross-attention; the result is (B, T, D). ``memory`` may also be the result of
-    `project(memory)`, which a decoder computes once per sequence. ``mask`` is boolean, True = may
+    `project(memory)`, which a decoder computes once per sequence; it and ``mask`` may then have
+    B / n rows, each for n consecutive rows of ``x``, such as beams. ``mask`` is boolean, True = may
     attend, and ``bias`` is added to the scores before the softmax; both are broadcastable to
     (B, H, T, S). ``rotary`` is the result of `Rotary`, which rotates queries and keys. With a
     ``cache`` (see `KeyValueCache`), x holds the T positions after those in the cache, and the
@@ -255,7 +256,11 @@ class MultiHeadAttention(Composed):
             cache = cache.append(key, value)
             key, value = cache.key, cache.value
         drop = functools.partial(self.drop, training=training)
+        if known:  # of rows that share a memory, such as beams, the queries are those of one row
+            query = ops.reshape(query, (ops.shape(key)[0], -1, self.num_heads, self.head_dim))
         heads = attend(query, key, value, mask, bias, self.scale, self.softcap, drop, known)
+        if known:
+            heads = ops.reshape(heads, (*leading_shape(x), self.num_heads, self.head_dim))
         if self.gated:
             heads = heads * ops.sigmoid(gate[0])
         output = self.output_projection(heads)

@@ -168,12 +168,8 @@ class Seq2Seq(Pretrained):
         alone = source.shape[0] == 1 and search.num_beams == 1
         if alone:
             limit = ops.concatenate([limit, ops.zeros_like(limit)], axis=0)
-        copies = 2 if alone else search.num_beams
-        if copies > 1:
-            mask, *memories = keras.tree.map_structure(
-                lambda x: ops.repeat(x, copies, axis=0), [mask, *memories]
-            )
-        caches = empty_caches(self.decoder, ops.shape(source)[0] * copies, length, cache)
+        rows = ops.shape(source)[0] * (2 if alone else search.num_beams)
+        caches = empty_caches(self.decoder, rows, length, cache)
         start = ops.full(ops.shape(limit), c.start_id, "int32")
         state = begin(start, caches, limit, length, c.pad_id, search.num_beams)
 
