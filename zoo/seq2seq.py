@@ -134,7 +134,7 @@ class Seq2Seq(Pretrained):
         self,
         source: Any,
         search: Search = GREEDY,
-        length: int | None = None,
+        length: Any = None,
         cache: type[KeyValueCache] = KeyValueCache,
         most: Any = None,
         least: Any = None,

@@ -134,7 +134,9 @@ def test_beams_equal_the_reference(pair, beams):
     tokens, score = ours._run_search(source, search)
     end = ours.config.end_id
     rows = [cut(row, end) for row in expected.sequences.numpy()[:, 1:]]
-    assert [cut(row, end) for row in tokens.reshape(4 * beams, -1)] == rows
+    found = [cut(row, end) for row in tokens.reshape(4 * beams, -1)]
+    for i in range(0, len(rows), beams):  # equal scores may be in another order
+        assert sorted(found[i : i + beams]) == sorted(rows[i : i + beams])
     assert len({tuple(row) for row in rows}) > beams
     if beams > 1:
         np.testing.assert_allclose(
