@@ -125,7 +125,7 @@ def test_pretraining_continues_with_the_vocabulary_of_the_model(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["t5-tiny", "bart-tiny"])
+@pytest.mark.parametrize("preset", ["t5-tiny", pytest.param("bart-tiny", marks=pytest.mark.long)])
 def test_a_summarizer_starts_from_a_run(run, tmp_path, preset):
     if preset != "t5-tiny":
         train(run := tmp_path / "run", preset=preset, updates=16, interval=8)

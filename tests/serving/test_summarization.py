@@ -52,7 +52,9 @@ def export(request, tmp_path_factory):
     return run
 
 
-both = pytest.mark.parametrize("kind", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
+both = pytest.mark.parametrize(
+    "kind", ["t5", pytest.param("bart", marks=[pytest.mark.slow, pytest.mark.long])]
+)
 
 
 @both

@@ -125,7 +125,7 @@ def test_replicas_train_like_one_device(optimizer, tolerance, jit_compile, repli
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [small_t5, small_bart])
+@pytest.mark.parametrize("make", [small_t5, pytest.param(small_bart, marks=LONG)])
 def test_replicas_train_summarizers_like_one_device(make):
     special = dict(pad_id=0, start_id=1, end_id=2)
     agree(lambda: make(num_layers=1, **special), sgd(), 1e-5, replicas=(2, 4))

@@ -13,6 +13,7 @@ pytest.importorskip("tensorflow")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 import polyhead  # noqa: E402
+from tests.conftest import TENSORFLOW  # noqa: E402
 
 V = 60
 T5 = dict(
@@ -116,6 +117,7 @@ def test_logits_equal_the_reference(pair):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.skipif(not TENSORFLOW, reason="slow: JAX compiles each search")
 @pytest.mark.parametrize("beams", [1, 4])
 def test_beams_equal_the_reference(pair, beams):
     theirs, ours, _ = pair
