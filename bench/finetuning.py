@@ -18,14 +18,13 @@ about seven hours. Writes bench/finetuning.md.
 """
 
 import json
-import os
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from measure import Stopwatch, machine, run, run_isolated, write
+from measure import Stopwatch, machine, run, run_isolated, store, write
 
 
 class Task(NamedTuple):
@@ -248,12 +247,6 @@ def table(results, names):
             lines.append(f"| {shown}, {seeds} | {metric} | {' | '.join(cells + times)} |")
             times = ["", "", ""]
     return lines
-
-
-def store(file, results):
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps(results, indent=1))
-    os.replace(new, file)
 
 
 def main(

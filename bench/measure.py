@@ -204,6 +204,13 @@ def best(answers):
     return min((a for a in answers if a[0] is not None), default=(None, None))
 
 
+def store(file, results):
+    """Writes results to a JSON file, all or none."""
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(results, indent=1))
+    os.replace(new, file)
+
+
 def write(script, lines):
     """Writes lines to a Markdown file beside ``script``, and prints them."""
     print("\n".join(lines))

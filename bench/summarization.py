@@ -35,6 +35,7 @@ from measure import (
     ratio,
     run,
     run_isolated,
+    store,
     torch_step,
     write,
 )
@@ -362,7 +363,7 @@ def main():
             (Path(folder) / name).mkdir()
             for row, answers in measure(Path(folder), rows):
                 results[row] = {"rate": rate, "answers": answers}
-                file.write_text(json.dumps(results, indent=1) + "\n")
+                store(file, results)
                 print(row, results[row], flush=True)
     write(__file__, page(results))
 

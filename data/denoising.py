@@ -93,7 +93,7 @@ def span_batches(
         )
     if not isinstance(texts, np.ndarray):
         texts = token_stream([texts] if isinstance(texts, str) else texts, tokenizer)
-    ids = texts[~np.isin(texts, list(special_ids(tokenizer)))]
+    ids = texts[~np.isin(texts, list(tokenizer.special_ids))]
     if not len(ids):
         raise ValueError("there is no text")
     count = -(-len(ids) // room)
@@ -150,9 +150,3 @@ def count_noise(number, rate, mean_span):
     noise = np.clip(np.round(number * rate), 1, number - 1)
     spans = np.clip(np.round(noise / mean_span), 1, np.minimum(noise, number - noise))
     return noise.astype("int32"), spans.astype("int32")
-
-
-def special_ids(tokenizer):
-    """The ids that stand for no text."""
-    ends = {tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id}
-    return {*tokenizer.prefix, *tokenizer.suffix, *tokenizer.sentinel_ids} | ends

@@ -72,7 +72,7 @@ def masked_batches(
     number = len(texts.ids)
     count = -(-number // room)
     fresh = np.ones(tokenizer.vocab_size, bool)  # tokens that may be chosen, or replace one
-    fresh[list(special_ids(tokenizer))] = False
+    fresh[list(tokenizer.special_ids)] = False
     ordinary, fresh = tf.constant(np.flatnonzero(fresh), tf.int32), tf.constant(fresh)
 
     def in_rows(values, spare):
@@ -170,9 +170,3 @@ def document_tokens(
         raise ValueError("there is no text")
     ids = np.concatenate(parts).astype("int32")
     return DocumentTokens(ids, np.cumsum(np.concatenate(firsts)).astype("int32"))
-
-
-def special_ids(tokenizer):
-    """The ids that stand for no text."""
-    given = (*tokenizer.prefix, *(tokenizer.separator or ()), *tokenizer.suffix)
-    return {*given, tokenizer.pad_id, tokenizer.mask_id}

@@ -151,8 +151,8 @@ add_command(app, "diversify", arguments(diversify), run_diversify, diversify.__d
 
 def model_tasks(model):
     """The tasks of a class of models. (`classify` and `embed` are methods of other classes too.)"""
-    if hasattr(model, "TASK"):
-        return ["summarization", "denoising"] if model.TASK == "summarization" else [model.TASK]
+    if hasattr(model, "TASKS"):
+        return model.TASKS
     text = hasattr(model, "fill_mask")
     recipes = {task: hasattr(recipe.Settings, "layer_decay") for task, recipe in RECIPES.items()}
     return [task for task in RECIPES if recipes[task] == text and hasattr(model, VERBS[task])]

@@ -23,26 +23,19 @@ from .run import (
     read_lines,
     show_progress,
 )
-from .settings import SAMPLE, RunSettings, Schedule, option
-from .summarization import begin, compile_model
+from .settings import option, plain_text
+from .summarization import EncoderDecoderSettings, begin, compile_model
 
 
 @dataclass(frozen=True)
-class Settings(RunSettings):
+class Settings(EncoderDecoderSettings):
     """The settings of a training run of T5 or BART on plain text, named like the options."""
 
     task: ClassVar[str] = "denoising"
     longest_warmup: ClassVar[int] = 10000
 
-    data: str = option(
-        SAMPLE,
-        "A text file (its last tenth is for validation); a folder with train.txt and val.txt, or "
-        "with documents *.txt; or 'sample', text included in polyhead.",
-        metavar="FILE|DIR|sample",
-    )
-    preset: str = option(
-        "t5-tiny", "Size of a model that is trained from scratch: t5-tiny, bart-tiny, t5-small ..."
-    )
+    data: str = plain_text()
+    preset: str = "t5-tiny"
     vocab_size: int = option(
         8000, "Maximum size of a learned vocabulary, with 100 tokens that stand for hidden spans."
     )
@@ -52,14 +45,6 @@ class Settings(RunSettings):
     batch_size: int = option(32, "Rows per batch.")
     rate: float = option(0.15, "Fraction of the tokens that are hidden.")
     mean_span: float = option(3.0, "Mean number of tokens of a hidden span.")
-    peak: float | None = option(
-        None, "Peak learning rate. Default: 1e-4; 7e-4 for a model from scratch."
-    )
-    schedule: Schedule = "linear"
-    weight_decay: float = option(0.01, "Weight decay of matrices (AdamW).")
-    lora: int | None = option(None, "LoRA rank; trains only the adapters.")
-    epochs: int = 10
-    patience: int | None = 3
 
 
 @lock_folder

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from .run import draw_curve
+from .run import class_of_preset, draw_curve
 from .settings import (
     SAMPLE,
     SAMPLE_TEXT,
@@ -106,11 +106,7 @@ def begin(settings, run, texts, head=None, class_names=None):
             raise ValueError(f"{settings.pretrained} has no tokenizer")
         model = model.adapt(**new)
     else:
-        kinds = BERT, ModernBERT
-        kind = next((kind for kind in kinds if settings.preset in kind.PRESETS), None)
-        if kind is None:
-            known = ", ".join(name for kind in kinds for name in kind.PRESETS)
-            raise ValueError(f"text encoders have presets {known}: {settings.preset!r}")
+        kind = class_of_preset(settings.preset, (BERT, ModernBERT), "text encoders have")
         if run.resumes:
             tokenizer = WordPieces.load(run.out)
         else:
@@ -139,27 +135,15 @@ def max_length(settings, model, default=LENGTH):
 
 def compile_encoder(run, model, loss, per_epoch):
     """Compiles a model with the run's optimizer: AdamW, or one with smaller rates below."""
-    import keras
+    from ..training import LayerwiseAdamW
 
-    from ..training import InverseSquareRoot, LayerwiseAdamW
-
-    s, kind = run.settings, keras.optimizers.AdamW
+    s, kind = run.settings, None
     if s.layer_decay is not None:
         if s.optimizer != "adam":
             raise ValueError(f"layer_decay needs the optimizer adam: {s.optimizer}")
         blocks = model.config.num_layers
         kind = functools.partial(LayerwiseAdamW, num_blocks=blocks, decay=s.layer_decay)
-    peak = 5e-4 if s.pretrained is None else 5e-5
-    with run.devices.scope():
-        optimizer = run.optimizer(
-            kind,
-            functools.partial(InverseSquareRoot, peak),
-            per_epoch,
-            weight_decay=s.weight_decay,
-            epsilon=1e-8,
-        )
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-        model.compile(optimizer, loss, remat=s.remat)
+    run.compile(model, loss, per_epoch, 5e-4 if s.pretrained is None else 5e-5, kind)
 
 
 def fit(run, model, batches, loss, score, monitor, label, unit="texts"):

@@ -8,7 +8,6 @@ of 1.766 after 63 seconds; nanoGPT reports 1.88 for this configuration.
     polyhead evaluate RUN
 """
 
-import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -19,7 +18,15 @@ from typer import Argument, Option
 
 from .options import Data, ExportFolder, Format, ModelFolder, RunFolder, Search, Split
 from .run import Run, averaging, draw_curve, load, lock_folder, show_progress
-from .settings import SAMPLE, RunSettings, Schedule, option, read_settings, sample_folder
+from .settings import (
+    SAMPLE,
+    RunSettings,
+    Schedule,
+    option,
+    plain_text,
+    read_settings,
+    sample_folder,
+)
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,7 @@ class Settings(RunSettings):
     task: ClassVar[str] = "generation"
     longest_warmup: ClassVar[int] = 100
 
-    data: str = option(
-        SAMPLE,
-        "A text file (its last tenth is for validation); a folder with train.txt and val.txt, or "
-        "with documents *.txt; or 'sample', text included in polyhead.",
-        metavar="FILE|DIR|sample",
-    )
+    data: str = plain_text()
     preset: str = option(
         "char-small",
         "Size of the model: char-small or char, with character tokens; gpt2, gpt2-medium, "
@@ -80,10 +82,9 @@ def train(settings, out, restart=False, say=print):
 
     Example: polyhead train generation --data book.txt --preset char-small --out RUN
     """
-    import keras
 
     from ..data import text_batches, token_stream
-    from ..training import InverseSquareRoot, SmoothedCrossEntropy
+    from ..training import SmoothedCrossEntropy
 
     run = Run(settings, out, restart, say)
     settings = run.settings
@@ -104,19 +105,15 @@ def train(settings, out, restart=False, say=print):
         )
 
     per_epoch = len(batches("train"))
-    with run.devices.scope():
-        optimizer = run.optimizer(
-            keras.optimizers.AdamW,
-            functools.partial(InverseSquareRoot, settings.peak or 1e-3),
-            per_epoch,
-            floor=0.1,
-            weight_decay=settings.weight_decay,
-            beta_1=0.9,
-            beta_2=0.99,
-            epsilon=1e-8,
-        )
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-        model.compile(optimizer, SmoothedCrossEntropy(0.0), remat=settings.remat)
+    run.compile(
+        model,
+        SmoothedCrossEntropy(0.0),
+        per_epoch,
+        settings.peak or 1e-3,
+        floor=0.1,
+        beta_1=0.9,
+        beta_2=0.99,
+    )
     return run.fit(
         model,
         lambda update: batches("train", start=update),

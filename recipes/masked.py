@@ -31,7 +31,7 @@ from .run import (
     read_lines,
     show_progress,
 )
-from .settings import SAMPLE, option
+from .settings import option, plain_text
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,7 @@ class Settings(EncoderSettings):
     task: ClassVar[str] = "masked"
     longest_warmup: ClassVar[int] = 10000
 
-    data: str = option(
-        SAMPLE,
-        "A text file (its last tenth is for validation); a folder with train.txt and val.txt, or "
-        "with documents *.txt; or 'sample', text included in polyhead.",
-        metavar="FILE|DIR|sample",
-    )
+    data: str = plain_text()
     max_length: int | None = option(
         None, "Tokens per row, filled with text. Default: 128, or fewer by the model."
     )

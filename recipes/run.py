@@ -97,6 +97,29 @@ class Run:
             **options,
         )
 
+    def compile(self, model, loss, per_epoch, peak, kind=None, **options):
+        """Compiles a model with AdamW, or ``kind``; biases and norms have no weight decay.
+
+        Args:
+            peak: the peak learning rate, if the settings give none.
+            options: see `optimizer`.
+        """
+        import keras
+
+        from ..training import InverseSquareRoot
+
+        with self.devices.scope():
+            optimizer = self.optimizer(
+                kind or keras.optimizers.AdamW,
+                functools.partial(InverseSquareRoot, peak),
+                per_epoch,
+                weight_decay=self.settings.weight_decay,
+                epsilon=1e-8,
+                **options,
+            )
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+            model.compile(optimizer, loss, remat=self.settings.remat)
+
     def fit(
         self,
         model,
@@ -292,8 +315,9 @@ def task_of(run):
     kind = model_class(folder)
     if issubclass(kind, TextEncoder):
         return task_of_head(json.loads((folder / "config.json").read_text("utf-8")))
-    own = getattr(kind, "TASK", None)
-    return own or next(task for task, verb in VERBS.items() if hasattr(kind, verb))
+    if hasattr(kind, "TASKS"):
+        return kind.TASKS[0]
+    return next(task for task, verb in VERBS.items() if hasattr(kind, verb))
 
 
 def task_of_run(run):
@@ -326,6 +350,15 @@ def model_folder(run):
     if not (run / "best").is_dir():
         raise FileNotFoundError(f"{run} is neither a model nor a run with a first checkpoint")
     return run / "best"
+
+
+def class_of_preset(preset, kinds, who):
+    """The class of ``kinds`` that has the preset; ``who`` begins the message if none has it."""
+    for kind in kinds:
+        if preset in kind.PRESETS:
+            return kind
+    known = ", ".join(name for kind in kinds for name in kind.PRESETS)
+    raise ValueError(f"{who} presets {known}: {preset!r}")
 
 
 def show_progress(title):

@@ -49,6 +49,16 @@ def option(default, help, *flags, limit=False, adapts=False, **cli) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def plain_text() -> Any:
+    """Declares the option ``data`` of a recipe that reads plain text."""
+    return option(
+        SAMPLE,
+        "A text file (its last tenth is for validation); a folder with train.txt and val.txt, or "
+        "with documents *.txt; or 'sample', text included in polyhead.",
+        metavar="FILE|DIR|sample",
+    )
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """The settings of every training run, named like the command's options.

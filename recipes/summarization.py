@@ -25,6 +25,7 @@ from .options import (
 )
 from .run import (
     Run,
+    class_of_preset,
     draw_curve,
     load,
     lock_folder,
@@ -38,8 +39,27 @@ Metric = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
 
 @dataclass(frozen=True)
-class Settings(RunSettings):
-    """The settings of a training run of T5 or BART, named like the command's options."""
+class EncoderDecoderSettings(RunSettings):
+    """The settings of a training run of T5 or BART, for all tasks."""
+
+    preset: str = option(
+        "bart-tiny",
+        "Size of a model that is trained from scratch: bart-tiny, t5-tiny, t5-small ...",
+    )
+    vocab_size: int = option(8000, "Maximum size of a learned vocabulary.")
+    peak: float | None = option(
+        None, "Peak learning rate. Default: 1e-4; 7e-4 for a model from scratch."
+    )
+    schedule: Schedule = "linear"
+    weight_decay: float = option(0.01, "Weight decay of matrices (AdamW).")
+    lora: int | None = option(None, "LoRA rank; trains only the adapters.")
+    epochs: int = 10
+    patience: int | None = 3
+
+
+@dataclass(frozen=True)
+class Settings(EncoderDecoderSettings):
+    """The settings of a training run of summarization, named like the command's options."""
 
     task: ClassVar[str] = "summarization"
     longest_warmup: ClassVar[int] = 1000
@@ -51,11 +71,6 @@ class Settings(RunSettings):
         "included in polyhead.",
         metavar="FILE|DIR|sample",
     )
-    preset: str = option(
-        "bart-tiny",
-        "Size of a model that is trained from scratch: bart-tiny, t5-tiny, t5-small ...",
-    )
-    vocab_size: int = option(8000, "Maximum size of a learned vocabulary.")
     prefix: str | None = option(
         None,
         "Added to each text. Default: T5's own, 'summarize: '; none for BART and from scratch.",
@@ -66,16 +81,8 @@ class Settings(RunSettings):
     max_target_length: int = option(128, "Maximum number of tokens of a summary.")
     tokens: int = option(4096, "Tokens of texts per batch, including padding.")
     buckets: int = option(4, "Number of lengths that batches are padded to; each is compiled once.")
-    peak: float | None = option(
-        None, "Peak learning rate. Default: 1e-4; 7e-4 for a model from scratch."
-    )
-    schedule: Schedule = "linear"
-    weight_decay: float = option(0.01, "Weight decay of matrices (AdamW).")
     label_smoothing: float = option(0.1, "Label smoothing (Szegedy et al. 2016, section 7).")
-    lora: int | None = option(None, "LoRA rank; trains only the adapters.")
     metric: Metric = option("rougeL", "Score that selects the best checkpoint.")
-    epochs: int = 10
-    patience: int | None = 3
 
 
 @lock_folder
@@ -153,10 +160,7 @@ def begin(settings, run, texts, sentinels=False):
         if kind not in kinds:
             raise ValueError(f"{settings.pretrained} is a {kind.__name__}, neither T5 nor BART")
     else:
-        kind = next((kind for kind in kinds if settings.preset in kind.PRESETS), None)
-        if kind is None:
-            known = ", ".join(name for kind in kinds for name in kind.PRESETS)
-            raise ValueError(f"{settings.task} has presets {known}: {settings.preset!r}")
+        kind = class_of_preset(settings.preset, kinds, f"{settings.task} has")
     if kind is BART and "prefix" in overrides:
         raise ValueError(f"prefix is for T5: {overrides['prefix']!r}")
     if settings.pretrained is not None:
@@ -178,21 +182,7 @@ def begin(settings, run, texts, sentinels=False):
 
 def compile_model(run, model, loss, per_epoch):
     """Compiles a model with the run's optimizer."""
-    import keras
-
-    from ..training import InverseSquareRoot
-
-    peak = 7e-4 if run.settings.pretrained is None else 1e-4
-    with run.devices.scope():
-        optimizer = run.optimizer(
-            keras.optimizers.AdamW,
-            functools.partial(InverseSquareRoot, peak),
-            per_epoch,
-            weight_decay=run.settings.weight_decay,
-            epsilon=1e-8,
-        )
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-        model.compile(optimizer, loss, remat=run.settings.remat)
+    run.compile(model, loss, per_epoch, 7e-4 if run.settings.pretrained is None else 1e-4)
 
 
 def read(data, split=None, other=None):

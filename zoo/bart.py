@@ -97,7 +97,7 @@ class BART(Seq2Seq):
     PRESETS = PRESETS
     FAMILIES = {"bart": ".published.bart"}
     VOCABULARY = ("vocab_size", "pad_id", "start_id", "end_id")
-    TASK = "summarization"
+    TASKS = ("summarization", "denoising")
 
     def __init__(
         self, config: BARTConfig, tokenizer: Any = None, initialize: bool = True, **kwargs: Any

@@ -74,7 +74,7 @@ class CausalLM(Pretrained):
     PosixPath('exported/1')
     """
 
-    TASK: ClassVar[str] = "generation"
+    TASKS: ClassVar[tuple] = ("generation",)
 
     def call(self, tokens: Any) -> Any:
         x, _ = self.features(tokens)

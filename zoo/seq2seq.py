@@ -92,7 +92,7 @@ class Seq2Seq(Pretrained):
     """
 
     VOCABULARY = ("vocab_size", "source_vocab_size", "pad_id", "start_id", "end_id")
-    TASK: ClassVar[str] = "translation"  # the name of an export
+    TASKS: ClassVar[tuple] = ("translation",)  # the first names its exports
 
     def call(self, inputs: dict) -> Any:
         mask = self.source_mask(inputs["source"])
@@ -354,7 +354,7 @@ class Seq2Seq(Pretrained):
             find = self._compiled(
                 (search, length),
                 lambda source, length=length: self.find(source, search, length),
-                self.TASK,
+                self.TASKS[0],
             )
             found = find(batch)
             if length == longest or np.all(found.complete):
@@ -470,14 +470,14 @@ class Seq2Seq(Pretrained):
             "serving_default": (greedy, inputs, texts),
             "beam": (lambda text: find(text, beam), inputs, texts),
         }
-        if self.TASK != "translation":
+        if "summarization" in self.TASKS:
             lengths = {
                 "max_new_tokens": [8, 100, 1, 0, 5, 9, 100, 20],
                 "min_new_tokens": [0, 3, 0, 2, 5, 0, 9, 0],
             }
             inputs = inputs | {name: tokenizer.spec(name, "int32") for name in lengths}
             signatures["generate"] = generate, inputs, texts | lengths
-        return export(filepath, self.TASK, signatures, self.weights, tracked=[tokenizer])
+        return export(filepath, self.TASKS[0], signatures, self.weights, tracked=[tokenizer])
 
     def compile(self, optimizer: Any = None, loss: Any = None, **kwargs: Any) -> None:
         """Keras's `compile`. Default: AdamW at 1e-4, and cross-entropy smoothed by 0.1."""

@@ -125,7 +125,7 @@ class T5(Seq2Seq):
     PRESETS = PRESETS
     FAMILIES = {"t5": ".published.t5"}
     VOCABULARY = ("vocab_size", "pad_id", "start_id", "end_id")
-    TASK = "summarization"
+    TASKS = ("summarization", "denoising")
 
     def __init__(
         self, config: T5Config, tokenizer: Any = None, initialize: bool = True, **kwargs: Any

@@ -369,8 +369,11 @@ class BytePairs(ByteTokenizer):
 
         The tokenizer must be one that was read from files.
         """
-        content = without_tokens(self._content, {self.mask_token})
-        return self.read(content, self.end_id)
+        content, mask = self._content, self.mask_token
+        added = [entry for entry in content["added_tokens"] if entry["content"] != mask]
+        vocab = {text: i for text, i in content["model"]["vocab"].items() if text != mask}
+        model = {**content["model"], "vocab": vocab}
+        return self.read({**content, "added_tokens": added, "model": model}, self.end_id)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes ``tokenizer.json``, which Hugging Face's library reads too."""
@@ -488,13 +491,6 @@ class BytePairs(ByteTokenizer):
             trim=read_trim(content),
             content=content,
         )
-
-
-def without_tokens(content, texts):
-    """The content of a ``tokenizer.json`` without the added tokens ``texts``."""
-    added = [entry for entry in content["added_tokens"] if entry["content"] not in texts]
-    vocab = {text: i for text, i in content["model"]["vocab"].items() if text not in texts}
-    return {**content, "added_tokens": added, "model": {**content["model"], "vocab": vocab}}
 
 
 def read_words(steps):

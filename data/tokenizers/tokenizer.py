@@ -34,6 +34,7 @@ class Tokenizer(tf.Module):
     """
 
     source_vocab_size: int | None = None
+    start_id: int | None = None
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     separator: tuple[int, ...] | None = None
@@ -56,6 +57,12 @@ class Tokenizer(tf.Module):
     def sentinel_ids(self) -> tuple[int, ...]:
         """The ids of the tokens that stand for the first, second ... hidden span of a text."""
         return ()
+
+    @property
+    def special_ids(self) -> set[int]:
+        """The ids that stand for no text."""
+        around = {*self.prefix, *(self.separator or ()), *self.suffix, *self.sentinel_ids}
+        return (around | {self.pad_id, self.start_id, self.end_id, self.mask_id}) - {None}
 
     def encode(
         self,

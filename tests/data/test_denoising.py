@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 
 from polyhead.data import Characters, Subwords, masked_batches, span_batches, token_stream
-from polyhead.data.denoising import count_noise, special_ids
+from polyhead.data.denoising import count_noise
 
 TEXTS = [
     f"{a} {b} sleeps in {c} while it rains"
@@ -24,7 +24,7 @@ def tokenizer():
 
 
 def text_ids(texts, tokenizer):
-    return [i for i in token_stream(texts, tokenizer) if i not in special_ids(tokenizer)]
+    return [i for i in token_stream(texts, tokenizer) if i not in tokenizer.special_ids]
 
 
 def rows(batches, tokenizer):
