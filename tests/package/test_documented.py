@@ -84,7 +84,7 @@ def test_pyright_finds_every_public_name_and_checks_arguments(tmp_path):
     right = ["import polyhead", "import polyhead.serving.export", "print(polyhead.__version__)"]
     right += [f"print(polyhead.{name})" for name in names]
     right += [f"print(polyhead.{path}.{name})" for path, name, _ in public() if "." not in path]
-    wrong = ["polyhead.training.strategy('2')", "polyhead.load(3)", "print(polyhead.BART)"]
+    wrong = ["polyhead.training.strategy('2')", "polyhead.load(3)", "print(polyhead.Bort)"]
     (tmp_path / "user.py").write_text("\n".join([*right, *wrong, ""]))
     found = subprocess.run(
         [

@@ -14,10 +14,10 @@ import pytest
 import tensorflow as tf
 import typer
 
-from polyhead.data import WordPieces
+from polyhead.data import Subwords, WordPieces
 from polyhead.recipes import command
 from polyhead.recipes.run import load
-from polyhead.zoo import BERT, ViT
+from polyhead.zoo import BERT, T5, ViT
 from tests.conftest import without_xla
 from tests.recipes.test_command import copy_reversed, polyhead
 from tests.test_package import ROOT
@@ -102,9 +102,13 @@ def folder(sample, tmp_path, monkeypatch):
             csv.writer(file).writerows(line.split("\t") for line in lines)
     shutil.copy(SAMPLES / "names" / "val.conll", tmp_path / "names.conll")
     shutil.copy(SAMPLES / "questions" / "val.json", tmp_path / "questions.json")
+    lines = (SAMPLES / "reports" / "val.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "reports.jsonl").write_text("".join(lines[:20]), "utf-8")
     (tmp_path / "article.txt").write_text("Ada was born in London.", "utf-8")
     words = WordPieces.train(sample.sources, 300)
     BERT.preset("bert-tiny", words, max_length=64).save_pretrained(tmp_path / "MINILM")
+    pieces = Subwords.train(sample.sources, 300, exact=False, sentinels=True)
+    T5.preset("t5-tiny", pieces, max_length=64).save_pretrained(tmp_path / "FLAN")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("polyhead.data.download.download_multi30k", lambda folder: None)
     from_pretrained = ViT.from_pretrained.__func__
@@ -123,6 +127,7 @@ def run(monkeypatch, capfd, arguments):
     """Runs an example; training is short."""
     if arguments[0] == "train":
         small = {"translation": ["--buckets", 1, "--max-length", 32]}
+        small["summarization"] = ["--buckets", 1, "--tokens", 512]
         small = small.get(arguments[1], ["--batch-size", 4])
         if "--keep" in arguments:  # `average` needs this many checkpoints
             small += ["--interval", 1, "--steps", 10]
@@ -154,7 +159,8 @@ def test_the_commands_of_the_guide_run(block, folder, monkeypatch, capfd):
 def test_the_commands_of_help_run(folder, monkeypatch, capfd):
     others = [arguments for arguments, _ in commands(GUIDE)]  # run above
     examples = [arguments for arguments, _ in helps() if arguments not in others]
-    tasks = ["classification", "classification", "embedding", "tagging", "translation"]
+    tasks = ["classification", "classification", "denoising", "embedding"]
+    tasks += ["summarization", "tagging", "translation"]
     assert sorted(arguments[1] for arguments in examples) == tasks
     for arguments in examples:
         shutil.rmtree("RUN", ignore_errors=True)
@@ -165,6 +171,7 @@ def test_the_commands_of_help_run(folder, monkeypatch, capfd):
 PAGES = README + GUIDE + (ROOT / "docs" / "serving.md").read_text("utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
 SHORTER = {
+    "google/flan-t5-small": "FLAN",
     "vocab_size=8000": "vocab_size=200",
     "tokens=4096": "tokens=4096, buckets=1",
     "epochs=20": "epochs=1",
