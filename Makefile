@@ -112,6 +112,7 @@ bench-peers: $(STAMP)
 	$(BIN)/python bench/classification.py
 	$(BIN)/python bench/encoding.py
 	$(BIN)/python bench/summarization.py
+	$(BIN)/python bench/proteins.py
 
 bench-devices: $(STAMP)
 	$(BIN)/python bench/devices.py

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from .parallel import read_parallel as read_parallel
     from .parallel import read_split as read_split
     from .parallel import read_tsv as read_tsv
+    from .proteins import Protein as Protein
+    from .proteins import read_proteins as read_proteins
+    from .structure_files import read_structure as read_structure
+    from .structures import Structure as Structure
     from .summaries import Summaries as Summaries
     from .summaries import read_summaries as read_summaries
     from .text import read_text as read_text
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from .tokenizers.byte_pairs import BytePairs as BytePairs
     from .tokenizers.characters import Characters as Characters
     from .tokenizers.marian import MarianPieces as MarianPieces
+    from .tokenizers.residues import Residues as Residues
     from .tokenizers.subwords import Subwords as Subwords
     from .tokenizers.wordpieces import WordPieces as WordPieces
 
@@ -65,11 +70,15 @@ MODULES = {
     ),
     "masking": ("masked_batches",),
     "parallel": ("ParallelText", "read_parallel", "read_split", "read_tsv"),
+    "proteins": ("Protein", "read_proteins"),
+    "structure_files": ("read_structure",),
+    "structures": ("Structure",),
     "summaries": ("Summaries", "read_summaries"),
     "text": ("read_text", "text_batches", "token_stream"),
     "tokenizers.byte_pairs": ("BytePairs",),
     "tokenizers.characters": ("Characters",),
     "tokenizers.marian": ("MarianPieces",),
+    "tokenizers.residues": ("Residues",),
     "tokenizers.subwords": ("Subwords",),
     "tokenizers.wordpieces": ("WordPieces",),
 }

@@ -1,17 +1,20 @@
 """Reads and writes small files, with errors that name them; does not import TensorFlow."""
 
 import json
+import os
 
 
 def write(path, content):
-    """Writes bytes, all or none. An `OSError`, for example for a full disk, names the file."""
+    """Writes bytes atomically. An `OSError`, for example for a full disk, names the file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.write_bytes(content)
+        beside.write_bytes(content)
+        os.replace(beside, path)
     except OSError as error:
-        if error.filename is None:  # it was opened
-            error.filename = str(path)
-            path.unlink()
+        error.filename = str(path)
         raise
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read(path):

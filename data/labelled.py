@@ -17,7 +17,7 @@ TEXT = ("text", "sentence", "text1", "sentence1", "premise", "question1")
 SECOND = ("text_pair", "text2", "sentence2", "hypothesis", "question2")
 LABEL = ("label", "category", "class", "intent")
 SCORE = ("score", "similarity", "label")
-TAG = re.compile(r"O|[BI]-\S+")
+TAG, NAME = re.compile(r"O|[BI]-\S+"), re.compile(r"(?![A-Z]-)\S+")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LabelledTexts:
 
 @dataclass(frozen=True)
 class TaggedWords:
-    """Sentences as lists of words, and a tag of each word: "O", "B-person", "I-person".
+    """Sentences as lists of words, and a tag of each word, such as "O", "B-person" or "I-person".
 
     >>> sentences = polyhead.data.TaggedWords([["Ada", "sleeps"]], [["B-person", "O"]])
     >>> len(sentences), sentences.classes
@@ -71,8 +71,14 @@ class TaggedWords:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """ "O", then the beginning and the inside of each type, in the order of names."""
-        types = sorted({tag[2:] for tags in self.tags for tag in tags} - {""})
+        """ "O", then the beginning and the inside of each type, in the order of names.
+
+        Of tags without "B-" and "I-", their names in order.
+        """
+        found = {tag for tags in self.tags for tag in tags}
+        if not all(map(TAG.fullmatch, found)):
+            return tuple(sorted(found))
+        types = sorted({tag[2:] for tag in found} - {""})
         return ("O", *(f"{place}-{name}" for name in types for place in "BI"))
 
 
@@ -179,9 +185,10 @@ def read_tagged_words(path: str | PathLike[str], split: str | None = "train") ->
 
     A line is ``word TAB tag``, or columns between spaces, the word first and the tag last; a blank
     line ends a sentence. Tags are "O", "B-name" for the first word of an entity, and "I-name" for
-    its other words. Lines that begin with ``-DOCSTART-`` are ignored. A folder has the files
-    ``train``, ``val`` (or ``dev``) and ``test``, ending in ``.conll``, ``.bio``, ``.txt`` or
-    ``.tsv``; for files without ``val`` see `read_labelled_texts`.
+    its other words; or names alone, such as "H", "E" and "C" for the residues of a protein. Lines
+    that begin with ``-DOCSTART-`` are ignored. A folder has the files ``train``, ``val`` (or
+    ``dev``) and ``test``, ending in ``.conll``, ``.bio``, ``.txt`` or ``.tsv``; for files without
+    ``val`` see `read_labelled_texts`.
 
     >>> polyhead.training.write_file("train.conll", b"Ada\tB-person\nsleeps\tO\n\n")
     >>> polyhead.data.read_tagged_words("train.conll", None)
@@ -192,19 +199,30 @@ def read_tagged_words(path: str | PathLike[str], split: str | None = "train") ->
         ValueError: a line is invalid; the message names the file and the line.
     """
     file, part = split_file(path, split, (".conll", ".bio", ".txt", ".tsv"))
-    sentences = [[]]
+    sentences, tagged, plain = [[]], False, None
     for number, line in enumerate(read_lines(file), 1):
         if not line.strip():
             sentences.append([])
         elif not line.startswith("-DOCSTART-"):
             columns = line.split("\t") if "\t" in line else line.split()
             word, tag = columns[0], columns[-1]
-            if len(columns) < 2 or not word.strip() or not TAG.fullmatch(tag):
+            tagged |= tag[:2] in ("B-", "I-")
+            if not TAG.fullmatch(tag):
+                plain = plain or (number, line)
+            if (
+                len(columns) < 2
+                or not word.strip()
+                or not (TAG.fullmatch(tag) or NAME.fullmatch(tag))
+            ):
                 raise ValueError(
-                    f"{file}, line {number} must be a word, a tab and a tag O, B-name or I-name: "
+                    f"{file}, line {number} must be a word, a tab and a tag, such as O or B-name: "
                     f"{line[:80]!r}"
                 )
             sentences[-1].append((word, tag))
+    if tagged and plain:  # a mistake in a file of O, B-name and I-name
+        raise ValueError(
+            f"{file}, line {plain[0]} must have a tag O, B-name or I-name: {plain[1]!r:.90}"
+        )
     sentences = held_out(file, [sentence for sentence in sentences if sentence], part)
     words, tags = ([[pair[i] for pair in pairs] for pairs in sentences] for i in (0, 1))
     return TaggedWords(words, tags)

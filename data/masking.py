@@ -24,6 +24,7 @@ def masked_batches(
     batch_size: int = 32,
     rate: float = 0.15,
     whole_words: bool = False,
+    pack: bool = True,
     shuffle: bool = True,
     seed: int = 0,
     start: int | None = None,
@@ -49,6 +50,7 @@ def masked_batches(
         length: T.
         batch_size: B.
         whole_words: choose all tokens of a word or none.
+        pack: False: a row has tokens of one document only, a protein for example, and padding.
         shuffle: each epoch has a new order and other masks, reproducible from ``seed``; without,
             each iteration has the masks of ``seed``.
         start: see `classification_batches`.
@@ -69,24 +71,22 @@ def masked_batches(
     if not isinstance(texts, DocumentTokens):
         texts = [texts] if isinstance(texts, str) else texts
         texts = document_tokens(texts, tokenizer, whole_words)
-    number = len(texts.ids)
-    count = -(-number // room)
+    first, within = cut_rows(texts, room, None if pack else len(tokenizer.suffix[-1:]))
+    count = len(first)
     fresh = np.ones(tokenizer.vocab_size, bool)  # tokens that may be chosen, or replace one
     fresh[list(tokenizer.special_ids)] = False
     ordinary, fresh = tf.constant(np.flatnonzero(fresh), tf.int32), tf.constant(fresh)
 
-    def in_rows(values, spare):
-        values = np.pad(values, (0, count * room - number), constant_values=spare)
-        return tf.constant(values.reshape(count, room), tf.int32)
-
-    ids, words = in_rows(texts.ids, tokenizer.pad_id), in_rows(texts.words, texts.words[-1] + 1)
-    lengths = tf.constant(np.minimum(number - room * np.arange(count), room), tf.int32)
+    ids, words = (tf.constant(np.pad(x, (0, room)), tf.int32) for x in texts[:2])
+    begins, lengths = tf.constant(first, tf.int32), tf.constant(within, tf.int32)
 
     def batch(rows, key):
-        original, word, within = (
-            fill(tf.gather(x, rows), batch_size) for x in (ids, words, lengths)
-        )
-        text = (tf.range(room) < within[:, None]) & tf.gather(fresh, original)
+        begin, within = (fill(tf.gather(x, rows), batch_size) for x in (begins, lengths))
+        places = begin[:, None] + tf.range(room)
+        is_text = tf.range(room) < within[:, None]
+        original = tf.where(is_text, tf.gather(ids, places), tokenizer.pad_id)
+        word = tf.where(is_text, tf.gather(words, places), tf.gather(words, begin)[:, None])
+        text = is_text & tf.gather(fresh, original)
         keys = [tf.random.experimental.stateless_fold_in(key, j) for j in range(3)]
         # One random number for each word; the words with the smallest numbers are chosen.
         drawn = tf.random.stateless_uniform([batch_size, room], keys[0])
@@ -131,11 +131,36 @@ def masked_batches(
     return row_batches(batch, count, batch_size, shuffle, seed, start)
 
 
+def cut_rows(texts, room, last):
+    """The first token of each row of up to ``room`` tokens, and their number, both (R,).
+
+    Args:
+        last: the number of special tokens that end a document, and that rows of one document do not
+            need; None: a row may have tokens of several documents.
+    """
+    if last is None:
+        starts, ends = np.zeros(1, "int64"), np.array([len(texts.ids)])
+    else:
+        starts, ends = texts.starts, np.append(texts.starts[1:], len(texts.ids)) - last
+    pieces = -(-(ends - starts) // room)  # of each document, or of all
+    first = np.repeat(starts, pieces) + room * (
+        np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    )
+    return first, np.minimum(np.repeat(ends, pieces) - first, room)
+
+
 class DocumentTokens(NamedTuple):
-    """The tokens of all documents, ``ids`` (N,), and ``words`` (N,), the number of their word."""
+    """The tokens of all documents.
+
+    Attributes:
+        ids: (N,).
+        words: (N,) the number of each token's word.
+        starts: (D,) the first token of each document.
+    """
 
     ids: np.ndarray
     words: np.ndarray
+    starts: np.ndarray
 
 
 def document_tokens(
@@ -150,23 +175,26 @@ def document_tokens(
     Raises:
         ValueError: there is no text.
     """
-    parts, firsts, count = [], [], 0
+    parts, firsts, starts, count, total = [], [], [], 0, 0
     last = np.array(tokenizer.suffix[-1:], "int32")
     for pieces in pieces_at_once(texts):
         strings = [piece for piece, *_ in pieces]
         if whole_words:
             ids, *places = tokenizer.offsets(strings)
             row, places = tf.cast(ids.value_rowids(), tf.int32), [x.flat_values for x in places]
-            new = begins_word(code_points(strings), row, *places)
+            new = begins_word(tokenizer, code_points(strings), row, *places)
         else:
             ids = tokenizer.encode(strings, add_special_tokens=False)
             new = tf.ones_like(ids.flat_values, tf.bool)
         rows = zip(unpack(ids), unpack(ids.with_values(new)), pieces, strict=True)
-        for row, first, (_, _, ends) in rows:
+        for row, first, (_, begins, ends) in rows:
+            starts.extend([total] if begins else [])
             count += len(row)
+            total += len(row) + ends * len(last)
             parts.extend([row, last] if ends else [row])
             firsts.extend([first, np.ones(len(last), bool)] if ends else [first])
     if not count:
         raise ValueError("there is no text")
     ids = np.concatenate(parts).astype("int32")
-    return DocumentTokens(ids, np.cumsum(np.concatenate(firsts)).astype("int32"))
+    words = np.cumsum(np.concatenate(firsts)).astype("int32")
+    return DocumentTokens(ids, words, np.array(starts))

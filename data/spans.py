@@ -281,20 +281,30 @@ def code_points(texts: Any) -> tf.RaggedTensor:
     return tf.strings.unicode_decode(texts, "UTF-8")
 
 
-@in_graph
 def begins_word(
-    points: tf.RaggedTensor, row: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor
+    tokenizer: Any,
+    points: tf.RaggedTensor,
+    row: tf.Tensor,
+    starts: tf.Tensor,
+    ends: tf.Tensor,
 ) -> tf.Tensor:
     """Whether each of N tokens begins a word (N,).
 
-    Two tokens belong to one word if the text has only letters, digits, combining marks and
-    characters of formatting from the end of the first to the beginning of the second, or if they
-    share a character. A Chinese character is a word.
+    Unless each token is a word (see `Tokenizer`), two tokens belong to one word if the text has
+    only letters, digits, combining marks and characters of formatting from the end of the first to
+    the beginning of the second, or if they share a character. A Chinese character is a word.
 
     Args:
         points: the code points (B, None) of the texts.
         row, starts, ends: (N,) the text of each token, in order, and its place.
     """
+    if tokenizer.token_is_word:
+        return tf.ones_like(row, tf.bool)
+    return begins_letters(points, row, starts, ends)
+
+
+@in_graph
+def begins_letters(points, row, starts, ends):
     unique, index = tf.unique(points.flat_values)
     characters = tf.strings.unicode_encode(unique[:, None], "UTF-8")
     joins = tf.strings.regex_full_match(characters, r"[\p{L}\p{N}\p{M}\p{Cf}]") | (unique == 0)
@@ -465,7 +475,7 @@ def tag_texts(
     row = tf.cast(starts.value_rowids(), tf.int32)
     starts, ends = (tf.cast(x.flat_values, tf.int32) for x in (starts, ends))
     points = code_points(texts)
-    word = tf.cumsum(tf.cast(begins_word(points, row, starts, ends), tf.int32))
+    word = tf.cumsum(tf.cast(begins_word(tokenizer, points, row, starts, ends), tf.int32))
     classes = tf.cast(tagged[:, 0], tf.int32)
     found = find_spans(tags, classes, tagged[:, 1], row, word, starts, ends)
     values = {

@@ -7,17 +7,23 @@ from .cache import KeyValueCache
 from .dropout import Dropout
 from .embedding import TokenEmbedding
 from .feed_forward import FeedForward, GatedFeedForward
+from .folding_block import FoldingBlock
 from .norm import RMSNorm
 from .patches import ClassToken, GridPositions, PatchEmbedding
+from .point_attention import InvariantPointAttention
 from .positions import PositionalEmbedding, RelativeBias, Rotary
 from .residual import Residual
+from .structure_module import StructureModule
+from .triangle import TriangleAttention, TriangleMultiplication
 
 __all__ = [
     "ClassToken",
     "Dropout",
     "FeedForward",
+    "FoldingBlock",
     "GatedFeedForward",
     "GridPositions",
+    "InvariantPointAttention",
     "KeyValueCache",
     "MultiHeadAttention",
     "PatchEmbedding",
@@ -25,9 +31,12 @@ __all__ = [
     "RMSNorm",
     "RelativeBias",
     "Residual",
+    "StructureModule",
     "Rotary",
     "TokenEmbedding",
     "TransformerBlock",
+    "TriangleAttention",
+    "TriangleMultiplication",
     "attend",
     "attention_weights",
     "causal_mask",

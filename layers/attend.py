@@ -91,6 +91,11 @@ def attention_weights(
         scores = softcap * ops.tanh(scores / softcap)
     if bias is not None:
         scores = scores + ops.cast(bias, "float32")
+    return masked_softmax(scores, mask)
+
+
+def masked_softmax(scores, mask=None):
+    """The softmax of ``scores`` over the last axis, where ``mask`` is True; see `MASKED`."""
     if mask is not None:
         scores = ops.where(mask, scores, MASKED)
     if scores.shape[-1] == 1:

@@ -22,10 +22,10 @@ SUBPACKAGES = ("data", "layers", "learn", "recipes", "serving", "training", "zoo
 PUBLIC = {
     "zoo": (
         "Alignment", "Answer", "BART", "BARTConfig", "BERT", "BERTConfig", "CausalLM",
-        "Classification", "GPT", "GPTConfig", "Generation", "ImageClassifier", "Match",
-        "ModernBERT", "ModernBERTConfig", "Sampling", "Score", "Search", "Seq2Seq", "Span",
-        "Summary", "T5", "T5Config", "TextEncoder", "Transformer", "TransformerConfig",
-        "Translation", "ViT", "ViTConfig", "load",
+        "Classification", "ESM", "ESMConfig", "ESMFold", "ESMFoldConfig", "GPT", "GPTConfig",
+        "Generation", "ImageClassifier", "Match", "ModernBERT", "ModernBERTConfig", "Sampling",
+        "Score", "Search", "Seq2Seq", "Span", "Summary", "T5", "T5Config", "TextEncoder",
+        "Transformer", "TransformerConfig", "Translation", "ViT", "ViTConfig", "load",
     ),
     "zoo.published.keras_hub": ("from_keras_hub", "to_keras_hub"),
     "training": ("CheckpointError", "FolderInUseError"),

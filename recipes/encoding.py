@@ -28,7 +28,8 @@ class EncoderSettings(RunSettings):
     preset: str = option(
         "bert-tiny",
         "Size of a model that is trained from scratch, with WordPiece learned from the text: "
-        "bert-tiny, bert-mini, bert-small, bert-medium, minilm-l6, bert-base ...",
+        "bert-tiny, bert-mini, bert-small, bert-medium, minilm-l6, bert-base ...; of proteins "
+        "esm2-t6-8m, esm2-t12-35m ...",
     )
     vocab_size: int = option(8000, "Maximum size of a learned vocabulary.")
     max_length: int | None = option(
@@ -90,8 +91,7 @@ def begin(settings, run, texts, head=None, class_names=None):
         texts: strings from which a new vocabulary is learned.
         head, class_names: of the new model.
     """
-    from ..data import WordPieces
-    from ..zoo import BERT, ModernBERT, TextEncoder
+    from ..zoo import BERT, ESM, ModernBERT, TextEncoder
     from ..zoo import load as load_model
 
     new = {"head": head} | ({} if class_names is None else {"class_names": tuple(class_names)})
@@ -106,11 +106,11 @@ def begin(settings, run, texts, head=None, class_names=None):
             raise ValueError(f"{settings.pretrained} has no tokenizer")
         model = model.adapt(**new)
     else:
-        kind = class_of_preset(settings.preset, (BERT, ModernBERT), "text encoders have")
+        kind = class_of_preset(settings.preset, (BERT, ModernBERT, ESM), "encoders have")
         if run.resumes:
-            tokenizer = WordPieces.load(run.out)
+            tokenizer = kind.load_tokenizer(run.out, None)
         else:
-            tokenizer = WordPieces.train(texts, settings.vocab_size)
+            tokenizer = kind.learn_tokenizer(texts, settings.vocab_size)
         if class_names is not None:
             new["num_classes"] = len(class_names)
         model = kind.preset(settings.preset, tokenizer, **new, **overrides)

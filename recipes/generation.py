@@ -157,9 +157,13 @@ def begin(settings, run, texts):
 def read_splits(data, say):
     """The documents for training and validation; says their sizes."""
     texts = {split: documents(data, split) for split in ("train", "val")}
+    say_sizes(texts, say)
+    return texts
+
+
+def say_sizes(texts, say):
     size = {split: sum(len(text.encode()) for text in texts[split]) for split in texts}
     say(f"{size['train']:,} bytes of text, {size['val']:,} for validation")
-    return texts
 
 
 def documents(data, split):

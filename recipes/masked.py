@@ -2,6 +2,9 @@
 
 polyhead train masked --data book.txt --preset bert-mini --out RUN
 polyhead fill-mask RUN "I am [MASK] hungry."
+
+polyhead train masked --data proteins.fasta --preset esm2-t6-8m --out RUN
+polyhead fill-mask RUN "MKTAY<mask>AKQR"
 """
 
 import functools
@@ -19,7 +22,7 @@ from .encoding import (
     max_length,
     settings_of,
 )
-from .generation import documents, read_splits
+from .generation import documents, say_sizes
 from .options import Data, ModelFolder, Split
 from .run import (
     Run,
@@ -31,7 +34,7 @@ from .run import (
     read_lines,
     show_progress,
 )
-from .settings import option, plain_text
+from .settings import SAMPLE, option, plain_text
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ class Settings(EncoderSettings):
     task: ClassVar[str] = "masked"
     longest_warmup: ClassVar[int] = 10000
 
-    data: str = plain_text()
+    data: str = plain_text(
+        "a FASTA file (.fasta, .fa, .faa) or a folder of them, with --preset esm2-t6-8m; "
+    )
     max_length: int | None = option(
         None, "Tokens per row, filled with text. Default: 128, or fewer by the model."
     )
@@ -67,7 +72,8 @@ def train(settings, out, restart=False, say=print):
 
     run = Run(settings, out, restart, say)
     settings = run.settings
-    texts = read_splits(settings.data, say)
+    texts = {split: read(settings.data, split) for split in ("train", "val")}
+    say_sizes(texts, say)
     with run.devices.scope():
         model = begin(settings, run, texts["train"], "tokens")
     streams = {
@@ -88,6 +94,21 @@ def train(settings, out, restart=False, say=print):
     )
 
 
+def read(data, split):
+    """The documents of a split: those of plain text, or the sequences of proteins."""
+    from ..data.proteins import has_proteins, read_proteins
+
+    if data == SAMPLE or not has_proteins(data):
+        return documents(data, split)
+    return [protein.sequence for protein in read_proteins(data, split)]
+
+
+def is_protein(model):
+    from ..zoo import ESM
+
+    return isinstance(model, ESM)
+
+
 def mask(masked_batches, model, settings, stream, **options):
     return masked_batches(
         stream,
@@ -96,6 +117,7 @@ def mask(masked_batches, model, settings, stream, **options):
         settings.batch_size,
         settings.rate,
         settings.whole_words,
+        pack=not is_protein(model),
         seed=settings.seed,
         **options,
     )
@@ -114,7 +136,7 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
 
     settings, model = settings_of(run, Settings, data), load(run)
     split = split or "val"
-    texts = documents(data or settings.data, split)
+    texts = read(data or settings.data, split)
     stream = document_tokens(texts, model.tokenizer, settings.whole_words)
     batches = mask(masked_batches, model, settings, stream, shuffle=False)
     compute = model._compiled("outputs", model, "evaluation", xla=False)
@@ -150,7 +172,9 @@ def fill_mask(
     run: ModelFolder,
     inputs: Annotated[
         list[str] | None,
-        Argument(metavar="TEXT ...", help="Texts with [MASK]. Default: lines of standard input."),
+        Argument(
+            metavar="TEXT ...", help="Texts with a mask, [MASK] or <mask>. Default: standard input."
+        ),
     ] = None,
     top: Annotated[int, Option(help="Number of tokens per mask.")] = 5,
 ):

@@ -49,12 +49,12 @@ def option(default, help, *flags, limit=False, adapts=False, **cli) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def plain_text() -> Any:
-    """Declares the option ``data`` of a recipe that reads plain text."""
+def plain_text(others: str = "") -> Any:
+    """Declares the option ``data`` of a recipe that reads plain text; ``others`` it reads too."""
     return option(
         SAMPLE,
         "A text file (its last tenth is for validation); a folder with train.txt and val.txt, or "
-        "with documents *.txt; or 'sample', text included in polyhead.",
+        f"with documents *.txt; {others}or 'sample', text included in polyhead.",
         metavar="FILE|DIR|sample",
     )
 

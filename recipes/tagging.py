@@ -8,7 +8,7 @@ Entities of wnut17 from MiniLM:
 
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from .encoding import (
     EncoderSettings,
@@ -25,6 +25,8 @@ from .options import Data, ModelFolder, Split, Texts
 from .run import Run, averaging, export_model, load, lock_folder, read_lines, show_progress
 from .settings import SAMPLE, option
 
+Metric = Literal["f1", "accuracy"]  # of entities; of words
+
 
 @dataclass(frozen=True)
 class Settings(EncoderSettings):
@@ -34,11 +36,12 @@ class Settings(EncoderSettings):
 
     data: str = option(
         SAMPLE,
-        "A file of lines 'word TAB tag' with tags O, B-name and I-name, and a blank line after "
-        "each sentence (a tenth is for validation); a folder with train, val and test as .conll, "
-        ".bio, .txt or .tsv; or 'sample', sentences included in polyhead.",
+        "A file of lines 'word TAB tag' with tags O, B-name and I-name, or names alone, and a "
+        "blank line after each sentence (a tenth is for validation); a folder with train, val and "
+        "test as .conll, .bio, .txt or .tsv; or 'sample', sentences included in polyhead.",
         metavar="FILE|DIR|sample",
     )
+    metric: Metric = option("f1", "Score that selects the best checkpoint.")
 
 
 @lock_folder
@@ -46,7 +49,7 @@ def train(settings, out, restart=False, say=print):
     """Train a text encoder to tag words, such as names, or fine-tune a published one.
 
     Stop it with Ctrl-C at any time; the same command resumes from the last checkpoint.
-    The best model by F1 of validation entities is RUN/best; curves are in RUN/curve.png,
+    The best model by the metric on validation is RUN/best; curves are in RUN/curve.png,
     RUN/history.csv and, for TensorBoard, RUN/logs.
 
     Example: polyhead train tagging --data names.conll --pretrained MINILM --out RUN
@@ -82,8 +85,8 @@ def train(settings, out, restart=False, say=print):
         batches,
         SmoothedCrossEntropy(0.0),
         lambda model: score(model, val, length),
-        "f1",
-        label="F1 of entities on validation",
+        settings.metric,
+        label=f"{settings.metric} on validation",
         unit="words",
     )
 
@@ -98,7 +101,7 @@ def read(data, split=None, other=None):
 def score(model, sentences, length, progress=False):
     """The loss of a model per word, and the scores of the entities it finds.
 
-    Words beyond ``length`` tokens are tagged "O".
+    Words beyond ``length`` tokens are tagged "O" or, without this class, with the first one.
     """
     import numpy as np
 
@@ -114,7 +117,7 @@ def score(model, sentences, length, progress=False):
         sentences.tags, firsts, outputs(model, tokens, progress=progress), strict=True
     ):
         chosen = row[first >= 0]
-        predicted = np.full(len(tags), names.index("O"))
+        predicted = np.full(len(tags), names.index("O") if "O" in names else 0)
         predicted[first[first >= 0]] = chosen.argmax(-1)
         found.append([names[i] for i in predicted])
         logits.append(chosen)
@@ -127,7 +130,8 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     """Evaluates a run's best model on a split of its data, "val" by default.
 
     Returns:
-        a dict: ``loss``, ``precision``, ``recall``, ``f1`` and the number of ``sentences``.
+        a dict: ``loss``, ``precision``, ``recall`` and ``f1`` of entities, ``accuracy`` of words,
+        and the number of ``sentences``.
 
     Raises:
         ValueError: the data have other tags.
@@ -141,7 +145,8 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     found = score(model, sentences, length, progress) | {"sentences": len(sentences)}
     say(
         f"F1 {found['f1']:.2%}, precision {found['precision']:.2%}, recall {found['recall']:.2%} "
-        f"of entities; {len(sentences):,} sentences of {split}"
+        f"of entities, accuracy {found['accuracy']:.2%} of words; {len(sentences):,} sentences of "
+        f"{split}"
     )
     return found
 

@@ -160,7 +160,8 @@ class Entity(NamedTuple):
 def entities(tags: Sequence[str]) -> list[Entity]:
     """The entities of a sentence, as CoNLL's evaluation finds them (conlleval).
 
-    An entity begins with "B-type", or with "I-type" unless the word before is of the same type.
+    An entity begins with "B-type", or with "I-type" or "type" unless the word before is of the same
+    type.
 
     >>> polyhead.training.entities(["B-person", "I-person", "O", "I-place"])
     [Entity(type='person', start=0, end=2), Entity(type='place', start=3, end=4)]
@@ -169,8 +170,10 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     for i, tag in enumerate(tags):
         if tag == "O":
             continue
-        kind = tag[2:]
-        inside = tag.startswith("I") and found and found[-1] == Entity(kind, found[-1].start, i)
+        kind = tag[2:] if tag[:2] in ("B-", "I-") else tag
+        inside = (
+            not tag.startswith("B-") and found and found[-1] == Entity(kind, found[-1].start, i)
+        )
         if inside:
             found[-1] = found[-1]._replace(end=i + 1)
         else:
@@ -190,16 +193,21 @@ def entity_scores(
     0.5
 
     Args:
-        tags, predictions: "O", "B-type" or "I-type" of each word of each sentence.
+        tags, predictions: "O", "B-type", "I-type" or "type" of each word of each sentence.
+
+    Returns:
+        also ``accuracy``, the fraction of words whose tag is right.
     """
     check_same_size(tags, predictions)
-    correct = true = predicted = 0
+    correct = true = predicted = right = words = 0
     for i, (expected, given) in enumerate(zip(tags, predictions, strict=True)):
         if len(expected) != len(given):
             raise ValueError(
                 f"each word must have a tag: {len(given)} tags of {len(expected)} words of "
                 f"sentence {i}"
             )
+        right += sum(a == b for a, b in zip(expected, given, strict=True))
+        words += len(expected)
         expected, given = set(entities(expected)), set(entities(given))
         correct += len(expected & given)
         true += len(expected)
@@ -208,6 +216,7 @@ def entity_scores(
         "precision": correct / max(predicted, 1),
         "recall": correct / max(true, 1),
         "f1": 2 * correct / max(true + predicted, 1),
+        "accuracy": right / max(words, 1),
     }
 
 

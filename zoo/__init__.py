@@ -6,6 +6,8 @@ from .bert import BERT, BERTConfig
 from .causal_lm import CausalLM, Score
 from .classes import Classification
 from .decoding import Sampling, Search
+from .esm import ESM, ESMConfig
+from .esmfold import ESMFold, ESMFoldConfig
 from .gpt import GPT, GPTConfig
 from .image_classifier import ImageClassifier
 from .loading import load
@@ -20,6 +22,7 @@ from .vit import ViT, ViTConfig
 __all__ = [
     "BART",
     "BERT",
+    "ESM",
     "GPT",
     "T5",
     "Alignment",
@@ -28,6 +31,9 @@ __all__ = [
     "BERTConfig",
     "CausalLM",
     "Classification",
+    "ESMConfig",
+    "ESMFold",
+    "ESMFoldConfig",
     "GPTConfig",
     "Generation",
     "ImageClassifier",

@@ -7,6 +7,8 @@ from typing import Any
 from ..training import CheckpointError
 from .bart import BART
 from .bert import BERT
+from .esm import ESM
+from .esmfold import ESMFold
 from .gpt import GPT
 from .model import Pretrained
 from .modern_bert import ModernBERT
@@ -16,7 +18,7 @@ from .t5 import T5
 from .transformer import Transformer
 from .vit import ViT
 
-MODELS = (GPT, Transformer, T5, BART, ViT, BERT, ModernBERT)
+MODELS = (GPT, Transformer, T5, BART, ViT, BERT, ModernBERT, ESM, ESMFold)
 
 
 def load(name: str | PathLike[str], **overrides: Any) -> Pretrained:

@@ -732,7 +732,8 @@ def check_config(config):
             check_real(config, name, lambda rate: 0 <= rate < 1, "in [0, 1)")
     if hasattr(config, "epsilon"):
         check_real(config, "epsilon", lambda epsilon: TINY <= epsilon < 1, "in (0, 1)")
-    check_activation(config.activation)
+    if hasattr(config, "activation"):
+        check_activation(config.activation)
 
 
 def check_integer(config, name, least, rule, limit=None):

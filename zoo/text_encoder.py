@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import keras
 import numpy as np
@@ -109,12 +109,25 @@ class TextEncoder(Classifier):
     PosixPath('exported/1')
     """
 
+    SERVED: ClassVar[str] = "text"  # the name of an export in the server
     VOCABULARY = ("vocab_size", "pad_id")
     HEAD = ("head", "num_classes", "class_names")
 
     @classmethod
     def change_head(cls, config: Any, **changes: Any) -> tuple[Any, str]:
         return change_head(config, **changes)
+
+    @classmethod
+    def learn_tokenizer(cls, texts: Any, vocab_size: int = 8000) -> Any:
+        """Learns a tokenizer from strings, for a model that is trained from scratch.
+
+        >>> texts = ["A dog on a log.", "A log."]
+        >>> polyhead.BERT.learn_tokenizer(texts, vocab_size=40).tokens("a log")
+        ['[CLS]', 'a', 'log', '[SEP]']
+        """
+        from ..data import WordPieces
+
+        return WordPieces.train(texts, vocab_size)
 
     @classmethod
     def load_tokenizer(cls, folder: Path, config: Any) -> Any:
@@ -177,9 +190,13 @@ class TextEncoder(Classifier):
         """``tokens`` (B, T) -> boolean (B, T): not padding."""
         return ops.not_equal(tokens, self.config.pad_id)
 
+    def is_pooled(self, tokens: Any) -> Any:
+        """``tokens`` (B, T) -> boolean (B, T): those over which `pooled` takes the mean."""
+        return self.is_text(tokens)
+
     def pooled(self, x: Any, tokens: Any) -> Any:
         """Features ``x`` (B, T, D) -> embeddings (B, D), of norm 1 if ``config.normalize``."""
-        x = pool(x, self.is_text(tokens), self.config.pooling)
+        x = pool(x, self.is_pooled(tokens), self.config.pooling)
         if self.config.normalize:
             x = unit(x)
         return x
@@ -328,7 +345,7 @@ class TextEncoder(Classifier):
 
         row = np.asarray(starts.value_rowids(), "int32")
         starts, ends = (np.asarray(x.flat_values, "int32") for x in (starts, ends))
-        begins = spans.begins_word(spans.code_points(strings), row, starts, ends)
+        begins = spans.begins_word(self.tokenizer, spans.code_points(strings), row, starts, ends)
         word = np.cumsum(begins, dtype="int32")
         for i, text in enumerate(texts):
             if not isinstance(text, str):
@@ -549,6 +566,10 @@ class TextEncoder(Classifier):
         >>> model.embed(["A man is eating food."]).shape  # doctest: +SKIP
         (1, 384)
         """
+        return self._vectors(texts, batch_size, progress)
+
+    def _vectors(self, texts, batch_size=32, progress=False):
+        """The pooled embeddings of texts, see `embed`."""
         texts, single = as_texts("embed", texts)
         rows = self._rows("embed", texts)
         compute = self._compiled("embed", self.embeddings, "embed", xla=False)
@@ -581,7 +602,7 @@ class TextEncoder(Classifier):
         """Texts or embeddings as embeddings of norm 1."""
         x = texts
         if not (isinstance(x, np.ndarray) and x.dtype.kind in "fiu"):
-            x = self.embed(texts)
+            x = self._vectors(texts)
         if x.ndim not in (1, 2):
             raise ValueError(f"embeddings must have the shape (N, D) or (D,): {x.shape}")
         x = np.asarray(x, "float32")
@@ -652,11 +673,11 @@ class TextEncoder(Classifier):
         scores = np.array(self._run(rows, compute, batch_size, progress), "float32")
         return matches(scores, len(texts) if top is None else check_count(top, "top"))
 
-    def _need_head(self, head):
+    def _need_head(self, head, verb=None):
         """Raises an error if the model has another head."""
         if self.config.head != head:
             raise ValueError(
-                f"{HEADS[head]} needs a model with the head {head!r}, and this one has "
+                f"{verb or HEADS[head]} needs a model with the head {head!r}, and this one has "
                 f"{self.config.head!r}: model.adapt({head!r}) returns one to be fine-tuned"
             )
 
@@ -821,7 +842,15 @@ class TextEncoder(Classifier):
             return whole.export(
                 filepath, None, top, no_answer, window_length, overlap, max_answer_tokens
             )
+        signatures = self._signatures(tokenizer, top, search, window)
+        signatures = {"serving_default": next(iter(signatures.values())), **signatures}
+        return export(filepath, self.SERVED, signatures, self.weights, tracked=[tokenizer])
+
+    def _signatures(self, tokenizer, top, search, window):
+        """The signatures of an export for TensorFlow Serving; see `serving.export.export`."""
         from ..data import spans
+
+        c = self.config
 
         def encode(text):
             ids = tokenizer.encode(text, self.context)
@@ -888,8 +917,7 @@ class TextEncoder(Classifier):
         else:
             embed = lambda text: {"embedding": self.embeddings(encode(text))}  # noqa: E731
             signatures = {"embed": (embed, one, texts)}
-        signatures = {"serving_default": next(iter(signatures.values())), **signatures}
-        return export(filepath, "text", signatures, self.weights, tracked=[tokenizer])
+        return signatures
 
 
 def answers(context, start, end, score, none):

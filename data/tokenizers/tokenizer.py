@@ -31,6 +31,7 @@ class Tokenizer(tf.Module):
         pair_type: the type of the second text of a pair; that of the first is 0.
         eager_calls: the number of calls from Python before the operations are traced.
         mask_token, mask_id: the token that stands for a hidden one, and its id; None without one.
+        token_is_word: whether each token is a word of its own, as a residue of a protein is.
     """
 
     source_vocab_size: int | None = None
@@ -41,6 +42,7 @@ class Tokenizer(tf.Module):
     pair_type: int = 0
     mask_token: str | None = None
     mask_id: int | None = None
+    token_is_word: bool = False
     eager_calls: float = EAGER
 
     @property

@@ -120,10 +120,20 @@ def test_words_and_tags_are_read_from_conll(tmp_path):
     ):
         assert read_tagged_words(write(tmp_path / "a.conll", content), None) == expected
     assert expected.classes == ("O", "B-person", "I-person", "B-place", "I-place")
-    for line in ("Ada", "Ada\tperson", "Ada\tE-person", "\tO", "Ada\tO "):
+    for line in ("Ada", "Ada\tE-person", "\tO", "Ada\tO "):
         file = write(tmp_path / "a.conll", f"sleeps\tO\n{line}\n")
         with pytest.raises(ValueError, match="a.conll, line 2 must be a word, a tab and a tag"):
             read_tagged_words(file, None)
+
+
+def test_tags_may_be_names_alone(tmp_path):
+    file = write(tmp_path / "a.conll", "M\tH\nK\tC\n\nV\tE\n")
+    found = read_tagged_words(file, None)
+    assert found == TaggedWords([["M", "K"], ["V"]], [["H", "C"], ["E"]])
+    assert found.classes == ("C", "E", "H")
+    write(tmp_path / "a.conll", "Ada\tB-person\nOslo\tplace\n")
+    with pytest.raises(ValueError, match="line 2 must have a tag O, B-name or I-name: 'Oslo"):
+        read_tagged_words(file, None)
 
 
 def squad(**changes):

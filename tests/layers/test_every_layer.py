@@ -13,22 +13,29 @@ from polyhead.layers import (
     ClassToken,
     Dropout,
     FeedForward,
+    FoldingBlock,
     GatedFeedForward,
     GridPositions,
+    InvariantPointAttention,
     MultiHeadAttention,
     PatchEmbedding,
     PositionalEmbedding,
     RelativeBias,
     RMSNorm,
     Rotary,
+    StructureModule,
     TokenEmbedding,
     TransformerBlock,
+    TriangleAttention,
+    TriangleMultiplication,
 )
 
 X = np.random.default_rng(0).normal(size=(2, 4, 8)).astype("float32")
 MEMORY = np.random.default_rng(1).normal(size=(2, 3, 8)).astype("float32")
 TOKENS = np.array([[1, 2, 3, 0], [4, 4, 0, 0]], "int32")
 BIAS = np.random.default_rng(2).normal(size=(1, 4, 4, 4)).astype("float32")
+PAIRS = np.random.default_rng(4).normal(size=(2, 4, 4, 8)).astype("float32")
+FRAMES = np.tile(np.eye(3, dtype="float32"), (2, 4, 1, 1)), X[..., :3]
 TABLES = np.random.default_rng(3).normal(size=(2, 4, 1, 2)).astype("float32")
 DECODER = dict(
     num_kv_heads=2, head_dim=4, causal=True, window=3, use_bias=False, output_bias=True,
@@ -41,8 +48,18 @@ CASES = {
     "ClassToken": (X, ClassToken, {}),
     "Dropout": (X, Dropout, dict(rate=0.1)),
     "FeedForward": (X, FeedForward, dict(intermediate_dim=6, activation="gelu_tanh")),
+    "FoldingBlock": (
+        dict(s=X, z=PAIRS, mask=TOKENS > 0),
+        FoldingBlock,
+        dict(num_heads=4, num_pair_heads=2, dropout=0.1, chunk=3),
+    ),
     "GatedFeedForward": (X, GatedFeedForward, dict(intermediate_dim=6, activation="silu")),
     "GridPositions": (X, GridPositions, dict(grid=(2, 2))),
+    "InvariantPointAttention": (
+        dict(s=X, z=PAIRS, frames=FRAMES),
+        InvariantPointAttention,
+        dict(num_heads=2, head_dim=4, query_points=2, value_points=3),
+    ),
     "MultiHeadAttention": (dict(x=X, memory=MEMORY), MultiHeadAttention, dict(num_heads=4)),
     "MultiHeadAttention, decoder": (
         dict(x=X, bias=BIAS, rotary=(TABLES, TABLES)),
@@ -68,6 +85,11 @@ CASES = {
         dict(head_dim=4, kind="longrope", factor=2.0, original_length=4, short_factors=(1.0, 2.0),
              long_factors=(3.0, 4.0)),
     ),
+    "StructureModule": (
+        dict(s=X, z=PAIRS, mask=TOKENS > 0),
+        StructureModule,
+        dict(num_iterations=2, num_heads=2, head_dim=4, query_points=2, value_points=3),
+    ),
     "TokenEmbedding": (TOKENS, TokenEmbedding, dict(vocab_size=5, dim=8)),
     "TransformerBlock": (X, TransformerBlock, dict(num_heads=4, intermediate_dim=6)),
     "TransformerBlock, decoder": (
@@ -81,6 +103,8 @@ CASES = {
             order="both",
         ),
     ),
+    "TriangleAttention": (PAIRS, TriangleAttention, dict(num_heads=2, starting=False, chunk=3)),
+    "TriangleMultiplication": (PAIRS, TriangleMultiplication, dict(outgoing=False)),
 }  # fmt: skip
 every_layer = pytest.mark.parametrize("case", CASES)
 
@@ -139,7 +163,7 @@ def test_half_precision_follows_the_policy_and_is_close_to_float32(case, policy)
     full, inputs = make(case)
     half, _ = make(case, dtype=policy)
     expected, found = full(**inputs), half(**inputs)
-    if case != "RelativeBias":  # scores are float32
+    if case not in ("RelativeBias", "StructureModule"):  # float32
         for x in keras.tree.flatten(found):
             assert keras.backend.standardize_dtype(x.dtype) == policy.removeprefix("mixed_")
     assert {keras.backend.standardize_dtype(v.dtype) for v in half.weights} <= {"float32"}

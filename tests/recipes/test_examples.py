@@ -17,7 +17,7 @@ import typer
 from polyhead.data import Subwords, WordPieces
 from polyhead.recipes import command
 from polyhead.recipes.run import load
-from polyhead.zoo import BERT, T5, ViT
+from polyhead.zoo import BERT, ESM, T5, ESMConfig, ESMFold, ViT
 from tests.conftest import without_xla
 from tests.recipes.test_command import copy_reversed, polyhead
 from tests.test_package import ROOT
@@ -109,6 +109,15 @@ def folder(sample, tmp_path, monkeypatch):
     BERT.preset("bert-tiny", words, max_length=64).save_pretrained(tmp_path / "MINILM")
     pieces = Subwords.train(sample.sources, 300, exact=False, sentinels=True)
     T5.preset("t5-tiny", pieces, max_length=64).save_pretrained(tmp_path / "FLAN")
+    ESM.preset("esm2-t6-8m", num_layers=1).save_pretrained(tmp_path / "ESM")
+    sizes = dict(num_layers=1, dim=32, intermediate_dim=48, num_heads=2, head=None)
+    sizes = dict(esm=ESMConfig(**sizes), num_blocks=1, dim=32, pair_dim=32)
+    ESMFold.preset("esmfold-v1", **sizes).save_pretrained(tmp_path / "FOLD")
+    sequences = ["MKTAYIAKQR" + "GAVL"[: i % 4] for i in range(20)]
+    records = [f">{i}\n{sequence}\n" for i, sequence in enumerate(sequences)]
+    (tmp_path / "proteins.fasta").write_text("".join(records))
+    residues = ["".join(f"{x}\t{'EH'[x < 'L']}\n" for x in sequence) for sequence in sequences]
+    (tmp_path / "structure.conll").write_text("\n".join(residues))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("polyhead.data.download.download_multi30k", lambda folder: None)
     from_pretrained = ViT.from_pretrained.__func__
@@ -172,6 +181,8 @@ PAGES = README + GUIDE + (ROOT / "docs" / "serving.md").read_text("utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
 SHORTER = {
     "google/flan-t5-small": "FLAN",
+    "facebook/esm2_t6_8M_UR50D": "ESM",
+    "facebook/esmfold_v1": "FOLD",
     "vocab_size=8000": "vocab_size=200",
     "tokens=4096": "tokens=4096, buckets=1",
     "epochs=20": "epochs=1",

@@ -55,10 +55,14 @@ def test_scores_of_entities_are_those_of_hand():
     scores = entity_scores(
         [["B-a", "I-a", "O"], ["B-b", "O", "B-a"]], [["B-a", "I-a", "I-a"], ["B-b", "O", "O"]]
     )
-    assert scores == {"precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5}
+    assert scores == {"precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5, "accuracy": 2 / 3}
     assert entity_scores([["O"]], [["O"]])["f1"] == 0
     with pytest.raises(ValueError, match="1 tags of 2 words of sentence 0"):
         entity_scores([["O", "O"]], [["O"]])
+    # Names alone: neighbours with the same name are one entity.
+    scores = entity_scores([["H", "H", "C"]], [["H", "C", "C"]])
+    assert scores["f1"] == 0 and scores["accuracy"] == 2 / 3
+    assert entity_scores([["H", "H", "C"]], [["H", "H", "C"]])["f1"] == 1
 
 
 def test_scores_of_entities_are_those_of_seqeval():

@@ -39,6 +39,8 @@ def family(config):
     """The class or the family that a ``config`` (a config.json's content) belongs to."""
     if is_keras_hub(config):
         return {"GPT2Backbone": "GPT", "ViTBackbone": "ViT"}.get(config.get("class_name"))
+    if config.get("is_folding_model") is True:  # an ESM-2 with a trunk
+        return "esmfold"
     timm = "timm" if "pretrained_cfg" in config else None
     return config.get("model") or timm or config.get("model_type")
 
@@ -179,7 +181,7 @@ class Published:
             warnings.warn(line, stacklevel=3)
         self._tensors = Tensors(self.folder)
         self._names = self._map_names()
-        config = self._set_tied(config)
+        config = form.adjust(self._set_tied(config), self._stored)
         self._match(config)
         if head:
             config, renewed = self._cls.change_head(config, **head)
@@ -222,6 +224,10 @@ class Published:
         if tied:
             del self._names[self._format.head[0]]
         return dataclasses.replace(config, tied=tied)
+
+    def _stored(self, name):
+        """The tensor of a name in the table, or None."""
+        return self._tensors.read(self._names[name]) if name in self._names else None
 
     def _match(self, config):
         """Finds the tensor of each variable, and checks all names and shapes."""
@@ -379,7 +385,7 @@ def write_checkpoint(model, format, weights):
     shapes = ((path, array.shape) for path, array in weights.items())
     entries, _ = table.match(form.rows(config, None), shapes, form.sizes(config))
     tensors = {entry.name: table.write(entry, weights) for entry in entries}
-    return {**files, "model.safetensors": tensors}
+    return {**files, "model.safetensors": tensors | form.constants(config)}
 
 
 def check_shape(name, shape, expected, source):

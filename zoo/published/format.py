@@ -10,6 +10,10 @@ def nothing(*args):
     return {}
 
 
+def unchanged(config, stored):
+    return config
+
+
 @dataclass(frozen=True)
 class Format:
     """A checkpoint format of one family, for reading and writing.
@@ -37,6 +41,10 @@ class Format:
         copies: function of a configuration that returns ``{name: expected}`` for redundant tensors
             of some files. ``expected`` is the name of the tensor that it equals, or a function of
             its shape that returns its values (None: an unknown tensor).
+        constants: function of a configuration that returns ``{name: array}`` of tensors to write
+            that no variable holds.
+        adjust: function of a configuration, and of a function of a name that returns a tensor or
+            None; returns the configuration that the file's tensors decide.
         sizes: function of a configuration that returns the sizes of axes that no variable's shape
             gives.
         head: the names of the tensor that computes the logits and of the embedding. If both exist
@@ -58,5 +66,7 @@ class Format:
     ignored: str = NEVER
     refused: tuple = ()
     copies: Callable = nothing
+    constants: Callable = nothing
+    adjust: Callable = unchanged
     sizes: Callable = nothing
     head: tuple | None = None

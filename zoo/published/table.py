@@ -7,9 +7,10 @@ A row is read in both directions:
 It has a published name, its axes, our variable's path and its axes. Axes are written as for
 `einops.rearrange`: ``(h k)`` is one axis of size H K, ``1`` is an axis of size 1. ``{i}`` is the
 index of a block. ``{query|key|value}`` are variables that share a published tensor, concatenated
-along the axis ``n``; they may differ in size. If the published name has alternatives too, such as
-``{q|k|v}_proj``, the row stands for several rows. All sizes come from the shapes of our variables,
-so that a file's header can be checked before the model is built.
+along the axis ``n``; they may differ in size. In ``(h n k)`` they are concatenated for each h. If
+the published name has alternatives too, such as ``{q|k|v}_proj``, the row stands for several rows.
+All sizes come from the shapes of our variables, so that a file's header can be checked before the
+model is built.
 """
 
 import math
@@ -144,30 +145,41 @@ def match(rows, shapes, sizes, names=None):
 
 
 def split_axes(axes):
-    """The axes of one part, and the index of the axis along which parts are concatenated."""
-    plain = re.sub(r"\bn\s+", "", axes)
-    return plain, next(i for i, group in enumerate(parse_axes(axes)) if "n" in group[:1])
+    """The axes of one part; the same, where those before "n" are axes of their own; and the index
+    of the axis along which parts are concatenated."""
+    groups, outer, along = parse_axes(axes), [], 0
+    for i, group in enumerate(groups):
+        if "n" in group:
+            along, place = i, group.index("n")
+            outer, groups[i] = group[:place], group[place + 1 :]
+    apart = [*groups[:along], *([axis] for axis in outer), *groups[along:]]
+    groups[along] = outer + groups[along]
+    return (*map(write_axes, (groups, apart)), along + len(outer))
+
+
+def write_axes(groups):
+    return " ".join(f"({' '.join(group)})" if group else "1" for group in groups)
 
 
 def shape_of(entry):
     """The shape of an entry's published tensor."""
     if len(entry.parts) == 1:
         return tuple(axis_lengths(parse_axes(entry.row.axes), entry.parts[0].sizes))
-    axes, along = split_axes(entry.row.axes)
-    shapes = [axis_lengths(parse_axes(axes), part.sizes) for part in entry.parts]
-    total = sum(shape[along] for shape in shapes)
-    return tuple(total if i == along else length for i, length in enumerate(shapes[0]))
+    axes, _, _ = split_axes(entry.row.axes)
+    shapes = np.array([axis_lengths(parse_axes(axes), part.sizes) for part in entry.parts])
+    joined = ["n" in group for group in parse_axes(entry.row.axes)]
+    return tuple(np.where(joined, shapes.sum(0), shapes[0]).tolist())
 
 
 def read(entry, array):
     """Yields the path and the array of each variable that a published tensor holds."""
     axes, arrays = entry.row.axes, [array]
     if len(entry.parts) > 1:
-        axes, along = split_axes(axes)
-        ends = np.cumsum(
-            [axis_lengths(parse_axes(axes), part.sizes)[along] for part in entry.parts]
-        )
-        arrays = np.split(array, ends[:-1], axis=along)
+        _, axes, along = split_axes(axes)
+        shapes = np.array([axis_lengths(parse_axes(axes), part.sizes) for part in entry.parts])
+        ends = np.cumsum(shapes[:, along])
+        whole = [*shapes[0, :along], ends[-1], *shapes[0, along + 1 :]]
+        arrays = np.split(array.reshape(whole), ends[:-1], axis=along)
     for part, piece in zip(entry.parts, arrays, strict=True):
         piece = rearrange(piece, axes, entry.row.own, part.sizes)
         yield part.path, entry.row.read(piece, part.path)
@@ -177,12 +189,14 @@ def write(entry, weights):
     """Returns the published tensor of an entry, from ``weights``, ``{path: array}``."""
     axes, along = entry.row.axes, None
     if len(entry.parts) > 1:
-        axes, along = split_axes(axes)
+        _, axes, along = split_axes(axes)
     arrays = [
         rearrange(entry.row.write(weights[p.path], p.path), entry.row.own, axes, p.sizes)
         for p in entry.parts
     ]
-    return arrays[0] if along is None else np.concatenate(arrays, axis=along)
+    if along is None:
+        return arrays[0]
+    return np.concatenate(arrays, axis=along).reshape(shape_of(entry))
 
 
 def rename(name, rules):

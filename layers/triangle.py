@@ -1,0 +1,241 @@
+"""Triangle updates of a pair representation, of AlphaFold 2's Evoformer and ESMFold's trunk."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from .arguments import Tensor
+from .attend import masked_softmax
+from .projection import projection
+
+EPSILON = 1e-5  # of all normalizations in AlphaFold 2 and ESMFold
+OPEN = dict(kernel_initializer="zeros", bias_initializer="ones")  # of gates: sigmoid(1) = 0.73
+
+
+def pair_mask(mask: Tensor) -> Tensor:
+    """A mask of residues (B, N) as a mask of pairs (B, N, N); a mask of pairs as it is."""
+    if len(mask.shape) == 3:
+        return mask
+    return ops.logical_and(mask[:, :, None], mask[:, None, :])
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class TriangleMultiplication(keras.layers.Layer):
+    """Updates each pair of residues from the other two sides of all its triangles.
+
+    (Jumper et al. 2021, supplement, algorithms 11 and 12.) With the normalized z,
+
+        a = sigmoid(z W_1) * (z W_2),  b = sigmoid(z W_3) * (z W_4)
+        x_ij = sum_k a_ik b_jk if outgoing, sum_k a_ki b_kj if incoming
+        update_ij = sigmoid(z_ij W_5) * (norm(x_ij) W_6)
+
+    Args:
+        outgoing: whether the sides are the pairs (i, k) and (j, k), or (k, i) and (k, j).
+
+    Call with ``z`` (B, N, N, C) for N residues; the result is the update (B, N, N, C), to which the
+    caller adds z. ``mask`` is boolean, True = exists, and is a mask of residues (B, N) or of pairs
+    (B, N, N). The result is undefined where it is False.
+
+    The sums over k and their normalization are always computed in float32, because float16
+    overflows there. Initially the update is 0.
+
+    >>> tuple(TriangleMultiplication(outgoing=True)(np.ones((2, 5, 5, 16))).shape)
+    (2, 5, 5, 16)
+    """
+
+    def __init__(self, outgoing: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.outgoing = outgoing
+
+    def build(self, z_shape):
+        width = z_shape[-1]
+
+        def norm(name, dtype):
+            layer = keras.layers.LayerNormalization(epsilon=EPSILON, dtype=dtype, name=name)
+            layer.build((None, width))
+            return layer
+
+        def linear(name, **options):
+            layer = projection(
+                "pd,dc->pc",
+                output_shape=(width,),
+                bias_axes="c",
+                fan_in=width,
+                fan_out=width,
+                dtype=self.dtype_policy,
+                name=name,
+                **options,
+            )
+            layer.build((None, width))
+            return layer
+
+        self.norm = norm("norm", self.dtype_policy)
+        self.left, self.left_gate = linear("left"), linear("left_gate", **OPEN)
+        self.right, self.right_gate = linear("right"), linear("right_gate", **OPEN)
+        self.product_norm = norm("product_norm", "float32")
+        self.output_projection = linear("output", kernel_initializer="zeros")
+        self.gate = linear("gate", **OPEN)
+
+    def call(self, z, mask=None):
+        shape, width = ops.shape(z), z.shape[-1]
+        pairs = ops.reshape(self.norm(z), (-1, width))
+        if mask is not None:
+            mask = ops.cast(ops.reshape(pair_mask(mask), (1, -1)), "float32")
+
+        def side(values, gate):
+            x = ops.sigmoid(channels_first(gate, pairs)) * channels_first(values, pairs)
+            x = ops.cast(x, "float32")
+            return ops.reshape(x if mask is None else x * mask, (width, *shape[:3]))
+
+        left, right = side(self.left, self.left_gate), side(self.right, self.right_gate)
+        if self.outgoing:
+            x = ops.matmul(left, ops.swapaxes(right, 2, 3))
+        else:
+            x = ops.matmul(ops.swapaxes(left, 2, 3), right)
+        x = self.product_norm(ops.transpose(ops.reshape(x, (width, -1))))
+        update = self.output_projection(ops.cast(x, self.compute_dtype))
+        return ops.reshape(ops.sigmoid(self.gate(pairs)) * update, shape)
+
+    def compute_mask(self, *args, **kwargs):
+        return None
+
+
+def channels_first(layer, pairs):
+    """The output (C, P) of a `Projection` for ``pairs`` (P, D), as the product of sides needs it.
+
+    Transposing (P, C) takes more time; on CPUs, XLA even computes the sigmoid in this order.
+    """
+    if not layer.is_whole or layer.adapter is not None:
+        return ops.transpose(layer(pairs))
+    return ops.einsum("dc,pd->cp", layer.kernel, pairs) + layer.bias[:, None]
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class TriangleAttention(keras.layers.Layer):
+    """Gated self-attention within each row of pairs, biased by the third side of the triangle.
+
+    (Jumper et al. 2021, supplement, algorithms 13 and 14.) The pair (i, j) attends to the pairs
+    (i, k) with a bias computed from the pair (j, k).
+
+    Args:
+        num_heads: H.
+        starting: whether rows are the pairs (i, j) of one i, those with the same starting residue,
+            or of one j, with the same ending residue. For these, z is transposed.
+        head_dim: K, the size of a head. Default: C / H.
+        chunk: the maximum number of rows computed at once. It limits the memory of the scores to
+            chunk H N^2 floats, and does not change the result. Default: all N rows. (In training
+            it saves little: the backward pass needs the softmax of all rows.)
+
+    Call with ``z`` (B, N, N, C) for N residues; the result is the update (B, N, N, C), to which the
+    caller adds z. ``mask`` is boolean, True = exists, and is a mask of residues (B, N) or of pairs
+    (B, N, N). The result is undefined where it is False.
+
+    The softmax is always computed in float32. Initially the update is 0.
+
+    Raises:
+        ValueError: H does not divide C, and there is no ``head_dim``.
+
+    >>> attention = TriangleAttention(num_heads=4, starting=True, chunk=2)
+    >>> tuple(attention(np.ones((2, 5, 5, 16))).shape)
+    (2, 5, 5, 16)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        starting: bool,
+        head_dim: int | None = None,
+        chunk: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.starting = starting
+        self.head_dim = head_dim
+        self.chunk = chunk
+
+    def build(self, z_shape):
+        width, heads = z_shape[-1], self.num_heads
+        if self.head_dim is None:
+            if width % heads:
+                raise ValueError(f"num_heads must divide the width: {width} / {heads}")
+            self.head_dim = width // heads
+        inner = heads * self.head_dim
+
+        def part(name, equation, shape, fan_out=inner, **options):
+            layer = projection(
+                equation,
+                output_shape=shape,
+                fan_in=width,
+                fan_out=fan_out,
+                dtype=self.dtype_policy,
+                name=name,
+                **options,
+            )
+            layer.build((None, None, None, width))
+            return layer
+
+        self.norm = keras.layers.LayerNormalization(
+            epsilon=EPSILON, dtype=self.dtype_policy, name="norm"
+        )
+        self.norm.build(z_shape)
+        to_heads, shape = "brtc,chk->brthk", (None, None, heads, self.head_dim)
+        self.query = part("query", to_heads, shape)
+        self.key = part("key", to_heads, shape)
+        self.value = part("value", to_heads, shape)
+        self.gate = part("gate", to_heads, shape, bias_axes="hk", **OPEN)
+        self.pair_bias = part("pair_bias", "btsc,ch->bhts", (heads, None, None), heads)
+        self.output_projection = projection(
+            "brthk,hkc->brtc",
+            output_shape=(None, None, width),
+            bias_axes="c",
+            fan_in=inner,
+            fan_out=width,
+            kernel_initializer="zeros",
+            dtype=self.dtype_policy,
+            name="output",
+        )
+        self.output_projection.build((None, None, None, heads, self.head_dim))
+
+    def call(self, z, mask=None):
+        if mask is not None:
+            mask = pair_mask(mask)
+        if not self.starting:
+            z = ops.swapaxes(z, 1, 2)
+            mask = mask if mask is None else ops.swapaxes(mask, 1, 2)
+        z = self.norm(z)
+        bias = ops.cast(self.pair_bias(z)[:, None], "float32")  # (B, 1, H, N, N): all rows share it
+        if self.chunk is None or z.shape[1] is not None and z.shape[1] <= self.chunk:
+            y = self._attend(z, bias, mask)
+        else:
+            y = self._attend_in_chunks(z, bias, mask)
+        return y if self.starting else ops.swapaxes(y, 1, 2)
+
+    def _attend(self, rows, bias, mask):
+        """Attention within ``rows`` (B, R, N, C), with a mask (B, R, N)."""
+        query = self.query(rows) * self.head_dim**-0.5
+        scores = ops.einsum("brthk,brshk->brhts", query, self.key(rows))
+        scores = ops.cast(scores, "float32") + bias
+        weights = masked_softmax(scores, mask if mask is None else mask[:, :, None, None])
+        weights = ops.cast(weights, self.compute_dtype)
+        heads = ops.einsum("brhts,brshk->brthk", weights, self.value(rows))
+        return self.output_projection(ops.sigmoid(self.gate(rows)) * heads)
+
+    def _attend_in_chunks(self, z, bias, mask):
+        """Attention within chunks of rows of equal size; the last row fills up the last chunk."""
+        length = ops.shape(z)[1]
+        count = -(-length // self.chunk)
+        size = -(-length // count)
+
+        def attend_chunk(i):
+            rows = ops.minimum(i * size + ops.arange(size), length - 1)
+            taken = None if mask is None else ops.take(mask, rows, axis=1)
+            return self._attend(ops.take(z, rows, axis=1), bias, taken)
+
+        y = ops.swapaxes(ops.map(attend_chunk, ops.arange(count)), 0, 1)
+        y = ops.reshape(y, (-1, count * size, length, z.shape[-1]))
+        return ops.reshape(y[:, :length], ops.shape(z))
+
+    def compute_mask(self, *args, **kwargs):
+        return None

@@ -1,0 +1,279 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from keras import ops
+
+import polyhead
+from polyhead.data.residues import ATOM14_MASK, LETTERS
+from polyhead.zoo import ESMConfig, ESMFold, ESMFoldConfig
+from polyhead.zoo.esmfold import PAD, aligned_errors, esm_tokens
+
+SIZES = dict(
+    esm=ESMConfig(num_layers=2, dim=32, num_heads=4, intermediate_dim=48, max_length=64, head=None),
+    num_blocks=2, dim=64, pair_dim=32, head_dim=16, pair_head_dim=8, position_bins=8, passes=2,
+    num_iterations=2, structure_dim=24, structure_pair_dim=16, structure_heads=3,
+    structure_head_dim=8, query_points=4, value_points=5, torsion_dim=12, lddt_dim=24,
+)  # fmt: skip
+RESIDUES = np.random.default_rng(0).integers(0, 21, (2, 11)).astype("int32")
+RESIDUES[1, 7:] = PAD
+KEPT = RESIDUES < PAD
+
+
+def small(seed=0, **overrides):
+    """A small model with large random weights."""
+    from polyhead.data import Residues
+
+    model = ESMFold(ESMFoldConfig(**{**SIZES, **overrides}), Residues())
+    random = np.random.default_rng(seed)
+    for v in model.weights:
+        v.assign(random.normal(0, 0.2, v.shape))
+    return model
+
+
+def array(x):
+    return ops.convert_to_numpy(x)
+
+
+def test_the_published_model_has_its_number_of_parameters():
+    assert ESMFold.count_parameters(ESMFold.PRESETS["esmfold-v1"]) == 3_525_038_915
+
+
+@pytest.mark.parametrize("changes", [{}, dict(embed_residues=False, num_transitions=2)])
+def test_its_weights_have_the_promised_shapes(changes):
+    model = small(**changes)
+    assert {v.path: tuple(v.shape) for v in model.weights} == dict(model.shapes(model.config))
+
+
+def test_a_batch_and_padding_change_nothing():
+    model = small()
+    together = model.predict_structure({"residues": RESIDUES})
+    for i, row in enumerate(RESIDUES):
+        alone = model.predict_structure({"residues": row[None, KEPT[i]]})
+        atoms = ATOM14_MASK[row[KEPT[i]]]
+        for name, kept in (("positions", atoms), ("plddt", ...), ("pae", ...), ("ptm", ...)):
+            found, expected = array(together[name])[i], array(alone[name])[0]
+            if name != "ptm":
+                found = found[KEPT[i]][:, KEPT[i]] if name == "pae" else found[KEPT[i]]
+            np.testing.assert_allclose(found[kept], expected[kept], atol=1e-3)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 100])
+def test_chunks_change_nothing(chunk):
+    model = small()
+    whole = array(model({"residues": RESIDUES})["positions"])
+    for block in model.blocks:
+        block.chunk = chunk
+    np.testing.assert_allclose(array(model({"residues": RESIDUES})["positions"]), whole, atol=1e-4)
+
+
+def test_positions_matter_only_by_their_differences():
+    model, places = small(), np.arange(11)[None] * np.ones((2, 1))
+    usual = array(model({"residues": RESIDUES})["errors"])[KEPT]
+    moved = array(model({"residues": RESIDUES, "positions": places.astype("int32") + 40})["errors"])
+    np.testing.assert_allclose(moved[KEPT], usual, atol=1e-4)
+    places[:, 5:] += 100
+    apart = array(model({"residues": RESIDUES, "positions": places.astype("int32")})["errors"])
+    assert abs(apart[KEPT] - usual).max() > 0.1
+
+
+def test_passes_feed_the_prediction_back():
+    model = small()
+    one, two, four = (
+        array(model({"residues": RESIDUES}, passes=n)["distances"]) for n in (1, 2, 4)
+    )
+    assert abs(one - two).max() > 1e-3 < abs(two - four).max()
+    np.testing.assert_array_equal(two, array(model({"residues": RESIDUES})["distances"]))
+
+
+def test_ptm_of_sure_logits_is_exact():
+    logits = np.full((2, 30, 30, 64), -1e9, "float32")
+    logits[..., 0] = 0
+    mask = np.arange(30)[None] < [[30], [20]]
+    pae, ptm = map(array, aligned_errors(logits, mask.astype("float32")))
+    width = 31 / 62
+    sizes = 1.24 * (np.array([30, 20]) - 15) ** (1 / 3) - 1.8
+    np.testing.assert_allclose(ptm, 1 / (1 + (width / 2 / sizes) ** 2), rtol=1e-6)
+    np.testing.assert_allclose(pae, width / 2)
+
+
+def test_proteins_are_folded_and_complexes_have_chains():
+    model = small()
+    one, two = model.fold(["mktayiakqr", "GGKX:MK"], passes=1)
+    assert one.sequence == "MKTAYIAKQR" and one.positions.shape == (10, 37, 3)
+    np.testing.assert_allclose(model.fold("MKTAYIAKQR", passes=1).positions, one.positions)
+    assert two.sequence == "GGKX:MK" and two.chain.tolist() == [0, 0, 0, 0, 1, 1]
+    assert two.numbers.tolist() == [1, 2, 3, 4, 1, 2]
+    assert two.pae.shape == (6, 6) and 0 < two.ptm < 1
+    assert 0 <= two.plddt.min() and two.plddt.max() <= 100
+    assert not two.mask[3].any()  # X
+
+
+@pytest.mark.parametrize(
+    "sequence, message",
+    [
+        ("", "sequence 0 must have residues in each chain: ''"),
+        ("MK:", "must have residues in each chain"),
+        ("MK-V", "has '-', which is not a residue"),
+        ("MK<mask>", "has '<', which is not a residue"),
+        ("MKJ", "'J' at position 3"),
+        ("MK*", r"'\*' at position 3"),
+        ("M" * 41, "at most 40 residues, and sequence 0 has 41"),
+        ("MK:GG" * 2, "at most 40 residues"),
+    ],
+)
+def test_other_sequences_are_refused(sequence, message):
+    with pytest.raises(ValueError, match=message):
+        small(max_length=40).fold(sequence)
+
+
+def test_it_is_saved_and_loaded(tmp_path):
+    model = small()
+    model.save_pretrained(tmp_path)
+    again = polyhead.load(tmp_path)
+    assert type(again) is ESMFold and again.config == model.config
+    for a, b in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(array(a), array(b))
+
+
+def test_half_precision_is_finite():
+    for policy in ("mixed_bfloat16", "mixed_float16"):
+        found = ESMFold(ESMFoldConfig(**SIZES), dtype=policy)({"residues": RESIDUES})
+        assert all(np.isfinite(array(x)).all() for x in (found["positions"], found["lddt"]))
+
+
+transformers = pytest.importorskip("transformers", reason="transformers: EXTRAS=parity")
+torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
+
+
+def make(folder, half=False):
+    """Saves Hugging Face's model of the same sizes, with random weights."""
+    torch.manual_seed(0)
+    structure = dict(
+        sequence_dim=24, pairwise_dim=16, ipa_dim=8, resnet_dim=12, num_heads_ipa=3,
+        num_qk_points=4, num_v_points=5, num_blocks=2,
+    )  # fmt: skip
+    trunk = dict(
+        num_blocks=2, sequence_state_dim=64, pairwise_state_dim=32, sequence_head_width=16,
+        pairwise_head_width=8, position_bins=8, max_recycles=2, chunk_size=None,
+        structure_module=structure,
+    )  # fmt: skip
+    config = transformers.EsmConfig(
+        vocab_size=33, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=48, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        position_embedding_type="rotary", token_dropout=True, mask_token_id=32, pad_token_id=1,
+        layer_norm_eps=1e-5, emb_layer_norm_before=False, max_position_embeddings=64,
+        is_folding_model=True,
+        esmfold_config=dict(fp16_esm=half, lddt_head_hid_dim=24, trunk=trunk),
+    )  # fmt: skip
+    theirs = transformers.EsmForProteinFolding(config).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():  # also those that are initially zero
+            p.normal_(0, 0.2)
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+def run(theirs, residues, passes):
+    given, mask = torch.tensor(np.where(residues < PAD, residues, 0)).long(), residues < PAD
+    with torch.no_grad():
+        return theirs(given, torch.tensor(mask).long(), num_recycles=passes - 1)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_predictions_match_the_reference(passes, tmp_path):
+    theirs = make(tmp_path)
+    ours = polyhead.load(tmp_path)
+    expected = {k: v for k, v in run(theirs, RESIDUES, passes).items()}
+    found = ours({"residues": RESIDUES}, passes=passes)
+    pairs = KEPT[:, :, None] & KEPT[:, None]
+    atoms = ATOM14_MASK[np.minimum(RESIDUES, 20)] & KEPT[..., None]
+    for name, theirs_name, kept, tolerance in (
+        ("states", "states", KEPT, 1e-4),
+        ("distances", "distogram_logits", pairs, 1e-4),
+        ("errors", "ptm_logits", pairs, 1e-4),
+        ("residues", "lm_logits", KEPT, 1e-4),
+        ("positions", "positions", atoms, 1e-3),
+        ("torsions", "angles", KEPT, 1e-4),
+    ):
+        wanted = expected[theirs_name].numpy()
+        wanted = wanted[-1] if theirs_name in ("states", "positions", "angles") else wanted
+        np.testing.assert_allclose(array(found[name])[kept], wanted[kept], atol=tolerance)
+    found = ours.predict_structure({"residues": RESIDUES}, passes)
+    np.testing.assert_allclose(
+        array(found["plddt"])[KEPT], 100 * expected["plddt"].numpy()[KEPT], atol=1e-3
+    )
+    np.testing.assert_allclose(
+        array(found["pae"])[pairs], expected["predicted_aligned_error"].numpy()[pairs], atol=1e-3
+    )
+    # The reference has one score for the whole batch, which counts padding: so one at a time.
+    for i, row in enumerate(RESIDUES):
+        alone = run(theirs, row[None, KEPT[i]], passes).ptm
+        np.testing.assert_allclose(array(found["ptm"])[i], alone.item(), atol=1e-5)
+
+
+def test_files_are_those_of_the_reference(tmp_path):
+    theirs = make(tmp_path / "theirs")
+    ours = polyhead.load(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours", format="huggingface")
+    back, report = transformers.EsmForProteinFolding.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    for name, tensor in theirs.state_dict().items():
+        np.testing.assert_allclose(back.state_dict()[name].numpy(), tensor.numpy(), atol=1e-7)
+    again = polyhead.load(tmp_path / "ours")
+    assert again.config == ours.config
+
+
+def test_a_language_model_in_float16_has_its_rounded_rotations(tmp_path):
+    theirs = make(tmp_path / "theirs", half=True).float()
+    ours = polyhead.load(tmp_path / "theirs")
+    assert ours.config.esm.half_rates
+    row = np.random.default_rng(0).integers(0, 20, (1, 300)).astype("int32")
+    np.testing.assert_allclose(
+        array(ours({"residues": row}, passes=1)["states"]),
+        run(theirs, row, 1).states[-1].numpy(),
+        atol=1e-3,
+    )
+    ours.save_pretrained(tmp_path / "ours", format="huggingface")
+    assert polyhead.load(tmp_path / "ours").config == ours.config
+
+
+def test_the_language_model_reads_amino_acids():
+    tokens = polyhead.data.Residues().tokens(LETTERS)[1:-1]
+    assert [polyhead.data.Residues().pieces([i])[0] for i in esm_tokens(ESMConfig())] == [
+        *tokens, "<pad>",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_export_answers_as_python_does(tmp_path):
+    model = small()
+    version = model.export(tmp_path)
+    texts = ["mktayiakqr", "", "G", "MKJ#日", "M" * 40]
+    known = [texts[0], texts[2], "MKXXX", texts[4]]
+    requests = [("serving_default", {"sequence": texts}), ("arrays", {"sequence": texts})]
+    lines = "".join(json.dumps({"signature_name": n, "inputs": x}) + "\n" for n, x in requests)
+    command = [sys.executable, "-m", "polyhead.serving.loader", str(version)]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folded, arrays = map(json.loads, done.stdout.splitlines())
+    assert folded["length"] == arrays["length"] == [10, 0, 1, 5, 40]
+    at = [0, 2, 3, 4]
+    for i, structure in zip(at, model.fold(known), strict=True):
+        length = folded["length"][i]
+        np.testing.assert_allclose(folded["ptm"][i], structure.ptm, atol=1e-5)
+        np.testing.assert_allclose(folded["plddt"][i][:length], structure.plddt, atol=1e-3)
+        np.testing.assert_allclose(folded["mean_plddt"][i], structure.plddt.mean(), atol=1e-3)
+        pae = np.array(arrays["pae"][i])[:length, :length]
+        np.testing.assert_allclose(pae, structure.pae, atol=1e-3)
+        found, expected = folded["pdb"][i].splitlines(), structure.pdb().splitlines()
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert one[:30] == other[:30]  # all but rounded numbers
+            if one.startswith("ATOM"):
+                pairs = zip(one[30:66].split(), other[30:66].split(), strict=True)
+                assert all(abs(float(a) - float(b)) < 0.011 for a, b in pairs)

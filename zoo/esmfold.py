@@ -1,0 +1,665 @@
+"""ESMFold (Lin et al. 2022), which predicts the structure of a protein from its sequence."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import keras
+import numpy as np
+from keras import ops
+from keras.layers import Dense, LayerNormalization
+
+from ..layers import FoldingBlock, StructureModule, TokenEmbedding
+from ..layers.frames import place_atoms, torsion_frames, virtual_beta
+from .esm import ESM, ESMConfig
+from .model import Pretrained, check_config, check_count, norm_shapes
+from .texts import as_texts
+
+EPSILON = 1e-5  # of all normalizations outside of ESM-2
+PAD = 21  # the residue that fills a batch; 0 to 20 are those of `data.residues.LETTERS`
+BINS, ALIGNED_BINS, LDDT_BINS, ATOMS = 64, 64, 50, 37
+DISTANCES = 3.375, 21.375, 15  # bins of CB distances in recycling, in angstroms
+FARTHEST = 31.0  # of predicted aligned errors, in angstroms
+SCALE = 10.0  # angstroms per unit of the structure module
+LINKER, GAP = "G" * 25, 512  # between chains: residues, and a jump of their numbers
+EXAMPLES = ["MKTAYIAKQR", "", "G", "GSHMASMTGGQQMX"]
+
+
+@dataclass(frozen=True)
+class ESMFoldConfig:
+    """Configuration of an `ESMFold`; the defaults are those of esmfold_v1 (3.5 billion parameters).
+
+    >>> polyhead.ESMFold.count_parameters(polyhead.ESMFoldConfig())
+    3525038915
+    """
+
+    esm: ESMConfig = field(
+        default_factory=lambda: ESMConfig(
+            num_layers=36, dim=2560, intermediate_dim=10240, num_heads=40, head=None
+        )
+    )
+    max_length: int = 4000  # residues, with those between chains
+    num_blocks: int = 48
+    dim: int = 1024  # of a residue
+    pair_dim: int = 128
+    head_dim: int = 32
+    pair_head_dim: int = 32
+    position_bins: int = 32  # differences of positions are clipped to this
+    dropout: float = 0.0
+    embed_residues: bool = True  # adds an embedding of residues to the language model's features
+    passes: int = 4  # through the trunk
+    num_iterations: int = 8  # of the structure module
+    structure_dim: int = 384
+    structure_pair_dim: int = 128
+    structure_heads: int = 12
+    structure_head_dim: int = 16
+    query_points: int = 4
+    value_points: int = 8
+    torsion_dim: int = 128
+    num_torsion_blocks: int = 2
+    num_transitions: int = 1
+    structure_dropout: float = 0.1
+    lddt_dim: int = 128
+
+    def __post_init__(self):
+        check_config(self)
+        for size, head in ((self.dim, self.head_dim), (self.pair_dim, self.pair_head_dim)):
+            if size % head:
+                raise ValueError(f"a head's size must divide the width: {size} / {head}")
+        if self.pair_dim % 2:
+            raise ValueError(f"pair_dim must be even: {self.pair_dim}")
+
+
+PRESETS = {
+    # Lin et al. 2022 (bioRxiv 2022.07.20.500902), section A.3.
+    "esmfold-v1": ESMFoldConfig(),
+}
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class Mixture(keras.layers.Layer):
+    """The mean of several tensors of one shape, weighted by the softmax of learned scores.
+
+    Args:
+        count: the number of tensors.
+
+    >>> from polyhead.zoo.esmfold import Mixture
+    >>> np.array(Mixture(2)([np.float32([1, 2]), np.float32([3, 4])]))
+    array([2., 3.], dtype=float32)
+    """
+
+    def __init__(self, count: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.count = count
+        self.autocast = False
+
+    def build(self, shapes=None):
+        self.scores = self.add_weight(
+            name="scores", shape=(self.count,), initializer="zeros", autocast=False
+        )
+
+    def call(self, tensors):
+        shares = ops.softmax(ops.convert_to_tensor(self.scores))
+        return sum(ops.cast(x, "float32") * shares[i] for i, x in enumerate(tensors))
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class ESMFold(Pretrained):
+    """A language model, a trunk of `FoldingBlock`s and a structure module (Lin et al. 2022, A.3).
+
+    Residues (B, N), or a dictionary of ``residues`` and ``positions`` (B, N) -> a dictionary of
+    predictions. Residues are numbered as `polyhead.data.residues.LETTERS`, and 21 fills a batch;
+    positions, by default 0, 1, ..., are their places in the chain. The predictions are
+
+    - ``positions`` (B, N, 14, 3) of the atoms, in angstroms;
+    - ``lddt`` (B, N, 37, 50), logits of the confidence of each atom;
+    - ``errors`` (B, N, N, 64), logits of the error of residue j in the frame of residue i;
+    - ``distances`` (B, N, N, 64), logits of the distance of two CB atoms;
+    - ``residues`` (B, N, 23), logits of the residue;
+    - ``frames``, ``torsions``, ``states``: those of the structure module's last iteration.
+
+    The network is applied ``config.passes`` times to its own output (recycling).
+
+    Args:
+        config: an `ESMFoldConfig`.
+        tokenizer: `polyhead.data.Residues`; only needed for strings.
+        initialize: False skips the initialization, when weights are about to be loaded.
+
+    >>> config = polyhead.ESMFoldConfig(
+    ...     esm=polyhead.ESMConfig(num_layers=1, dim=16, num_heads=2, head=None),
+    ...     num_blocks=1, dim=32, pair_dim=32, structure_dim=16, structure_pair_dim=16,
+    ... )
+    >>> found = polyhead.ESMFold(config)(np.array([[0, 5, 12]]))
+    >>> tuple(found["positions"].shape)
+    (1, 3, 14, 3)
+    >>> model = polyhead.load("facebook/esmfold_v1")  # doctest: +SKIP
+    >>> model.fold("MKTAYIAKQR").save("protein.pdb")  # doctest: +SKIP
+    """
+
+    Config = ESMFoldConfig
+    PRESETS = PRESETS
+    VOCABULARY = ()
+    FAMILIES = {"esmfold": ".published.esmfold"}
+
+    def __init__(
+        self, config: ESMFoldConfig, tokenizer: Any = None, initialize: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(config, tokenizer, **kwargs)
+        c, dtype = config, self.dtype_policy
+        with keras.name_scope("esm"):
+            self.esm = ESM(c.esm, initialize=initialize, dtype=dtype, name="esm")
+
+        def norm(name, width):
+            layer = LayerNormalization(epsilon=EPSILON, dtype=dtype, name=name)
+            layer.build((None, width))
+            return layer
+
+        def dense(name, width, x_width, activation=None):
+            layer = Dense(width, activation, dtype=dtype, name=name)
+            layer.build((None, x_width))
+            return layer
+
+        def table(name, rows, width):
+            layer = TokenEmbedding(rows, width, scale=False, dtype=dtype, name=name)
+            layer.build()
+            return layer
+
+        self.mixture = Mixture(c.esm.num_layers + 1, dtype=dtype, name="mixture")
+        self.mixture.build()
+        self.language_norm = norm("language_norm", c.esm.dim)
+        self.language_first = dense("language_first", c.dim, c.esm.dim, "relu")
+        self.language_second = dense("language_second", c.dim, c.dim)
+        self.residue_embedding = c.embed_residues and table("residues", PAD + 2, c.dim)
+        self.position_embedding = table("positions", 2 * c.position_bins + 2, c.pair_dim)
+        s, z = (None, None, c.dim), (None, None, None, c.pair_dim)
+        self.blocks = []
+        for i in range(c.num_blocks):
+            block = FoldingBlock(
+                c.dim // c.head_dim,
+                c.pair_dim // c.pair_head_dim,
+                c.dropout,
+                dtype=dtype,
+                name=f"block_{i}",
+            )
+            block.build(s, z)
+            self.blocks.append(block)
+        self.recycled_norm = norm("recycled_norm", c.dim)
+        self.recycled_pair_norm = norm("recycled_pair_norm", c.pair_dim)
+        self.recycled_distances = table("recycled_distances", DISTANCES[2], c.pair_dim)
+        self.structure_input = dense("structure_input", c.structure_dim, c.dim)
+        self.structure_pair_input = dense("structure_pair_input", c.structure_pair_dim, c.pair_dim)
+        self.structure = StructureModule(
+            c.num_iterations,
+            c.structure_heads,
+            c.structure_head_dim,
+            c.query_points,
+            c.value_points,
+            c.torsion_dim,
+            c.num_torsion_blocks,
+            c.num_transitions,
+            c.structure_dropout,
+            dtype="float32",
+            name="structure",
+        )
+        self.structure.build((None, None, c.structure_dim), (*z[:3], c.structure_pair_dim))
+        self.distances = dense("distances", BINS, c.pair_dim)
+        self.errors = dense("errors", ALIGNED_BINS, c.pair_dim)
+        self.residue_head = dense("residue_head", PAD + 2, c.dim)
+        self.lddt_norm = norm("lddt_norm", c.structure_dim)
+        self.lddt_first = dense("lddt_first", c.lddt_dim, c.structure_dim)
+        self.lddt_second = dense("lddt_second", c.lddt_dim, c.lddt_dim)
+        self.lddt_output = dense("lddt_output", ATOMS * LDDT_BINS, c.lddt_dim)
+        self.built = True
+
+    @classmethod
+    def load_tokenizer(cls, folder: Path, config: Any) -> Any:
+        from ..data import Residues
+
+        return Residues.load(folder)
+
+    @classmethod
+    def preset(cls, name: str, tokenizer: Any = None, **overrides: Any) -> Self:
+        """Builds a model of a published size with new weights, see `Pretrained.preset`."""
+        from ..data import Residues
+
+        return super().preset(name, Residues() if tokenizer is None else tokenizer, **overrides)
+
+    @classmethod
+    def shapes(cls, config: ESMFoldConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+        c = config
+        for path, shape in ESM.shapes(c.esm):
+            yield f"esm/{path}", shape
+        yield "mixture/scores", (c.esm.num_layers + 1,)
+        yield from norm_shapes("language_norm", c.esm.dim).items()
+        yield from dense_shapes("language_first", c.esm.dim, c.dim)
+        yield from dense_shapes("language_second", c.dim, c.dim)
+        if c.embed_residues:
+            yield "residues/embeddings", (PAD + 2, c.dim)
+        yield "positions/embeddings", (2 * c.position_bins + 2, c.pair_dim)
+        block = dict(folding_block_shapes(c))
+        for i in reversed(range(c.num_blocks)):
+            for path, shape in block.items():
+                yield f"block_{i}/{path}", shape
+        yield from norm_shapes("recycled_norm", c.dim).items()
+        yield from norm_shapes("recycled_pair_norm", c.pair_dim).items()
+        yield "recycled_distances/embeddings", (DISTANCES[2], c.pair_dim)
+        yield from dense_shapes("structure_input", c.dim, c.structure_dim)
+        yield from dense_shapes("structure_pair_input", c.pair_dim, c.structure_pair_dim)
+        for path, shape in structure_shapes(c):
+            yield f"structure/{path}", shape
+        yield from dense_shapes("distances", c.pair_dim, BINS)
+        yield from dense_shapes("errors", c.pair_dim, ALIGNED_BINS)
+        yield from dense_shapes("residue_head", c.dim, PAD + 2)
+        yield from norm_shapes("lddt_norm", c.structure_dim).items()
+        yield from dense_shapes("lddt_first", c.structure_dim, c.lddt_dim)
+        yield from dense_shapes("lddt_second", c.lddt_dim, c.lddt_dim)
+        yield from dense_shapes("lddt_output", c.lddt_dim, ATOMS * LDDT_BINS)
+
+    def call(self, inputs: Any, passes: int | None = None) -> dict[str, Any]:
+        given = inputs if isinstance(inputs, dict) else {"residues": inputs}
+        residues = ops.convert_to_tensor(given["residues"], "int32")
+        mask = residues < PAD
+        first = self.language(residues, mask)
+        relative = self._relative_positions(residues, given.get("positions"), mask)
+        atoms = self._atom_tables(residues)
+
+        def one(i, s, z, bins, *_):
+            s = first + self.recycled_norm(s)
+            z = self.recycled_pair_norm(z) + self.recycled_distances(bins) + relative
+            for block in self.blocks:
+                s, z = block(s, z, mask)
+            found = self.structure(self.structure_input(s), self.structure_pair_input(z), mask)
+            (rotation, translation), torsions = found["frames"][-1], found["torsions"][-1]
+            placed = self._place((rotation, translation), torsions, atoms)
+            bins = distance_bins(placed)
+            return i + 1, s, z, bins, rotation, translation, torsions, found["states"][-1], placed
+
+        c, (batch, length) = self.config, ops.shape(residues)
+        shapes = (3, 3), (3,), (7, 2), (c.structure_dim,), (14, 3)
+        state = (
+            ops.convert_to_tensor(0),
+            ops.zeros_like(first),
+            ops.zeros_like(relative),
+            ops.zeros((batch, length, length), "int32"),
+            *(ops.zeros((batch, length, *shape), "float32") for shape in shapes),
+        )
+        count = c.passes if passes is None else passes
+        state = ops.while_loop(lambda i, *_: i < count, one, state)
+        _, s, z, _, rotation, translation, torsions, states, placed = state
+        x = self.lddt_second(self.lddt_first(self.lddt_norm(states)))
+        lddt = ops.reshape(self.lddt_output(x), (batch, length, ATOMS, LDDT_BINS))
+        distances = self.distances(z)
+        predictions = {
+            "lddt": lddt,
+            "errors": self.errors(z),
+            "distances": (distances + ops.swapaxes(distances, 1, 2)) / 2,
+            "residues": self.residue_head(s),
+        }
+        return {name: ops.cast(x, "float32") for name, x in predictions.items()} | {
+            "positions": placed,
+            "frames": (rotation, SCALE * translation),
+            "torsions": torsions,
+            "states": states,
+        }
+
+    def language(self, residues: Any, mask: Any) -> Any:
+        """Residues (B, N) -> features of ESM-2 (B, N, D); they pass no gradient to it."""
+        c = self.config
+        tokens = ops.take(ops.convert_to_tensor(esm_tokens(c.esm), "int32"), residues, axis=0)
+        column = ops.zeros_like(tokens[:, :1])
+        tokens = ops.concatenate([column, tokens, column + c.esm.pad_id], axis=1)
+        end = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True) + 1
+        place = ops.arange(ops.shape(tokens)[1], dtype="int32")
+        tokens = ops.where(place == end, c.esm.end_id, tokens)
+        states = [ops.stop_gradient(x)[:, 1:-1] for x in self.esm.hidden_states(tokens)]
+        x = self.mixture(states)
+        x = self.language_second(self.language_first(self.language_norm(x)))
+        return x + self.residue_embedding(residues) if self.residue_embedding else x
+
+    def _relative_positions(self, residues, positions, mask):
+        """Embeddings (B, N, N, C) of the clipped differences of positions."""
+        if positions is None:
+            positions = ops.arange(ops.shape(residues)[1], dtype="int32")[None]
+        most = self.config.position_bins
+        apart = positions[:, None, :] - positions[:, :, None]
+        index = ops.clip(apart, -most, most) + most + 1
+        pairs = ops.logical_and(mask[:, None, :], mask[:, :, None])
+        return self.position_embedding(ops.where(pairs, index, 0))
+
+    def _atom_tables(self, residues):
+        """The frames of groups, and the group, position and mask of atoms, of each residue."""
+        from ..data import residues as tables
+
+        residues = ops.minimum(residues, PAD - 1)
+        arrays = (
+            tables.GROUP_ROTATION,
+            tables.GROUP_TRANSLATION,
+            tables.ATOM14_GROUP,
+            tables.ATOM14_POSITION,
+            tables.ATOM14_MASK,
+        )
+        rotation, translation, *others = (ops.take(x, residues, axis=0) for x in arrays)
+        return (rotation, translation), *others
+
+    def _place(self, frames, torsions, atoms):
+        """The positions (B, N, 14, 3) of atoms in angstroms."""
+        groups, *others = atoms
+        rotation, translation = frames
+        return place_atoms(
+            torsion_frames((rotation, SCALE * translation), torsions, groups), *others
+        )
+
+    def fold(
+        self,
+        sequences: str | Sequence[str],
+        passes: int | None = None,
+        chunk: int | str | None = "auto",
+        batch_size: int = 1,
+        progress: bool | Callable = False,
+    ) -> Any:
+        """Predicts the structure of a protein, or of each of a list.
+
+        Args:
+            sequences: of letters, see `polyhead.data.Residues`; residues that are none of the 20
+                amino acids are X, without atoms. "SEQ1:SEQ2" are the chains of a complex. The
+                network sees one chain, whose parts are joined by 25 glycines and whose positions
+                jump; it was trained on single chains.
+            passes: through the trunk. Default: the configuration's.
+            chunk: the maximum number of rows of pairs in `TriangleAttention`, which limits memory;
+                None: all; "auto": as many as 128 MB allow.
+            batch_size: number of proteins per call of the network.
+            progress: True shows a progress bar; or a function that wraps the batches.
+
+        Returns:
+            a `polyhead.data.Structure`, or a list of them.
+
+        Raises:
+            ValueError: a letter is not a residue, or a sequence is empty or too long; the message
+                names it.
+
+        >>> structure = model.fold("MKTAYIAKQR")  # doctest: +SKIP
+        >>> structure.plddt.mean(), structure.ptm  # doctest: +SKIP
+        >>> structure.save("protein.pdb")  # doctest: +SKIP
+        """
+        passes = None if passes is None else check_count(passes, "passes")
+        sequences, single = as_texts("fold", sequences, "sequence")
+        tokenizer = self._need_tokenizer("fold")
+        from ..data.structures import Structure
+
+        rows = [self._read_chains(tokenizer, i, text) for i, text in enumerate(sequences)]
+
+        def run(chosen):
+            longest = max(len(row["residues"]) for row in chosen)
+            self._set_chunk(chunk, longest * len(chosen) ** 0.5)
+            inputs = {
+                name: np.stack([fill(row[name], longest, value) for row in chosen])
+                for name, value in (("residues", PAD), ("positions", 0))
+            }
+            key = "fold", passes, self.blocks[0].chunk if self.blocks else None
+            compute = self._compiled(
+                key, lambda inputs: self.predict_structure(inputs, passes), "fold", xla=False
+            )
+            found = {name: np.asarray(x) for name, x in compute(inputs).items()}
+            for i, row in enumerate(chosen):
+                kept = row["kept"]
+                yield Structure.of_prediction(
+                    row["residues"][kept],
+                    row["chain"][kept],
+                    found["positions"][i][kept],
+                    found["plddt"][i][kept],
+                    found["pae"][i][np.ix_(kept, kept)],
+                    float(found["ptm"][i]),
+                )
+
+        from .model import in_batches
+
+        size = check_count(batch_size, "batch_size")
+        results = in_batches(rows, size, run, lambda row: len(row["residues"]), progress)
+        return results[0] if single else results
+
+    def predict_structure(self, inputs: Any, passes: int | None = None) -> dict[str, Any]:
+        """The dictionary of `call` -> ``positions`` (B, N, 14, 3), and confidences.
+
+        ``plddt`` (B, N, 37) of atoms, from 0 to 100; ``pae`` (B, N, N), the predicted aligned
+        error in angstroms; ``ptm`` (B,), the predicted TM-score of each sequence.
+        """
+        found = self(inputs, passes=passes)
+        mask = ops.cast(inputs["residues"] < PAD, "float32")
+        middles = (np.arange(LDDT_BINS, dtype="float32") + 0.5) / LDDT_BINS
+        pae, ptm = aligned_errors(found["errors"], mask)
+        return {
+            "positions": found["positions"],
+            "plddt": 100 * ops.sum(ops.softmax(found["lddt"]) * middles, axis=-1),
+            "pae": pae,
+            "ptm": ptm,
+        }
+
+    def export(
+        self,
+        filepath: str | PathLike[str],
+        passes: int | None = None,
+        chunk: int | None = 64,
+    ) -> Path:
+        """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
+
+        Signatures take ``sequence`` (B,), strings of one chain each. Unknown letters are X, without
+        atoms, and sequences are truncated to ``config.max_length`` residues. L is the longest one.
+
+        - ``serving_default``, ``fold``: ``pdb`` (B,), texts of PDB files; ``plddt`` (B, L) of
+          residues, from 0 to 100, and ``mean_plddt``; ``ptm`` and ``length`` (B,);
+        - ``arrays``: ``positions`` (B, L, 14, 3) in angstroms, ``mask`` (B, L, 14), 1 where
+          an atom exists, ``plddt`` (B, L, 37), ``pae`` (B, L, L), ``ptm`` and ``length`` (B,).
+
+        Args:
+            passes, chunk: see `fold`.
+
+        Returns:
+            the version's folder; see `polyhead.serving.export`.
+
+        >>> model.export("exported")  # doctest: +SKIP
+        PosixPath('exported/1')
+        """
+        from ..data import residues as tables
+        from ..data import spans
+        from ..data.pdb import pdb_text
+        from ..serving.export import export
+
+        passes = None if passes is None else check_count(passes, "passes")
+        self._set_chunk(chunk, 0)
+        if (whole := self._without_lora()) is not self:
+            return whole.export(filepath, passes, chunk)
+        tokenizer, longest = self._need_tokenizer("export"), self.config.max_length
+        known = dict(zip(tables.ESM_TOKENS, range(len(tables.ESM_TOKENS)), strict=True))
+        index = np.full(len(known), tables.LETTERS.index("X"), "int32")
+        index[[known[x] for x in tables.LETTERS]] = np.arange(len(tables.LETTERS))
+
+        def predict(sequence):
+            tokens = tokenizer.encode(sequence, longest, add_special_tokens=False)
+            rows = tokens.with_values(ops.take(index, tokens.flat_values, axis=0))
+            residues = spans.dense(rows, PAD)
+            found = self.predict_structure({"residues": residues}, passes)
+            return residues, residues < PAD, found
+
+        def fold(sequence):
+            residues, kept, found = predict(sequence)
+            length, inside = ops.sum(ops.cast(kept, "int32"), axis=1), ops.cast(kept, "float32")
+            plddt = found["plddt"][:, :, tables.ATOM37.index("CA")] * inside
+            count = ops.maximum(ops.cast(length, "float32"), 1)
+            return {
+                "pdb": pdb_text(residues, kept, found["positions"], found["plddt"]),
+                "plddt": plddt,
+                "mean_plddt": ops.sum(plddt, axis=1) / count,
+                "ptm": found["ptm"],
+                "length": length,
+            }
+
+        def arrays(sequence):
+            residues, kept, found = predict(sequence)
+            exist = ops.take(tables.ATOM14_MASK, ops.minimum(residues, PAD - 1), axis=0)
+            return {
+                **found,
+                "mask": ops.cast(ops.logical_and(exist, kept[..., None]), "int32"),
+                "length": ops.sum(ops.cast(kept, "int32"), axis=1),
+            }
+
+        inputs, examples = {"sequence": tokenizer.spec("sequence")}, {"sequence": EXAMPLES}
+        main = fold, inputs, examples
+        signatures = {"serving_default": main, "fold": main, "arrays": (arrays, inputs, examples)}
+        return export(filepath, "fold", signatures, self.weights, tracked=[tokenizer])
+
+    def _read_chains(self, tokenizer, i, text):
+        """The arrays of a protein: ``residues``, ``positions``, ``chain`` and ``kept`` (N,)."""
+        from ..data.residues import LETTERS
+
+        chains = ["".join(tokenizer.tokens(chain)[1:-1]) for chain in text.split(":")]
+        if "" in chains:
+            raise ValueError(f"sequence {i} must have residues in each chain: {text!r:.80}")
+        if gaps := [x for x in ".-<" if x in "".join(chains)]:
+            raise ValueError(f"sequence {i} has {gaps[0]!r}, which is not a residue: {text!r:.80}")
+        letters, positions, chain, place = "", [], [], 0
+        for number, residues in enumerate(chains):
+            if number:
+                letters += LINKER
+                positions += range(place, place + len(LINKER))
+                chain += [-1] * len(LINKER)
+                place += len(LINKER) + GAP
+            letters += residues
+            positions += range(place, place + len(residues))
+            chain += [number] * len(residues)
+            place += len(residues)
+        if len(letters) > self.config.max_length:
+            raise ValueError(
+                f"fold takes at most {self.config.max_length} residues, and sequence {i} has "
+                f"{len(letters)}: load the model with max_length={len(letters)}"
+            )
+        index = [LETTERS.index(x) if x in LETTERS else LETTERS.index("X") for x in letters]
+        return {
+            "residues": np.array(index, "int32"),
+            "positions": np.array(positions, "int32"),
+            "chain": np.array(chain),
+            "kept": np.array(chain) >= 0,
+        }
+
+    def _set_chunk(self, chunk, length):
+        """Sets how many rows of pairs each block's attention computes at once."""
+        if chunk == "auto":
+            heads = self.config.pair_dim // self.config.pair_head_dim
+            most = int(2**25 // (heads * length**2))  # float32 scores of 128 MB
+            chunk = None if most >= length else max(1, 2 ** (most.bit_length() - 1) if most else 1)
+        elif chunk is not None:
+            chunk = check_count(chunk, "chunk")
+        for block in self.blocks:
+            block.chunk = chunk
+
+
+def esm_tokens(config):
+    """The tokens of ESM-2 for the residues 0 to 21."""
+    from ..data.residues import ESM_TOKENS, LETTERS
+
+    return np.array([*map(ESM_TOKENS.index, LETTERS), config.pad_id], "int32")
+
+
+def distance_bins(positions):
+    """The bins (B, N, N) of the distances of CB atoms, from positions (B, N, 14, 3)."""
+    n, ca, c = (positions[:, :, i] for i in range(3))
+    beta = virtual_beta(n, ca, c)
+    least, most, count = DISTANCES
+    squares = np.linspace(least, most, count - 1, dtype="float32") ** 2
+    apart = ops.sum(ops.square(beta[:, None] - beta[:, :, None]), axis=-1, keepdims=True)
+    return ops.sum(ops.cast(apart > squares, "int32"), axis=-1)
+
+
+def aligned_errors(logits, mask):
+    """The predicted aligned errors (B, N, N), and the predicted TM-scores (B,).
+
+    (Jumper et al. 2021, supplement, section 1.9.7.) The scores depend on the residues of the
+    sequence only, where ``mask`` (B, N) is 1.
+    """
+    step = FARTHEST / (ALIGNED_BINS - 2)
+    middles = step * (np.arange(ALIGNED_BINS, dtype="float32") + 0.5)
+    shares = ops.softmax(logits)
+    count = ops.sum(mask, axis=1)
+    size = 1.24 * (ops.maximum(count, 19) - 15) ** (1 / 3) - 1.8
+    close = 1 / (1 + (middles / size[:, None]) ** 2)  # (B, bins)
+    terms = ops.sum(shares * close[:, None, None], axis=-1)
+    means = ops.sum(terms * mask[:, None], axis=-1) / ops.maximum(count, 1)[:, None]
+    return ops.sum(shares * middles, axis=-1), ops.max(means * mask, axis=1)
+
+
+def fill(array, length, value):
+    return np.pad(array, (0, length - len(array)), constant_values=value)
+
+
+def dense_shapes(name, x_width, width, bias=True):
+    yield f"{name}/kernel", (x_width, width)
+    if bias:
+        yield f"{name}/bias", (width,)
+
+
+def folding_block_shapes(c):
+    """The paths and shapes of the weights of a `FoldingBlock`."""
+    s, z, heads, pair_heads = c.dim, c.pair_dim, c.dim // c.head_dim, c.pair_dim // c.pair_head_dim
+    split, pair_split = (heads, c.head_dim), (pair_heads, c.pair_head_dim)
+    for name in ("attention_norm", "feed_forward_norm", "product_norm"):
+        yield from norm_shapes(name, s).items()
+    for name in ("bias_norm", "pair_norm"):
+        yield from norm_shapes(name, z).items()
+    yield from dense_shapes("bias", z, heads, bias=False)
+    for part in ("query", "key", "value", "gate"):
+        yield f"attention/{part}/kernel", (s, *split)
+    yield "attention/gate/bias", split
+    yield "attention/output/kernel", (*split, s)
+    yield "attention/output/bias", (s,)
+    for name, width in (("feed_forward", s), ("pair_feed_forward", z)):
+        yield from dense_shapes(f"{name}/expand", width, 4 * width)
+        yield from dense_shapes(f"{name}/contract", 4 * width, width)
+    yield from dense_shapes("product", s, z)
+    yield from dense_shapes("product_output", z, z)
+    for name in ("outgoing", "incoming"):
+        for norm in ("norm", "product_norm"):
+            yield from norm_shapes(f"{name}/{norm}", z).items()
+        for part in ("left", "left_gate", "right", "right_gate", "gate", "output"):
+            yield from dense_shapes(f"{name}/{part}", z, z)
+    for name in ("starting", "ending"):
+        yield from norm_shapes(f"{name}/norm", z).items()
+        for part in ("query", "key", "value", "gate"):
+            yield f"{name}/{part}/kernel", (z, *pair_split)
+        yield f"{name}/gate/bias", pair_split
+        yield f"{name}/pair_bias/kernel", (z, pair_heads)
+        yield f"{name}/output/kernel", (*pair_split, z)
+        yield f"{name}/output/bias", (z,)
+
+
+def structure_shapes(c):
+    """The paths and shapes of the weights of a `StructureModule`."""
+    d, z, heads, t = c.structure_dim, c.structure_pair_dim, c.structure_heads, c.torsion_dim
+    for name in ("norm", "attention_norm", "transition_norm"):
+        yield from norm_shapes(name, d).items()
+    yield from norm_shapes("pair_norm", z).items()
+    yield from dense_shapes("input", d, d)
+    for part in ("query", "key", "value"):
+        yield f"attention/{part}/kernel", (d, heads, c.structure_head_dim)
+        yield f"attention/{part}/bias", (heads, c.structure_head_dim)
+    for part, count in (
+        ("point_query", c.query_points),
+        ("point_key", c.query_points),
+        ("point_value", c.value_points),
+    ):
+        yield f"attention/{part}/kernel", (d, heads, count, 3)
+        yield f"attention/{part}/bias", (heads, count, 3)
+    yield from dense_shapes("attention/pair_bias", z, heads)
+    yield "attention/point_weight", (heads,)
+    inner = heads * (c.structure_head_dim + 4 * c.value_points + z)
+    yield from dense_shapes("attention/output", inner, d)
+    for i in range(c.num_transitions):
+        for place in ("first", "second", "third"):
+            yield from dense_shapes(f"transition_{i}_{place}", d, d)
+    yield from dense_shapes("backbone", d, 6)
+    yield from dense_shapes("torsion_input", d, t)
+    yield from dense_shapes("torsion_skip", d, t)
+    for i in range(c.num_torsion_blocks):
+        for place in ("first", "second"):
+            yield from dense_shapes(f"torsion_{i}_{place}", t, t)
+    yield from dense_shapes("torsion_output", t, 14)
