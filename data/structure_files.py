@@ -50,8 +50,8 @@ def read_structure(path: str | PathLike[str], chain: str | None = None) -> Struc
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it is not a valid PDB or mmCIF file, has no such chain or no protein, or a position
-            is not finite; the message names it.
+        ValueError: it is not a valid PDB or mmCIF file, has no such chain or no protein, or a
+            position is not finite; the message names it.
         ImportError: gemmi is not installed.
     """
     gemmi = import_gemmi()
@@ -63,17 +63,9 @@ def read_structure(path: str | PathLike[str], chain: str | None = None) -> Struc
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is not a complete gzip file: {error}") from None
     try:
-        found = gemmi.read_structure_string(content, format=gemmi.CoorFormat.Detect)
-        found.setup_entities()
-        found.remove_alternative_conformations()
+        chains = read_chains(gemmi, content)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"{path} is not a valid PDB or mmCIF file: {error}") from None
-    if not len(found) or not len(found[0]):
-        raise ValueError(f"{path} is not a valid PDB or mmCIF file: it has no atoms")
-    chains = {}
-    for part in found[0]:
-        if residues := [x for x in map(read_residue, part.get_polymer()) if x is not None]:
-            chains[part.name] = residues
     if not chains:
         raise ValueError(f"{path} has no protein: no residue has the atoms N, CA and C")
     if chain is not None and chain not in chains:
@@ -95,6 +87,20 @@ def read_structure(path: str | PathLike[str], chain: str | None = None) -> Struc
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def read_chains(gemmi, content):
+    """The residues of each chain with any, by its name, see `read_residue`."""
+    found = gemmi.read_structure_string(content, format=gemmi.CoorFormat.Detect)
+    if not len(found) or not len(found[0]):
+        raise ValueError("it has no atoms")
+    found.setup_entities()
+    found.remove_alternative_conformations()
+    chains = {}
+    for part in found[0]:
+        if residues := [x for x in map(read_residue, part.get_polymer()) if x is not None]:
+            chains[part.name] = residues
+    return chains
 
 
 def read_residue(residue):

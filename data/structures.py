@@ -250,7 +250,7 @@ class Structure:
         panels[0].set_title(f"mean {self.plddt.mean():.1f}", fontsize=10)
         if self.pae is not None:
             place = (0.5, n + 0.5, n + 0.5, 0.5)
-            image = panels[1].imshow(self.pae, cmap="Greens_r", vmin=0, extent=place)
+            image = panels[1].imshow(self.pae, cmap="Greens_r", vmin=0, vmax=31, extent=place)
             figure.colorbar(image, label="predicted aligned error (Å)")
             panels[1].set(xlabel="residue", ylabel="aligned residue")
             panels[1].set_title("" if self.ptm is None else f"pTM {self.ptm:.2f}", fontsize=10)

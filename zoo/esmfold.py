@@ -403,7 +403,7 @@ class ESMFold(Pretrained):
             )
             found = {name: np.asarray(x) for name, x in compute(inputs).items()}
             for i, row in enumerate(chosen):
-                kept = row["kept"]
+                kept = np.flatnonzero(row["kept"])  # the rest of the batch is padding
                 yield Structure.of_prediction(
                     row["residues"][kept],
                     row["chain"][kept],

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from polyhead.data import residues
-from polyhead.data.residues import ATOM14, CHI_ATOMS, CHI_MASK, LETTERS, NAMES
+from polyhead.data import read_structure, residues
+from polyhead.data.residues import CHI_ATOMS, CHI_MASK, LETTERS
+from polyhead.data.torsions import atom14, group_frames, torsion_angles
 from polyhead.layers import frames
 from tests.conftest import TENSORFLOW
 
@@ -43,13 +44,6 @@ def circle(angles):
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).astype("float32")
 
 
-def dihedral(a, b, c, d):
-    """The torsion of four points (..., 3), in radians."""
-    axis = (c - b) / np.linalg.norm(c - b, axis=-1, keepdims=True)
-    v, w = (x - (x * axis).sum(-1, keepdims=True) * axis for x in (a - b, d - c))
-    return np.arctan2((np.cross(axis, v) * w).sum(-1), (v * w).sum(-1))
-
-
 def build(sequence, backbone, torsions):
     """Atoms (N, 14, 3) of residues (N,) with the angles ``torsions`` (N, 7)."""
     groups = residues.GROUP_ROTATION[sequence], residues.GROUP_TRANSLATION[sequence]
@@ -58,16 +52,11 @@ def build(sequence, backbone, torsions):
     return array(frames.place_atoms(placed, *(table[sequence] for table in tables)))
 
 
-def measure(sequence, atoms):
+def measure(sequence, atoms, mask=None):
     """The angles psi and chi1 to chi4 (N, 7) of ``atoms`` (N, 14, 3); others are 0."""
-    angles = np.zeros((len(sequence), 7))
-    n, ca, c, oxygen = np.moveaxis(atoms[:, :4], 1, 0)
-    angles[:, 2] = dihedral(n, ca, c, oxygen) + np.pi  # the oxygen is opposite the next N
-    for chi in range(4):
-        points = np.take_along_axis(atoms, CHI_ATOMS[sequence, chi][..., None], axis=1)
-        with np.errstate(invalid="ignore"):
-            angle = dihedral(*np.moveaxis(points, 1, 0))
-        angles[:, 3 + chi] = np.where(CHI_MASK[sequence, chi], angle, 0)
+    mask = residues.ATOM14_MASK[sequence] if mask is None else mask
+    angles = np.arctan2(*np.moveaxis(torsion_angles(atoms, mask, sequence).values, -1, 0))
+    angles[:, :2] = 0
     return angles
 
 
@@ -125,6 +114,12 @@ def test_built_residues_have_the_given_torsions():
     n, ca, c = np.moveaxis(atoms[:, :3], 1, 0)
     for found, expected in zip(frames.from_points(n, ca, c), backbone, strict=True):
         np.testing.assert_allclose(array(found), array(expected), atol=1e-3)
+    groups = residues.GROUP_ROTATION[ALL], residues.GROUP_TRANSLATION[ALL]
+    placed = frames.torsion_frames(backbone, circle(angles), groups)
+    rotation, origin, known = group_frames(atoms, residues.ATOM14_MASK[:20], ALL)
+    np.testing.assert_array_equal(known, residues.GROUP_MASK[:20])
+    np.testing.assert_allclose(rotation[known], array(placed[0])[known], atol=0.02)
+    np.testing.assert_allclose(origin[known], array(placed[1])[known], atol=0.02)
     for i, k in np.argwhere(CHI_MASK):
         bonds = np.diff(atoms[i, CHI_ATOMS[i, k]], axis=0)
         assert (abs(np.linalg.norm(bonds, axis=-1) - 1.52) < 0.33).all()  # angstroms
@@ -138,6 +133,10 @@ def test_a_symmetric_torsion_plus_pi_exchanges_names():
     swapped = np.take_along_axis(second, residues.ATOM14_SWAP[:20, :, None], axis=1)
     np.testing.assert_allclose(swapped, first, atol=0.05)
     assert abs(first - second).max() > 1
+    found, swapped = (torsion_angles(x, residues.ATOM14_MASK[:20], ALL) for x in (first, swapped))
+    np.testing.assert_allclose(swapped.values, found.values, atol=0.05)
+    turned = torsion_angles(second, residues.ATOM14_MASK[:20], ALL)
+    np.testing.assert_allclose(turned.values, found.alternatives, atol=1e-3)
 
 
 def test_missing_atoms_are_at_zero_and_the_virtual_beta_is_near_the_real_one():
@@ -221,38 +220,19 @@ def test_angles_give_a_helix(phi, psi, rise, per_turn):
         assert (bonds > 2.7).all() and (bonds < 3.2).all()
 
 
-def read_protein(path):
-    """The residues (N,), atoms (N, 14, 3) and mask of existing atoms (N, 14) of chain A."""
-    import gemmi
-
-    structure = gemmi.read_structure(str(path))
-    structure.setup_entities()
-    structure.remove_alternative_conformations()
-    found = []
-    for residue in structure[0]["A"].get_polymer():
-        atoms = {atom.name: atom.pos.tolist() for atom in residue}
-        if residue.name in NAMES and {"N", "CA", "C", "O"} <= set(atoms):
-            found.append((NAMES.index(residue.name), atoms))
-    sequence = np.array([i for i, _ in found])
-    positions, mask = np.zeros((len(found), 14, 3), "float32"), np.zeros((len(found), 14), bool)
-    for k, (i, atoms) in enumerate(found):
-        for slot, name in enumerate(ATOM14[i]):
-            if name in atoms:
-                positions[k, slot], mask[k, slot] = atoms[name], True
-    return sequence, positions, mask
-
-
 @pytest.mark.skipif(
     DATA is None, reason="POLYHEAD_DATA names no folder with proteins/*.pdb and .cif"
 )
 @pytest.mark.parametrize("name", PROTEINS)
 def test_proteins_are_rebuilt_from_their_frames_and_torsions(name):
     pytest.importorskip("gemmi", reason="gemmi is not installed: EXTRAS=proteins")
-    sequence, positions, mask = read_protein(Path(DATA) / "proteins" / name)
+    structure = read_structure(Path(DATA) / "proteins" / name, chain="A")
+    sequence = structure.residues
+    positions, mask = atom14(structure.positions, structure.mask, sequence)
     whole = (mask == residues.ATOM14_MASK[sequence]).all(axis=1)
     mask[~whole, 4:] = False  # without all atoms, a side chain has no torsions
     backbone = frames.from_points(*np.moveaxis(positions[:, :3], 1, 0))
-    rebuilt = build(sequence, backbone, measure(sequence, positions))
+    rebuilt = build(sequence, backbone, measure(sequence, positions, mask))
     squares = ((rebuilt - positions) ** 2).sum(-1)
     assert len(sequence) > 25
     assert np.sqrt(squares[mask].mean()) < 0.30

@@ -101,9 +101,10 @@ def test_ptm_of_sure_logits_is_exact():
 
 def test_proteins_are_folded_and_complexes_have_chains():
     model = small()
-    one, two = model.fold(["mktayiakqr", "GGKX:MK"], passes=1)
+    one, two = model.fold(["mktayiakqr", "GGKX:MK"], passes=1, batch_size=2)
     assert one.sequence == "MKTAYIAKQR" and one.positions.shape == (10, 37, 3)
-    np.testing.assert_allclose(model.fold("MKTAYIAKQR", passes=1).positions, one.positions)
+    alone = model.fold("MKTAYIAKQR", passes=1)
+    np.testing.assert_allclose(alone.positions, one.positions, atol=1e-3)
     assert two.sequence == "GGKX:MK" and two.chain.tolist() == [0, 0, 0, 0, 1, 1]
     assert two.numbers.tolist() == [1, 2, 3, 4, 1, 2]
     assert two.pae.shape == (6, 6) and 0 < two.ptm < 1
