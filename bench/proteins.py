@@ -199,6 +199,7 @@ def peer_structure(length):
 def our_structure(length, xla):
     import tensorflow as tf
 
+    from polyhead.layers.frames import place_atoms, torsion_frames
     from polyhead.zoo import ESMConfig, ESMFold
 
     language = ESMConfig(num_layers=1, dim=16, num_heads=2, intermediate_dim=16, head=None)
@@ -210,8 +211,9 @@ def our_structure(length, xla):
     @tf.function(jit_compile=xla)
     def call():
         found = model.structure(s, z, mask)
-        atoms = model._atom_tables(residues)
-        return model._place(found["frames"][-1], found["torsions"][-1], atoms)
+        groups, *atoms = model._atom_tables(residues)
+        frames = torsion_frames(found["frames"][-1], found["torsions"][-1], groups)
+        return place_atoms(frames, *atoms)
 
     return median_time(lambda: call().numpy())
 

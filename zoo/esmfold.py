@@ -14,7 +14,7 @@ from keras.layers import Dense, LayerNormalization
 from ..layers import FoldingBlock, StructureModule, TokenEmbedding
 from ..layers.frames import place_atoms, torsion_frames, virtual_beta
 from .esm import ESM, ESMConfig
-from .model import Pretrained, check_config, check_count, norm_shapes
+from .model import Pretrained, check_config, check_count, in_batches, norm_shapes
 from .texts import as_texts
 
 EPSILON = 1e-5  # of all normalizations outside of ESM-2
@@ -257,52 +257,69 @@ class ESMFold(Pretrained):
         yield from dense_shapes("lddt_second", c.lddt_dim, c.lddt_dim)
         yield from dense_shapes("lddt_output", c.lddt_dim, ATOMS * LDDT_BINS)
 
-    def call(self, inputs: Any, passes: int | None = None) -> dict[str, Any]:
+    def call(
+        self, inputs: Any, passes: int | None = None, training: bool | None = None
+    ) -> dict[str, Any]:
         given = inputs if isinstance(inputs, dict) else {"residues": inputs}
+        start = self._start(given)
+        s, z, bins = self._recycle(start, self.config.passes if passes is None else passes)
+        s, z, found = self._pass(start, s, z, bins, training)
+        (rotation, translation), torsions = found["frames"][-1], found["torsions"][-1]
+        return self._heads(s, z, found) | {
+            "positions": found["positions"],
+            "frames": (rotation, SCALE * translation),
+            "torsions": torsions,
+            "states": found["states"][-1],
+        }
+
+    def _start(self, given):
+        """What all passes share: features of residues and pairs, the mask, and tables of atoms."""
         residues = ops.convert_to_tensor(given["residues"], "int32")
         mask = residues < PAD
-        first = self.language(residues, mask)
         relative = self._relative_positions(residues, given.get("positions"), mask)
-        atoms = self._atom_tables(residues)
+        return self.language(residues, mask), relative, mask, self._atom_tables(residues)
 
-        def one(i, s, z, bins, *_):
-            s = first + self.recycled_norm(s)
-            z = self.recycled_pair_norm(z) + self.recycled_distances(bins) + relative
-            for block in self.blocks:
-                s, z = block(s, z, mask)
-            found = self.structure(self.structure_input(s), self.structure_pair_input(z), mask)
-            (rotation, translation), torsions = found["frames"][-1], found["torsions"][-1]
-            placed = self._place((rotation, translation), torsions, atoms)
-            bins = distance_bins(placed)
-            return i + 1, s, z, bins, rotation, translation, torsions, found["states"][-1], placed
+    def _recycle(self, start, passes):
+        """The input of the last of ``passes``: s, z and bins of distances; no gradients."""
+        first, relative, *_ = start
+        batch, length, _ = ops.shape(first)
+        state = ops.zeros_like(first), ops.zeros_like(relative)
+        state = (0, *state, ops.zeros((batch, length, length), "int32"))
+        if passes == 1:
+            return state[1:]
 
-        c, (batch, length) = self.config, ops.shape(residues)
-        shapes = (3, 3), (3,), (7, 2), (c.structure_dim,), (14, 3)
-        state = (
-            ops.convert_to_tensor(0),
-            ops.zeros_like(first),
-            ops.zeros_like(relative),
-            ops.zeros((batch, length, length), "int32"),
-            *(ops.zeros((batch, length, *shape), "float32") for shape in shapes),
-        )
-        count = c.passes if passes is None else passes
-        state = ops.while_loop(lambda i, *_: i < count, one, state)
-        _, s, z, _, rotation, translation, torsions, states, placed = state
-        x = self.lddt_second(self.lddt_first(self.lddt_norm(states)))
-        lddt = ops.reshape(self.lddt_output(x), (batch, length, ATOMS, LDDT_BINS))
+        def step(i, s, z, bins):
+            s, z, found = self._pass(start, s, z, bins)
+            return i + 1, s, z, distance_bins(found["positions"])
+
+        _, s, z, bins = ops.while_loop(lambda i, *_: i < passes - 1, step, state)
+        return ops.stop_gradient(s), ops.stop_gradient(z), bins
+
+    def _pass(self, start, s, z, bins, training=None):
+        """One pass: the new s and z, and the structure module's dictionary, where ``groups`` are
+        the frames of rigid groups, and ``positions`` those of atoms, in angstroms."""
+        first, relative, mask, (groups, *atoms) = start
+        s = first + self.recycled_norm(s)
+        z = self.recycled_pair_norm(z) + self.recycled_distances(bins) + relative
+        for block in self.blocks:
+            s, z = block(s, z, mask, training=training)
+        inputs = self.structure_input(s), self.structure_pair_input(z)
+        found = self.structure(*inputs, mask, training=training)
+        rotation, translation = found["frames"][-1]
+        groups = torsion_frames((rotation, SCALE * translation), found["torsions"][-1], groups)
+        return s, z, {**found, "groups": groups, "positions": place_atoms(groups, *atoms)}
+
+    def _heads(self, s, z, found):
+        """The predictions ``lddt``, ``errors``, ``distances`` and ``residues``."""
+        x = self.lddt_output(self.lddt_second(self.lddt_first(self.lddt_norm(found["states"][-1]))))
         distances = self.distances(z)
         predictions = {
-            "lddt": lddt,
+            "lddt": ops.reshape(x, (*ops.shape(x)[:2], ATOMS, LDDT_BINS)),
             "errors": self.errors(z),
             "distances": (distances + ops.swapaxes(distances, 1, 2)) / 2,
             "residues": self.residue_head(s),
         }
-        return {name: ops.cast(x, "float32") for name, x in predictions.items()} | {
-            "positions": placed,
-            "frames": (rotation, SCALE * translation),
-            "torsions": torsions,
-            "states": states,
-        }
+        return {name: ops.cast(x, "float32") for name, x in predictions.items()}
 
     def language(self, residues: Any, mask: Any) -> Any:
         """Residues (B, N) -> features of ESM-2 (B, N, D); they pass no gradient to it."""
@@ -342,14 +359,6 @@ class ESMFold(Pretrained):
         )
         rotation, translation, *others = (ops.take(x, residues, axis=0) for x in arrays)
         return (rotation, translation), *others
-
-    def _place(self, frames, torsions, atoms):
-        """The positions (B, N, 14, 3) of atoms in angstroms."""
-        groups, *others = atoms
-        rotation, translation = frames
-        return place_atoms(
-            torsion_frames((rotation, SCALE * translation), torsions, groups), *others
-        )
 
     def fold(
         self,
@@ -395,7 +404,7 @@ class ESMFold(Pretrained):
             self._set_chunk(chunk, longest * len(chosen) ** 0.5)
             inputs = {
                 name: np.stack([fill(row[name], longest, value) for row in chosen])
-                for name, value in (("residues", PAD), ("positions", 0))
+                for name, value in (("residues", PAD), ("positions", 0), ("kept", False))
             }
             key = "fold", passes, self.blocks[0].chunk if self.blocks else None
             compute = self._compiled(
@@ -413,8 +422,6 @@ class ESMFold(Pretrained):
                     float(found["ptm"][i]),
                 )
 
-        from .model import in_batches
-
         size = check_count(batch_size, "batch_size")
         results = in_batches(rows, size, run, lambda row: len(row["residues"]), progress)
         return results[0] if single else results
@@ -423,10 +430,11 @@ class ESMFold(Pretrained):
         """The dictionary of `call` -> ``positions`` (B, N, 14, 3), and confidences.
 
         ``plddt`` (B, N, 37) of atoms, from 0 to 100; ``pae`` (B, N, N), the predicted aligned
-        error in angstroms; ``ptm`` (B,), the predicted TM-score of each sequence.
+        error in angstroms; ``ptm`` (B,), the predicted TM-score of each sequence, of the residues
+        that are ``kept`` (B, N), if the dictionary has them.
         """
         found = self(inputs, passes=passes)
-        mask = ops.cast(inputs["residues"] < PAD, "float32")
+        mask = ops.cast(inputs.get("kept", inputs["residues"] < PAD), "float32")
         middles = (np.arange(LDDT_BINS, dtype="float32") + 0.5) / LDDT_BINS
         pae, ptm = aligned_errors(found["errors"], mask)
         return {
