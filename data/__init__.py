@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .encoder_batches import pair_batches as pair_batches
     from .encoder_batches import question_batches as question_batches
     from .encoder_batches import tagging_batches as tagging_batches
+    from .folding import read_structures as read_structures
+    from .folding import structure_batches as structure_batches
     from .images import LabelledImages as LabelledImages
     from .images import image_batches as image_batches
     from .images import read_images as read_images
@@ -56,6 +58,7 @@ MODULES = {
         "question_batches",
         "tagging_batches",
     ),
+    "folding": ("read_structures", "structure_batches"),
     "images": ("LabelledImages", "image_batches", "read_images"),
     "labelled": (
         "ReferenceAnswer",

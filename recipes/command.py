@@ -82,7 +82,7 @@ add_verb(
     images by top-1 and top-5 accuracy; classes of texts by accuracy, macro F1 and Matthews
     correlation; tags by F1 of entities; answers by SQuAD's exact match and F1; embeddings by
     Spearman and Pearson correlation; masked tokens and hidden spans by loss and accuracy;
-    summaries by ROUGE.
+    summaries by ROUGE; structures by lDDT, RMSD, TM-score and GDT.
     """,
 )
 add_verb(

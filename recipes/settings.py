@@ -25,6 +25,7 @@ VERBS = {
     "masked": "fill_mask",
     "summarization": "summarize",
     "denoising": "generate",
+    "folding": "fold",
 }
 
 Schedule = Literal["sqrt", "cosine", "linear"]

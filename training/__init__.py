@@ -31,6 +31,7 @@ from .muon import Muon
 from .schedules import InverseSquareRoot, Linear
 from .states import CheckpointError, read_tensors, write_file, write_tensors
 from .structure_losses import (
+    StructureLoss,
     aligned_error_loss,
     aligned_error_targets,
     beta_positions,
@@ -63,6 +64,7 @@ __all__ = [
     "Rouge",
     "SmoothedCrossEntropy",
     "SpanCrossEntropy",
+    "StructureLoss",
     "ValidationBleu",
     "ValidationScores",
     "aligned_error_loss",

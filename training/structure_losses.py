@@ -1,4 +1,4 @@
-"""Losses of protein structures (Jumper et al. 2021), as functions to combine in a training step.
+"""Losses of protein structures (Jumper et al. 2021): functions, and their weighted sum.
 
 Everything is computed in float32. Positions, translations and errors are in angstroms, and frames
 are pairs of rotations (..., 3, 3) and translations (..., 3), as in `polyhead.layers.frames`. Masks
@@ -6,8 +6,10 @@ are boolean, True = exists. A loss has one value for each example: the mean over
 if nothing does.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -16,6 +18,7 @@ from .structure_metrics import LDDT_BOUNDS
 DISTANCES = 2.3125, 21.6875, 64  # the inner edges and the number of bins of the distogram
 LDDT_BINS = 50
 ERRORS = 0.5, 64  # the width and the number of bins of aligned errors
+PARTS = ("backbone", "atoms", "torsions", "distances", "lddt", "errors")  # of `StructureLoss`
 
 Frames = tuple[Any, Any]
 
@@ -388,3 +391,40 @@ def pair_mean(values, row_mask, column_mask):
     total = ops.sum(ops.sum(values * column_mask[..., None, :], axis=-1) * row_mask, axis=-1)
     count = ops.sum(row_mask, axis=-1) * ops.sum(column_mask, axis=-1)
     return total / ops.maximum(count, 1)
+
+
+@keras.saving.register_keras_serializable("polyhead")
+class StructureLoss(keras.losses.Loss):
+    """The sum of the losses of a structure, weighted (Jumper et al. 2021, supplement, section 1.9).
+
+    The network computes the losses itself, because they compare many tensors: `ESMFold` returns
+    them if its inputs have a true structure.
+
+    Args:
+        weights: of `PARTS`: the backbone's FAPE, that of all atoms, torsions, distances, confidence
+            of atoms, aligned errors.
+
+    Call with ``labels`` (B,), which are not used, ``losses`` (B, 6) and ``sample_weight`` (B,).
+
+    >>> from polyhead.training import StructureLoss
+    >>> float(StructureLoss()(np.zeros(2), np.ones((2, 6), "float32")))
+    3.0
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[float] = (1.0, 1.0, 0.5, 0.3, 0.1, 0.1),
+        name: str = "structure_loss",
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("reduction", "mean_with_sample_weight")
+        super().__init__(name=name, **kwargs)
+        if len(weights) != len(PARTS):
+            raise ValueError(f"there must be {len(PARTS)} weights: {len(weights)}")
+        self.weights = tuple(map(float, weights))
+
+    def call(self, labels, losses):
+        return ops.sum(losses * np.array(self.weights, "float32"), axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "weights": self.weights}

@@ -13,6 +13,19 @@ from keras.layers import Dense, LayerNormalization
 
 from ..layers import FoldingBlock, StructureModule, TokenEmbedding
 from ..layers.frames import place_atoms, torsion_frames, virtual_beta
+from ..training import (
+    StructureLoss,
+    aligned_error_loss,
+    aligned_error_targets,
+    beta_positions,
+    distogram_loss,
+    fape,
+    lddt_loss,
+    lddt_targets,
+    rename_ambiguous,
+    rename_frames,
+    torsion_loss,
+)
 from .esm import ESM, ESMConfig
 from .model import Pretrained, check_config, check_count, in_batches, norm_shapes
 from .texts import as_texts
@@ -72,7 +85,25 @@ class ESMFoldConfig:
             raise ValueError(f"pair_dim must be even: {self.pair_dim}")
 
 
+TINY = ESMConfig(num_layers=1, dim=16, intermediate_dim=16, num_heads=2, head=None)
 PRESETS = {
+    # To be trained on a CPU from scratch: the language model is random, and only a formality.
+    "fold-tiny": ESMFoldConfig(
+        esm=TINY,
+        num_blocks=2,
+        dim=64,
+        pair_dim=32,
+        head_dim=16,
+        pair_head_dim=16,
+        passes=1,
+        num_iterations=4,
+        structure_dim=64,
+        structure_pair_dim=32,
+        structure_heads=4,
+        torsion_dim=64,
+        structure_dropout=0.0,
+        lddt_dim=16,
+    ),
     # Lin et al. 2022 (bioRxiv 2022.07.20.500902), section A.3.
     "esmfold-v1": ESMFoldConfig(),
 }
@@ -120,7 +151,11 @@ class ESMFold(Pretrained):
     - ``residues`` (B, N, 23), logits of the residue;
     - ``frames``, ``torsions``, ``states``: those of the structure module's last iteration.
 
-    The network is applied ``config.passes`` times to its own output (recycling).
+    The network is applied ``config.passes`` times to its own output (recycling). Only the last pass
+    has gradients, and the language model has none.
+
+    If the dictionary also has a true structure, as that of `polyhead.data.structure_batches` has,
+    the result is the six losses (B, 6) of `polyhead.training.StructureLoss`.
 
     Args:
         config: an `ESMFoldConfig`.
@@ -150,6 +185,7 @@ class ESMFold(Pretrained):
         c, dtype = config, self.dtype_policy
         with keras.name_scope("esm"):
             self.esm = ESM(c.esm, initialize=initialize, dtype=dtype, name="esm")
+        self.esm.trainable = False
 
         def norm(name, width):
             layer = LayerNormalization(epsilon=EPSILON, dtype=dtype, name=name)
@@ -257,13 +293,13 @@ class ESMFold(Pretrained):
         yield from dense_shapes("lddt_second", c.lddt_dim, c.lddt_dim)
         yield from dense_shapes("lddt_output", c.lddt_dim, ATOMS * LDDT_BINS)
 
-    def call(
-        self, inputs: Any, passes: int | None = None, training: bool | None = None
-    ) -> dict[str, Any]:
+    def call(self, inputs: Any, passes: int | None = None, training: bool | None = None) -> Any:
         given = inputs if isinstance(inputs, dict) else {"residues": inputs}
         start = self._start(given)
         s, z, bins = self._recycle(start, self.config.passes if passes is None else passes)
         s, z, found = self._pass(start, s, z, bins, training)
+        if "atoms" in given:
+            return self._compare(given, found, self._heads(s, z, found))
         (rotation, translation), torsions = found["frames"][-1], found["torsions"][-1]
         return self._heads(s, z, found) | {
             "positions": found["positions"],
@@ -320,6 +356,63 @@ class ESMFold(Pretrained):
             "residues": self.residue_head(s),
         }
         return {name: ops.cast(x, "float32") for name, x in predictions.items()}
+
+    def _compare(self, given, found, predicted):
+        """The losses (B, 6) of a prediction, in the order of `StructureLoss`."""
+        from ..data.residues import ATOM14_SWAP, ATOM37_MASK, CHI_SYMMETRIC, LETTERS
+
+        residues = ops.minimum(ops.cast(given["residues"], "int32"), PAD - 1)
+        mask = given["residues"] < PAD
+        atoms, known, frames_known = (given[x] for x in ("atoms", "atom_mask", "frame_mask"))
+        true = given["rotations"], given["origins"]
+        alpha, has_alpha = atoms[:, :, 1], known[:, :, 1]
+        has_frame = frames_known[:, :, 0]
+        backbone = true[0][:, :, 0], true[1][:, :, 0]
+        rotation, translation = (ops.stack(x) for x in zip(*found["frames"], strict=True))
+        moved = rotation, SCALE * translation  # of all iterations
+        clamped = given["clamped"]
+        main = fape(moved, moved[1], backbone, alpha, has_frame, has_alpha, clamped)
+        periodic = np.pad(CHI_SYMMETRIC, [(0, 0), (3, 0)])
+        periodic = ops.take(periodic, residues, axis=0)
+        renamed, renamed_known, swapped = rename_ambiguous(
+            found["positions"], atoms, known, residues, ATOM14_SWAP
+        )
+        turned = rename_frames(true, swapped, periodic)
+        every = fape(
+            *(join_residues(x) for x in (found["groups"], found["positions"], turned, renamed)),
+            *(join_residues(x) for x in (frames_known, renamed_known)),
+        )
+        angles = torsion_loss(
+            ops.stack(found["unnormalized"]),
+            given["torsions"],
+            given["torsion_mask"],
+            periodic,
+            mask,
+        )
+        beta = beta_positions(atoms, known, ops.equal(residues, LETTERS.index("G")))
+        place = found["positions"][:, :, 1]
+        fractions, defined = lddt_targets(place, alpha, has_alpha)
+        exist = ops.logical_and(ops.take(ATOM37_MASK, residues, axis=0), defined[..., None])
+        last = moved[0][-1], moved[1][-1]
+        errors = aligned_error_targets(last, place, backbone, alpha)
+        parts = [
+            ops.mean(main, axis=0),
+            every,
+            ops.mean(angles, axis=0),
+            distogram_loss(predicted["distances"], *beta),
+            # All atoms of a residue have the confidence of its CA.
+            lddt_loss(
+                predicted["lddt"], ops.broadcast_to(fractions[..., None], exist.shape), exist
+            ),
+            aligned_error_loss(predicted["errors"], errors, has_frame, has_alpha),
+        ]
+        return ops.stack(parts, axis=-1)
+
+    def compile(self, optimizer: Any = None, loss: Any = None, **kwargs: Any) -> None:
+        """Keras's `compile`. Default: Adam at 1e-3, clipped at 1, and `StructureLoss`."""
+        if optimizer is None:
+            optimizer = keras.optimizers.Adam(1e-3, global_clipnorm=1.0)
+        super().compile(optimizer, StructureLoss() if loss is None else loss, **kwargs)
 
     def language(self, residues: Any, mask: Any) -> Any:
         """Residues (B, N) -> features of ESM-2 (B, N, D); they pass no gradient to it."""
@@ -560,6 +653,13 @@ class ESMFold(Pretrained):
             chunk = check_count(chunk, "chunk")
         for block in self.blocks:
             block.chunk = chunk
+
+
+def join_residues(x):
+    """Frames or tensors (B, N, K, ...) as (B, N K, ...)."""
+    if isinstance(x, tuple):
+        return tuple(map(join_residues, x))
+    return ops.reshape(x, (ops.shape(x)[0], -1, *x.shape[3:]))
 
 
 def esm_tokens(config):

@@ -19,6 +19,7 @@ from polyhead.recipes import command
 from polyhead.recipes.run import load
 from polyhead.zoo import BERT, ESM, T5, ESMConfig, ESMFold, ViT
 from tests.conftest import without_xla
+from tests.data.test_folding import structure
 from tests.recipes.test_command import copy_reversed, polyhead
 from tests.test_package import ROOT
 
@@ -118,6 +119,9 @@ def folder(sample, tmp_path, monkeypatch):
     (tmp_path / "proteins.fasta").write_text("".join(records))
     residues = ["".join(f"{x}\t{'EH'[x < 'L']}\n" for x in sequence) for sequence in sequences]
     (tmp_path / "structure.conll").write_text("\n".join(residues))
+    (tmp_path / "structures").mkdir()
+    for i in range(10):
+        structure("MKTAY").save(tmp_path / "structures" / f"{i}.pdb")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("polyhead.data.download.download_multi30k", lambda folder: None)
     from_pretrained = ViT.from_pretrained.__func__

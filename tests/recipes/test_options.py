@@ -27,18 +27,19 @@ OPTIONS = {
     "train classification": TRAINING
     + ENCODER
     + "image-size augment mix broken stochastic-depth label-smoothing metric",
-    "train tagging": TRAINING + ENCODER,
+    "train tagging": TRAINING + ENCODER + "metric",
     "train answering": TRAINING + ENCODER + "overlap longest",
     "train embedding": TRAINING + ENCODER + "max-score scale",
     "train masked": TRAINING + ENCODER + "rate whole-words",
     "train summarization": TRAINING + "vocab-size prefix max-length max-target-length tokens "
     "buckets weight-decay label-smoothing lora metric",
     "train denoising": TRAINING + "vocab-size length batch-size rate mean-span weight-decay lora",
-    "evaluate": LENGTHS + "data variant split show confusion broken references",
+    "train folding": TRAINING + "crop batch-size weight-decay metric",
+    "evaluate": LENGTHS + "data variant split show confusion broken references passes",
     "average": LENGTHS + "last",
     "diversify": "out data num-beams length-penalty batch-size",
     "predict": SAMPLING + LENGTHS + "num-return-sequences attention stop seed top explain "
-    "max-pixels context save",
+    "max-pixels context save out passes",
     "translate": "num-beams length-penalty num-return-sequences attention",
     "generate": SAMPLING + LENGTHS + "num-return-sequences stop seed",
     "summarize": LENGTHS,
@@ -47,7 +48,8 @@ OPTIONS = {
     "answer": "context top",
     "embed": "save",
     "fill-mask": "top",
-    "export": SAMPLING + LENGTHS + "top format max-pixels",
+    "fold": "out passes",
+    "export": SAMPLING + LENGTHS + "top format max-pixels passes",
     "models": "",
     "download": "",
 }

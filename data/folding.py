@@ -1,0 +1,166 @@
+"""Structures of proteins from files, and batches of them for `ESMFold.fit`."""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from .batches import check_sizes, fill, row_batches
+from .labelled import SPLITS
+from .parallel import held_out
+from .residues import LETTERS
+from .structure_files import read_structure
+from .structures import Structure
+from .torsions import atom14, group_frames, torsion_angles
+
+SUFFIXES = (".pdb", ".cif", ".mmcif", ".ent")
+PAD = len(LETTERS)  # the residue that fills a row
+CLAMPED = 0.9  # fraction of the rows whose backbone errors are limited (Jumper et al., 1.11.5)
+
+
+def read_structures(path: str | PathLike[str], split: str | None = "train") -> dict[str, Structure]:
+    """Reads the structures in the files of a folder, ``{name of the file: structure}``.
+
+    The files are ``*.pdb`` and ``*.cif``, plain or .gz, in the folders ``train``, ``val`` (or
+    ``dev``) and ``test``; or in one folder, where every tenth is for validation. Of one file, the
+    same structure is for training and validation: a test whether a network can learn it.
+
+    >>> structures = polyhead.data.read_structures("globins")  # doctest: +SKIP
+
+    Args:
+        split: "train", "val" or "test"; None reads all of a folder without splits.
+
+    Raises:
+        FileNotFoundError: the folder or the split does not exist.
+        ValueError: a file is invalid, see `read_structure`; the message names it.
+    """
+    path = Path(path)
+    if split not in (None, *SPLITS):
+        raise ValueError(f"split must be train, val or test: {split!r}")
+    if path.is_file() and split != "test":
+        return {path.name: read_structure(path)}
+    if not path.is_dir():
+        raise FileNotFoundError(f"no folder of structures {path}")
+    folders = {s: [path / n for n in SPLITS[s] if (path / n).is_dir()] for s in SPLITS}
+    if any(folders.values()) or split == "test":
+        if split is None or not folders[split]:
+            raise FileNotFoundError(f"{path} has no split {split!r}: no folder {split or 'train'}")
+        path, part = folders[split][0], None
+    else:
+        part = split
+    files = sorted(x for x in path.iterdir() if is_structure(x.name))
+    return {x.name: read_structure(x) for x in held_out(path, files, part, "structures")}
+
+
+def is_structure(name):
+    return name.lower().removesuffix(".gz").endswith(SUFFIXES) and not name.startswith(".")
+
+
+class Chain(NamedTuple):
+    """One protein of N residues with the targets of its prediction, see `structure_batches`."""
+
+    residues: np.ndarray
+    positions: np.ndarray
+    atoms: np.ndarray
+    atom_mask: np.ndarray
+    rotations: np.ndarray
+    origins: np.ndarray
+    frame_mask: np.ndarray
+    torsions: np.ndarray
+    torsion_mask: np.ndarray
+
+
+def chains(structure: Structure) -> list[Chain]:
+    """The chains of a structure, each with the mean of its CA atoms at the origin."""
+    found = []
+    for chain in range(len(structure.chain_names)):
+        rows = np.flatnonzero(structure.chain == chain)
+        residues, mask = structure.residues[rows], structure.mask[rows]
+        center = structure.positions[rows][mask[:, 1], 1].mean(0)  # float32 is exact near 0
+        positions = np.where(mask[..., None], structure.positions[rows] - center, 0)
+        torsions = torsion_angles(positions, mask, residues)
+        numbers = structure.numbers[rows]
+        found.append(
+            Chain(
+                residues,
+                numbers - numbers[0],
+                *atom14(positions, mask, residues),
+                *group_frames(positions, mask, residues),
+                torsions.values,
+                torsions.mask,
+            )
+        )
+    return found
+
+
+def structure_batches(
+    structures: Sequence[Structure],
+    batch_size: int = 1,
+    crop: int = 256,
+    shuffle: bool = True,
+    seed: int = 0,
+    start: int | None = None,
+) -> tf.data.Dataset:
+    """Batches of ``(inputs, labels, sample_weight)`` for `ESMFold.fit`.
+
+    The inputs are, for rows of N residues,
+
+    - ``residues`` and ``positions`` (B, N), their numbers in the chain;
+    - ``atoms`` (B, N, 14, 3) in angstroms, and ``atom_mask`` (B, N, 14);
+    - ``rotations`` (B, N, 8, 3, 3), ``origins`` (B, N, 8, 3) and ``frame_mask`` (B, N, 8) of the
+      rigid groups; ``torsions`` (B, N, 7, 2) and ``torsion_mask`` (B, N, 7);
+    - ``clamped`` (B,), whether errors of the backbone are limited: in 90% of the rows.
+
+    Labels (B,) are 0: the network computes its losses. Rows that fill the last batch have weight 0.
+
+    Args:
+        structures: each of their chains is an example.
+        crop: the maximum N; of longer chains each epoch has another part.
+        shuffle: see `classification_batches`.
+        start: see `classification_batches`.
+
+    Raises:
+        ValueError: there are no structures, or a size is not positive.
+
+    >>> batches = polyhead.data.structure_batches([structure], crop=64)  # doctest: +SKIP
+    """
+    check_sizes(batch_size=batch_size, crop=crop)
+    examples = [chain for structure in structures for chain in chains(structure)]
+    if not examples:
+        raise ValueError("there are no structures")
+    lengths = np.array([len(chain.residues) for chain in examples])
+    longest = int(lengths.max())
+    size = min(crop, -(-longest // 8) * 8)
+    room = max(longest, size)
+    tables = {}
+    for name in Chain._fields:
+        columns = [getattr(chain, name) for chain in examples]
+        table = np.zeros((len(columns), room, *columns[0].shape[1:]), columns[0].dtype)
+        if name == "residues":
+            table[:] = PAD
+        for row, column in zip(table, columns, strict=True):
+            row[: len(column)] = column
+        tables[name] = tf.constant(table)
+    lengths = tf.constant(lengths, tf.int32)
+
+    def batch(rows, key):
+        keys = [tf.random.experimental.stateless_fold_in(key, i) for i in range(2)]
+        spare = tf.maximum(tf.gather(lengths, rows) - size, 0)
+        shares = tf.random.stateless_uniform(tf.shape(rows), keys[0])
+        begin = tf.cast(shares * tf.cast(spare + 1, tf.float32), tf.int32)
+        places = tf.minimum(begin, spare)[:, None] + tf.range(size)
+        found = {}
+        for name, table in tables.items():
+            part = tf.gather(tf.gather(table, rows), places, batch_dims=1)
+            found[name] = fill(part, batch_size, PAD if name == "residues" else 0)
+        drawn = tf.random.stateless_uniform([batch_size], keys[1])
+        weight = fill(tf.ones_like(rows, tf.float32), batch_size)
+        found["clamped"] = drawn < CLAMPED
+        for name, x in found.items():
+            found[name] = tf.ensure_shape(x, [batch_size, *x.shape[1:]])
+        return found, tf.zeros([batch_size]), tf.ensure_shape(weight, [batch_size])
+
+    return row_batches(batch, len(examples), batch_size, shuffle, seed, start)

@@ -1,0 +1,225 @@
+"""Structures of proteins with ESMFold: train, evaluate, fold and export.
+
+One protein, to see that the network can learn it: on 2 cores of an Intel Xeon with AVX-512
+(2026-11-27) the CA atoms of a chain of 45 residues are within 0.3 angstrom after 600 updates.
+
+    polyhead train folding --data 2q2k.cif --epochs 600 --out RUN
+    polyhead evaluate RUN
+    polyhead fold RUN "MKTAYIAKQR" --out protein.pdb
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from typer import Option
+
+from .options import Data, ExportFolder, ModelFolder, Split, Texts
+from .run import (
+    Run,
+    averaging,
+    class_of_preset,
+    draw_curve,
+    load,
+    lock_folder,
+    read_lines,
+    show_progress,
+)
+from .settings import RunSettings, Schedule, option, read_settings
+
+Metric = Literal["lddt", "tm", "gdt"]
+Passes = Annotated[
+    int | None, Option(help="Number of times the network gets its prediction. Default: its own.")
+]
+
+
+@dataclass(frozen=True)
+class Settings(RunSettings):
+    """The settings of a training run of ESMFold, named like the command's options."""
+
+    task: ClassVar[str] = "folding"
+    longest_warmup: ClassVar[int] = 1000
+
+    data: str = option(
+        "",
+        "A folder of structures, *.pdb or *.cif, plain or .gz: in the folders train, val and test, "
+        "or in one, where every tenth is for validation; or a file, which is for both.",
+        metavar="DIR|FILE",
+    )
+    preset: str = option("fold-tiny", "Size of a model that is trained from scratch: fold-tiny ...")
+    crop: int = option(256, "Maximum number of residues; of longer chains a random part.")
+    batch_size: int = option(1, "Chains per batch.")
+    peak: float | None = option(None, "Peak learning rate. Default: 2e-3; 1e-4 for --pretrained.")
+    schedule: Schedule = "cosine"
+    weight_decay: float = option(0.0, "Weight decay of matrices (AdamW).")
+    metric: Metric = option("lddt", "Score that selects the best checkpoint.")
+    interval: int | None = option(
+        None, "Checkpoint interval in batches. Default: one epoch, but at least 50 batches."
+    )
+
+
+@lock_folder
+def train(settings, out, restart=False, say=print):
+    """Train an ESMFold on structures of proteins, or fine-tune a published one.
+
+    Stop it with Ctrl-C at any time; the same command resumes from the last checkpoint.
+    The best model by validation, which folds each sequence, is RUN/best; curves are in
+    RUN/curve.png, RUN/history.csv and, for TensorBoard, RUN/logs.
+
+    Example: polyhead train folding --data structures --out RUN
+    """
+    import dataclasses
+
+    from ..data import structure_batches
+    from ..training import StructureLoss, ValidationScores
+    from ..zoo import ESMFold
+
+    if not settings.data:
+        raise ValueError("folding needs --data: a folder of structures, or a file")
+    run = Run(settings, out, restart, say)
+    settings = run.settings
+    structures, val = (read(settings.data, split) for split in ("train", "val"))
+    say(f"{len(structures):,} structures, {len(val):,} for validation")
+    overrides = {} if settings.dropout is None else {"dropout": settings.dropout}
+    with run.devices.scope():
+        if settings.pretrained is not None:
+            model = ESMFold.from_pretrained(settings.pretrained, **overrides)
+        else:
+            class_of_preset(settings.preset, (ESMFold,), "folding has")
+            model = ESMFold.preset(settings.preset, **overrides)
+
+    def batches(**options):
+        return structure_batches(
+            list(structures.values()),
+            settings.batch_size,
+            settings.crop,
+            seed=settings.seed,
+            **options,
+        )
+
+    per_epoch = len(batches())
+    if settings.interval is None and per_epoch < 50:
+        epochs = -(-50 // per_epoch)
+        run.settings = settings = dataclasses.replace(settings, interval=epochs * per_epoch)
+    run.compile(model, StructureLoss(), per_epoch, 2e-3 if settings.pretrained is None else 1e-4)
+
+    def score(model):
+        return mean(compare(model, val))
+
+    monitor = f"val_{settings.metric}"
+    return run.fit(
+        model,
+        lambda update: batches(start=update),
+        None,
+        per_epoch,
+        monitor,
+        [ValidationScores(score)],
+        draw=lambda history, path: draw_curve(
+            history, path, monitor, f"{settings.metric} on validation"
+        ),
+        unit="chains",
+    )
+
+
+def read(data, split=None):
+    from ..data import read_structures
+
+    return read_structures(data, split)
+
+
+def compare(model, structures, progress=False, passes=None):
+    """The scores of the predicted structure of each chain, a list of dictionaries."""
+    from ..data.residues import ATOM37
+    from ..training import gdt_ts, lddt, rmsd, tm_score
+
+    alpha, rows = ATOM37.index("CA"), []
+    truths = [(name, s, chain) for name, s in structures.items() for chain in s.chain_names]
+    sequences = [s.sequence.split(":")[s.chain_names.index(chain)] for _, s, chain in truths]
+    found = model.fold(sequences, passes=passes, progress=progress)
+    for (name, truth, chain), predicted in zip(truths, found, strict=True):
+        kept = truth.chain == truth.chain_names.index(chain)
+        true, mask = truth.positions[kept][:, alpha], truth.mask[kept][:, alpha]
+        # X has no atoms in a prediction.
+        mask = mask & predicted.mask[:, alpha]
+        pair = predicted.positions[:, alpha], true, mask
+        rows.append(
+            {
+                "name": name if len(truth.chain_names) == 1 else f"{name}, {chain}",
+                "lddt": float(lddt(*pair)),
+                "rmsd": float(rmsd(*pair)),
+                "tm": float(tm_score(*pair)),
+                "gdt": float(gdt_ts(*pair)),
+                "plddt": float(predicted.plddt.mean()),
+            }
+        )
+    return rows
+
+
+def mean(rows):
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name != "name"}
+
+
+def evaluate(
+    run: ModelFolder,
+    data: Data = None,
+    split: Split = None,
+    passes: Passes = None,
+    say=print,
+):
+    """Evaluates a run's best model on a split of its data, "val" by default.
+
+    Returns:
+        a dict: the means of ``lddt``, ``tm``, ``gdt`` and ``rmsd`` of CA atoms and of ``plddt``,
+        and the scores of each chain, ``chains``.
+    """
+    file = data is not None and Path(data).is_file()
+    split = split or ("train" if file else "val")
+    structures = read(data or read_settings(run).data, split)
+    rows = compare(load(run), structures, show_progress("folding"), passes)
+    for row in rows:
+        say(describe(row["name"], row))
+    means = mean(rows)
+    say(describe(f"mean of {len(rows)} of {split}", means))
+    return means | {"chains": rows}
+
+
+def describe(name, row):
+    return (
+        f"{name}: lDDT-CA {row['lddt']:.1f}, RMSD {row['rmsd']:.2f} angstroms, TM {row['tm']:.3f}, "
+        f"GDT {row['gdt']:.1f}, pLDDT {row['plddt']:.1f}"
+    )
+
+
+average = averaging(evaluate)
+
+
+def export(run: ModelFolder, folder: ExportFolder, passes: Passes = None):
+    """Exports a run's best model for TensorFlow Serving: sequences in, PDB texts out."""
+    print(load(run).export(folder, passes=passes))
+
+
+def fold(
+    run: ModelFolder,
+    inputs: Texts = None,
+    out: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE", help="Write *.pdb or *.cif; of several sequences FILE-1, FILE-2 ..."
+        ),
+    ] = None,
+    passes: Passes = None,
+):
+    """Predict the structures of protein sequences: prints PDB, or writes files with --out.
+
+    "SEQ1:SEQ2" are the chains of a complex.
+    """
+    sequences = list(read_lines(inputs))
+    found = load(run).fold(sequences, passes=passes, progress=show_progress("folding"))
+    for i, structure in enumerate(found, 1):
+        if out is None:
+            print(structure.pdb(), end="")
+            continue
+        ends = "".join(out.suffixes[-2:] if out.suffix == ".gz" else out.suffixes[-1:])
+        name = out.name if len(found) == 1 else f"{out.name.removesuffix(ends)}-{i}{ends}"
+        structure.save(out.with_name(name))
+        print(f"{out.with_name(name)}: pLDDT {structure.plddt.mean():.1f}, pTM {structure.ptm:.2f}")

@@ -1,0 +1,118 @@
+import gzip
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from polyhead.data import Structure, read_structures, structure_batches
+from polyhead.data.folding import PAD, chains
+from polyhead.data.residues import ATOM14_MASK, ATOM14_POSITION, LETTERS
+
+
+def structure(sequence, seed=0):
+    """Residues of ideal backbones at random places, 100 angstroms from the origin."""
+    parts = sequence.split(":")
+    residues = np.array([LETTERS.index(x) for part in parts for x in part])
+    places = 100 + np.random.default_rng(seed).normal(size=(len(residues), 1, 3)) * 10
+    return Structure.of_prediction(
+        residues,
+        np.repeat(range(len(parts)), [len(part) for part in parts]),
+        (ATOM14_POSITION[residues] + places).astype("float32"),
+        np.full((len(residues), 37), 50.0),
+        np.zeros((len(residues),) * 2),
+        0.5,
+    )
+
+
+def test_chains_are_examples_with_their_targets():
+    one, two = chains(structure("MKTAYWF:GGK"))
+    assert one.residues.tolist() == [LETTERS.index(x) for x in "MKTAYWF"]
+    assert two.positions.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(one.atoms[:, 1].mean(0), 0, atol=1e-4)  # centered
+    assert (one.atom_mask == ATOM14_MASK[one.residues]).all()
+    assert one.frame_mask[:, 0].all() and not two.frame_mask[:2, 4:].any()
+    np.testing.assert_allclose(one.rotations[:, 0] @ np.swapaxes(one.rotations[:, 0], 1, 2),
+                               np.tile(np.eye(3), (7, 1, 1)), atol=1e-5)  # fmt: skip
+
+
+def test_batches_are_crops_that_are_reproducible():
+    structures = [structure("MKTAYIAKQRQISF" * 2), structure("GGK", 1), structure("ACDEF", 2)]
+    batches = structure_batches(structures, batch_size=2, crop=10)
+    assert len(batches) == 2
+    rows = [
+        row
+        for inputs, _, weight in batches
+        for row, w in zip(inputs["residues"], weight, strict=True)
+        if w
+    ]
+    assert sorted((np.array(row) < PAD).sum() for row in rows) == [3, 5, 10]
+    for inputs, labels, weight in batches:
+        assert labels.shape == weight.shape == (2,)
+        for name, x in inputs.items():
+            assert x.shape[0] == 2 and (name == "clamped" or x.shape[1] == 10)
+        assert not tf.reduce_any(inputs["atom_mask"][inputs["residues"] == PAD])
+    first = [
+        x["positions"].numpy().tolist()
+        for x, *_ in structure_batches(structures, 1, 10, start=0).take(6)
+    ]
+    again = [
+        x["positions"].numpy().tolist()
+        for x, *_ in structure_batches(structures, 1, 10, start=3).take(3)
+    ]
+    assert first[3:] == again
+    assert len({str(x) for x in first}) > 3  # other parts in another epoch
+
+
+def test_a_crop_has_the_targets_of_its_residues():
+    whole = structure("MKTAYIAKQRQISFVKSHFSRQ")
+    [chain] = chains(whole)
+    inputs, *_ = next(iter(structure_batches([whole], crop=8)))
+    begin = int(inputs["positions"][0, 0])
+    part = slice(begin, begin + 8)
+    for name in ("residues", "atoms", "rotations", "origins", "torsions", "frame_mask"):
+        np.testing.assert_array_equal(inputs[name][0], getattr(chain, name)[part])
+
+
+def test_folders_have_splits(tmp_path):
+    pytest.importorskip("gemmi")
+    for i in range(20):
+        structure("MKTAY").save(tmp_path / f"p{i:02}.{'pdb' if i % 2 else 'cif.gz'}")
+    (tmp_path / "notes.txt").write_text("not a structure")
+    assert sorted(read_structures(tmp_path, "val")) == ["p09.pdb", "p19.pdb"]
+    assert len(read_structures(tmp_path)) == 18 and len(read_structures(tmp_path, None)) == 20
+    one = tmp_path / "p01.pdb"
+    assert (
+        read_structures(one)["p01.pdb"].sequence == read_structures(one, "val")["p01.pdb"].sequence
+    )
+    for split in ("train", "dev", "test"):
+        (tmp_path / "split" / split).mkdir(parents=True)
+        structure("GGK").save(tmp_path / "split" / split / "a.pdb")
+    for split in ("train", "val", "test"):
+        assert list(read_structures(tmp_path / "split", split)) == ["a.pdb"]
+
+
+@pytest.mark.parametrize(
+    "name, split, error, message",
+    [
+        ("none", "train", FileNotFoundError, "no folder of structures"),
+        ("few", "train", ValueError, "at least 10 structures, for a validation split"),
+        ("few", "test", FileNotFoundError, "no folder test"),
+        ("few", "other", ValueError, "split must be train, val or test: 'other'"),
+        ("bad", None, ValueError, "b.pdb"),
+    ],
+)
+def test_wrong_folders_are_refused(name, split, error, message, tmp_path):
+    pytest.importorskip("gemmi")
+    for folder in ("few", "bad"):
+        (tmp_path / folder).mkdir()
+        structure("GGK").save(tmp_path / folder / "a.pdb")
+    (tmp_path / "bad" / "b.pdb").write_bytes(gzip.compress(b"nothing"))
+    with pytest.raises(error, match=message):
+        read_structures(tmp_path / name, split)
+
+
+def test_structures_are_needed():
+    with pytest.raises(ValueError, match="there are no structures"):
+        structure_batches([])
+    with pytest.raises(ValueError, match="crop must be positive: 0"):
+        structure_batches([structure("GG")], crop=0)

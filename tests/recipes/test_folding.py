@@ -1,0 +1,74 @@
+import csv
+
+import numpy as np
+import pytest
+
+from polyhead.recipes import folding
+from polyhead.recipes.run import load
+from polyhead.training import lddt
+from tests.conftest import without_xla
+from tests.data.test_folding import structure
+from tests.recipes.test_command import polyhead
+
+pytest.importorskip("gemmi")
+
+
+def test_data_are_needed(tmp_path, monkeypatch, capfd):
+    status, _, err = polyhead(monkeypatch, capfd, "train", "folding", "--out", tmp_path / "RUN")
+    assert status == 1 and err == "error: folding needs --data: a folder of structures, or a file\n"
+    assert not (tmp_path / "RUN").exists()
+
+
+@pytest.mark.slow
+def test_a_run_resumes_and_folds(tmp_path, monkeypatch, capfd):
+    (tmp_path / "data").mkdir()
+    for i in range(10):
+        structure("MKTAYIAKQR" + "GA"[: i % 3], i).save(tmp_path / "data" / f"{i}.pdb")
+    common = dict(data=str(tmp_path / "data"), interval=2, crop=8, schedule="sqrt")
+    settings = folding.Settings(updates=4, **common)
+    with without_xla():
+        whole = folding.train(settings, tmp_path / "whole", say=lambda line: None)
+        folding.train(
+            folding.Settings(updates=2, **common), tmp_path / "parts", say=lambda line: None
+        )
+        parts = folding.train(settings, tmp_path / "parts", say=lambda line: None)
+        assert parts[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-5)
+        for a, b in zip(
+            load(tmp_path / "whole").weights, load(tmp_path / "parts").weights, strict=True
+        ):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-6)
+        found = folding.evaluate(tmp_path / "whole", say=lambda line: None)
+        assert {"lddt", "tm", "gdt", "rmsd", "plddt"} < set(found) and len(found["chains"]) == 1
+        rows = list(csv.DictReader(open(tmp_path / "whole" / "history.csv")))
+        assert [*rows[0]][0] == "epoch" and "val_lddt" in rows[0]
+        out = tmp_path / "a.pdb"
+        status, text, err = polyhead(
+            monkeypatch, capfd, "fold", tmp_path / "whole", "MKTAY", "GG", "--out", out
+        )
+    assert status == 0, err
+    assert [x.name for x in sorted(tmp_path.glob("a-*.pdb"))] == ["a-1.pdb", "a-2.pdb"]
+    assert text.count("pLDDT") == 2
+
+
+@pytest.mark.slow
+def test_the_network_learns_a_protein():
+    """A chain of ideal geometry from its sequence: close after a minute."""
+    import keras
+
+    from polyhead.data import structure_batches
+    from polyhead.zoo import ESMFold
+
+    keras.utils.set_random_seed(0)
+    teacher = ESMFold.preset("fold-tiny")
+    for v in teacher.weights:
+        v.assign(v + keras.random.normal(v.shape, 0, 0.05))
+    truth = teacher.fold("MKTAYIAKQRQISFVKSHFSRQLEERL")
+    model = ESMFold.preset("fold-tiny")
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, 300, 0.05, warmup_target=2e-3, warmup_steps=30
+    )
+    model.compile(keras.optimizers.Adam(rate, global_clipnorm=1.0))
+    model.fit(structure_batches([truth], start=0), steps_per_epoch=330, epochs=1, verbose=0)
+    found = model.fold(truth.sequence)
+    assert lddt(found.positions[:, 1], truth.positions[:, 1]) > 80
+    assert found.plddt.mean() > 60
