@@ -55,6 +55,7 @@ PUBLISHED = {
     "distilbert/distilbert-base-uncased": ("AutoModelForMaskedLM", ()),
     "distilbert/distilroberta-base": ("AutoModelForMaskedLM", ()),
     "answerdotai/ModernBERT-base": ("AutoModelForMaskedLM", ()),
+    "facebook/esm2_t6_8M_UR50D": ("AutoModelForMaskedLM", ()),
 }
 failures = []
 LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without a proxy

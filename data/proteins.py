@@ -57,7 +57,7 @@ def read_proteins(path: str | PathLike[str], split: str | None = "train") -> lis
             if not proteins:
                 raise ValueError(f"{file}, line {number}: a sequence needs a header, '>name'")
             try:
-                check_letters(line)
+                check_letters(line, mask=False)
             except ValueError as error:
                 raise ValueError(f"{file}, line {number}: {error}") from None
             sequence = proteins[-1].sequence + "".join(line.split()).upper()

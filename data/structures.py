@@ -75,8 +75,8 @@ class Structure:
             ("residues", (n,), "int32"),
             ("chain", (n,), "int32"),
             ("numbers", (n,), "int32"),
-            ("positions", (n, 37, 3), "float32"),
             ("mask", (n, 37), "bool"),
+            ("positions", (n, 37, 3), "float32"),
             ("atom_plddt", (n, 37), "float32"),
             ("pae", (n, n), "float32"),
             ("b_factors", (n, 37), "float32"),
@@ -96,9 +96,13 @@ class Structure:
             self._set(name, value)
         check_residues(self.residues)
         if n and (self.chain[0] != 0 or not np.isin(np.diff(self.chain), [0, 1]).all()):
-            raise ValueError("chain must begin with 0 and rise by 1 from one chain to the next")
+            raise ValueError(
+                "chain must begin with 0 and rise by 1 from one chain to the next: "
+                f"{list(dict.fromkeys(self.chain.tolist()))[:10]}"
+            )
         if self.atom_plddt is not None and ((self.atom_plddt < 0) | (self.atom_plddt > 100)).any():
-            raise ValueError("atom_plddt must be from 0 to 100")
+            worst = self.atom_plddt.flat[np.abs(self.atom_plddt - 50).argmax()]
+            raise ValueError(f"atom_plddt must be from 0 to 100: {worst}")
         count = self.chain[-1] + 1 if n else 0
         names = tuple(self.chain_names) or tuple(map(chain_name, range(count)))
         if len(names) != count or len(set(names)) != count or "" in names:
@@ -267,7 +271,8 @@ class Structure:
 
 def check_residues(residues):
     if ((residues < 0) | (residues >= len(LETTERS))).any():
-        raise ValueError(f"residues must be from 0 to {len(LETTERS) - 1}")
+        worst = residues[(residues < 0) | (residues >= len(LETTERS))][0]
+        raise ValueError(f"residues must be from 0 to {len(LETTERS) - 1}: {worst}")
 
 
 def chain_name(index):

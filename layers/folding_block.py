@@ -46,7 +46,7 @@ class FoldingBlock(keras.layers.Layer):
         self.num_heads = num_heads
         self.num_pair_heads = num_pair_heads
         self.dropout = dropout
-        self.rows = chunk
+        self._chunk = chunk
 
     def build(self, s_shape, z_shape, mask_shape=None):
         width, pair_width, dtype = s_shape[-1], z_shape[-1], self.dtype_policy
@@ -95,7 +95,11 @@ class FoldingBlock(keras.layers.Layer):
         self.attend_starting, self.attend_ending = (
             built(
                 TriangleAttention(
-                    self.num_pair_heads, name == "starting", chunk=self.rows, dtype=dtype, name=name
+                    self.num_pair_heads,
+                    name == "starting",
+                    chunk=self._chunk,
+                    dtype=dtype,
+                    name=name,
                 ),
                 z_shape,
             )
@@ -114,12 +118,12 @@ class FoldingBlock(keras.layers.Layer):
 
     @property
     def chunk(self) -> int | None:
-        """The maximum number of rows of pairs that are computed at once."""
-        return self.rows
+        """The maximum number of rows of pairs that `TriangleAttention` computes at once."""
+        return self._chunk
 
     @chunk.setter
     def chunk(self, chunk):
-        self.rows = self.attend_starting.chunk = self.attend_ending.chunk = chunk
+        self._chunk = self.attend_starting.chunk = self.attend_ending.chunk = chunk
 
     def call(self, s, z, mask, training=False):
         bias = ops.transpose(self.bias(self.bias_norm(z)), (0, 3, 1, 2))

@@ -172,12 +172,12 @@ def move(quaternion: Any, frames: Frames, update: Any) -> tuple[Any, Frames]:
         the new quaternions, of length 1, and frames.
     """
     b, c, d, *_ = ops.unstack(update, axis=-1)
-    x, y, z, w = ops.unstack(quaternion, axis=-1)
+    w, x, y, z = ops.unstack(quaternion, axis=-1)
     change = [
-        -y * b - z * c - w * d,
-        x * b + z * d - w * c,
-        x * c - y * d + w * b,
-        x * d + y * c - z * b,
+        -x * b - y * c - z * d,
+        w * b + y * d - z * c,
+        w * c - x * d + z * b,
+        w * d + x * c - y * b,
     ]
     quaternion = quaternion + ops.stack(change, axis=-1)
     quaternion = quaternion / ops.norm(quaternion, axis=-1, keepdims=True)

@@ -34,7 +34,8 @@ class EncoderSettings(RunSettings):
     vocab_size: int = option(8000, "Maximum size of a learned vocabulary.")
     max_length: int | None = option(
         None,
-        f"Maximum number of tokens per text. Default: {LENGTH}, or fewer by the model.",
+        f"Maximum number of tokens per text. Default: {LENGTH}, or fewer by the model; of proteins "
+        "those of the model.",
     )
     batch_size: int = option(32, "Texts, or pairs of texts, per batch.")
     buckets: int = option(4, "Number of batch lengths; each is compiled once.")
@@ -126,10 +127,14 @@ def begin(settings, run, texts, head=None, class_names=None):
     return model
 
 
-def max_length(settings, model, default=LENGTH):
-    """The maximum number of tokens per text."""
+def max_length(settings, model, default=None):
+    """The maximum number of tokens per text; of a protein, by default the model's."""
+    from ..zoo import ESM
+
     if settings.max_length is not None:
         return settings.max_length
+    if default is None:
+        default = model.config.max_length if isinstance(model, ESM) else LENGTH
     return min(default, model.config.max_length)
 
 

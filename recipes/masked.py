@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar
 from typer import Argument, Option
 
 from .encoding import (
+    LENGTH,
     EncoderSettings,
     begin,
     compile_encoder,
@@ -27,6 +28,7 @@ from .options import Data, ModelFolder, Split
 from .run import (
     Run,
     averaging,
+    class_of_preset,
     draw_curve,
     export_model,
     load,
@@ -48,7 +50,9 @@ class Settings(EncoderSettings):
         "a FASTA file (.fasta, .fa, .faa) or a folder of them, with --preset esm2-t6-8m; "
     )
     max_length: int | None = option(
-        None, "Tokens per row, filled with text. Default: 128, or fewer by the model."
+        None,
+        "Tokens per row, filled with text or a part of a protein. Default: 128, or fewer by the "
+        "model.",
     )
     batch_size: int = option(32, "Rows per batch.")
     buckets: int = option(1, "Not used: all rows have one length.", hidden=True)
@@ -69,9 +73,12 @@ def train(settings, out, restart=False, say=print):
     from ..data import masked_batches
     from ..data.masking import document_tokens
     from ..training import SmoothedCrossEntropy
+    from ..zoo import ESM
 
     run = Run(settings, out, restart, say)
     settings = run.settings
+    if is_fasta(settings.data) and settings.pretrained is None:
+        class_of_preset(settings.preset, (ESM,), "for proteins, ESM has")
     texts = {split: read(settings.data, split) for split in ("train", "val")}
     say_sizes(texts, say)
     with run.devices.scope():
@@ -80,7 +87,7 @@ def train(settings, out, restart=False, say=print):
         split: document_tokens(texts[split], model.tokenizer, settings.whole_words)
         for split in texts
     }
-    batches = functools.partial(mask, masked_batches, model, settings)
+    batches = functools.partial(mask, masked_batches, model, settings, settings.data)
     per_epoch = len(batches(streams["train"]))
     compile_encoder(run, model, SmoothedCrossEntropy(0.0), per_epoch)
     return run.fit(
@@ -96,28 +103,28 @@ def train(settings, out, restart=False, say=print):
 
 def read(data, split):
     """The documents of a split: those of plain text, or the sequences of proteins."""
-    from ..data.proteins import has_proteins, read_proteins
+    from ..data import read_proteins
 
-    if data == SAMPLE or not has_proteins(data):
+    if not is_fasta(data):
         return documents(data, split)
     return [protein.sequence for protein in read_proteins(data, split)]
 
 
-def is_protein(model):
-    from ..zoo import ESM
+def is_fasta(data):
+    from ..data.proteins import has_proteins
 
-    return isinstance(model, ESM)
+    return data != SAMPLE and has_proteins(data)
 
 
-def mask(masked_batches, model, settings, stream, **options):
+def mask(masked_batches, model, settings, data, stream, **options):
     return masked_batches(
         stream,
         model.tokenizer,
-        max_length(settings, model),
+        max_length(settings, model, LENGTH),
         settings.batch_size,
         settings.rate,
         settings.whole_words,
-        pack=not is_protein(model),
+        pack=not is_fasta(data),
         seed=settings.seed,
         **options,
     )
@@ -138,7 +145,7 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     split = split or "val"
     texts = read(data or settings.data, split)
     stream = document_tokens(texts, model.tokenizer, settings.whole_words)
-    batches = mask(masked_batches, model, settings, stream, shuffle=False)
+    batches = mask(masked_batches, model, settings, data or settings.data, stream, shuffle=False)
     compute = model._compiled("outputs", model, "evaluation", xla=False)
     loss = hits = count = 0.0
     for inputs, labels, weight in show_progress("evaluating")(batches):

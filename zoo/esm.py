@@ -84,6 +84,29 @@ PRESETS = {
 
 
 @keras.saving.register_keras_serializable("polyhead")
+class ContactRegression(keras.layers.Layer):
+    """A logistic regression of attention weights; it is neither trained nor quantized.
+
+    Args:
+        num_features: the number of heads of all blocks.
+
+    >>> from polyhead.zoo.esm import ContactRegression
+    >>> layer = ContactRegression(40)
+    >>> layer.build()
+    >>> layer.count_params()
+    41
+    """
+
+    def __init__(self, num_features: int, **kwargs: Any) -> None:
+        super().__init__(trainable=False, **kwargs)
+        self.num_features = num_features
+
+    def build(self, shape=None):
+        self.kernel = self.add_weight(name="kernel", shape=(self.num_features, 1), autocast=False)
+        self.bias = self.add_weight(name="bias", shape=(1,), initializer="zeros", autocast=False)
+
+
+@keras.saving.register_keras_serializable("polyhead")
 class ESM(TextEncoder):
     """Encoder of protein sequences with pre-norm and rotary positions (Lin et al. 2022, A.2.4).
 
@@ -100,8 +123,8 @@ class ESM(TextEncoder):
 
     - ``embed``: ``sequence`` -> ``embedding`` (B, L, D), ``pooled`` (B, D) and ``length`` (B,);
     - ``contacts``: ``sequence`` -> ``contacts`` (B, L, L) and ``length`` (B,);
-    - ``score``, with the head "tokens": ``sequence`` and ``mutation``, such as "A23V" -> ``score``
-      (B,), NaN if the sequence has another residue there.
+    - ``score``, with the head "tokens": ``sequence`` and ``mutation``, one such as "A23V" ->
+      ``score`` (B,), NaN if it has another form or the sequence another residue there.
 
     Args:
         config: an `ESMConfig`.
@@ -142,8 +165,8 @@ class ESM(TextEncoder):
             TransformerBlock(**parts, dtype=dtype, name=f"block_{i}") for i in range(c.num_layers)
         ]
         self.norm = keras.layers.LayerNormalization(epsilon=c.epsilon, dtype=dtype, name="norm")
-        self.contact_map = keras.layers.Dense(1, dtype="float32", name="contacts")
-        self.contact_map.build((None, c.num_layers * c.num_heads))
+        self.contact_map = ContactRegression(c.num_layers * c.num_heads, name="contacts")
+        self.contact_map.build()
         first = {"tokens": c.activation, "classes": "tanh"}
         self.build_head(first.get(c.head), norm if c.head == "tokens" else None)
         self.build_layers()
@@ -328,14 +351,12 @@ class ESM(TextEncoder):
         """
         self._need_head("tokens", "perplexity")
         sequences, single = as_texts("perplexity", sequences, "sequence")
-        rows, whole = [], [row["tokens"] for row in self._rows("perplexity", sequences)]
-        for tokens in whole:
-            rows += [
-                mask_row(tokens, (at,), self.config.mask_id) for at in range(1, len(tokens) - 1)
-            ]
-        found, results = iter(self._log_probabilities(rows, batch_size, progress)), []
-        for tokens in whole:
-            losses = [-next(found)[0, token] for token in tokens[1:-1]]
+        results = []
+        for row in self._rows("perplexity", sequences):
+            tokens, places = row["tokens"], range(1, len(row["tokens"]) - 1)
+            rows = [mask_row(tokens, (at,), self.config.mask_id) for at in places]
+            found = self._log_probabilities(rows, batch_size, progress)
+            losses = [-x[0, tokens[at]] for x, at in zip(found, places, strict=True)]
             results.append(np.exp(np.mean(losses)) if losses else np.nan)
         return float(results[0]) if single else np.array(results, "float32")
 
@@ -358,6 +379,8 @@ class ESM(TextEncoder):
 
         A logistic regression of the attention weights of all heads, made symmetric and corrected
         for the mean of rows and columns (Rao et al. 2020, bioRxiv 2020.12.15.422761, section 3.2).
+        The regression is that of published weights: of a model that was trained here from scratch
+        it is random.
 
         Returns:
             probabilities, float32 (N, L, L), where L is the longest sequence; zero after the end of
@@ -410,6 +433,7 @@ class ESM(TextEncoder):
         """
         self._need_head("tags")
         texts, single = as_texts("tag", texts, "sequence", words=True)
+        self._check("tag", map("".join, texts), mask=False)
         residues = [list("".join("".join(text).split())) for text in texts]
         found = super().tag(residues, batch_size, progress)
         found = [[s._replace(text=s.text.replace(" ", "")) for s in spans] for spans in found]
@@ -419,7 +443,10 @@ class ESM(TextEncoder):
         """The tokens of sequences, as rows for `_run`; they are not truncated."""
         from ..data.tokenizers.ragged import unpack
 
+        if texts and isinstance(texts[0], tuple):
+            self._need_pairs(verb)  # there are none
         tokenizer = self._need_tokenizer(verb)
+        self._check(verb, texts)
         rows = [row for part in chunks(texts) for row in unpack(tokenizer.encode(part))]
         for i, row in enumerate(rows):
             if len(row) > self.context:
@@ -429,6 +456,16 @@ class ESM(TextEncoder):
                     "rotary positions allow"
                 )
         return [{"tokens": row} for row in rows]
+
+    def _check(self, verb, sequences, mask=True):
+        """Checks the letters of sequences; the error has the index of the sequence."""
+        from ..data.tokenizers.residues import check_letters
+
+        for i, sequence in enumerate(sequences):
+            try:
+                check_letters(sequence, mask)
+            except ValueError as error:
+                raise ValueError(f"{verb}: sequence {i}: {error}") from None
 
     def _signatures(self, tokenizer, top, search, window):
         from ..data import spans

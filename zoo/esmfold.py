@@ -1,5 +1,6 @@
 """ESMFold (Lin et al. 2022), which predicts the structure of a protein from its sequence."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -27,7 +28,14 @@ from ..training import (
     torsion_loss,
 )
 from .esm import ESM, ESMConfig
-from .model import Pretrained, check_config, check_count, in_batches, norm_shapes
+from .model import (
+    Pretrained,
+    check_config,
+    check_count,
+    check_real,
+    in_batches,
+    norm_shapes,
+)
 from .texts import as_texts
 
 EPSILON = 1e-5  # of all normalizations outside of ESM-2
@@ -78,18 +86,26 @@ class ESMFoldConfig:
 
     def __post_init__(self):
         check_config(self)
-        for size, head in ((self.dim, self.head_dim), (self.pair_dim, self.pair_head_dim)):
-            if size % head:
-                raise ValueError(f"a head's size must divide the width: {size} / {head}")
+        for width, head in (("dim", "head_dim"), ("pair_dim", "pair_head_dim")):
+            size, part = getattr(self, width), getattr(self, head)
+            if size % part:
+                raise ValueError(f"{head} must divide {width}: {size} / {part}")
+        for name, most in (
+            ("dropout", 0.5),
+            ("structure_dropout", 1.0),
+        ):  # rows have twice the rate
+            check_real(self, name, lambda x, most=most: 0 <= x < most, f"in [0, {most})")
+        if self.esm.head is not None:
+            raise ValueError(f"esm.head must be None: {self.esm.head!r}")
         if self.pair_dim % 2:
             raise ValueError(f"pair_dim must be even: {self.pair_dim}")
 
 
-TINY = ESMConfig(num_layers=1, dim=16, intermediate_dim=16, num_heads=2, head=None)
+LANGUAGE = ESMConfig(num_layers=1, dim=16, intermediate_dim=16, num_heads=2, head=None)
 PRESETS = {
     # To be trained on a CPU from scratch: the language model is random, and only a formality.
     "fold-tiny": ESMFoldConfig(
-        esm=TINY,
+        esm=LANGUAGE,
         num_blocks=2,
         dim=64,
         pair_dim=32,
@@ -148,7 +164,7 @@ class ESMFold(Pretrained):
     - ``lddt`` (B, N, 37, 50), logits of the confidence of each atom;
     - ``errors`` (B, N, N, 64), logits of the error of residue j in the frame of residue i;
     - ``distances`` (B, N, N, 64), logits of the distance of two CB atoms;
-    - ``residues`` (B, N, 23), logits of the residue;
+    - ``residues`` (B, N, 23), logits of the residue, of padding (21) and of a mask (22);
     - ``frames``, ``torsions``, ``states``: those of the structure module's last iteration.
 
     The network is applied ``config.passes`` times to its own output (recycling). Only the last pass
@@ -207,7 +223,7 @@ class ESMFold(Pretrained):
         self.language_norm = norm("language_norm", c.esm.dim)
         self.language_first = dense("language_first", c.dim, c.esm.dim, "relu")
         self.language_second = dense("language_second", c.dim, c.dim)
-        self.residue_embedding = c.embed_residues and table("residues", PAD + 2, c.dim)
+        self.residue_embedding = table("residues", PAD + 2, c.dim) if c.embed_residues else None
         self.position_embedding = table("positions", 2 * c.position_bins + 2, c.pair_dim)
         s, z = (None, None, c.dim), (None, None, None, c.pair_dim)
         self.blocks = []
@@ -426,7 +442,7 @@ class ESMFold(Pretrained):
         states = [ops.stop_gradient(x)[:, 1:-1] for x in self.esm.hidden_states(tokens)]
         x = self.mixture(states)
         x = self.language_second(self.language_first(self.language_norm(x)))
-        return x + self.residue_embedding(residues) if self.residue_embedding else x
+        return x if self.residue_embedding is None else x + self.residue_embedding(residues)
 
     def _relative_positions(self, residues, positions, mask):
         """Embeddings (B, N, N, C) of the clipped differences of positions."""
@@ -494,16 +510,19 @@ class ESMFold(Pretrained):
 
         def run(chosen):
             longest = max(len(row["residues"]) for row in chosen)
-            self._set_chunk(chunk, longest * len(chosen) ** 0.5)
+            rows = self._choose_chunk(chunk, longest * len(chosen) ** 0.5)
             inputs = {
                 name: np.stack([fill(row[name], longest, value) for row in chosen])
                 for name, value in (("residues", PAD), ("positions", 0), ("kept", False))
             }
-            key = "fold", passes, self.blocks[0].chunk if self.blocks else None
             compute = self._compiled(
-                key, lambda inputs: self.predict_structure(inputs, passes), "fold", xla=False
+                ("fold", passes, rows),
+                lambda inputs: self.predict_structure(inputs, passes),
+                "fold",
+                xla=False,
             )
-            found = {name: np.asarray(x) for name, x in compute(inputs).items()}
+            with self._chunks(rows):
+                found = {name: np.asarray(x) for name, x in compute(inputs).items()}
             for i, row in enumerate(chosen):
                 kept = np.flatnonzero(row["kept"])  # the rest of the batch is padding
                 yield Structure.of_prediction(
@@ -545,8 +564,9 @@ class ESMFold(Pretrained):
     ) -> Path:
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
-        Signatures take ``sequence`` (B,), strings of one chain each. Unknown letters are X, without
-        atoms, and sequences are truncated to ``config.max_length`` residues. L is the longest one.
+        Signatures take ``sequence`` (B,), strings of one chain each. Unknown letters, also ":", are
+        X, without atoms, and sequences are truncated to ``config.max_length`` residues. L is the
+        longest one.
 
         - ``serving_default``, ``fold``: ``pdb`` (B,), texts of PDB files; ``plddt`` (B, L) of
           residues, from 0 to 100, and ``mean_plddt``; ``ptm`` and ``length`` (B,);
@@ -554,7 +574,8 @@ class ESMFold(Pretrained):
           an atom exists, ``plddt`` (B, L, 37), ``pae`` (B, L, L), ``ptm`` and ``length`` (B,).
 
         Args:
-            passes, chunk: see `fold`.
+            passes: see `fold`.
+            chunk: a number, or None; see `fold`.
 
         Returns:
             the version's folder; see `polyhead.serving.export`.
@@ -568,7 +589,7 @@ class ESMFold(Pretrained):
         from ..serving.export import export
 
         passes = None if passes is None else check_count(passes, "passes")
-        self._set_chunk(chunk, 0)
+        rows = None if chunk is None else check_count(chunk, "chunk")
         if (whole := self._without_lora()) is not self:
             return whole.export(filepath, passes, chunk)
         tokenizer, longest = self._need_tokenizer("export"), self.config.max_length
@@ -599,8 +620,11 @@ class ESMFold(Pretrained):
         def arrays(sequence):
             residues, kept, found = predict(sequence)
             exist = ops.take(tables.ATOM14_MASK, ops.minimum(residues, PAD - 1), axis=0)
+            inside = ops.cast(kept, "float32")
             return {
                 **found,
+                "plddt": found["plddt"] * inside[..., None],
+                "pae": found["pae"] * inside[:, :, None] * inside[:, None],
                 "mask": ops.cast(ops.logical_and(exist, kept[..., None]), "int32"),
                 "length": ops.sum(ops.cast(kept, "int32"), axis=1),
             }
@@ -608,16 +632,29 @@ class ESMFold(Pretrained):
         inputs, examples = {"sequence": tokenizer.spec("sequence")}, {"sequence": EXAMPLES}
         main = fold, inputs, examples
         signatures = {"serving_default": main, "fold": main, "arrays": (arrays, inputs, examples)}
-        return export(filepath, "fold", signatures, self.weights, tracked=[tokenizer])
+        with self._chunks(rows):
+            return export(filepath, "fold", signatures, self.weights, tracked=[tokenizer])
+
+    def _attentions(self):
+        """The attentions of residues in the trunk; the language model is not trained."""
+        frozen = {id(x) for x in self.esm._flatten_layers()}
+        return [x for x in super()._attentions() if id(x) not in frozen]
 
     def _read_chains(self, tokenizer, i, text):
         """The arrays of a protein: ``residues``, ``positions``, ``chain`` and ``kept`` (N,)."""
         from ..data.residues import LETTERS
+        from ..data.tokenizers.residues import check_letters
 
-        chains = ["".join(tokenizer.tokens(chain)[1:-1]) for chain in text.split(":")]
+        chains = []
+        for k, part in enumerate(text.split(":")):
+            try:
+                check_letters(part, mask=False)
+            except ValueError as error:
+                raise ValueError(f"sequence {i}, chain {k}: {error}") from None
+            chains.append("".join(tokenizer.tokens(part)[1:-1]))
         if "" in chains:
             raise ValueError(f"sequence {i} must have residues in each chain: {text!r:.80}")
-        if gaps := [x for x in ".-<" if x in "".join(chains)]:
+        if gaps := [x for x in ".-" if x in text]:
             raise ValueError(f"sequence {i} has {gaps[0]!r}, which is not a residue: {text!r:.80}")
         letters, positions, chain, place = "", [], [], 0
         for number, residues in enumerate(chains):
@@ -643,16 +680,25 @@ class ESMFold(Pretrained):
             "kept": np.array(chain) >= 0,
         }
 
-    def _set_chunk(self, chunk, length):
-        """Sets how many rows of pairs each block's attention computes at once."""
+    @contextlib.contextmanager
+    def _chunks(self, rows):
+        """Sets how many rows of pairs each block's attention computes at once, within a block."""
+        before = [block.chunk for block in self.blocks]
+        for block in self.blocks:
+            block.chunk = rows
+        try:
+            yield
+        finally:
+            for block, chunk in zip(self.blocks, before, strict=True):
+                block.chunk = chunk
+
+    def _choose_chunk(self, chunk, length):
+        """The number of rows of pairs for sequences of a ``length``, or None for all."""
         if chunk == "auto":
             heads = self.config.pair_dim // self.config.pair_head_dim
             most = int(2**25 // (heads * length**2))  # float32 scores of 128 MB
-            chunk = None if most >= length else max(1, 2 ** (most.bit_length() - 1) if most else 1)
-        elif chunk is not None:
-            chunk = check_count(chunk, "chunk")
-        for block in self.blocks:
-            block.chunk = chunk
+            return None if most >= length else max(1, 2 ** (most.bit_length() - 1) if most else 1)
+        return None if chunk is None else check_count(chunk, "chunk")
 
 
 def join_residues(x):

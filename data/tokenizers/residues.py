@@ -99,13 +99,18 @@ class Residues(Tokenizer):
         return cls()
 
 
-def check_letters(sequence: str) -> None:
-    """Checks that each letter of a protein sequence is a residue; ``<mask>`` is allowed.
+def check_letters(sequence: str, mask: bool = True) -> None:
+    """Checks that each letter of a protein sequence is a residue.
+
+    Args:
+        mask: whether ``<mask>`` is allowed.
 
     Raises:
         ValueError: one is not; the message has its position, counted from 1.
     """
     text = sequence.decode("utf-8", "replace") if isinstance(sequence, bytes) else sequence
+    if not mask and MASK in text:
+        raise ValueError(f"there must be no {MASK} in {text[:40]!r}")
     if other := OTHER.search(text.replace(MASK, " " * len(MASK))):
         raise ValueError(
             f"a protein sequence must have the letters {LETTERS} only: {other[0]!r} at position "

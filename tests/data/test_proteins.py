@@ -14,7 +14,7 @@ mktay iakqr\r
 
 QISF
 >two
-GG<mask>K
+GGK
 """
 
 
@@ -46,6 +46,7 @@ def test_every_tenth_protein_is_for_validation(tmp_path):
         (b">a\nM\n>b\n", "line 3: 'b' has no sequence"),
         (b">a\nMK\nMJK\n", "line 3: .* 'J' at position 2"),
         (b">a\nMK*\n", r"line 2: .* '\*' at position 3"),
+        (b">a\nMK<mask>\n", "line 2: there must be no <mask>"),
         (b">a\nM\xff\n", "line 2: not UTF-8"),
         ("\u03b1".join([">a\nM", "\n"]).encode(), "line 2: .* 'α' at position 2"),
         (b"", "is empty"),

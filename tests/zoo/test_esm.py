@@ -28,6 +28,10 @@ def small(head="tokens", seed=0, **overrides):
     return model
 
 
+def tagger(model):
+    return model.adapt("tags", class_names=["H", "E"])
+
+
 def array(x):
     return ops.convert_to_numpy(x)
 
@@ -85,6 +89,13 @@ def test_contacts_are_symmetric_probabilities():
     assert 0 <= found.min() and found.max() <= 1 and found.std() > 0
 
 
+def test_contacts_of_a_quantized_model_are_close():
+    model = small()
+    expected = model.contacts(SEQUENCES)
+    model.quantize("int8")
+    np.testing.assert_allclose(model.contacts(SEQUENCES), expected, atol=0.05)
+
+
 def test_scores_are_masked_marginals():
     model, sequence = small(), "MKTAYIAKQR"
     tokens = ids(model, [sequence])
@@ -139,6 +150,13 @@ def test_masked_residues_are_zeros_and_others_are_scaled():
         (lambda m: m.tag("MK"), "needs a model with the head 'tags'"),
         (lambda m: m.adapt(None).score("MK", "K2R"), "score needs a model with the head 'tokens'"),
         (lambda m: m.adapt("spans"), "head must be"),
+        (lambda m: m.perplexity(["M", "M1"]), "perplexity: sequence 1: .* '1' at position 2"),
+        (lambda m: tagger(m).tag(["M", "MK1"]), "tag: sequence 1: .* '1' at position 3"),
+        (lambda m: tagger(m).tag("MK<mask>"), "there must be no <mask>"),
+        (
+            lambda m: m.adapt("classes", class_names=["a", "b"]).classify(("M", "K")),
+            "classify needs pairs of texts",
+        ),
     ],
 )
 def test_errors_name_the_rule_and_the_value(call, message):

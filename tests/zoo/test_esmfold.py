@@ -60,6 +60,21 @@ def test_a_batch_and_padding_change_nothing():
             np.testing.assert_allclose(found[kept], expected[kept], atol=1e-3)
 
 
+def test_folding_does_not_change_the_model_s_chunks():
+    model = small()
+    model.fold("MKTAY", chunk=2)
+    assert [block.chunk for block in model.blocks] == [None, None]
+    with pytest.raises(ValueError, match="chunk must be a positive integer: 'auto'"):
+        model.export("unused", chunk="auto")
+
+
+def test_only_the_trunk_is_trained():
+    model = small()
+    assert not [v.path for v in model.trainable_weights if v.path.startswith("esm/")]
+    model.enable_lora(2)
+    assert len(model.trainable_weights) == 2 * 2 * 2  # two blocks, two projections
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 11, 100])
 def test_chunks_change_nothing(chunk):
     model = small()
@@ -118,7 +133,7 @@ def test_proteins_are_folded_and_complexes_have_chains():
         ("", "sequence 0 must have residues in each chain: ''"),
         ("MK:", "must have residues in each chain"),
         ("MK-V", "has '-', which is not a residue"),
-        ("MK<mask>", "has '<', which is not a residue"),
+        ("MK<mask>", "sequence 0, chain 0: there must be no <mask> in 'MK<mask>'"),
         ("MKJ", "'J' at position 3"),
         ("MK*", r"'\*' at position 3"),
         ("M" * 41, "at most 40 residues, and sequence 0 has 41"),

@@ -187,6 +187,8 @@ def read(s, _, fields):
 
 def write(config):
     c = config
+    if c.esm.activation != "gelu":
+        raise ValueError(f"activation must be 'gelu' in this format: {c.esm.activation!r}")
     structure = write_settings(STRUCTURE, c) | STRUCTURE_FIXED
     trunk = write_settings(TRUNK, c) | {"chunk_size": None, "structure_module": structure}
     fold = write_settings(FOLD, c) | FOLD_FIXED | {"fp16_esm": False, "trunk": trunk}
