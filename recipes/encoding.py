@@ -107,7 +107,7 @@ def begin(settings, run, texts, head=None, class_names=None):
             raise ValueError(f"{settings.pretrained} has no tokenizer")
         model = model.adapt(**new)
     else:
-        kind = class_of_preset(settings.preset, (BERT, ModernBERT, ESM), "encoders have")
+        kind = class_of_preset(settings.preset, (BERT, ModernBERT, ESM), "text encoders have")
         if run.resumes:
             tokenizer = kind.load_tokenizer(run.out, None)
         else:

@@ -141,6 +141,7 @@ class ESM(TextEncoder):
 
     Config = ESMConfig
     SERVED = "protein"
+    TASKS = ("masked", "text_classification", "tagging")
     PRESETS = PRESETS
     VOCABULARY = ("vocab_size", "pad_id", "end_id", "mask_id")
     FAMILIES = {"esm": ".published.esm"}

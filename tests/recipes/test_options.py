@@ -192,6 +192,8 @@ def test_models_are_listed_with_their_parameters(monkeypatch, capfd):
         "Transformer for translation; loads polyhead, marian",
         "GPT for generation; loads polyhead, gpt2",
         "T5 for summarization and denoising; loads polyhead, t5",
+        "ESM for masked, text classification and tagging; loads polyhead, esm",
+        "ESMFold for folding; loads polyhead, esmfold",
         "ViT for classification; loads polyhead, vit, timm",
         "BERT for text classification, tagging, answering, embedding and masked; "
         "loads polyhead, bert, distilbert, roberta",
