@@ -283,10 +283,12 @@ def folding(folder, rate):
 
 def memory(folder, rate):
     """Long sequences: a block with chunks as `fold` chooses them."""
+    from polyhead.zoo.esmfold import choose_chunk
+
     yield "| trunk block, residues | rows per chunk | HF, chunks of 64 | ours |"
     yield "| --- | --- | --- | --- |"
     for length in (400, 1000):
-        chunk = max(1, 2 ** (int(2**25 // (4 * length**2)).bit_length() - 1))
+        chunk = choose_chunk(4, length)
         rows = [run_isolated(peer_block, length, 64), run_isolated(our_block, length, False, chunk)]
         times = " | ".join(format_answer(row, lambda s: f"{s:,.1f} s") for row in rows)
         yield f"| {length} | {chunk} | {times} |"

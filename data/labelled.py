@@ -206,19 +206,15 @@ def read_tagged_words(path: str | PathLike[str], split: str | None = "train") ->
         elif not line.startswith("-DOCSTART-"):
             columns = line.split("\t") if "\t" in line else line.split()
             word, tag = columns[0], columns[-1]
-            tagged |= tag[:2] in ("B-", "I-")
-            if not TAG.fullmatch(tag):
-                plain = plain or (number, line)
-            if (
-                len(columns) < 2
-                or not word.strip()
-                or not (TAG.fullmatch(tag) or NAME.fullmatch(tag))
-            ):
+            is_bio = TAG.fullmatch(tag) is not None
+            if len(columns) < 2 or not word.strip() or not (is_bio or NAME.fullmatch(tag)):
                 raise ValueError(
                     f"{file}, line {number} must be a word, a tab and a tag, such as O or B-name: "
                     f"{line[:80]!r}"
                 )
             sentences[-1].append((word, tag))
+            tagged |= is_bio and tag != "O"
+            plain = plain or (None if is_bio else (number, line))
     if tagged and plain:  # a mistake in a file of O, B-name and I-name
         raise ValueError(
             f"{file}, line {plain[0]} must have a tag O, B-name or I-name: {plain[1]!r:.90}"

@@ -1,5 +1,6 @@
 """Protein sequences in FASTA files."""
 
+import re
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,9 @@ from .parallel import find_file, held_out, read_lines
 from .tokenizers.residues import Residues, check_letters
 
 SUFFIXES = (".fasta", ".fa", ".faa")
-MUTATION = "([A-IK-Z])([1-9][0-9]{0,7})([A-IK-Z])"  # "A23V"; J is not a residue
+# "A23V": in a graph, where J is no residue; and for errors that name what is wrong.
+MUTATION = "([A-IK-Z])([1-9][0-9]{0,7})([A-IK-Z])"
+CHANGE = re.compile("([A-Z])([1-9][0-9]*)([A-Z])")
 
 
 class Protein(NamedTuple):
@@ -104,3 +107,29 @@ def read_mutations(
     )
     old, new = (x.to_tensor(0, shape=[None, 3])[:, 1] for x in (old, new))
     return at, old, new, valid & (tf.gather(tokens, at, axis=1, batch_dims=1) == old)
+
+
+def read_changes(mutation: str, pieces: list[str]) -> list[tuple[str, int, str]]:
+    """Reads "A23V:G30D" as a list of (old, place, new), in the order of places.
+
+    Args:
+        pieces: the tokens of the sequence; residue 1 is token 1, after ``<cls>``.
+    """
+    changes = []
+    for part in mutation.split(":"):
+        if not (found := CHANGE.fullmatch(part)):
+            raise ValueError(f"a mutation must have the form A23V or A23V:G30D: {mutation!r:.100}")
+        old, place, new = found[1], int(found[2]), found[3]
+        if place > len(pieces) - 2:
+            raise ValueError(
+                f"{mutation}: the sequence has {len(pieces) - 2} residues, not {place}"
+            )
+        if pieces[place] != old:
+            raise ValueError(f"{mutation}: residue {place} of the sequence is {pieces[place]}")
+        if new == "J":  # the only letter without a residue
+            raise ValueError(f"{mutation}: {new} is not a residue")
+        changes.append((old, place, new))
+    changes.sort(key=lambda change: change[1])
+    if len({place for _, place, _ in changes}) < len(changes):
+        raise ValueError(f"{mutation} changes a residue twice")
+    return changes

@@ -38,6 +38,11 @@ ATOM37 = tuple(
     "OE2 CH2 NH1 NH2 OH CZ CZ2 CZ3 NZ OXT".split()
 )  # no residue of the file has OXT, the second oxygen of a chain's end
 
+# The token of each residue (21,), and the residue of each token (33,), X for others.
+TOKEN = np.array([ESM_TOKENS.index(letter) for letter in LETTERS], "int32")
+TOKEN_RESIDUE = np.full(len(ESM_TOKENS), LETTERS.index("X"), "int32")
+TOKEN_RESIDUE[TOKEN] = np.arange(len(LETTERS))
+
 # The residue and the slots of each row.
 RESIDUE = np.array([NAMES.index(row["residue"]) for row in ROWS])
 SLOT14 = np.array([ATOM14[i].index(row["atom"]) for i, row in zip(RESIDUE, ROWS, strict=True)])
@@ -92,7 +97,7 @@ def find_chis():
 CHI_ATOMS, CHI_MASK, CHI_SYMMETRIC = find_chis()
 
 
-def group_frames():
+def ideal_frames():
     """The frames of the groups at torsion 0: rotations (21, 8, 3, 3), translations (21, 8, 3).
 
     The frames of chi2 to chi4 are relative to that of the previous chi, the others to the backbone.
@@ -118,13 +123,13 @@ def group_frames():
 
 
 def axes(x, y):
-    """The rotation with its x axis along ``x``, and ``y`` in its xy plane at y > 0."""
-    x = x / np.linalg.norm(x)
-    y = y - x * (x @ y)
-    y = y / np.linalg.norm(y)
+    """Rotations (..., 3, 3) whose x axis is along ``x``, and ``y`` in their xy plane at y > 0."""
+    x = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    y = y - x * (x * y).sum(-1, keepdims=True)
+    y = y / np.linalg.norm(y, axis=-1, keepdims=True)
     return np.stack([x, y, np.cross(x, y)], axis=-1)
 
 
-GROUP_ROTATION, GROUP_TRANSLATION = group_frames()
+GROUP_ROTATION, GROUP_TRANSLATION = ideal_frames()
 # Which residues have atoms in each group (21, 8); only hydrogens move with pre-omega and phi.
 GROUP_MASK = np.concatenate([ATOM14_MASK[:, :1] & [True, False, False, True], CHI_MASK], axis=1)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .residues import ATOM14_MASK, ATOM14_TO_ATOM37, CHI_ATOMS, CHI_MASK, CHI_SYMMETRIC
+from .residues import ATOM14_MASK, ATOM14_TO_ATOM37, CHI_ATOMS, CHI_MASK, CHI_SYMMETRIC, axes
 
 BOND = 2.0  # angstroms; the C of a residue and the N of the next one are 1.33 apart
 
@@ -95,7 +95,7 @@ def dihedral(a, b, c, d):
 def group_frames(
     positions: np.ndarray, mask: np.ndarray, residues: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Computes the frames of the eight rigid groups, see `residues.group_frames`.
+    """Computes the frames of the eight rigid groups, see `residues.ideal_frames`.
 
     The first one is the backbone; X has no other. Frames that are not known are the identity.
 
@@ -133,11 +133,7 @@ def group_frames(
     known[:, 0], known[:, 1:3] = has_backbone, False
     known[:, 4:] &= CHI_MASK[residues]
     with np.errstate(invalid="ignore", divide="ignore"):
-        x = along / np.linalg.norm(along, axis=-1, keepdims=True)
-        y = plane - origin
-        y = y - x * (x * y).sum(-1, keepdims=True)
-        y = y / np.linalg.norm(y, axis=-1, keepdims=True)
-        rotation = np.stack([x, y, np.cross(x, y)], axis=-1)
+        rotation = axes(along, plane - origin)
     known &= np.isfinite(rotation).all(axis=(-2, -1))
     rotation = np.where(known[..., None, None], rotation, np.eye(3))
     origin = np.where(known[..., None], origin, 0)

@@ -8,6 +8,7 @@ from keras import ops
 from .attention import MultiHeadAttention
 from .dropout import Dropout
 from .feed_forward import FeedForward
+from .parts import built
 from .triangle import EPSILON, TriangleAttention, TriangleMultiplication
 
 
@@ -53,17 +54,12 @@ class FoldingBlock(keras.layers.Layer):
 
         def norm(name, size):
             layer = keras.layers.LayerNormalization(epsilon=EPSILON, dtype=dtype, name=name)
-            layer.build((None, size))
-            return layer
+            return built(layer, (None, size))
 
         def dense(name, size, x_size, **options):
-            layer = keras.layers.Dense(size, dtype=dtype, name=name, **options)
-            layer.build((None, x_size))
-            return layer
-
-        def built(layer, shape):
-            layer.build(shape)
-            return layer
+            return built(
+                keras.layers.Dense(size, dtype=dtype, name=name, **options), (None, x_size)
+            )
 
         self.bias_norm = norm("bias_norm", pair_width)
         self.bias = dense(

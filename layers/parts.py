@@ -6,6 +6,12 @@ from typing import Any
 import keras
 
 
+def built(layer: keras.layers.Layer, *shapes: Any) -> Any:
+    """Builds a layer for inputs of ``shapes``, and returns it."""
+    layer.build(*shapes)
+    return layer
+
+
 class Composed(keras.layers.Layer):
     """Base class of layers that take other layers, their parts, as arguments.
 

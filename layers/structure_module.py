@@ -7,9 +7,10 @@ from keras import ops
 
 from .dropout import Dropout
 from .frames import Frames, apply, from_quaternion, identity
+from .parts import built
 from .point_attention import InvariantPointAttention
+from .triangle import EPSILON
 
-EPSILON = 1e-5  # of all normalizations
 TORSIONS = 7  # pre-omega, phi, psi, chi1 to chi4
 
 
@@ -73,15 +74,13 @@ class StructureModule(keras.layers.Layer):
 
         def norm(name, size=width):
             layer = keras.layers.LayerNormalization(epsilon=EPSILON, dtype="float32", name=name)
-            layer.build((None, size))
-            return layer
+            return built(layer, (None, size))
 
         def dense(name, size, x_size=width, activation=None, kernel="glorot_uniform"):
             layer = keras.layers.Dense(
                 size, activation, kernel_initializer=kernel, dtype="float32", name=name
             )
-            layer.build((None, x_size))
-            return layer
+            return built(layer, (None, x_size))
 
         self.norm, self.pair_norm = norm("norm"), norm("pair_norm", z_shape[-1])
         self.input_map = dense("input", width)

@@ -146,10 +146,7 @@ def distogram_loss(logits: Any, positions: Any, mask: Any) -> Any:
     >>> [round(float(x), 4) for x in loss]  # log 64
     [4.1589]
     """
-    least, most, count = DISTANCES
-    edges = np.linspace(least, most, count - 1, dtype="float32")
-    squares = squared_distances(as_float(positions), as_float(positions))
-    bins = ops.sum(ops.cast(squares[..., None] > edges**2, "int32"), axis=-1)
+    bins = distance_bins(as_float(positions), *DISTANCES)
     return pair_mean(cross_entropy(logits, bins), mask, mask)
 
 
@@ -371,6 +368,16 @@ def squared_distances(points, others):
     """(..., P, 3) and (..., Q, 3) -> (..., P, Q)."""
     apart = points[..., :, None, :] - others[..., None, :, :]
     return ops.sum(ops.square(apart), axis=-1)
+
+
+def distance_bins(points, least, most, count):
+    """The bins (..., P, P) of the distances of points (..., P, 3).
+
+    Of ``count`` bins, all but the first and the last divide ``least`` to ``most`` equally.
+    """
+    edges = np.linspace(least, most, count - 1, dtype="float32")
+    squares = squared_distances(points, points)
+    return ops.sum(ops.cast(squares[..., None] > edges**2, "int32"), axis=-1)
 
 
 def cross_entropy(logits, bins):

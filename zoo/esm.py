@@ -1,6 +1,5 @@
 """ESM-2 (Lin et al. 2022), a language model of proteins: embed, score, contacts."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from .text_encoder import TextEncoder
 from .texts import as_texts, chunks
 
 HIDDEN = 0.15 * 0.8  # the fraction of residues that the mask replaced in pretraining
-CHANGE = re.compile("([A-Z])([1-9][0-9]*)([A-Z])")  # "A23V"
 EXAMPLES = ["MKTAYIAKQR", "MK", "GSHMASMTGGQQMGRGSEF" * 6, "ACDEFGHIKLMNPQRSTVWY"]
 
 
@@ -153,9 +151,7 @@ class ESM(TextEncoder):
         c, dtype = config, self.dtype_policy
         norm = keras.layers.LayerNormalization(epsilon=c.epsilon)
         self.tokens = TokenEmbedding(c.vocab_size, c.dim, scale=False, dtype=dtype, name="tokens")
-        self.rotary = Rotary(c.dim // c.num_heads, c.theta, dtype=dtype, name="rotary")
-        if c.half_rates:
-            self.rotary.rates = self.rotary.rates.astype("float16")
+        self.rotary = make_rotary(c, dtype=dtype, name="rotary")
         parts = dict(
             attention=MultiHeadAttention(c.num_heads, dropout=c.attention_dropout),
             feed_forward=FeedForward(c.intermediate_dim, c.activation),
@@ -311,6 +307,8 @@ class ESM(TextEncoder):
         >>> model.score("MKTAYIAKQR", ["K2R", "T3P:Y5F", "A4A"]).shape
         (3,)
         """
+        from ..data.proteins import read_changes
+
         self._need_head("tokens", "score")
         [sequence], single = as_texts("score", sequence, "sequence")
         if not single:
@@ -515,35 +513,17 @@ class ESM(TextEncoder):
         return signatures
 
 
+def make_rotary(config, **kwargs):
+    """The rotations of an `ESMConfig`."""
+    rotary = Rotary(config.dim // config.num_heads, config.theta, **kwargs)
+    if config.half_rates:
+        rotary.rates = rotary.rates.astype("float16")
+    return rotary
+
+
 def mask_row(tokens, places, mask_id):
     """A row for `_run`: ``tokens`` (T,) with the mask at ``places``, which are its positions."""
     places = np.array(places, "int32")
     tokens = np.array(tokens)
     tokens[places] = mask_id
     return {"tokens": tokens, "positions": places}
-
-
-def read_changes(mutation, pieces):
-    """Reads "A23V:G30D" as a list of (old, place, new), in the order of places.
-
-    Args:
-        pieces: the tokens of the sequence; residue 1 is token 1, after ``<cls>``.
-    """
-    changes = []
-    for part in mutation.split(":"):
-        if not (found := CHANGE.fullmatch(part)):
-            raise ValueError(f"a mutation must have the form A23V or A23V:G30D: {mutation!r:.100}")
-        old, place, new = found[1], int(found[2]), found[3]
-        if place > len(pieces) - 2:
-            raise ValueError(
-                f"{mutation}: the sequence has {len(pieces) - 2} residues, not {place}"
-            )
-        if pieces[place] != old:
-            raise ValueError(f"{mutation}: residue {place} of the sequence is {pieces[place]}")
-        if new == "J":  # the only letter without a residue
-            raise ValueError(f"{mutation}: {new} is not a residue")
-        changes.append((old, place, new))
-    changes.sort(key=lambda change: change[1])
-    if len({place for _, place, _ in changes}) < len(changes):
-        raise ValueError(f"{mutation} changes a residue twice")
-    return changes

@@ -14,6 +14,8 @@ from keras.layers import Dense, LayerNormalization
 
 from ..layers import FoldingBlock, StructureModule, TokenEmbedding
 from ..layers.frames import place_atoms, torsion_frames, virtual_beta
+from ..layers.parts import built
+from ..layers.triangle import EPSILON
 from ..training import (
     StructureLoss,
     aligned_error_loss,
@@ -27,6 +29,7 @@ from ..training import (
     rename_frames,
     torsion_loss,
 )
+from ..training.structure_losses import DISTANCES, ERRORS, LDDT_BINS, distance_bins
 from .esm import ESM, ESMConfig
 from .model import (
     Pretrained,
@@ -35,14 +38,13 @@ from .model import (
     check_real,
     in_batches,
     norm_shapes,
+    pad_rows,
 )
 from .texts import as_texts
 
-EPSILON = 1e-5  # of all normalizations outside of ESM-2
 PAD = 21  # the residue that fills a batch; 0 to 20 are those of `data.residues.LETTERS`
-BINS, ALIGNED_BINS, LDDT_BINS, ATOMS = 64, 64, 50, 37
-DISTANCES = 3.375, 21.375, 15  # bins of CB distances in recycling, in angstroms
-FARTHEST = 31.0  # of predicted aligned errors, in angstroms
+ATOMS = 37
+RECYCLED = 3.375, 21.375, 15  # bins of CB distances in recycling, in angstroms
 SCALE = 10.0  # angstroms per unit of the structure module
 LINKER, GAP = "G" * 25, 512  # between chains: residues, and a jump of their numbers
 EXAMPLES = ["MKTAYIAKQR", "", "G", "GSHMASMTGGQQMX"]
@@ -90,10 +92,8 @@ class ESMFoldConfig:
             size, part = getattr(self, width), getattr(self, head)
             if size % part:
                 raise ValueError(f"{head} must divide {width}: {size} / {part}")
-        for name, most in (
-            ("dropout", 0.5),
-            ("structure_dropout", 1.0),
-        ):  # rows have twice the rate
+        # The attention of pairs drops rows and columns at twice the rate.
+        for name, most in (("dropout", 0.5), ("structure_dropout", 1.0)):
             check_real(self, name, lambda x, most=most: 0 <= x < most, f"in [0, {most})")
         if self.esm.head is not None:
             raise ValueError(f"esm.head must be None: {self.esm.head!r}")
@@ -205,41 +205,29 @@ class ESMFold(Pretrained):
 
         def norm(name, width):
             layer = LayerNormalization(epsilon=EPSILON, dtype=dtype, name=name)
-            layer.build((None, width))
-            return layer
+            return built(layer, (None, width))
 
         def dense(name, width, x_width, activation=None):
-            layer = Dense(width, activation, dtype=dtype, name=name)
-            layer.build((None, x_width))
-            return layer
+            return built(Dense(width, activation, dtype=dtype, name=name), (None, x_width))
 
         def table(name, rows, width):
-            layer = TokenEmbedding(rows, width, scale=False, dtype=dtype, name=name)
-            layer.build()
-            return layer
+            return built(TokenEmbedding(rows, width, scale=False, dtype=dtype, name=name))
 
-        self.mixture = Mixture(c.esm.num_layers + 1, dtype=dtype, name="mixture")
-        self.mixture.build()
+        self.mixture = built(Mixture(c.esm.num_layers + 1, dtype=dtype, name="mixture"))
         self.language_norm = norm("language_norm", c.esm.dim)
         self.language_first = dense("language_first", c.dim, c.esm.dim, "relu")
         self.language_second = dense("language_second", c.dim, c.dim)
         self.residue_embedding = table("residues", PAD + 2, c.dim) if c.embed_residues else None
         self.position_embedding = table("positions", 2 * c.position_bins + 2, c.pair_dim)
+        heads = c.dim // c.head_dim, c.pair_dim // c.pair_head_dim
         s, z = (None, None, c.dim), (None, None, None, c.pair_dim)
-        self.blocks = []
-        for i in range(c.num_blocks):
-            block = FoldingBlock(
-                c.dim // c.head_dim,
-                c.pair_dim // c.pair_head_dim,
-                c.dropout,
-                dtype=dtype,
-                name=f"block_{i}",
-            )
-            block.build(s, z)
-            self.blocks.append(block)
+        self.blocks = [
+            built(FoldingBlock(*heads, c.dropout, dtype=dtype, name=f"block_{i}"), s, z)
+            for i in range(c.num_blocks)
+        ]
         self.recycled_norm = norm("recycled_norm", c.dim)
         self.recycled_pair_norm = norm("recycled_pair_norm", c.pair_dim)
-        self.recycled_distances = table("recycled_distances", DISTANCES[2], c.pair_dim)
+        self.recycled_distances = table("recycled_distances", RECYCLED[2], c.pair_dim)
         self.structure_input = dense("structure_input", c.structure_dim, c.dim)
         self.structure_pair_input = dense("structure_pair_input", c.structure_pair_dim, c.pair_dim)
         self.structure = StructureModule(
@@ -256,8 +244,8 @@ class ESMFold(Pretrained):
             name="structure",
         )
         self.structure.build((None, None, c.structure_dim), (*z[:3], c.structure_pair_dim))
-        self.distances = dense("distances", BINS, c.pair_dim)
-        self.errors = dense("errors", ALIGNED_BINS, c.pair_dim)
+        self.distances = dense("distances", DISTANCES[2], c.pair_dim)
+        self.errors = dense("errors", ERRORS[1], c.pair_dim)
         self.residue_head = dense("residue_head", PAD + 2, c.dim)
         self.lddt_norm = norm("lddt_norm", c.structure_dim)
         self.lddt_first = dense("lddt_first", c.lddt_dim, c.structure_dim)
@@ -296,13 +284,13 @@ class ESMFold(Pretrained):
                 yield f"block_{i}/{path}", shape
         yield from norm_shapes("recycled_norm", c.dim).items()
         yield from norm_shapes("recycled_pair_norm", c.pair_dim).items()
-        yield "recycled_distances/embeddings", (DISTANCES[2], c.pair_dim)
+        yield "recycled_distances/embeddings", (RECYCLED[2], c.pair_dim)
         yield from dense_shapes("structure_input", c.dim, c.structure_dim)
         yield from dense_shapes("structure_pair_input", c.pair_dim, c.structure_pair_dim)
         for path, shape in structure_shapes(c):
             yield f"structure/{path}", shape
-        yield from dense_shapes("distances", c.pair_dim, BINS)
-        yield from dense_shapes("errors", c.pair_dim, ALIGNED_BINS)
+        yield from dense_shapes("distances", c.pair_dim, DISTANCES[2])
+        yield from dense_shapes("errors", c.pair_dim, ERRORS[1])
         yield from dense_shapes("residue_head", c.dim, PAD + 2)
         yield from norm_shapes("lddt_norm", c.structure_dim).items()
         yield from dense_shapes("lddt_first", c.structure_dim, c.lddt_dim)
@@ -342,7 +330,8 @@ class ESMFold(Pretrained):
 
         def step(i, s, z, bins):
             s, z, found = self._pass(start, s, z, bins)
-            return i + 1, s, z, distance_bins(found["positions"])
+            n, ca, c = (found["positions"][:, :, k] for k in range(3))
+            return i + 1, s, z, distance_bins(virtual_beta(n, ca, c), *RECYCLED)
 
         _, s, z, bins = ops.while_loop(lambda i, *_: i < passes - 1, step, state)
         return ops.stop_gradient(s), ops.stop_gradient(z), bins
@@ -511,9 +500,10 @@ class ESMFold(Pretrained):
         def run(chosen):
             longest = max(len(row["residues"]) for row in chosen)
             rows = self._choose_chunk(chunk, longest * len(chosen) ** 0.5)
+            shape = len(chosen), longest
             inputs = {
-                name: np.stack([fill(row[name], longest, value) for row in chosen])
-                for name, value in (("residues", PAD), ("positions", 0), ("kept", False))
+                name: pad_rows([row[name] for row in chosen], shape, value)
+                for name, value in (("residues", PAD), ("positions", 0), ("kept", 0))
             }
             compute = self._compiled(
                 ("fold", passes, rows),
@@ -593,13 +583,10 @@ class ESMFold(Pretrained):
         if (whole := self._without_lora()) is not self:
             return whole.export(filepath, passes, chunk)
         tokenizer, longest = self._need_tokenizer("export"), self.config.max_length
-        known = dict(zip(tables.ESM_TOKENS, range(len(tables.ESM_TOKENS)), strict=True))
-        index = np.full(len(known), tables.LETTERS.index("X"), "int32")
-        index[[known[x] for x in tables.LETTERS]] = np.arange(len(tables.LETTERS))
 
         def predict(sequence):
             tokens = tokenizer.encode(sequence, longest, add_special_tokens=False)
-            rows = tokens.with_values(ops.take(index, tokens.flat_values, axis=0))
+            rows = tokens.with_values(ops.take(tables.TOKEN_RESIDUE, tokens.flat_values, axis=0))
             residues = spans.dense(rows, PAD)
             found = self.predict_structure({"residues": residues}, passes)
             return residues, residues < PAD, found
@@ -642,42 +629,35 @@ class ESMFold(Pretrained):
 
     def _read_chains(self, tokenizer, i, text):
         """The arrays of a protein: ``residues``, ``positions``, ``chain`` and ``kept`` (N,)."""
-        from ..data.residues import LETTERS
+        from ..data.residues import TOKEN_RESIDUE
         from ..data.tokenizers.residues import check_letters
 
-        chains = []
-        for k, part in enumerate(text.split(":")):
+        parts = text.split(":")
+        for k, part in enumerate(parts):
             try:
                 check_letters(part, mask=False)
             except ValueError as error:
                 raise ValueError(f"sequence {i}, chain {k}: {error}") from None
-            chains.append("".join(tokenizer.tokens(part)[1:-1]))
-        if "" in chains:
-            raise ValueError(f"sequence {i} must have residues in each chain: {text!r:.80}")
         if gaps := [x for x in ".-" if x in text]:
             raise ValueError(f"sequence {i} has {gaps[0]!r}, which is not a residue: {text!r:.80}")
-        letters, positions, chain, place = "", [], [], 0
-        for number, residues in enumerate(chains):
-            if number:
-                letters += LINKER
-                positions += range(place, place + len(LINKER))
-                chain += [-1] * len(LINKER)
-                place += len(LINKER) + GAP
-            letters += residues
-            positions += range(place, place + len(residues))
-            chain += [number] * len(residues)
-            place += len(residues)
-        if len(letters) > self.config.max_length:
+        rows = tokenizer.encode([*parts, LINKER], add_special_tokens=False)
+        *chains, linker = (TOKEN_RESIDUE[row.numpy()] for row in rows)
+        if min(map(len, chains)) == 0:
+            raise ValueError(f"sequence {i} must have residues in each chain: {text!r:.80}")
+        pieces = [x for chain in chains for x in (linker, chain)][1:]  # a linker before all but one
+        chain = np.repeat(
+            [-1 if k % 2 else k // 2 for k in range(len(pieces))], [len(x) for x in pieces]
+        )
+        if len(chain) > self.config.max_length:
             raise ValueError(
                 f"fold takes at most {self.config.max_length} residues, and sequence {i} has "
-                f"{len(letters)}: load the model with max_length={len(letters)}"
+                f"{len(chain)}: load the model with max_length={len(chain)}"
             )
-        index = [LETTERS.index(x) if x in LETTERS else LETTERS.index("X") for x in letters]
         return {
-            "residues": np.array(index, "int32"),
-            "positions": np.array(positions, "int32"),
-            "chain": np.array(chain),
-            "kept": np.array(chain) >= 0,
+            "residues": np.concatenate(pieces),
+            "positions": np.arange(len(chain)) + GAP * np.maximum.accumulate(chain),
+            "chain": chain,
+            "kept": chain >= 0,
         }
 
     @contextlib.contextmanager
@@ -695,10 +675,14 @@ class ESMFold(Pretrained):
     def _choose_chunk(self, chunk, length):
         """The number of rows of pairs for sequences of a ``length``, or None for all."""
         if chunk == "auto":
-            heads = self.config.pair_dim // self.config.pair_head_dim
-            most = int(2**25 // (heads * length**2))  # float32 scores of 128 MB
-            return None if most >= length else max(1, 2 ** (most.bit_length() - 1) if most else 1)
+            return choose_chunk(self.config.pair_dim // self.config.pair_head_dim, length)
         return None if chunk is None else check_count(chunk, "chunk")
+
+
+def choose_chunk(heads, length):
+    """The rows of pairs whose float32 scores take 128 MB, a power of 2, or None for all."""
+    most = int(2**25 // (heads * length**2))
+    return None if most >= length else 2 ** max(0, most.bit_length() - 1)
 
 
 def join_residues(x):
@@ -710,19 +694,9 @@ def join_residues(x):
 
 def esm_tokens(config):
     """The tokens of ESM-2 for the residues 0 to 21."""
-    from ..data.residues import ESM_TOKENS, LETTERS
+    from ..data.residues import TOKEN
 
-    return np.array([*map(ESM_TOKENS.index, LETTERS), config.pad_id], "int32")
-
-
-def distance_bins(positions):
-    """The bins (B, N, N) of the distances of CB atoms, from positions (B, N, 14, 3)."""
-    n, ca, c = (positions[:, :, i] for i in range(3))
-    beta = virtual_beta(n, ca, c)
-    least, most, count = DISTANCES
-    squares = np.linspace(least, most, count - 1, dtype="float32") ** 2
-    apart = ops.sum(ops.square(beta[:, None] - beta[:, :, None]), axis=-1, keepdims=True)
-    return ops.sum(ops.cast(apart > squares, "int32"), axis=-1)
+    return np.append(TOKEN, np.int32(config.pad_id))
 
 
 def aligned_errors(logits, mask):
@@ -731,8 +705,8 @@ def aligned_errors(logits, mask):
     (Jumper et al. 2021, supplement, section 1.9.7.) The scores depend on the residues of the
     sequence only, where ``mask`` (B, N) is 1.
     """
-    step = FARTHEST / (ALIGNED_BINS - 2)
-    middles = step * (np.arange(ALIGNED_BINS, dtype="float32") + 0.5)
+    width, bins = ERRORS
+    middles = width * (np.arange(bins, dtype="float32") + 0.5)
     shares = ops.softmax(logits)
     count = ops.sum(mask, axis=1)
     size = 1.24 * (ops.maximum(count, 19) - 15) ** (1 / 3) - 1.8
@@ -740,10 +714,6 @@ def aligned_errors(logits, mask):
     terms = ops.sum(shares * close[:, None, None], axis=-1)
     means = ops.sum(terms * mask[:, None], axis=-1) / ops.maximum(count, 1)[:, None]
     return ops.sum(shares * middles, axis=-1), ops.max(means * mask, axis=1)
-
-
-def fill(array, length, value):
-    return np.pad(array, (0, length - len(array)), constant_values=value)
 
 
 def dense_shapes(name, x_width, width, bias=True):

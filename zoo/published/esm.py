@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from ..esm import make_rotary
 from . import roberta
 from .bert import RENAMED, body
 from .encoders import read_encoder, write_encoder, write_sentences
@@ -49,9 +50,7 @@ def rows(config, settings):
 
 def rates(config):
     """The rates of the rotations, which each file has."""
-    size = config.dim // config.num_heads
-    rates = (config.theta ** -(np.arange(0, size, 2) / size)).astype("float32")
-    return rates.astype("float16").astype("float32") if config.half_rates else rates
+    return np.float32(make_rotary(config).rates)
 
 
 def rate_names(config):

@@ -152,9 +152,9 @@ def rows(config, settings):
 
 def order():
     """The tokens of padding and of each residue."""
-    from ...data.residues import ESM_TOKENS, LETTERS
+    from ...data.residues import ESM_TOKENS, TOKEN
 
-    return np.array([ESM_TOKENS.index("<pad>"), *map(ESM_TOKENS.index, LETTERS)])
+    return np.array([ESM_TOKENS.index("<pad>"), *TOKEN])
 
 
 def copies(config):
