@@ -6,13 +6,16 @@ import string
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from .files import write
 from .residues import ATOM37, ATOM37_MASK, ATOM37_TO_ATOM14, LETTERS
 from .torsions import Torsions, torsion_angles
+
+if TYPE_CHECKING:
+    from .views import View
 
 CHAINS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 # The colors of AlphaFold's database, from a pLDDT.
@@ -52,6 +55,8 @@ class Structure:
     >>> structure.save("protein.pdb")
     >>> structure.plot("confidence.png")
     <Figure size ...>
+    >>> structure.view("protein.html")
+    View('MHV')
 
     Raises:
         ValueError: shapes or chains are wrong, or numbers are not finite.
@@ -267,6 +272,35 @@ class Structure:
             figure.savefig(content, format=Path(path).suffix[1:] or "png", dpi=120)
             write(Path(path), content.getvalue())
         return figure
+
+    def view(self, path: str | PathLike[str] | None = None, color: str | None = None) -> "View":
+        """Shows the chains of CA atoms in a notebook or a browser: a tube that turns.
+
+        Drag to turn it, scroll to zoom, click to stop it; under the pointer, residues have names.
+        It is a page of HTML with its own script, and it needs no network.
+
+        Args:
+            path: writes the page to a file, ``*.html``, atomically.
+            color: "plddt", in the colors of AlphaFold's database, or "chain". Default: pLDDT of a
+                prediction, otherwise chains.
+
+        Returns:
+            a view, which a notebook shows if it is the last value of a cell.
+
+        Raises:
+            ValueError: the structure has no CA atoms, or no pLDDT to color; or the name of the file
+                ends otherwise.
+
+        >>> structure = model.fold("MKTAYIAKQR")  # doctest: +SKIP
+        >>> structure.view("protein.html")  # doctest: +SKIP
+        View('MKTAYIAKQR')
+        """
+        from .views import view_of
+
+        view = view_of(self, color)
+        if path is not None:
+            view.save(path)
+        return view
 
 
 def check_residues(residues):

@@ -1,9 +1,13 @@
 """Structures: predictions, files, and the text of PDB files in TensorFlow's graph."""
 
+import dataclasses
 import gzip
+import html
 import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -636,3 +640,135 @@ def test_selenomethionine_and_chains_of_real_files():
     assert both.chain_names == ("A", "B") and both.sequence.endswith(":" + second.sequence)
     with pytest.raises(ValueError, match="2q2k.cif has no protein chain 'F'; its chains are A, B"):
         read_structure(Path(DATA) / "proteins" / "2q2k.cif", chain="F")  # DNA
+
+
+# Views: pages of HTML
+
+
+def data_of(view):
+    """What the script of the page draws."""
+    return json.loads(re.search(r"^const data = (.*);$", view.page, re.MULTILINE)[1])
+
+
+def test_a_view_has_the_coordinates_of_the_chains_in_the_colors_of_the_confidence(tmp_path):
+    structure = random_complex()
+    alpha, data = structure.positions[:, 1], data_of(structure.view(tmp_path / "x.html"))
+    points = [point for run in data["runs"] for point in run]
+    kept = np.flatnonzero(structure.mask[:, 1])  # X has no atoms
+    np.testing.assert_allclose([point[:3] for point in points], alpha[kept], atol=0.006)
+    for point, i in zip(points, kept, strict=True):
+        low = {"#ff7d45": 0, "#ffdb13": 50, "#65cbf3": 70, "#0053d6": 90}
+        assert low[data["colors"][point[3]]] == max(
+            x for x in low.values() if x <= structure.plddt[i]
+        )
+        name, chain = NAMES[structure.residues[i]], "ABC"[structure.chain[i]]
+        assert point[4].startswith(f"{name} {structure.numbers[i]}, chain {chain}, pLDDT ")
+    assert [letter for *_, letter in data["ends"]] == ["N", "C"] * 3
+    assert (tmp_path / "x.html").read_text("utf-8") == structure.view().page
+
+
+def test_a_view_by_chain_and_without_confidence():
+    structure = random_complex()
+    data = data_of(structure.view(color="chain"))
+    assert {p[3] for run in data["runs"] for p in run} == {0, 1, 2} and len(data["colors"]) == 3
+    truth = dataclasses.replace(structure, atom_plddt=None, pae=None, ptm=None)
+    assert data_of(truth.view())["colors"] == data["colors"]
+    assert "pLDDT" not in truth.view().page
+    with pytest.raises(ValueError, match="without pLDDT"):
+        truth.view(color="plddt")
+    with pytest.raises(ValueError, match="'plddt' or 'chain': 'rainbow'"):
+        truth.view(color="rainbow")
+    with pytest.raises(ValueError, match="without CA atoms"):
+        dataclasses.replace(truth, mask=np.zeros_like(truth.mask)).view()
+    with pytest.raises(ValueError, match=r"\*\.html: x\.png"):
+        truth.view("x.png")
+
+
+def test_the_tube_is_broken_where_residues_are_missing():
+    positions = np.zeros((6, 37, 3), "float32")
+    positions[:, 1, 0] = 3.8 * np.arange(6)
+    positions[4:, 1, 0] += 9
+    mask = np.zeros((6, 37), bool)
+    mask[:, 1] = True
+    mask[1, 1] = False
+    numbers = np.array([1, 2, 3, 7, 9, 10])  # 3 and 7 are neighbours by another numbering
+    data = data_of(Structure(np.zeros(6), np.zeros(6), numbers, positions, mask).view())
+    assert [len(run) for run in data["runs"]] == [1, 2, 2]
+    assert data["ends"] == [[0, 0, "N"], [2, 1, "C"]]
+
+
+def test_a_page_needs_nothing_else_and_escapes_names():
+    structure = random_complex()
+    names = ("</script><script>alert(1)", '"&<b>', "@DATA@")
+    view = dataclasses.replace(structure, chain_names=names, atom_plddt=None).view()
+    assert not re.search(r"https?:|//[a-z]|src=|href=|@import|url\(", view.page)
+    assert view.page.count("<script>") == view.page.count("</script>") == 1
+    assert "<b>" not in view.page and "&lt;b&gt;" in view.page and "@DATA@" in view.page
+    assert data_of(view)["runs"][-1][0][4].endswith("chain @DATA@")
+    frame = view._repr_html_()
+    assert frame.count("<") == 2 and html.unescape(frame).count(view.page) == 1
+    # Letters of residues may be the name of a part of the page.
+    letters = [LETTERS.index(x) for x in "DATALEGENDTITLE"]
+    arrays = [x[:15] for x in random_arrays(15)]
+    view = predict(np.array(letters), *arrays[1:]).view()
+    assert repr(view) == "View('DATALEGENDTITLE')" and "<title>DATALEGENDTITLE<" in view.page
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("Chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def drawn(frame):
+    """The number of pixels of the canvas that are drawn, and their sum."""
+    return frame.evaluate(
+        """() => {
+          const canvas = document.querySelector("canvas");
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          let count = 0, sum = 0;
+          data.forEach((v, i) => { count += i % 4 == 3 && v > 0; sum += v * (i % 9973); });
+          return [count, sum];
+        }"""
+    )
+
+
+@pytest.mark.parametrize("where", ["file", "notebook"])
+def test_a_browser_draws_the_view_and_turns_it(tmp_path, browser, where):
+    view = random_complex().view(tmp_path / "x.html")
+    if where == "notebook":
+        (tmp_path / "x.html").write_text(f"<p>a cell</p>{view._repr_html_() * 2}")
+    page, problems, requests = browser.new_page(), [], []
+    page.on("console", lambda x: problems.append(x.text) if x.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((tmp_path / "x.html").as_uri())
+    page.wait_for_timeout(500)
+    assert len(page.frames) == (1 if where == "file" else 3)
+    for frame in page.frames[1:] or page.frames:
+        count, before = drawn(frame)
+        assert count > 3000
+        page.wait_for_timeout(300)
+        turned = drawn(frame)
+        assert turned[0] > 3000 and turned[1] != before
+        canvas = frame.locator("canvas")
+        canvas.click()  # stops it
+        page.wait_for_timeout(200)
+        still = drawn(frame)
+        page.wait_for_timeout(200)
+        assert drawn(frame) == still
+        box = canvas.bounding_box()
+        page.mouse.move(box["x"] + 100, box["y"] + 100)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 160, box["y"] + 130)
+        page.mouse.up()
+        page.wait_for_timeout(200)
+        assert drawn(frame) != still
+    assert not problems and all(x.startswith(("file:", "about:")) for x in requests)
+    page.close()
