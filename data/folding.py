@@ -103,6 +103,7 @@ def structure_batches(
     shuffle: bool = True,
     seed: int = 0,
     start: int | None = None,
+    mask_rate: float = 0.0,
 ) -> tf.data.Dataset:
     """Batches of ``(inputs, labels, sample_weight)`` for `ESMFold.fit`.
 
@@ -112,7 +113,8 @@ def structure_batches(
     - ``atoms`` (B, N, 14, 3) in angstroms, and ``atom_mask`` (B, N, 14);
     - ``rotations`` (B, N, 8, 3, 3), ``origins`` (B, N, 8, 3) and ``frame_mask`` (B, N, 8) of the
       rigid groups; ``torsions`` (B, N, 7, 2) and ``torsion_mask`` (B, N, 7);
-    - ``clamped`` (B,), whether errors of the backbone are limited: in 90% of the rows.
+    - ``clamped`` (B,), whether errors of the backbone are limited: in 90% of the rows;
+    - ``masked`` (B, N), whether the type of a residue is hidden, if there is a ``mask_rate``.
 
     Labels (B,) are 0: the network computes its losses. Rows that fill the last batch have weight 0.
 
@@ -121,13 +123,17 @@ def structure_batches(
         crop: the maximum N; of longer chains each epoch has another part.
         shuffle: see `classification_batches`.
         start: see `classification_batches`.
+        mask_rate: probability that the type of a residue is hidden from the network, drawn again
+            in each epoch, so that a network cannot learn few sequences by heart.
 
     Raises:
-        ValueError: there are no structures, or a size is not positive.
+        ValueError: there are no structures, a size is not positive, or the rate is not in [0, 1).
 
     >>> batches = polyhead.data.structure_batches([structure], crop=64)  # doctest: +SKIP
     """
     check_sizes(batch_size=batch_size, crop=crop)
+    if not 0 <= mask_rate < 1:
+        raise ValueError(f"mask_rate must be in [0, 1): {mask_rate}")
     examples = [chain for structure in structures for chain in chains(structure)]
     if not examples:
         raise ValueError("there are no structures")
@@ -147,7 +153,7 @@ def structure_batches(
     lengths = tf.constant(lengths, tf.int32)
 
     def batch(rows, key):
-        keys = [tf.random.experimental.stateless_fold_in(key, i) for i in range(2)]
+        keys = [tf.random.experimental.stateless_fold_in(key, i) for i in range(3)]
         spare = tf.maximum(tf.gather(lengths, rows) - size, 0)
         shares = tf.random.stateless_uniform(tf.shape(rows), keys[0])
         begin = tf.cast(shares * tf.cast(spare + 1, tf.float32), tf.int32)
@@ -159,6 +165,9 @@ def structure_batches(
         drawn = tf.random.stateless_uniform([batch_size], keys[1])
         weight = fill(tf.ones_like(rows, tf.float32), batch_size)
         found["clamped"] = drawn < CLAMPED
+        if mask_rate:
+            shares = tf.random.stateless_uniform([batch_size, size], keys[2])
+            found["masked"] = shares < mask_rate
         for name, x in found.items():
             found[name] = tf.ensure_shape(x, [batch_size, *x.shape[1:]])
         return found, tf.zeros([batch_size]), tf.ensure_shape(weight, [batch_size])

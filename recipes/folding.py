@@ -51,6 +51,9 @@ class Settings(RunSettings):
     preset: str = option("fold-tiny", "Size of a model that is trained from scratch: fold-tiny ...")
     crop: int = option(256, "Maximum number of residues; of longer chains a random part.")
     batch_size: int = option(1, "Chains per batch.")
+    mask_rate: float = option(
+        0.0, "Fraction of the residues whose type is hidden in training, against overfitting."
+    )
     peak: float | None = option(None, "Peak learning rate. Default: 2e-3; 1e-4 for --pretrained.")
     schedule: Schedule = "cosine"
     weight_decay: float = option(0.0, "Weight decay of matrices (AdamW).")
@@ -96,6 +99,7 @@ def train(settings, out, restart=False, say=print):
             settings.batch_size,
             settings.crop,
             seed=settings.seed,
+            mask_rate=settings.mask_rate,
             **options,
         )
 

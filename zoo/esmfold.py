@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import keras
 import numpy as np
+import psutil
 from keras import ops
 from keras.layers import Dense, LayerNormalization
 
@@ -42,10 +43,13 @@ from .model import (
 )
 from .texts import as_texts
 
-PAD = 21  # the residue that fills a batch; 0 to 20 are those of `data.residues.LETTERS`
+# 0 to 20 are the residues of `data.residues.LETTERS`; PAD fills a batch, MASK hides a residue.
+PAD, MASK = 21, 22
 ATOMS = 37
 RECYCLED = 3.375, 21.375, 15  # bins of CB distances in recycling, in angstroms
 SCALE = 10.0  # angstroms per unit of the structure module
+# How many arrays of pairs and of attention scores exist at a time, as bench/proteins.py measures.
+COPIES_OF_PAIRS, COPIES_OF_SCORES = 11, 2
 LINKER, GAP = "G" * 25, 512  # between chains: residues, and a jump of their numbers
 EXAMPLES = ["MKTAYIAKQR", "", "G", "GSHMASMTGGQQMX"]
 
@@ -158,7 +162,8 @@ class ESMFold(Pretrained):
 
     Residues (B, N), or a dictionary of ``residues`` and ``positions`` (B, N) -> a dictionary of
     predictions. Residues are numbered as `polyhead.data.residues.LETTERS`, and 21 fills a batch;
-    positions, by default 0, 1, ..., are their places in the chain. The predictions are
+    positions, by default 0, 1, ..., are their places in the chain. The network does not see the
+    types of residues that are ``masked`` (B, N). The predictions are
 
     - ``positions`` (B, N, 14, 3) of the atoms, in angstroms;
     - ``lddt`` (B, N, 37, 50), logits of the confidence of each atom;
@@ -317,7 +322,10 @@ class ESMFold(Pretrained):
         residues = ops.convert_to_tensor(given["residues"], "int32")
         mask = residues < PAD
         relative = self._relative_positions(residues, given.get("positions"), mask)
-        return self.language(residues, mask), relative, mask, self._atom_tables(residues)
+        seen = residues
+        if "masked" in given:
+            seen = ops.where(given["masked"], ops.where(mask, MASK, PAD), residues)
+        return self.language(seen, mask), relative, mask, self._atom_tables(residues)
 
     def _recycle(self, start, passes):
         """The input of the last of ``passes``: s, z and bins of distances; no gradients."""
@@ -485,6 +493,8 @@ class ESMFold(Pretrained):
         Raises:
             ValueError: a letter is not a residue, or a sequence is empty or too long; the message
                 names it.
+            MemoryError: on a CPU, the longest sequences need more than is available, see
+                `memory`; no protein is folded then.
 
         >>> structure = model.fold("MKTAYIAKQR")  # doctest: +SKIP
         >>> structure.plddt.mean(), structure.ptm  # doctest: +SKIP
@@ -496,6 +506,10 @@ class ESMFold(Pretrained):
         from ..data.structures import Structure
 
         rows = [self._read_chains(tokenizer, i, text) for i, text in enumerate(sequences)]
+        size = check_count(batch_size, "batch_size")
+        if rows:
+            longest = max(len(row["residues"]) for row in rows)
+            self._check_memory(longest, min(size, len(rows)), chunk)
 
         def run(chosen):
             longest = max(len(row["residues"]) for row in chosen)
@@ -524,9 +538,39 @@ class ESMFold(Pretrained):
                     float(found["ptm"][i]),
                 )
 
-        size = check_count(batch_size, "batch_size")
         results = in_batches(rows, size, run, lambda row: len(row["residues"]), progress)
         return results[0] if single else results
+
+    def memory(self, length: int, batch_size: int = 1, chunk: int | str | None = "auto") -> int:
+        """An estimate of the memory in bytes that `fold` needs, beside that of the weights.
+
+        It grows with the square of the length. Measured needs are 5 to 30% smaller, see
+        `bench/proteins.md`. An export needs as much.
+
+        Args:
+            length: residues of the longest sequence, with the 25 between two chains.
+            chunk: see `fold`.
+
+        >>> polyhead.ESMFold.preset("fold-tiny").memory(300) / 1e9
+        0.4032
+        """
+        c, rows = self.config, self._choose_chunk(chunk, length * batch_size**0.5)
+        rows = length if rows is None else min(rows, length)
+        scores = COPIES_OF_SCORES * rows * (c.pair_dim // c.pair_head_dim)
+        pairs = COPIES_OF_PAIRS * c.pair_dim + 4 * ERRORS[1]
+        return 4 * batch_size * length**2 * (scores + pairs)
+
+    def _check_memory(self, length, batch_size, chunk):
+        """Raises a MemoryError if `memory` exceeds what the machine has; GPUs report it in time."""
+        if keras.distribution.list_devices("gpu"):
+            return
+        needed = self.memory(length, batch_size, chunk)
+        available = psutil.virtual_memory().available
+        if needed > available:
+            raise MemoryError(
+                f"{batch_size} x {length:,} residues need about {needed / 1e9:,.0f} GB of memory, "
+                f"and {available / 1e9:,.0f} GB are available"
+            )
 
     def predict_structure(self, inputs: Any, passes: int | None = None) -> dict[str, Any]:
         """The dictionary of `call` -> ``positions`` (B, N, 14, 3), and confidences.
@@ -693,10 +737,10 @@ def join_residues(x):
 
 
 def esm_tokens(config):
-    """The tokens of ESM-2 for the residues 0 to 21."""
+    """The tokens of ESM-2 for the residues 0 to 22."""
     from ..data.residues import TOKEN
 
-    return np.append(TOKEN, np.int32(config.pad_id))
+    return np.append(TOKEN, np.int32([config.pad_id, config.mask_id]))
 
 
 def aligned_errors(logits, mask):

@@ -85,6 +85,11 @@ def hub(tmp_path):
             t.ModernBertConfig(**small, pad_token_id=0, bos_token_id=1, eos_token_id=2,
                                cls_token_id=1, sep_token_id=2)
         ),
+        "facebook/esm2_t6_8M_UR50D": t.EsmForMaskedLM(
+            t.EsmConfig(**{**small, "vocab_size": 33}, position_embedding_type="rotary",
+                        token_dropout=True, emb_layer_norm_before=False, pad_token_id=1,
+                        mask_token_id=32)
+        ),
     }  # fmt: skip
     for name, model in models.items():
         if isinstance(model, t.MarianMTModel):
@@ -109,6 +114,7 @@ def test_every_check_passes_where_it_can_run(tmp_path, fake_docker, hub):
         *("pass    hub, google/flan-t5-small", "pass    hub, facebook/bart-base"),
         *("pass    hub, Helsinki-NLP/opus-mt-en-de", "pass    hub, WinKawaks/vit-tiny-patch16-224"),
         *("pass    hub, google-bert/bert-base-uncased", "pass    hub, answerdotai/ModernBERT-base"),
+        "pass    hub, facebook/esm2_t6_8M_UR50D",
         *(
             f"pass    hub, distilbert/{name}"
             for name in ("distilbert-base-uncased", "distilroberta-base")
@@ -124,7 +130,7 @@ def test_what_cannot_run_is_skipped_with_the_reason(tmp_path):
     assert status == 0, "\n".join(lines)
     assert "skipped devices: there is no GPU (--devices 2 rehearses it on the CPU)" in lines
     assert "skipped docker: docker is not on the path" in lines
-    assert sum(line.startswith("skipped hub, ") for line in lines) == 11
+    assert sum(line.startswith("skipped hub, ") for line in lines) == 12
 
 
 @pytest.mark.slow

@@ -63,6 +63,14 @@ def test_batches_are_crops_that_are_reproducible():
     assert len({str(x) for x in first}) > 3  # other parts in another epoch
 
 
+def test_residues_are_masked_at_a_rate():
+    whole = structure("MKTAYIAKQR" * 4)
+    assert "masked" not in next(iter(structure_batches([whole], crop=8)))[0]
+    batches = structure_batches([whole], crop=40, mask_rate=0.3, start=0).take(50)
+    masked = np.array([inputs["masked"] for inputs, *_ in batches])
+    assert masked.mean() == pytest.approx(0.3, abs=0.03) and len(np.unique(masked, axis=0)) == 50
+
+
 def test_a_crop_has_the_targets_of_its_residues():
     whole = structure("MKTAYIAKQRQISFVKSHFSRQ")
     [chain] = chains(whole)
@@ -116,3 +124,5 @@ def test_structures_are_needed():
         structure_batches([])
     with pytest.raises(ValueError, match="crop must be positive: 0"):
         structure_batches([structure("GG")], crop=0)
+    with pytest.raises(ValueError, match=r"mask_rate must be in \[0, 1\): 1"):
+        structure_batches([structure("GG")], mask_rate=1)

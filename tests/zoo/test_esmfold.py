@@ -145,6 +145,31 @@ def test_other_sequences_are_refused(sequence, message):
         small(max_length=40).fold(sequence)
 
 
+def test_what_memory_cannot_hold_is_refused_before_it_starts():
+    model = small()
+    assert model.memory(200) > 3.5 * model.memory(100)
+    assert model.memory(100, batch_size=3) == pytest.approx(3 * model.memory(100), rel=0.05)
+    assert model.memory(100, chunk=8) < model.memory(100, chunk=None)
+    with pytest.raises(MemoryError, match="1 x 1,000,000 residues need about .* GB are available"):
+        small(max_length=10**6).fold(["MK", "G" * 10**6])
+
+
+def test_masked_residues_are_seen_as_places_only():
+    model = small()
+    masked = np.zeros_like(KEPT)
+    masked[:, 3] = True
+    other = RESIDUES.copy()
+    other[:, 3] = (other[:, 3] + 1) % 20
+
+    def states(residues, **given):
+        return array(model({"residues": residues, **given}, passes=1)["states"])
+
+    np.testing.assert_allclose(
+        states(RESIDUES, masked=masked)[KEPT], states(other, masked=masked)[KEPT], atol=1e-5
+    )
+    assert abs(states(RESIDUES) - states(other))[KEPT].max() > 1e-3
+
+
 def test_it_is_saved_and_loaded(tmp_path):
     model = small()
     model.save_pretrained(tmp_path)
@@ -261,7 +286,7 @@ def test_a_language_model_in_float16_has_its_rounded_rotations(tmp_path):
 def test_the_language_model_reads_amino_acids():
     tokens = polyhead.data.Residues().tokens(LETTERS)[1:-1]
     assert [polyhead.data.Residues().pieces([i])[0] for i in esm_tokens(ESMConfig())] == [
-        *tokens, "<pad>",
+        *tokens, "<pad>", "<mask>",
     ]  # fmt: skip
 
 
