@@ -1,11 +1,13 @@
 """Measures the memory for loading a sharded checkpoint: `python bench/loading.py gpt2-xl`.
 
-Writes random weights of a GPT-2 in shards, loads them in a separate process, and compares its peak
-memory above the import with the limit: the model's variables, twice the largest tensor, and 200 MB.
+Writes random weights in shards, loads them in a separate process, and compares its peak memory
+above the import with the limit: the model's variables, twice the largest tensor, and 200 MB.
 gpt2-xl takes 6.2 GB of disk and, on 2 cores, two minutes. Its variables are 6.23 GB; the peak was
-6.83 GB, with a limit of 7.07 GB.
+6.83 GB, with a limit of 7.07 GB. esmfold is the published ESMFold with fewer layers, its language
+model in float16 as in the published file.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,8 +21,8 @@ SHARD = 1e9  # bytes
 SLACK = 200e6
 CHILD = """
 import gc, sys
-from polyhead.zoo import GPT
-GPT.preset("char-small")  # what the first model of a process loads
+import polyhead
+polyhead.GPT.preset("char-small")  # what the first model of a process loads
 
 def memory(name):
     with open("/proc/self/status") as status:
@@ -31,27 +33,39 @@ gc.collect()
 before = memory("VmRSS")
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the peak begins here
-model = GPT.from_pretrained(sys.argv[1])
+model = polyhead.load(sys.argv[1])
 print(memory("VmHWM") - before, sum(v.value.dtype.size * v.value.shape.num_elements()
                                     for v in model.variables))
 """
 
 
-def write_shards(folder, preset, shard=SHARD):
-    """Writes a GPT-2 of random float32 weights; returns the bytes of its largest tensor."""
-    from polyhead.zoo import GPT
-    from polyhead.zoo.published import gpt2, table
+def model_of(name):
+    """The class, configuration and file format of a model, and the tensors that are float16."""
+    from polyhead.zoo import GPT, ESMConfig, ESMFold
+    from polyhead.zoo.published import esmfold, gpt2
+
+    if name != "esmfold":
+        return GPT, GPT.PRESETS[name], gpt2.FORMAT, ()
+    language = ESMConfig(num_layers=4, dim=2560, intermediate_dim=10240, num_heads=40, head=None)
+    config = dataclasses.replace(ESMFold.PRESETS["esmfold-v1"], esm=language, num_blocks=4)
+    return ESMFold, config, esmfold.FORMAT, ("esm.",)
+
+
+def write_shards(folder, name, shard=SHARD):
+    """Writes a model of random weights; returns the bytes of its largest tensor as loaded."""
+    from polyhead.zoo.published import table
     from polyhead.zoo.published.settings import write_settings
 
-    config, random = GPT.PRESETS[preset], np.random.default_rng(0)
-    settings = gpt2.FORMAT.fixed | write_settings(gpt2.SETTINGS, config)
+    cls, config, format, half = model_of(name)
+    random = np.random.default_rng(0)
+    settings = format.fixed | write_settings(format.settings, config) | format.write(config)
     (folder / "config.json").write_text(json.dumps(settings))
-    entries, _ = table.match(gpt2.rows(config, None), GPT.shapes(config), {})
+    entries, _ = table.match(format.rows(config, None), cls.shapes(config), {})
     places, held, largest = {}, {}, 0
     for i, entry in enumerate(entries, start=1):
         array = random.standard_normal(table.shape_of(entry), "float32")
-        held[entry.name] = array
         largest = max(largest, array.nbytes)
+        held[entry.name] = array.astype("float16") if entry.name.startswith(half) else array
         if sum(array.nbytes for array in held.values()) > shard or i == len(entries):
             file = f"model-{i:05d}.safetensors"
             save_file(held, folder / file)

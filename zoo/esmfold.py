@@ -415,7 +415,7 @@ class ESMFold(Pretrained):
             distogram_loss(predicted["distances"], *beta),
             # All atoms of a residue have the confidence of its CA.
             lddt_loss(
-                predicted["lddt"], ops.broadcast_to(fractions[..., None], exist.shape), exist
+                predicted["lddt"], ops.broadcast_to(fractions[..., None], ops.shape(exist)), exist
             ),
             aligned_error_loss(predicted["errors"], errors, has_frame, has_alpha),
         ]

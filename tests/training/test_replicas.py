@@ -5,8 +5,11 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polyhead.training import Model, SmoothedCrossEntropy, replicas, strategy
+from polyhead.data import structure_batches
+from polyhead.training import Model, SmoothedCrossEntropy, StructureLoss, replicas, strategy
 from tests.conftest import small
+from tests.data.test_folding import structure
+from tests.zoo.test_esmfold import small as small_folding
 from tests.zoo.toy_summarizers import small_bart, small_t5
 
 T, V = 6, 40
@@ -129,6 +132,19 @@ def test_replicas_train_like_one_device(optimizer, tolerance, jit_compile, repli
 def test_replicas_train_summarizers_like_one_device(make):
     special = dict(pad_id=0, start_id=1, end_id=2)
     agree(lambda: make(num_layers=1, **special), sgd(), 1e-5, replicas=(2, 4))
+
+
+@pytest.mark.slow
+def test_replicas_train_folding_like_one_device():
+    pytest.importorskip("gemmi", reason="gemmi is not installed: EXTRAS=proteins")
+    chains = [structure("MKTAYIAKQR"[:n], n) for n in (10, 4, 7, 9, 6)]
+    data = structure_batches(chains, batch_size=4, start=0).take(3)  # two batches have empty rows
+    batches = [tf.nest.map_structure(lambda x: x.numpy(), batch) for batch in data]
+
+    def make():
+        return small_folding(structure_dropout=0.0, num_blocks=1, num_iterations=1)
+
+    agree(make, sgd(), batches=batches, loss=StructureLoss())
 
 
 def masked():
