@@ -64,10 +64,12 @@ derivations:
 # results when it ends. To run some tests: .venv/bin/pytest tests/data
 REPLICAS := tests/training/test_replicas.py
 DECODERS := tests/zoo/test_gpt.py tests/zoo/test_transformer.py
-GROUPS := zoo others replicas recipes decoders training serving
+EXAMPLES := tests/recipes/test_examples.py
+GROUPS := zoo recipes others examples decoders serving replicas training
 replicas := $(REPLICAS)
 training := tests/training --ignore=$(REPLICAS)
-recipes := tests/recipes
+recipes := tests/recipes --ignore=$(EXAMPLES)
+examples := $(EXAMPLES)
 decoders := $(DECODERS)
 zoo := tests/zoo $(DECODERS:%=--ignore=%)
 serving := tests/serving

@@ -32,6 +32,7 @@ COMMON = dict(schedule="cosine", epochs=10_000, patience=None, interval=100)
 VARIANTS = {
     "crops of 96": dict(crop=96, updates=2000),
     "crops of 96, 30% masked": dict(crop=96, updates=2000, mask_rate=0.3),
+    "whole chains, 30% masked": dict(crop=256, updates=2000, mask_rate=0.3),
 }
 
 

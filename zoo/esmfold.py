@@ -562,7 +562,7 @@ class ESMFold(Pretrained):
 
     def _check_memory(self, length, batch_size, chunk):
         """Raises a MemoryError if `memory` exceeds what the machine has; GPUs report it in time."""
-        if keras.distribution.list_devices("gpu"):
+        if not keras.distribution.list_devices()[0].lower().startswith("cpu"):
             return
         needed = self.memory(length, batch_size, chunk)
         available = psutil.virtual_memory().available

@@ -143,6 +143,14 @@ def column_by_column(image, p):
     return squares.transpose(2, 0, 1, 3, 4).reshape(-1, p * p * channels)
 
 
+def rotated_before_it_is_moved(*predicted_and_true):
+    local = [
+        np.einsum("iba,jb->ija", rotation, x) - origin[:, None]
+        for rotation, origin, x in (predicted_and_true[:3], predicted_and_true[3:])
+    ]
+    return np.minimum(np.linalg.norm(local[0] - local[1], axis=-1), 10).mean() / 10
+
+
 S = solutions
 
 # Mistakes, each with a word of its hint. Those with a source were made in public code.
@@ -312,9 +320,20 @@ MISTAKES = {
         (lambda a: product((a[::-1] + np.eye(len(a[0]))) / 2), "reversed"),
         (lambda a: product(a), "residual"),
     ],
-    "distances": [
-        (lambda x: ((x[:, None] - x) ** 2).sum(-1), "square root"),
-        (lambda x: abs(x[:, None] - x).sum(-1), "absolute"),
+    "contact_scores": [
+        (lambda a: a + a.T, "APC"),
+        (lambda a: a - a.sum(1, keepdims=True) * a.sum(0) / a.sum(), "transpose"),
+        (lambda a: np.array(S.contact_scores(a)) / 2, "half"),
+    ],
+    "triangle_product": [
+        (lambda a, b: np.einsum("kic,kjc->ijc", a, b), "incoming"),
+        (lambda a, b: np.einsum("ikc,kjc->ijc", a, b), "product of matrices"),
+        (lambda a, b: np.einsum("ikc,jkd->ijc", a, b), "channels"),
+    ],
+    "fape": [
+        (lambda r, t, *x: S.fape(r.swapaxes(1, 2), t, x[0], x[1].swapaxes(1, 2), *x[2:]), "invert"),
+        (lambda *x: 10 * np.array(S.fape(*x)), "divide by 10"),
+        (rotated_before_it_is_moved, "after the rotation"),
     ],
     "lora": [
         (lambda x, w, a, b, alpha: x @ (w + a @ b * alpha), "divided by the rank"),
@@ -415,3 +434,21 @@ def test_solutions_equal_the_library_s_counts_loss_and_schedule():
     for step in (1, 49, 50, 200):  # Keras counts steps from 0
         want = solutions.warmup_rate(step, 64, 50)
         assert float(schedule(step - 1)) == pytest.approx(want, rel=1e-5)
+
+
+def test_solutions_equal_the_library_s_proteins():
+    from polyhead.training import fape
+
+    def frames(seed):
+        rng = np.random.default_rng(seed)
+        rotation = np.linalg.qr(rng.normal(size=(5, 3, 3)))[0]
+        return rotation, *rng.normal(0, 8, size=(2, 5, 3))
+
+    (r, t, x), (true_r, true_t, true_x) = (
+        [part.astype("float32") for part in frames(seed)] for seed in (0, 1)
+    )
+    mask = np.ones(5, bool)
+    want = fape((r, t), x, (true_r, true_t), true_x, mask, mask, epsilon=0.0)
+    assert float(solutions.fape(r, t, x, true_r, true_t, true_x)) == pytest.approx(
+        float(want), 1e-5
+    )

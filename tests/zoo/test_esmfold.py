@@ -10,6 +10,7 @@ import polyhead
 from polyhead.data.residues import ATOM14_MASK, LETTERS
 from polyhead.zoo import ESMConfig, ESMFold, ESMFoldConfig
 from polyhead.zoo.esmfold import PAD, aligned_errors, esm_tokens
+from tests.conftest import TENSORFLOW
 
 SIZES = dict(
     esm=ESMConfig(num_layers=2, dim=32, num_heads=4, intermediate_dim=48, max_length=64, head=None),
@@ -20,6 +21,11 @@ SIZES = dict(
 RESIDUES = np.random.default_rng(0).integers(0, 21, (2, 11)).astype("int32")
 RESIDUES[1, 7:] = PAD
 KEPT = RESIDUES < PAD
+
+
+many_operations = pytest.mark.skipif(
+    not TENSORFLOW, reason="JAX compiles each operation for each shape, which takes minutes"
+)
 
 
 def small(seed=0, **overrides):
@@ -47,6 +53,7 @@ def test_its_weights_have_the_promised_shapes(changes):
     assert {v.path: tuple(v.shape) for v in model.weights} == dict(model.shapes(model.config))
 
 
+@many_operations
 def test_a_batch_and_padding_change_nothing():
     model = small()
     together = model.predict_structure({"residues": RESIDUES})
@@ -179,6 +186,7 @@ def test_it_is_saved_and_loaded(tmp_path):
         np.testing.assert_array_equal(array(a), array(b))
 
 
+@many_operations
 def test_half_precision_is_finite():
     for policy in ("mixed_bfloat16", "mixed_float16"):
         found = ESMFold(ESMFoldConfig(**SIZES), dtype=policy)({"residues": RESIDUES})
@@ -269,6 +277,7 @@ def test_files_are_those_of_the_reference(tmp_path):
     assert again.config == ours.config
 
 
+@many_operations
 def test_a_language_model_in_float16_has_its_rounded_rotations(tmp_path):
     theirs = make(tmp_path / "theirs", half=True).float()
     ours = polyhead.load(tmp_path / "theirs")
