@@ -283,7 +283,7 @@ def folding(folder, rate):
 
 def memory(folder, rate):
     """Long sequences: a block with chunks as `fold` chooses them."""
-    from polyhead.zoo.esmfold import choose_chunk
+    from polyhead.zoo.folding import choose_chunk
 
     yield "| trunk block, residues | rows per chunk | HF, chunks of 64 | ours |"
     yield "| --- | --- | --- | --- |"
