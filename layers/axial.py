@@ -37,47 +37,31 @@ class AxialAttention(keras.layers.Layer):
 
     def build_parts(self, width, bias_width=None):
         """Builds the parts for an input of ``width``, and for a bias computed from pairs."""
-        heads = self.num_heads
-        self.head_dim = head_size(width, heads, self.head_dim)
-        rows, shape = (None, None, None, width), (None, None, heads, self.head_dim)
-        self.norm = keras.layers.LayerNormalization(
-            epsilon=EPSILON, dtype=self.dtype_policy, name="norm"
-        )
+        heads, dtype = self.num_heads, self.dtype_policy
+        size = self.head_dim = head_size(width, heads, self.head_dim)
+        inner, rows = heads * size, (None, None, None, width)
+        self.norm = keras.layers.LayerNormalization(epsilon=EPSILON, dtype=dtype, name="norm")
         self.norm.build(rows)
-        to_heads, inner = "brtc,chk->brthk", heads * self.head_dim
-        self.query, self.key, self.value = (
-            self.part(name, to_heads, rows, shape, inner) for name in ("query", "key", "value")
-        )
-        self.gate = self.part("gate", to_heads, rows, shape, inner, bias_axes="hk", **OPEN)
+
+        def to_heads(name, **options):
+            shape = None, None, heads, size
+            return part(name, "brtc,chk->brthk", rows, shape, (width, inner), dtype, **options)
+
+        self.query, self.key, self.value = map(to_heads, ("query", "key", "value"))
+        self.gate = to_heads("gate", bias_axes="hk", **OPEN)
         if bias_width is not None:
-            pairs = None, None, None, bias_width
-            self.pair_bias = self.part(
-                "pair_bias", "btsc,ch->bhts", pairs, (heads, None, None), heads
-            )
-        self.output_projection = self.part(
+            pairs, shape, fans = (*rows[:3], bias_width), (heads, None, None), (bias_width, heads)
+            self.pair_bias = part("pair_bias", "btsc,ch->bhts", pairs, shape, fans, dtype)
+        self.output_projection = part(
             "output",
             "brthk,hkc->brtc",
-            (*rows[:3], heads, self.head_dim),
+            (None, None, None, heads, size),
             (None, None, width),
-            width,
-            fan_in=inner,
+            (inner, width),
+            dtype,
             bias_axes="c",
             kernel_initializer="zeros",
         )
-
-    def part(self, name, equation, x_shape, shape, fan_out, fan_in=None, **options):
-        """A built projection from ``x_shape`` to the ``shape`` without the batch."""
-        layer = projection(
-            equation,
-            output_shape=shape,
-            fan_in=x_shape[-1] if fan_in is None else fan_in,
-            fan_out=fan_out,
-            dtype=self.dtype_policy,
-            name=name,
-            **options,
-        )
-        layer.build(x_shape)
-        return layer
 
     def bias(self, pairs):
         """The bias (B, 1, H, T, T) of normalized ``pairs`` (B, T, T, C), which all rows share."""
@@ -107,6 +91,22 @@ def head_size(width, heads, size=None):
     if size is None and width % heads:
         raise ValueError(f"num_heads must divide the width: {width} / {heads}")
     return width // heads if size is None else size
+
+
+def part(name, equation, x_shape, shape, fans, dtype, **options):
+    """A built projection of ``x_shape`` to ``shape``, which is without the batch."""
+    fan_in, fan_out = fans
+    layer = projection(
+        equation,
+        output_shape=shape,
+        fan_in=fan_in,
+        fan_out=fan_out,
+        dtype=dtype,
+        name=name,
+        **options,
+    )
+    layer.build(x_shape)
+    return layer
 
 
 def map_chunks(function: Callable, chunk: int | None, x: Any, mask: Any = None) -> Any:

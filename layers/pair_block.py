@@ -70,7 +70,10 @@ class PairBlock(keras.layers.Layer):
         return [self.attend_starting, self.attend_ending]
 
     def update_pairs(self, z, mask, drops, training=False):
-        """The new z (B, N, N, C); ``drops`` are the dropout layers of the five updates."""
+        """The new z (B, N, N, C); ``drops`` are the five updates' dropout layers.
+
+        The last may be None.
+        """
         *drops, last = drops
         updates = (
             self.multiply_outgoing,
@@ -81,7 +84,7 @@ class PairBlock(keras.layers.Layer):
         for update, drop in zip(updates, drops, strict=True):
             z = z + drop(update(z, mask=mask), training=training)
         y = self.pair_feed_forward(self.pair_norm(z), training=training)
-        return z + last(y, training=training)
+        return z + (y if last is None else last(y, training=training))
 
     def compute_mask(self, *args, **kwargs):
         return None
