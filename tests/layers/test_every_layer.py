@@ -56,7 +56,7 @@ CASES = {
     "EvoformerBlock": (
         dict(m=ROWS, z=PAIRS, m_mask=np.ones((2, 3, 4), "bool"), mask=TOKENS > 0),
         EvoformerBlock,
-        dict(num_heads=4, num_pair_heads=2, outer_dim=3, dropout=0.1, pair_dropout=0.2, chunk=3),
+        dict(num_heads=4, num_pair_heads=2, outer_dim=3, dropout=0.1, pair_dropout=0.2),
     ),
     "FeedForward": (X, FeedForward, dict(intermediate_dim=6, activation="gelu_tanh")),
     "FoldingBlock": (
