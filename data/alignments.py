@@ -1,6 +1,7 @@
 """Multiple sequence alignments of proteins, and their features for AlphaFold."""
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,33 @@ CLASSES = GAP + 2
 OTHERS = dict(B="D", J="X", O="X", U="C", Z="E")
 CODES = {letter: i for i, letter in enumerate(LETTERS)} | {"-": GAP}
 CODES |= {letter: CODES[meant] for letter, meant in OTHERS.items()}
+
+
+def read_a3m(path: str | PathLike[str]) -> list[str]:
+    """The rows of the alignment in an A3M file, plain or compressed (.gz), for `AlphaFold.fold`.
+
+    A row is a line ``>name`` and lines of letters; lines that begin with ``#`` are comments.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: a line before the first name has letters.
+
+    >>> polyhead.training.write_file("query.a3m", b">query\\nMKT\\nAY\\n>other\\nMR-gAY\\n")
+    >>> polyhead.data.read_a3m("query.a3m")
+    ['MKTAY', 'MR-gAY']
+    """
+    from .parallel import read_lines  # it imports TensorFlow
+
+    rows = []
+    for number, line in enumerate(read_lines(path), 1):
+        line = line.strip()
+        if line.startswith(">"):
+            rows.append("")
+        elif line and not line.startswith("#"):
+            if not rows:
+                raise ValueError(f"{path}, line {number}: a row must follow its name: {line!r:.80}")
+            rows[-1] += line
+    return rows
 
 
 def read_alignment(rows: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

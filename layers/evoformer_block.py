@@ -81,7 +81,8 @@ class EvoformerBlock(PairBlock):
         self.drop_rows = Dropout(rate, shared, dtype=dtype, name="drop_rows")
         self.drop_columns = Dropout(rate, (None, None, 1, None), dtype=dtype, name="drop_columns")
 
-    def chunked(self):
+    def chunked(self) -> list:
+        """The parts that compute rows in chunks."""
         alignment = [self.row_attention, self.outer_product]
         if not self.extra:
             alignment.append(self.column_attention)

@@ -65,7 +65,7 @@ class PairBlock(keras.layers.Layer):
         for part in self.chunked():
             part.chunk = chunk
 
-    def chunked(self):
+    def chunked(self) -> list:
         """The parts that compute rows in chunks."""
         return [self.attend_starting, self.attend_ending]
 

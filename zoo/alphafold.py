@@ -368,8 +368,7 @@ class AlphaFold(FoldingModel):
         Raises:
             ValueError: the alignment is invalid; the message names the row.
 
-        >>> proteins = polyhead.data.read_proteins("query.a3m", None)  # doctest: +SKIP
-        >>> structure = model.fold([p.sequence for p in proteins])  # doctest: +SKIP
+        >>> structure = model.fold(polyhead.data.read_a3m("query.a3m"))  # doctest: +SKIP
         """
         from ..data.alignments import alignment_features
         from ..data.structures import Structure

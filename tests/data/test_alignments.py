@@ -1,10 +1,19 @@
 import numpy as np
 import pytest
 
-from polyhead.data import alignment_features, read_alignment
+from polyhead.data import alignment_features, read_a3m, read_alignment
 from polyhead.data.residues import LETTERS
 
 ROWS = ["MKVA", "-KgaVA", "MRVaA", "MRV-", "AAAA"]
+
+
+def test_a3m_files_are_read(tmp_path):
+    path = tmp_path / "query.a3m"
+    path.write_text("#5\t1\n>query\nMKT\nAY\n\n>other name\nMR-gAY\n")
+    assert read_a3m(path) == ["MKTAY", "MR-gAY"]
+    path.write_text("MKTAY\n")
+    with pytest.raises(ValueError, match="query.a3m, line 1: a row must follow its name: 'MKTAY'"):
+        read_a3m(path)
 
 
 def test_lower_case_letters_are_deletions_before_the_next_residue():
@@ -57,7 +66,7 @@ def test_a_query_alone_has_no_extra_rows_and_unknown_residues_are_x():
 
 
 def test_features_are_those_of_alphafold():
-    pytest.importorskip("alphafold", reason="AlphaFold is not installed: EXTRAS=alphafold")
+    pytest.importorskip("alphafold", reason="AlphaFold is not installed: EXTRAS=parity")
     from alphafold.model.tf import data_transforms
 
     random = np.random.default_rng(0)

@@ -212,8 +212,8 @@ def reference(kind):
 @EVERY
 @pytest.mark.slow
 def test_updates_equal_those_of_alphafold(kind):
-    jax = pytest.importorskip("jax", reason="jax is not installed: EXTRAS=alphafold")
-    pytest.importorskip("alphafold", reason="AlphaFold is not installed: EXTRAS=alphafold")
+    jax = pytest.importorskip("jax", reason="jax is not installed: EXTRAS=parity")
+    pytest.importorskip("alphafold", reason="AlphaFold is not installed: EXTRAS=parity")
     from polyhead.zoo.published import alphafold, table
 
     theirs, layer = reference(kind), make(kind)

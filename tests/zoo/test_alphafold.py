@@ -10,12 +10,14 @@ from polyhead.data.residues import ATOM14_MASK, ATOM37_MASK, ATOM37_TO_ATOM14, L
 from polyhead.zoo import AlphaFold, AlphaFoldConfig
 from polyhead.zoo.folding import PAD
 from polyhead.zoo.published import alphafold, table
+from tests.conftest import TENSORFLOW
 
 SIZES = dict(
     max_msa=4, max_extra=9, num_blocks=2, num_extra_blocks=1, dim=16, extra_dim=8, pair_dim=12,
     num_heads=4, num_pair_heads=2, outer_dim=3, passes=1, num_iterations=2, structure_dim=20,
     structure_heads=3, torsion_dim=12, lddt_dim=14, aligned_errors=True,
 )  # fmt: skip
+COMPILES = pytest.mark.skipif(not TENSORFLOW, reason="JAX compiles each operation")
 QUERY = "MKTAYIAXGG"
 PREDICTED = ("positions", "lddt", "errors", "distances", "resolved", "states")
 
@@ -82,6 +84,7 @@ def test_its_weights_have_the_promised_shapes(model):
     assert {v.path: tuple(v.shape) for v in model.weights} == dict(model.shapes(model.config))
 
 
+@COMPILES
 def test_a_batch_and_padding_change_nothing(model, usual):
     first, second = inputs(), inputs(6, QUERY[:6])
     sizes = {"residues": (2, 10), "msa": (2, 4, 10, 49), "extra": (2, 5, 10, 25)}
@@ -111,6 +114,7 @@ def test_the_order_of_rows_does_not_matter(model, usual):
         close(array(found[name]), usual[name])
 
 
+@COMPILES
 def test_chunks_change_nothing(model, usual):
     with model._chunks(3):
         assert {block.chunk for block in model.trunk} == {3}
@@ -118,11 +122,13 @@ def test_chunks_change_nothing(model, usual):
     assert {block.chunk for block in model.trunk} == {None}
 
 
+@COMPILES
 def test_passes_feed_the_prediction_back(model, usual):
     two, three = (array(model(inputs(), passes=n)["distances"]) for n in (2, 3))
     assert abs(two - usual["distances"]).max() > 1e-2 < abs(three - two).max()
 
 
+@COMPILES
 def test_positions_matter_only_by_their_differences(model, usual):
     places = np.arange(10)[None]
     moved = model({**inputs(), "positions": places + 40})
@@ -159,6 +165,7 @@ def test_what_is_not_supported_is_refused(model):
         model.enable_lora(2)
 
 
+@COMPILES
 @pytest.mark.parametrize(
     "policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
 )
@@ -327,7 +334,7 @@ def reference_inputs(given):
 
 
 def transformed(config):
-    haiku = pytest.importorskip("haiku", reason="Haiku is not installed: EXTRAS=alphafold")
+    haiku = pytest.importorskip("haiku", reason="Haiku is not installed: EXTRAS=parity")
     from alphafold.model import modules
 
     return haiku.transform(
@@ -339,8 +346,8 @@ def transformed(config):
 
 @pytest.mark.slow
 def test_predictions_match_the_reference(tmp_path):
-    jax = pytest.importorskip("jax", reason="jax is not installed: EXTRAS=alphafold")
-    pytest.importorskip("alphafold", reason="AlphaFold is not installed: EXTRAS=alphafold")
+    jax = pytest.importorskip("jax", reason="jax is not installed: EXTRAS=parity")
+    pytest.importorskip("alphafold", reason="AlphaFold is not installed: EXTRAS=parity")
     theirs, given = transformed(reference_config("model_3_ptm", **SIZES)), inputs()
     features, previous = reference_inputs(given)
     state, key = previous(16, 12), jax.random.PRNGKey(0)
@@ -382,8 +389,8 @@ def test_predictions_match_the_reference(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["model-3", "model-5-ptm"])
 def test_published_models_have_the_tensors_of_the_reference(preset):
-    jax = pytest.importorskip("jax", reason="jax is not installed: EXTRAS=alphafold")
-    pytest.importorskip("alphafold", reason="AlphaFold is not installed: EXTRAS=alphafold")
+    jax = pytest.importorskip("jax", reason="jax is not installed: EXTRAS=parity")
+    pytest.importorskip("alphafold", reason="AlphaFold is not installed: EXTRAS=parity")
     features, previous = reference_inputs(inputs())
     batch = {**features, "prev": previous(256, 128)}
     theirs = transformed(reference_config(preset.replace("-", "_")))
