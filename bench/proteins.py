@@ -201,6 +201,7 @@ def our_structure(length, xla):
 
     from polyhead.layers.frames import place_atoms, torsion_frames
     from polyhead.zoo import ESMConfig, ESMFold
+    from polyhead.zoo.folding import atom_tables
 
     language = ESMConfig(num_layers=1, dim=16, num_heads=2, intermediate_dim=16, head=None)
     model = ESMFold.preset("esmfold-v1", esm=language, num_blocks=1)
@@ -211,7 +212,7 @@ def our_structure(length, xla):
     @tf.function(jit_compile=xla)
     def call():
         found = model.structure(s, z, mask)
-        groups, *atoms = model._atom_tables(residues)
+        groups, *atoms = atom_tables(residues)
         frames = torsion_frames(found["frames"][-1], found["torsions"][-1], groups)
         return place_atoms(frames, *atoms)
 

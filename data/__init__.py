@@ -7,6 +7,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .alignments import alignment_features as alignment_features
+    from .alignments import read_a3m as read_a3m
+    from .alignments import read_alignment as read_alignment
     from .batches import summary_batches as summary_batches
     from .batches import translation_batches as translation_batches
     from .denoising import span_batches as span_batches
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from .tokenizers.wordpieces import WordPieces as WordPieces
 
 MODULES = {
+    "alignments": ("alignment_features", "read_a3m", "read_alignment"),
     "batches": ("summary_batches", "translation_batches"),
     "denoising": ("span_batches",),
     "encoder_batches": (

@@ -6,8 +6,15 @@ from .block import TransformerBlock
 from .cache import KeyValueCache
 from .dropout import Dropout
 from .embedding import TokenEmbedding
+from .evoformer_block import EvoformerBlock
 from .feed_forward import FeedForward, GatedFeedForward
 from .folding_block import FoldingBlock
+from .msa import (
+    MSAColumnAttention,
+    MSAGlobalColumnAttention,
+    MSARowAttention,
+    OuterProductMean,
+)
 from .norm import RMSNorm
 from .patches import ClassToken, GridPositions, PatchEmbedding
 from .point_attention import InvariantPointAttention
@@ -19,13 +26,18 @@ from .triangle import TriangleAttention, TriangleMultiplication
 __all__ = [
     "ClassToken",
     "Dropout",
+    "EvoformerBlock",
     "FeedForward",
     "FoldingBlock",
     "GatedFeedForward",
     "GridPositions",
     "InvariantPointAttention",
     "KeyValueCache",
+    "MSAColumnAttention",
+    "MSAGlobalColumnAttention",
+    "MSARowAttention",
     "MultiHeadAttention",
+    "OuterProductMean",
     "PatchEmbedding",
     "PositionalEmbedding",
     "RMSNorm",

@@ -8,12 +8,12 @@ from keras import ops
 from .attention import MultiHeadAttention
 from .dropout import Dropout
 from .feed_forward import FeedForward
+from .pair_block import PairBlock
 from .parts import built
-from .triangle import EPSILON, TriangleAttention, TriangleMultiplication
 
 
 @keras.saving.register_keras_serializable("polyhead")
-class FoldingBlock(keras.layers.Layer):
+class FoldingBlock(PairBlock):
     """Attention of residues with a bias from their pairs, and triangle updates of the pairs.
 
     (Lin et al. 2022, section A.3.1: the Evoformer block of AlphaFold 2, with one sequence in place
@@ -43,29 +43,23 @@ class FoldingBlock(keras.layers.Layer):
         chunk: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(num_pair_heads, chunk, **kwargs)
         self.num_heads = num_heads
-        self.num_pair_heads = num_pair_heads
         self.dropout = dropout
-        self._chunk = chunk
 
     def build(self, s_shape, z_shape, mask_shape=None):
         width, pair_width, dtype = s_shape[-1], z_shape[-1], self.dtype_policy
-
-        def norm(name, size):
-            layer = keras.layers.LayerNormalization(epsilon=EPSILON, dtype=dtype, name=name)
-            return built(layer, (None, size))
 
         def dense(name, size, x_size, **options):
             return built(
                 keras.layers.Dense(size, dtype=dtype, name=name, **options), (None, x_size)
             )
 
-        self.bias_norm = norm("bias_norm", pair_width)
+        self.bias_norm = self.norm_layer("bias_norm", pair_width)
         self.bias = dense(
             "bias", self.num_heads, pair_width, use_bias=False, kernel_initializer="zeros"
         )
-        self.attention_norm = norm("attention_norm", width)
+        self.attention_norm = self.norm_layer("attention_norm", width)
         self.attention = built(
             MultiHeadAttention(
                 self.num_heads,
@@ -77,49 +71,20 @@ class FoldingBlock(keras.layers.Layer):
             ),
             s_shape,
         )
-        self.feed_forward_norm = norm("feed_forward_norm", width)
+        self.feed_forward_norm = self.norm_layer("feed_forward_norm", width)
         self.feed_forward = built(FeedForward(4 * width, dtype=dtype, name="feed_forward"), s_shape)
-        self.product_norm = norm("product_norm", width)
+        self.product_norm = self.norm_layer("product_norm", width)
         self.product = dense("product", pair_width, width)
         self.product_output = dense(
             "product_output", pair_width, pair_width, kernel_initializer="zeros"
         )
-        self.multiply_outgoing, self.multiply_incoming = (
-            built(TriangleMultiplication(name == "outgoing", dtype=dtype, name=name), z_shape)
-            for name in ("outgoing", "incoming")
-        )
-        self.attend_starting, self.attend_ending = (
-            built(
-                TriangleAttention(
-                    self.num_pair_heads,
-                    name == "starting",
-                    chunk=self._chunk,
-                    dtype=dtype,
-                    name=name,
-                ),
-                z_shape,
-            )
-            for name in ("starting", "ending")
-        )
-        self.pair_norm = norm("pair_norm", pair_width)
-        self.pair_feed_forward = built(
-            FeedForward(4 * pair_width, dtype=dtype, name="pair_feed_forward"), z_shape
-        )
+        self.build_pairs(z_shape)
         rate = self.dropout
         self.drop = Dropout(rate, dtype=dtype, name="dropout")
         self.drop_rows = Dropout(2 * rate, (None, None, 1, None), dtype=dtype, name="drop_rows")
         self.drop_columns = Dropout(
             2 * rate, (None, 1, None, None), dtype=dtype, name="drop_columns"
         )
-
-    @property
-    def chunk(self) -> int | None:
-        """The maximum number of rows of pairs that `TriangleAttention` computes at once."""
-        return self._chunk
-
-    @chunk.setter
-    def chunk(self, chunk):
-        self._chunk = self.attend_starting.chunk = self.attend_ending.chunk = chunk
 
     def call(self, s, z, mask, training=False):
         bias = ops.transpose(self.bias(self.bias_norm(z)), (0, 3, 1, 2))
@@ -130,21 +95,12 @@ class FoldingBlock(keras.layers.Layer):
         y = self.feed_forward(self.feed_forward_norm(s), training=training)
         s = s + self.drop(y, training=training)
         z = z + self._outer(s)
-        for update, drop in (
-            (self.multiply_outgoing, self.drop_rows),
-            (self.multiply_incoming, self.drop_columns),
-            (self.attend_starting, self.drop_rows),
-            (self.attend_ending, self.drop_columns),
-        ):
-            z = z + drop(update(z, mask=mask), training=training)
-        y = self.pair_feed_forward(self.pair_norm(z), training=training)
-        return s, z + self.drop(y, training=training)
+        rows, columns = self.drop_rows, self.drop_columns
+        drops = rows, columns, rows, columns, self.drop
+        return s, self.update_pairs(z, mask, drops, training)
 
     def _outer(self, s):
         """The update of each pair (i, j) by the products and differences of its residues."""
         j, i = ops.split(self.product(self.product_norm(s)), 2, axis=-1)
         j, i = j[:, None], i[:, :, None]
         return self.product_output(ops.concatenate([j * i, j - i], axis=-1))
-
-    def compute_mask(self, *args, **kwargs):
-        return None

@@ -6,11 +6,8 @@ import keras
 from keras import ops
 
 from .arguments import Tensor
-from .attend import masked_softmax
+from .axial import EPSILON, OPEN, AxialAttention
 from .projection import projection
-
-EPSILON = 1e-5  # of all normalizations in AlphaFold 2 and ESMFold
-OPEN = dict(kernel_initializer="zeros", bias_initializer="ones")  # of gates: sigmoid(1) = 0.73
 
 
 def pair_mask(mask: Tensor) -> Tensor:
@@ -112,7 +109,7 @@ def channels_first(layer, pairs):
 
 
 @keras.saving.register_keras_serializable("polyhead")
-class TriangleAttention(keras.layers.Layer):
+class TriangleAttention(AxialAttention):
     """Gated self-attention within each row of pairs, biased by the third side of the triangle.
 
     (Jumper et al. 2021, supplement, algorithms 13 and 14.) The pair (i, j) attends to the pairs
@@ -149,54 +146,11 @@ class TriangleAttention(keras.layers.Layer):
         chunk: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.num_heads = num_heads
+        super().__init__(num_heads, head_dim, chunk, **kwargs)
         self.starting = starting
-        self.head_dim = head_dim
-        self.chunk = chunk
 
     def build(self, z_shape):
-        width, heads = z_shape[-1], self.num_heads
-        if self.head_dim is None:
-            if width % heads:
-                raise ValueError(f"num_heads must divide the width: {width} / {heads}")
-            self.head_dim = width // heads
-        inner = heads * self.head_dim
-
-        def part(name, equation, shape, fan_out=inner, **options):
-            layer = projection(
-                equation,
-                output_shape=shape,
-                fan_in=width,
-                fan_out=fan_out,
-                dtype=self.dtype_policy,
-                name=name,
-                **options,
-            )
-            layer.build((None, None, None, width))
-            return layer
-
-        self.norm = keras.layers.LayerNormalization(
-            epsilon=EPSILON, dtype=self.dtype_policy, name="norm"
-        )
-        self.norm.build(z_shape)
-        to_heads, shape = "brtc,chk->brthk", (None, None, heads, self.head_dim)
-        self.query = part("query", to_heads, shape)
-        self.key = part("key", to_heads, shape)
-        self.value = part("value", to_heads, shape)
-        self.gate = part("gate", to_heads, shape, bias_axes="hk", **OPEN)
-        self.pair_bias = part("pair_bias", "btsc,ch->bhts", (heads, None, None), heads)
-        self.output_projection = projection(
-            "brthk,hkc->brtc",
-            output_shape=(None, None, width),
-            bias_axes="c",
-            fan_in=inner,
-            fan_out=width,
-            kernel_initializer="zeros",
-            dtype=self.dtype_policy,
-            name="output",
-        )
-        self.output_projection.build((None, None, None, heads, self.head_dim))
+        self.build_parts(z_shape[-1], z_shape[-1])
 
     def call(self, z, mask=None):
         if mask is not None:
@@ -205,37 +159,5 @@ class TriangleAttention(keras.layers.Layer):
             z = ops.swapaxes(z, 1, 2)
             mask = mask if mask is None else ops.swapaxes(mask, 1, 2)
         z = self.norm(z)
-        bias = ops.cast(self.pair_bias(z)[:, None], "float32")  # (B, 1, H, N, N): all rows share it
-        if self.chunk is None or z.shape[1] is not None and z.shape[1] <= self.chunk:
-            y = self._attend(z, bias, mask)
-        else:
-            y = self._attend_in_chunks(z, bias, mask)
+        y = self.attend(z, mask, self.bias(z))
         return y if self.starting else ops.swapaxes(y, 1, 2)
-
-    def _attend(self, rows, bias, mask):
-        """Attention within ``rows`` (B, R, N, C), with a mask (B, R, N)."""
-        query = self.query(rows) * self.head_dim**-0.5
-        scores = ops.einsum("brthk,brshk->brhts", query, self.key(rows))
-        scores = ops.cast(scores, "float32") + bias
-        weights = masked_softmax(scores, mask if mask is None else mask[:, :, None, None])
-        weights = ops.cast(weights, self.compute_dtype)
-        heads = ops.einsum("brhts,brshk->brthk", weights, self.value(rows))
-        return self.output_projection(ops.sigmoid(self.gate(rows)) * heads)
-
-    def _attend_in_chunks(self, z, bias, mask):
-        """Attention within chunks of rows of equal size; the last row fills up the last chunk."""
-        length = ops.shape(z)[1]
-        count = -(-length // self.chunk)
-        size = -(-length // count)
-
-        def attend_chunk(i):
-            rows = ops.minimum(i * size + ops.arange(size), length - 1)
-            taken = None if mask is None else ops.take(mask, rows, axis=1)
-            return self._attend(ops.take(z, rows, axis=1), bias, taken)
-
-        y = ops.swapaxes(ops.map(attend_chunk, ops.arange(count)), 0, 1)
-        y = ops.reshape(y, (-1, count * size, length, z.shape[-1]))
-        return ops.reshape(y[:, :length], ops.shape(z))
-
-    def compute_mask(self, *args, **kwargs):
-        return None

@@ -21,11 +21,12 @@ SUBPACKAGES = ("data", "layers", "learn", "recipes", "serving", "training", "zoo
 # The modules of the public names. `__init__.pyi` declares the same for type checkers.
 PUBLIC = {
     "zoo": (
-        "Alignment", "Answer", "BART", "BARTConfig", "BERT", "BERTConfig", "CausalLM",
-        "Classification", "ESM", "ESMConfig", "ESMFold", "ESMFoldConfig", "GPT", "GPTConfig",
-        "Generation", "ImageClassifier", "Match", "ModernBERT", "ModernBERTConfig", "Sampling",
-        "Score", "Search", "Seq2Seq", "Span", "Summary", "T5", "T5Config", "TextEncoder",
-        "Transformer", "TransformerConfig", "Translation", "ViT", "ViTConfig", "load",
+        "Alignment", "AlphaFold", "AlphaFoldConfig", "Answer", "BART", "BARTConfig", "BERT",
+        "BERTConfig", "CausalLM", "Classification", "ESM", "ESMConfig", "ESMFold", "ESMFoldConfig",
+        "GPT", "GPTConfig", "Generation", "ImageClassifier", "Match", "ModernBERT",
+        "ModernBERTConfig", "Sampling", "Score", "Search", "Seq2Seq", "Span", "Summary", "T5",
+        "T5Config", "TextEncoder", "Transformer", "TransformerConfig", "Translation", "ViT",
+        "ViTConfig", "load",
     ),
     "zoo.published.keras_hub": ("from_keras_hub", "to_keras_hub"),
     "training": ("CheckpointError", "FolderInUseError"),

@@ -1,6 +1,7 @@
 """Models: each file is a network; the base classes have the task methods."""
 
 from .alignment import Alignment
+from .alphafold import AlphaFold, AlphaFoldConfig
 from .bart import BART, BARTConfig
 from .bert import BERT, BERTConfig
 from .causal_lm import CausalLM, Score
@@ -26,6 +27,8 @@ __all__ = [
     "GPT",
     "T5",
     "Alignment",
+    "AlphaFold",
+    "AlphaFoldConfig",
     "Answer",
     "BARTConfig",
     "BERTConfig",

@@ -1,6 +1,5 @@
 """ESMFold (Lin et al. 2022), which predicts the structure of a protein from its sequence."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -13,8 +12,8 @@ import psutil
 from keras import ops
 from keras.layers import Dense, LayerNormalization
 
-from ..layers import FoldingBlock, StructureModule, TokenEmbedding
-from ..layers.frames import place_atoms, torsion_frames, virtual_beta
+from ..layers import FoldingBlock, TokenEmbedding
+from ..layers.frames import virtual_beta
 from ..layers.parts import built
 from ..layers.triangle import EPSILON
 from ..training import (
@@ -32,8 +31,21 @@ from ..training import (
 )
 from ..training.structure_losses import DISTANCES, ERRORS, LDDT_BINS, distance_bins
 from .esm import ESM, ESMConfig
+from .folding import (
+    ATOMS,
+    MASK,
+    PAD,
+    SCALE,
+    FoldingModel,
+    aligned_errors,
+    atom_tables,
+    dense_shapes,
+    expected_lddt,
+    pair_block_shapes,
+    recycle,
+    structure_shapes,
+)
 from .model import (
-    Pretrained,
     check_config,
     check_count,
     check_real,
@@ -43,11 +55,7 @@ from .model import (
 )
 from .texts import as_texts
 
-# 0 to 20 are the residues of `data.residues.LETTERS`; PAD fills a batch, MASK hides a residue.
-PAD, MASK = 21, 22
-ATOMS = 37
 RECYCLED = 3.375, 21.375, 15  # bins of CB distances in recycling, in angstroms
-SCALE = 10.0  # angstroms per unit of the structure module
 # How many arrays of pairs and of attention scores exist at a time, as bench/proteins.py measures.
 COPIES_OF_PAIRS, COPIES_OF_SCORES = 11, 2
 LINKER, GAP = "G" * 25, 512  # between chains: residues, and a jump of their numbers
@@ -157,7 +165,7 @@ class Mixture(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("polyhead")
-class ESMFold(Pretrained):
+class ESMFold(FoldingModel):
     """A language model, a trunk of `FoldingBlock`s and a structure module (Lin et al. 2022, A.3).
 
     Residues (B, N), or a dictionary of ``residues`` and ``positions`` (B, N) -> a dictionary of
@@ -196,7 +204,6 @@ class ESMFold(Pretrained):
 
     Config = ESMFoldConfig
     PRESETS = PRESETS
-    VOCABULARY = ()
     FAMILIES = {"esmfold": ".published.esmfold"}
 
     def __init__(
@@ -235,20 +242,7 @@ class ESMFold(Pretrained):
         self.recycled_distances = table("recycled_distances", RECYCLED[2], c.pair_dim)
         self.structure_input = dense("structure_input", c.structure_dim, c.dim)
         self.structure_pair_input = dense("structure_pair_input", c.structure_pair_dim, c.pair_dim)
-        self.structure = StructureModule(
-            c.num_iterations,
-            c.structure_heads,
-            c.structure_head_dim,
-            c.query_points,
-            c.value_points,
-            c.torsion_dim,
-            c.num_torsion_blocks,
-            c.num_transitions,
-            c.structure_dropout,
-            dtype="float32",
-            name="structure",
-        )
-        self.structure.build((None, None, c.structure_dim), (*z[:3], c.structure_pair_dim))
+        self.structure = self.build_structure(c.structure_pair_dim)
         self.distances = dense("distances", DISTANCES[2], c.pair_dim)
         self.errors = dense("errors", ERRORS[1], c.pair_dim)
         self.residue_head = dense("residue_head", PAD + 2, c.dim)
@@ -257,6 +251,10 @@ class ESMFold(Pretrained):
         self.lddt_second = dense("lddt_second", c.lddt_dim, c.lddt_dim)
         self.lddt_output = dense("lddt_output", ATOMS * LDDT_BINS, c.lddt_dim)
         self.built = True
+
+    @property
+    def most_heads(self) -> int:
+        return self.config.pair_dim // self.config.pair_head_dim
 
     @classmethod
     def load_tokenizer(cls, folder: Path, config: Any) -> Any:
@@ -292,7 +290,7 @@ class ESMFold(Pretrained):
         yield "recycled_distances/embeddings", (RECYCLED[2], c.pair_dim)
         yield from dense_shapes("structure_input", c.dim, c.structure_dim)
         yield from dense_shapes("structure_pair_input", c.pair_dim, c.structure_pair_dim)
-        for path, shape in structure_shapes(c):
+        for path, shape in structure_shapes(c, c.structure_pair_dim):
             yield f"structure/{path}", shape
         yield from dense_shapes("distances", c.pair_dim, DISTANCES[2])
         yield from dense_shapes("errors", c.pair_dim, ERRORS[1])
@@ -325,38 +323,33 @@ class ESMFold(Pretrained):
         seen = residues
         if "masked" in given:
             seen = ops.where(given["masked"], ops.where(mask, MASK, PAD), residues)
-        return self.language(seen, mask), relative, mask, self._atom_tables(residues)
+        return self.language(seen, mask), relative, mask, atom_tables(residues)
 
     def _recycle(self, start, passes):
         """The input of the last of ``passes``: s, z and bins of distances; no gradients."""
         first, relative, *_ = start
         batch, length, _ = ops.shape(first)
         state = ops.zeros_like(first), ops.zeros_like(relative)
-        state = (0, *state, ops.zeros((batch, length, length), "int32"))
-        if passes == 1:
-            return state[1:]
+        state = *state, ops.zeros((batch, length, length), "int32")
 
-        def step(i, s, z, bins):
+        def step(s, z, bins):
             s, z, found = self._pass(start, s, z, bins)
             n, ca, c = (found["positions"][:, :, k] for k in range(3))
-            return i + 1, s, z, distance_bins(virtual_beta(n, ca, c), *RECYCLED)
+            return s, z, distance_bins(virtual_beta(n, ca, c), *RECYCLED)
 
-        _, s, z, bins = ops.while_loop(lambda i, *_: i < passes - 1, step, state)
-        return ops.stop_gradient(s), ops.stop_gradient(z), bins
+        return recycle(step, state, passes - 1)
 
     def _pass(self, start, s, z, bins, training=None):
         """One pass: the new s and z, and the structure module's dictionary, where ``groups`` are
         the frames of rigid groups, and ``positions`` those of atoms, in angstroms."""
-        first, relative, mask, (groups, *atoms) = start
+        first, relative, mask, tables = start
         s = first + self.recycled_norm(s)
         z = self.recycled_pair_norm(z) + self.recycled_distances(bins) + relative
         for block in self.blocks:
             s, z = block(s, z, mask, training=training)
         inputs = self.structure_input(s), self.structure_pair_input(z)
         found = self.structure(*inputs, mask, training=training)
-        rotation, translation = found["frames"][-1]
-        groups = torsion_frames((rotation, SCALE * translation), found["torsions"][-1], groups)
-        return s, z, {**found, "groups": groups, "positions": place_atoms(groups, *atoms)}
+        return s, z, self.place_atoms(found, tables)
 
     def _heads(self, s, z, found):
         """The predictions ``lddt``, ``errors``, ``distances`` and ``residues``."""
@@ -450,21 +443,6 @@ class ESMFold(Pretrained):
         index = ops.clip(apart, -most, most) + most + 1
         pairs = ops.logical_and(mask[:, None, :], mask[:, :, None])
         return self.position_embedding(ops.where(pairs, index, 0))
-
-    def _atom_tables(self, residues):
-        """The frames of groups, and the group, position and mask of atoms, of each residue."""
-        from ..data import residues as tables
-
-        residues = ops.minimum(residues, PAD - 1)
-        arrays = (
-            tables.GROUP_ROTATION,
-            tables.GROUP_TRANSLATION,
-            tables.ATOM14_GROUP,
-            tables.ATOM14_POSITION,
-            tables.ATOM14_MASK,
-        )
-        rotation, translation, *others = (ops.take(x, residues, axis=0) for x in arrays)
-        return (rotation, translation), *others
 
     def fold(
         self,
@@ -581,11 +559,10 @@ class ESMFold(Pretrained):
         """
         found = self(inputs, passes=passes)
         mask = ops.cast(inputs.get("kept", inputs["residues"] < PAD), "float32")
-        middles = (np.arange(LDDT_BINS, dtype="float32") + 0.5) / LDDT_BINS
         pae, ptm = aligned_errors(found["errors"], mask)
         return {
             "positions": found["positions"],
-            "plddt": 100 * ops.sum(ops.softmax(found["lddt"]) * middles, axis=-1),
+            "plddt": expected_lddt(found["lddt"]),
             "pae": pae,
             "ptm": ptm,
         }
@@ -704,30 +681,6 @@ class ESMFold(Pretrained):
             "kept": chain >= 0,
         }
 
-    @contextlib.contextmanager
-    def _chunks(self, rows):
-        """Sets how many rows of pairs each block's attention computes at once, within a block."""
-        before = [block.chunk for block in self.blocks]
-        for block in self.blocks:
-            block.chunk = rows
-        try:
-            yield
-        finally:
-            for block, chunk in zip(self.blocks, before, strict=True):
-                block.chunk = chunk
-
-    def _choose_chunk(self, chunk, length):
-        """The number of rows of pairs for sequences of a ``length``, or None for all."""
-        if chunk == "auto":
-            return choose_chunk(self.config.pair_dim // self.config.pair_head_dim, length)
-        return None if chunk is None else check_count(chunk, "chunk")
-
-
-def choose_chunk(heads, length):
-    """The rows of pairs whose float32 scores take 128 MB, a power of 2, or None for all."""
-    most = int(2**25 // (heads * length**2))
-    return None if most >= length else 2 ** max(0, most.bit_length() - 1)
-
 
 def join_residues(x):
     """Frames or tensors (B, N, K, ...) as (B, N K, ...)."""
@@ -743,91 +696,21 @@ def esm_tokens(config):
     return np.append(TOKEN, np.int32([config.pad_id, config.mask_id]))
 
 
-def aligned_errors(logits, mask):
-    """The predicted aligned errors (B, N, N), and the predicted TM-scores (B,).
-
-    (Jumper et al. 2021, supplement, section 1.9.7.) The scores depend on the residues of the
-    sequence only, where ``mask`` (B, N) is 1.
-    """
-    width, bins = ERRORS
-    middles = width * (np.arange(bins, dtype="float32") + 0.5)
-    shares = ops.softmax(logits)
-    count = ops.sum(mask, axis=1)
-    size = 1.24 * (ops.maximum(count, 19) - 15) ** (1 / 3) - 1.8
-    close = 1 / (1 + (middles / size[:, None]) ** 2)  # (B, bins)
-    terms = ops.sum(shares * close[:, None, None], axis=-1)
-    means = ops.sum(terms * mask[:, None], axis=-1) / ops.maximum(count, 1)[:, None]
-    return ops.sum(shares * middles, axis=-1), ops.max(means * mask, axis=1)
-
-
-def dense_shapes(name, x_width, width, bias=True):
-    yield f"{name}/kernel", (x_width, width)
-    if bias:
-        yield f"{name}/bias", (width,)
-
-
 def folding_block_shapes(c):
     """The paths and shapes of the weights of a `FoldingBlock`."""
     s, z, heads, pair_heads = c.dim, c.pair_dim, c.dim // c.head_dim, c.pair_dim // c.pair_head_dim
     split, pair_split = (heads, c.head_dim), (pair_heads, c.pair_head_dim)
     for name in ("attention_norm", "feed_forward_norm", "product_norm"):
         yield from norm_shapes(name, s).items()
-    for name in ("bias_norm", "pair_norm"):
-        yield from norm_shapes(name, z).items()
+    yield from norm_shapes("bias_norm", z).items()
     yield from dense_shapes("bias", z, heads, bias=False)
     for part in ("query", "key", "value", "gate"):
         yield f"attention/{part}/kernel", (s, *split)
     yield "attention/gate/bias", split
     yield "attention/output/kernel", (*split, s)
     yield "attention/output/bias", (s,)
-    for name, width in (("feed_forward", s), ("pair_feed_forward", z)):
-        yield from dense_shapes(f"{name}/expand", width, 4 * width)
-        yield from dense_shapes(f"{name}/contract", 4 * width, width)
+    yield from dense_shapes("feed_forward/expand", s, 4 * s)
+    yield from dense_shapes("feed_forward/contract", 4 * s, s)
     yield from dense_shapes("product", s, z)
     yield from dense_shapes("product_output", z, z)
-    for name in ("outgoing", "incoming"):
-        for norm in ("norm", "product_norm"):
-            yield from norm_shapes(f"{name}/{norm}", z).items()
-        for part in ("left", "left_gate", "right", "right_gate", "gate", "output"):
-            yield from dense_shapes(f"{name}/{part}", z, z)
-    for name in ("starting", "ending"):
-        yield from norm_shapes(f"{name}/norm", z).items()
-        for part in ("query", "key", "value", "gate"):
-            yield f"{name}/{part}/kernel", (z, *pair_split)
-        yield f"{name}/gate/bias", pair_split
-        yield f"{name}/pair_bias/kernel", (z, pair_heads)
-        yield f"{name}/output/kernel", (*pair_split, z)
-        yield f"{name}/output/bias", (z,)
-
-
-def structure_shapes(c):
-    """The paths and shapes of the weights of a `StructureModule`."""
-    d, z, heads, t = c.structure_dim, c.structure_pair_dim, c.structure_heads, c.torsion_dim
-    for name in ("norm", "attention_norm", "transition_norm"):
-        yield from norm_shapes(name, d).items()
-    yield from norm_shapes("pair_norm", z).items()
-    yield from dense_shapes("input", d, d)
-    for part in ("query", "key", "value"):
-        yield f"attention/{part}/kernel", (d, heads, c.structure_head_dim)
-        yield f"attention/{part}/bias", (heads, c.structure_head_dim)
-    for part, count in (
-        ("point_query", c.query_points),
-        ("point_key", c.query_points),
-        ("point_value", c.value_points),
-    ):
-        yield f"attention/{part}/kernel", (d, heads, count, 3)
-        yield f"attention/{part}/bias", (heads, count, 3)
-    yield from dense_shapes("attention/pair_bias", z, heads)
-    yield "attention/point_weight", (heads,)
-    inner = heads * (c.structure_head_dim + 4 * c.value_points + z)
-    yield from dense_shapes("attention/output", inner, d)
-    for i in range(c.num_transitions):
-        for place in ("first", "second", "third"):
-            yield from dense_shapes(f"transition_{i}_{place}", d, d)
-    yield from dense_shapes("backbone", d, 6)
-    yield from dense_shapes("torsion_input", d, t)
-    yield from dense_shapes("torsion_skip", d, t)
-    for i in range(c.num_torsion_blocks):
-        for place in ("first", "second"):
-            yield from dense_shapes(f"torsion_{i}_{place}", t, t)
-    yield from dense_shapes("torsion_output", t, 14)
+    yield from pair_block_shapes(z, pair_split)

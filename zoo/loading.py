@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..training import CheckpointError
+from .alphafold import AlphaFold
 from .bart import BART
 from .bert import BERT
 from .esm import ESM
@@ -13,18 +14,19 @@ from .gpt import GPT
 from .model import Pretrained
 from .modern_bert import ModernBERT
 from .published import family, read_json
-from .published.files import check_files, find_folder
+from .published.files import ARCHIVE, check_files, find_folder
 from .t5 import T5
 from .transformer import Transformer
 from .vit import ViT
 
-MODELS = (GPT, Transformer, T5, BART, ViT, BERT, ModernBERT, ESM, ESMFold)
+MODELS = (GPT, Transformer, T5, BART, ViT, BERT, ModernBERT, ESM, ESMFold, AlphaFold)
 
 
 def load(name: str | PathLike[str], **overrides: Any) -> Pretrained:
     """Loads a model that polyhead saved, or one that another library published.
 
-    The ``config.json`` decides the class, whose `from_pretrained` then loads the model.
+    The ``config.json`` decides the class, whose `from_pretrained` then loads the model. A file
+    ``*.npz`` holds AlphaFold's parameters.
 
     >>> polyhead.GPT.preset("char-small", vocab_size=10).save_pretrained("saved")
     >>> polyhead.load("saved", dropout=0.1).config.vocab_size
@@ -32,7 +34,8 @@ def load(name: str | PathLike[str], **overrides: Any) -> Pretrained:
 
     Args:
         name: a folder that `save_pretrained` or Hugging Face's library wrote, a training run (its
-            best model is loaded), or the name of a model on the Hugging Face hub.
+            best model is loaded), AlphaFold's parameters (``params_model_3.npz``), or the name of a
+            model on the Hugging Face hub.
         overrides: changes to the configuration.
 
     Raises:
@@ -53,9 +56,12 @@ def model_class(folder: Path) -> type[Pretrained]:
         CheckpointError: the model is of an unknown class, or its config.json is invalid.
     """
     check_files(folder)
-    if not (folder / "config.json").exists():
+    if folder.suffix == ARCHIVE:
+        kind = ARCHIVE
+    elif not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no model: there is no config.json in it")
-    kind = family(read_json(folder / "config.json"))
+    else:
+        kind = family(read_json(folder / "config.json"))
     families = {model: (model.__name__, *model.FAMILIES) for model in MODELS}
     for model, names in families.items():
         if kind in names:

@@ -186,7 +186,7 @@ class Pretrained(Model):
             alpha: scales the adapters by ``alpha`` / rank. Default: ``rank``.
 
         Raises:
-            ValueError: LoRA is enabled already, or the model is quantized.
+            ValueError: LoRA is enabled already, the model is quantized, or it has no such layers.
 
         >>> model = polyhead.GPT.preset("char-small", num_layers=1)
         >>> model.enable_lora(rank=4)
@@ -197,8 +197,10 @@ class Pretrained(Model):
             raise ValueError("LoRA is enabled already")
         if self._quantization():
             raise ValueError("the model is quantized: enable LoRA before quantize")
+        if not (attentions := self._attentions()):
+            raise ValueError(f"LoRA is not supported by {type(self).__name__}")
         before = self.weights
-        for attention in self._attentions():
+        for attention in attentions:
             attention.enable_lora(rank, alpha)
         for v in before:
             v.trainable = False

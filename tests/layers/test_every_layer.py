@@ -12,12 +12,17 @@ from polyhead import layers
 from polyhead.layers import (
     ClassToken,
     Dropout,
+    EvoformerBlock,
     FeedForward,
     FoldingBlock,
     GatedFeedForward,
     GridPositions,
     InvariantPointAttention,
+    MSAColumnAttention,
+    MSAGlobalColumnAttention,
+    MSARowAttention,
     MultiHeadAttention,
+    OuterProductMean,
     PatchEmbedding,
     PositionalEmbedding,
     RelativeBias,
@@ -35,6 +40,7 @@ MEMORY = np.random.default_rng(1).normal(size=(2, 3, 8)).astype("float32")
 TOKENS = np.array([[1, 2, 3, 0], [4, 4, 0, 0]], "int32")
 BIAS = np.random.default_rng(2).normal(size=(1, 4, 4, 4)).astype("float32")
 PAIRS = np.random.default_rng(4).normal(size=(2, 4, 4, 8)).astype("float32")
+ROWS = np.random.default_rng(5).normal(size=(2, 3, 4, 8)).astype("float32")
 FRAMES = np.tile(np.eye(3, dtype="float32"), (2, 4, 1, 1)), X[..., :3]
 TABLES = np.random.default_rng(3).normal(size=(2, 4, 1, 2)).astype("float32")
 DECODER = dict(
@@ -47,6 +53,11 @@ DECODER = dict(
 CASES = {
     "ClassToken": (X, ClassToken, {}),
     "Dropout": (X, Dropout, dict(rate=0.1)),
+    "EvoformerBlock": (
+        dict(m=ROWS, z=PAIRS, m_mask=np.ones((2, 3, 4), "bool"), mask=TOKENS > 0),
+        EvoformerBlock,
+        dict(num_heads=4, num_pair_heads=2, outer_dim=3, dropout=0.1, pair_dropout=0.2),
+    ),
     "FeedForward": (X, FeedForward, dict(intermediate_dim=6, activation="gelu_tanh")),
     "FoldingBlock": (
         dict(s=X, z=PAIRS, mask=TOKENS > 0),
@@ -60,12 +71,16 @@ CASES = {
         InvariantPointAttention,
         dict(num_heads=2, head_dim=4, query_points=2, value_points=3),
     ),
+    "MSAColumnAttention": (ROWS, MSAColumnAttention, dict(num_heads=2, chunk=3)),
+    "MSAGlobalColumnAttention": (ROWS, MSAGlobalColumnAttention, dict(num_heads=2)),
+    "MSARowAttention": (dict(m=ROWS, z=PAIRS), MSARowAttention, dict(num_heads=2, chunk=2)),
     "MultiHeadAttention": (dict(x=X, memory=MEMORY), MultiHeadAttention, dict(num_heads=4)),
     "MultiHeadAttention, decoder": (
         dict(x=X, bias=BIAS, rotary=(TABLES, TABLES)),
         MultiHeadAttention,
         dict(num_heads=4, qk_norm=RMSNorm(1e-5, offset=1.0), **DECODER),
     ),
+    "OuterProductMean": (ROWS, OuterProductMean, dict(pair_dim=6, intermediate_dim=3, chunk=3)),
     "PatchEmbedding": (
         np.linspace(-1, 1, 2 * 8 * 8 * 3, dtype="float32").reshape(2, 8, 8, 3),
         PatchEmbedding,

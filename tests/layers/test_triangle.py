@@ -93,7 +93,7 @@ def test_chunks_change_nothing(chunk, first):
 
 
 def test_the_bias_is_shared_and_the_scores_of_a_chunk_are_few(monkeypatch):
-    from polyhead.layers import triangle
+    from polyhead.layers import axial
 
     shapes = []
 
@@ -101,7 +101,7 @@ def test_the_bias_is_shared_and_the_scores_of_a_chunk_are_few(monkeypatch):
         shapes.append(tuple(scores.shape))
         return ops.softmax(scores)
 
-    monkeypatch.setattr(triangle, "masked_softmax", softmax)
+    monkeypatch.setattr(axial, "masked_softmax", softmax)
     make("attention in chunks", True)(random_array(B, N, N, C))
     assert shapes and set(shapes) == {(B, 3, H, N, N)}
 

@@ -17,7 +17,7 @@ import typer
 from polyhead.data import Subwords, WordPieces
 from polyhead.recipes import command
 from polyhead.recipes.run import load
-from polyhead.zoo import BERT, ESM, T5, ESMConfig, ESMFold, ViT
+from polyhead.zoo import BERT, ESM, T5, AlphaFold, ESMConfig, ESMFold, ViT
 from tests.conftest import without_xla
 from tests.data.test_folding import structure
 from tests.recipes.test_command import copy_reversed, polyhead
@@ -114,6 +114,8 @@ def folder(sample, tmp_path, monkeypatch):
     sizes = dict(num_layers=1, dim=32, intermediate_dim=48, num_heads=2, head=None)
     sizes = dict(esm=ESMConfig(**sizes), num_blocks=1, dim=32, pair_dim=32)
     ESMFold.preset("esmfold-v1", **sizes).save_pretrained(tmp_path / "FOLD")
+    AlphaFold.preset("alphafold-tiny").save_pretrained(tmp_path / "ALPHAFOLD")
+    (tmp_path / "query.a3m").write_text(">query\nMKTAY\n>other\nMR-gAY\n")
     sequences = ["MKTAYIAKQR" + "GAVL"[: i % 4] for i in range(20)]
     records = [f">{i}\n{sequence}\n" for i, sequence in enumerate(sequences)]
     (tmp_path / "proteins.fasta").write_text("".join(records))
@@ -187,6 +189,7 @@ SHORTER = {
     "google/flan-t5-small": "FLAN",
     "facebook/esm2_t6_8M_UR50D": "ESM",
     "facebook/esmfold_v1": "FOLD",
+    "params_model_3_ptm.npz": "ALPHAFOLD",
     "vocab_size=8000": "vocab_size=200",
     "tokens=4096": "tokens=4096, buckets=1",
     "epochs=20": "epochs=1",
@@ -212,5 +215,7 @@ def test_the_python_of_readme_and_docs_runs(code, folder, model):
         assert len(names["translate"](tf.constant(["A dog."]))["text"]) == 1
         return
     exec(code, names)
-    assert (folder / "export" / "1" / "saved_model.pb").exists()
+    for written in re.findall(r'(?:export|save)\("(export|protein.pdb)"\)', code):
+        path = folder / written
+        assert (path / "1" / "saved_model.pb" if written == "export" else path).exists()
     keras.backend.clear_session()

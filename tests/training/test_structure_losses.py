@@ -268,7 +268,7 @@ def test_lddt_loss_is_a_cross_entropy_of_50_bins():
 
 
 def test_aligned_errors_equal_loops_and_are_decoded_within_half_a_bin():
-    from polyhead.zoo.esmfold import aligned_errors
+    from polyhead.zoo.folding import aligned_errors
 
     (pair, points), (true_pair, truth) = chain(B, N), chain(B, N)
     found = array(losses.aligned_error_targets(pair, points, true_pair, truth))

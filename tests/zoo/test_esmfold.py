@@ -9,7 +9,8 @@ from keras import ops
 import polyhead
 from polyhead.data.residues import ATOM14_MASK, LETTERS
 from polyhead.zoo import ESMConfig, ESMFold, ESMFoldConfig
-from polyhead.zoo.esmfold import PAD, aligned_errors, esm_tokens
+from polyhead.zoo.esmfold import esm_tokens
+from polyhead.zoo.folding import PAD, aligned_errors
 from tests.conftest import TENSORFLOW
 
 SIZES = dict(

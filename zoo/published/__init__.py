@@ -1,7 +1,8 @@
 """Reads and writes checkpoints, our own and those of other libraries, by tables.
 
-``FAMILIES`` of a model's class maps the ``model_type`` of a config.json (or "timm") to a module
-with a `FORMAT`. `open_checkpoint` reads, `write_checkpoint` writes.
+``FAMILIES`` of a model's class maps the ``model_type`` of a config.json (or "timm", or ".npz" for a
+file without settings) to a module with a `FORMAT`. `open_checkpoint` reads, `write_checkpoint`
+writes.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from keras import ops
 from ...training import CheckpointError
 from ...training.states import by_path, check_names, check_shapes, check_values, some
 from . import table
-from .files import Tensors, check_files, find_folder, naming_errors, read_json
+from .files import ARCHIVE, Tensors, check_files, find_folder, naming_errors, read_json
 from .format import NEVER
 from .settings import Settings, write_settings
 
@@ -71,10 +72,13 @@ def open_checkpoint(name, cls):
     """
     folder = find_folder(name)
     check_files(folder)
-    if not (folder / CONFIG).is_file():
+    if folder.suffix == ARCHIVE:
+        config, kind = {}, ARCHIVE
+    elif not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} holds no model: there is no {CONFIG} in it")
-    config = read_json(folder / CONFIG)
-    kind = family(config)
+    else:
+        config = read_json(folder / CONFIG)
+        kind = family(config)
     if is_keras_hub(config):
         return importlib.import_module(".keras_hub", __package__).Preset(folder, cls, config)
     if kind == cls.__name__:
@@ -164,23 +168,24 @@ class Published:
 
     def __init__(self, folder, cls, config, form):
         self.folder, self._cls, self._format = folder, cls, form
-        self._settings = Settings(folder / CONFIG, config)
+        self._settings = Settings(folder if folder.suffix == ARCHIVE else folder / CONFIG, config)
 
     def config(self, overrides):
         form, settings = self._format, self._settings
         head, overrides = split_head(self._cls, overrides)
         beside = self.folder / (form.beside or CONFIG)
         others = read_json(beside) if form.beside and beside.is_file() else {}
+        self._tensors = Tensors(self.folder)
+        self._names = self._map_names()
         with naming_errors(settings.file):
             settings.fixed(form.fixed | form.older)
             fields = settings.read(form.settings)
             fields |= form.read(settings, Settings(beside, others), fields) | form.ours
             settings.finish(*form.unused)
+            fields |= form.infer(self._shape)
             config = self._cls.Config(**(fields | overrides))
         for line in settings.warnings:
             warnings.warn(line, stacklevel=3)
-        self._tensors = Tensors(self.folder)
-        self._names = self._map_names()
         config = form.adjust(self._set_tied(config), self._stored)
         self._match(config)
         if head:
@@ -224,6 +229,10 @@ class Published:
         if tied:
             del self._names[self._format.head[0]]
         return dataclasses.replace(config, tied=tied)
+
+    def _shape(self, name):
+        """The shape of the tensor of a name in the table, or None."""
+        return self._tensors.headers[self._names[name]].shape if name in self._names else None
 
     def _stored(self, name):
         """The tensor of a name in the table, or None."""
@@ -365,7 +374,8 @@ def write_checkpoint(model, format, weights):
         return {CONFIG: settings, "model.safetensors": weights}
     forms = {}
     for form in load_formats(type(model)).values():
-        forms.setdefault(form.name, []).append(form)
+        if form.name is not None:
+            forms.setdefault(form.name, []).append(form)
     if format not in forms:
         raise ValueError(f"{kind} is saved as {['polyhead', *forms]}: {format!r}")
     if quantization:

@@ -3,28 +3,32 @@
 import contextlib
 import importlib.util
 import json
+import math
 import re
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ...training import CheckpointError
 from ...training.states import check_file
 
 # The files that are downloaded from the hub; pickled weights only if there are no others.
+ARCHIVE = ".npz"  # a file that is a checkpoint by itself
 FILES = ("*.json", "*.txt", "*.spm", "*.model", "*.safetensors")
 
 
 def find_folder(name):
-    """Returns the folder ``name``; if there is none, downloads the model ``name`` from the hub.
+    """Returns the folder or file ``name``; if there is none, downloads the model from the hub.
 
     Raises:
         FileNotFoundError: neither exists, or the hub cannot be reached.
     """
     folder = Path(name)
-    if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)):
+    is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)) and folder.suffix != ARCHIVE
+    if folder.exists() or not is_name:
         return folder
     if importlib.util.find_spec("huggingface_hub") is None:
         raise FileNotFoundError(
@@ -50,6 +54,8 @@ def check_files(folder):
     Raises:
         FileNotFoundError, CheckpointError: a file is not; the message names it.
     """
+    if folder.suffix == ARCHIVE:
+        check_file(folder)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if any(path.match(pattern) for pattern in (*FILES, "*.bin")):
             check_file(path)
@@ -182,8 +188,49 @@ class Pickled:
         return self._tensors[name].to(torch.float32, copy=True).numpy()
 
 
+class Archive:
+    """A NumPy file (.npz), with the interface of `SafeTensors`. No code in it is run.
+
+    Raises:
+        CheckpointError: it is not a file of float arrays, or one is compressed.
+    """
+
+    def __init__(self, path):
+        self.path, self.headers = path, {}
+        with self._open() as archive:
+            for entry in archive.infolist():
+                with archive.open(entry) as file:
+                    shape, dtype = read_header(file)
+                    size = file.tell() + math.prod(shape) * dtype.itemsize
+                if dtype.kind != "f" or not size == entry.file_size == entry.compress_size:
+                    raise ValueError(f"{entry.filename} is not an uncompressed array of floats")
+                self.headers[entry.filename.removesuffix(".npy")] = Header(tuple(shape))
+
+    @contextlib.contextmanager
+    def _open(self):
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                yield archive
+        except (ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{self.path} is not an .npz file: {reason(error)}") from error
+
+    def read(self, name):
+        with self._open() as archive, archive.open(f"{name}.npy") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def read_header(file):
+    """The shape and the dtype of a NumPy array in a file."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0"}.get(version)
+    if read is None:
+        raise ValueError(f"the version of an array is {version}")
+    shape, _, dtype = getattr(np.lib.format, read)(file)
+    return shape, dtype
+
+
 class Tensors:
-    """The tensors of a checkpoint in ``folder``, in one file or in shards.
+    """The tensors of a checkpoint in ``folder``, in one file or in shards; or an .npz file.
 
     ``headers`` are ``{name: Header}``; ``file`` is the file that error messages name.
 
@@ -193,19 +240,7 @@ class Tensors:
     """
 
     def __init__(self, folder):
-        for name, kind in (("model.safetensors", SafeTensors), ("pytorch_model.bin", Pickled)):
-            self.file, index = folder / name, folder / f"{name}.index.json"
-            if self.file.is_file():
-                self._shards = [kind(self.file)]
-                break
-            if index.is_file():
-                self.file, self._shards = index, list(open_shards(index, kind))
-                break
-        else:
-            others = sorted(path.name for path in folder.glob("*.bin"))
-            raise FileNotFoundError(
-                f"{folder} has no model.safetensors{f', but {others}' if others else ''}"
-            )
+        self.file, self._shards = open_files(folder)
         self.headers = {
             name: header for shard in self._shards for name, header in shard.headers.items()
         }
@@ -215,6 +250,22 @@ class Tensors:
 
     def read(self, name):
         return next(shard for shard in self._shards if name in shard.headers).read(name)
+
+
+def open_files(folder):
+    """The file that error messages name, and the opened files."""
+    if folder.suffix == ARCHIVE:
+        return folder, [Archive(folder)]
+    for name, kind in (("model.safetensors", SafeTensors), ("pytorch_model.bin", Pickled)):
+        file, index = folder / name, folder / f"{name}.index.json"
+        if file.is_file():
+            return file, [kind(file)]
+        if index.is_file():
+            return index, list(open_shards(index, kind))
+    others = sorted(path.name for path in folder.glob("*.bin"))
+    raise FileNotFoundError(
+        f"{folder} has no model.safetensors{f', but {others}' if others else ''}"
+    )
 
 
 def open_shards(index, kind):

@@ -19,7 +19,7 @@ class Format:
     """A checkpoint format of one family, for reading and writing.
 
     Args:
-        name: its name in `save_pretrained`.
+        name: its name in `save_pretrained`; None: it is only read.
         rows: function of a configuration and of the file's `Settings` (None when writing) that
             returns the table of tensors (`table.Row`).
         settings: the table of config.json (see `Settings.read`).
@@ -30,6 +30,8 @@ class Format:
             families is written in the first one that it fits.
         read: function of the `Settings` of config.json, those of ``beside`` and the fields that the
             table gave; returns further fields.
+        infer: function of a function of a tensor's name that returns its shape, or None; returns
+            the fields that shapes decide, for files without settings.
         write: function of a configuration that returns further settings of config.json.
         beside: name of a file whose settings are read with config.json.
         others: function of a configuration that returns ``{file: JSON}`` to write with config.json.
@@ -51,7 +53,7 @@ class Format:
             and differ, the configuration's ``tied`` is False.
     """
 
-    name: str
+    name: str | None
     rows: Callable
     settings: tuple = ()
     fixed: dict = field(default_factory=dict)
@@ -59,6 +61,7 @@ class Format:
     unused: tuple = ()
     ours: dict = field(default_factory=dict)
     read: Callable = nothing
+    infer: Callable = nothing
     write: Callable = nothing
     beside: str | None = None
     others: Callable = nothing

@@ -125,7 +125,8 @@ def match(rows, shapes, sizes, names=None):
     entries, missing = {}, []
     for path, shape in shapes:
         block = re.search(r"_(\d+)/", path)
-        general = path.replace(block[0], "_{i}/", 1) if block else path
+        # A row may name a block itself, if the blocks share a tensor.
+        general = path if path in places or not block else path.replace(block[0], "_{i}/", 1)
         if general not in places:
             raise ValueError(f"the format has no tensor for {path}")
         row, k, count = places[general]
