@@ -259,7 +259,7 @@ class AlphaFold(FoldingModel):
             "states": found["states"][-1],
         }
 
-    def _start(self, given):
+    def _start(self, given) -> dict[str, Any]:
         """What all passes share: alignments, pairs, their masks, and tables of atoms."""
         residues = ops.convert_to_tensor(given["residues"], "int32")
         mask = residues < PAD
@@ -269,29 +269,31 @@ class AlphaFold(FoldingModel):
         z = self.left(target)[:, :, None] + self.right(target)[:, None]
         z = z + self._relative_positions(residues, given.get("positions"))
         extra = self.extra_msa(given["extra"])
-        alignments = []
-        for x, name in ((m, "msa_mask"), (extra, "extra_mask")):
+        masks = {}
+        for name, x in (("msa_mask", m), ("extra_mask", extra)):
             rows = mask[:, None]
             if name in given:
-                exists = ops.convert_to_tensor(given[name], "bool")
+                exists = ops.cast(given[name], "bool")
                 rows = ops.logical_and(rows, exists[..., None])
-            alignments.append((x, ops.broadcast_to(rows, ops.shape(x)[:3])))
-        return alignments, z, mask, residues, atom_tables(residues)
+            masks[name] = ops.broadcast_to(rows, ops.shape(x)[:3])
+        tables = atom_tables(residues)
+        return dict(m=m, z=z, extra=extra, mask=mask, residues=residues, tables=tables, **masks)
 
     def _relative_positions(self, residues, positions):
         """Embeddings (B, N, N, C) of the clipped differences of positions."""
         if positions is None:
             positions = ops.arange(ops.shape(residues)[1], dtype="int32")[None]
-        positions = ops.convert_to_tensor(positions, "int32")
+        positions = ops.cast(positions, "int32")
         apart = positions[:, :, None] - positions[:, None]
         index = ops.clip(apart, -POSITIONS, POSITIONS) + POSITIONS
         return self.relative(ops.one_hot(index, 2 * POSITIONS + 1, dtype=self.compute_dtype))
 
     def _recycle(self, start, passes):
         """The input of the last of ``passes``: a row, pairs and bins of distances."""
-        ((m, _), _), z, _, residues, (_, _, _, known) = start
-        state = ops.zeros_like(m[:, 0]), ops.zeros_like(z), ops.zeros(ops.shape(z)[:3], "int32")
-        glycine = ops.equal(residues, GLYCINE)
+        m, z = start["m"], start["z"]
+        row, z = ops.zeros_like(m[:, 0]), ops.zeros_like(z)
+        state = row, z, ops.zeros(ops.shape(z)[:3], "int32")
+        glycine, known = ops.equal(start["residues"], GLYCINE), start["tables"][-1]
 
         def step(row, z, bins):
             m, _, z, found = self._pass(start, row, z, bins)
@@ -302,18 +304,18 @@ class AlphaFold(FoldingModel):
 
     def _pass(self, start, row, z, bins, training=None):
         """One pass: the alignment, features of residues and pairs, and placed atoms."""
-        ((m, m_mask), (extra, extra_mask)), pairs, mask, _, tables = start
+        m, extra, mask = (start[name] for name in ("m", "extra", "mask"))
         first = m[:, :1] + self.recycled_norm(row)[:, None]
         m = ops.concatenate([first, m[:, 1:]], axis=1)
         near = ops.one_hot(bins - 1, RECYCLED[2] - 1, dtype=self.compute_dtype)
-        z = pairs + self.recycled_distances(near) + self.recycled_pair_norm(z)
+        z = start["z"] + self.recycled_distances(near) + self.recycled_pair_norm(z)
         for block in self.extra_blocks:
-            extra, z = block(extra, z, extra_mask, mask, training=training)
+            extra, z = block(extra, z, start["extra_mask"], mask, training=training)
         for block in self.blocks:
-            m, z = block(m, z, m_mask, mask, training=training)
+            m, z = block(m, z, start["msa_mask"], mask, training=training)
         s = self.structure_input(m[:, 0])
         found = self.structure(s, z, mask, training=training)
-        return m, s, z, self.place_atoms(found, tables)
+        return m, s, z, self.place_atoms(found, start["tables"])
 
     def _heads(self, m, s, z, found):
         """The logits of all heads."""

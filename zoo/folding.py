@@ -108,8 +108,8 @@ def recycle(step: Callable, state: tuple, count: int) -> tuple:
         return i + 1, *step(*state)
 
     # A loop, so that a graph holds the trunk only twice.
-    _, *state = ops.while_loop(lambda i, *_: i < count, body, (0, *state))
-    return tuple(map(ops.stop_gradient, state))
+    found = ops.while_loop(lambda i, *_: i < count, body, (0, *state))
+    return tuple(map(ops.stop_gradient, found[1:]))
 
 
 def choose_chunk(heads: int, length: float) -> int | None:

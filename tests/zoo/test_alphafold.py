@@ -114,7 +114,7 @@ def test_the_order_of_rows_does_not_matter(model, usual):
         close(array(found[name]), usual[name])
 
 
-@COMPILES
+@pytest.mark.slow
 def test_chunks_change_nothing(model, usual):
     with model._chunks(3):
         assert {block.chunk for block in model.trunk} == {3}
@@ -124,8 +124,8 @@ def test_chunks_change_nothing(model, usual):
 
 @COMPILES
 def test_passes_feed_the_prediction_back(model, usual):
-    two, three = (array(model(inputs(), passes=n)["distances"]) for n in (2, 3))
-    assert abs(two - usual["distances"]).max() > 1e-2 < abs(three - two).max()
+    again = array(model(inputs(), passes=2)["distances"])
+    assert abs(again - usual["distances"]).max() > 1e-2
 
 
 @COMPILES
@@ -165,10 +165,8 @@ def test_what_is_not_supported_is_refused(model):
         model.enable_lora(2)
 
 
-@COMPILES
-@pytest.mark.parametrize(
-    "policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision_is_finite(policy):
     found = AlphaFold(AlphaFoldConfig(**SIZES), dtype=policy)(inputs())
     assert all(np.isfinite(array(found[name])).all() for name in PREDICTED)
