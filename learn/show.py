@@ -1,12 +1,15 @@
-"""What the cells of the notebook share: arrays and data, learning rates, drawing, times."""
+"""What the cells of the notebook share: arrays, data, proteins, learning rates, drawing, times."""
 
 import time
 
 import numpy as np
 from keras import ops
+from matplotlib.colors import to_rgb
 
-from ..data import LabelledImages
+from ..data import LabelledImages, Structure, residues
 from ..data.shapes import shapes
+from ..data.structures import COLORS
+from ..layers.frames import from_points, place_atoms, torsion_frames
 from ..training import Linear
 
 
@@ -50,6 +53,47 @@ def bright_shapes(split, kinds):
     return LabelledImages(pixels.astype("uint8"), labels, kinds)
 
 
+def ideal_protein(sequence, phi, psi):
+    """The structure with these torsions (N,), in degrees, and ideal lengths and angles.
+
+    Side chains have the torsions -65, 180, 180 ...
+    """
+    row = np.array([residues.LETTERS.index(letter) for letter in sequence])
+    n, ca, c = np.moveaxis(backbone(phi, psi).astype("float32"), 1, 0)
+    angles = np.full((len(row), 7), 180.0)
+    angles[:, 1], angles[:, 2], angles[:, 3] = phi, psi, -65
+    angles = np.radians(angles).astype("float32")
+    torsions = np.stack([np.sin(angles), np.cos(angles)], axis=-1)
+    groups = residues.GROUP_ROTATION[row], residues.GROUP_TRANSLATION[row]
+    tables = residues.ATOM14_GROUP, residues.ATOM14_POSITION, residues.ATOM14_MASK
+    frames = torsion_frames(from_points(n, ca, c), torsions, groups)
+    atoms = array(place_atoms(frames, *(table[row] for table in tables)))
+    slots = residues.ATOM37_TO_ATOM14[row][..., None]
+    positions = np.take_along_axis(atoms, slots, axis=1)
+    chain, numbers = np.zeros(len(row)), np.arange(1, len(row) + 1)
+    return Structure(row, chain, numbers, positions, residues.ATOM37_MASK[row])
+
+
+def backbone(phi, psi):
+    """The positions (N, 3, 3) of N, CA and C, which torsions place one after the other."""
+    atoms = [np.array(x) for x in ([-0.525, 1.363, 0.0], [0.0, 0.0, 0.0], [1.526, 0.0, 0.0])]
+    for i in range(1, len(phi)):
+        # Typical lengths of bonds, angles, and torsions; the peptide bond is flat (180).
+        for length, angle, torsion in (
+            (1.329, 116.6, psi[i - 1]),
+            (1.458, 121.7, 180.0),
+            (1.526, 111.0, phi[i]),
+        ):
+            a, b, c = atoms[-3:]
+            angle, torsion = np.radians([angle, torsion])
+            x = (c - b) / np.linalg.norm(c - b)
+            z = np.cross(b - a, x)
+            z = z / np.linalg.norm(z)
+            across = np.cos(torsion) * np.cross(z, x) + np.sin(torsion) * z
+            atoms.append(c + length * (np.sin(angle) * across - np.cos(angle) * x))
+    return np.reshape(atoms, (-1, 3, 3))
+
+
 def optimizer(kind, peak, updates):
     """An optimizer of this kind; the learning rate rises to its peak, then falls to 0."""
     warmup = max(updates // 10, 1)
@@ -84,6 +128,41 @@ def heatmap(axes, matrix, title="", rows=(), columns=(), numbers=None, cmap="Blu
         color = "white" if is_dark else "black"
         label = "-1e9" if np.isnan(value) else format(value, numbers)
         axes.text(column, row, label, ha="center", va="center", fontsize=7, color=color)
+
+
+def plddt_colors(plddt):
+    """The colors of AlphaFold's database for pLDDT (N,), as `Structure.plot` and `view` have."""
+    return [COLORS[max(low for low in COLORS if low <= value)] for value in plddt]
+
+
+def draw_chain(axes, points, color, title=""):
+    """Draws the CA atoms (N, 3) as a smooth tube seen along z; what is far is pale.
+
+    ``color`` is one color, or one per residue. The first residue has the letter N.
+    """
+    points = np.asarray(points)
+    colors = [color] * len(points) if isinstance(color, str) else list(color)
+    ends = np.concatenate([points[:1], points, points[-1:]])
+    t = np.arange(8)[:, None] / 8
+    curve = []  # (Catmull & Rom 1974)
+    for p, q, r, s in zip(ends, ends[1:], ends[2:], ends[3:], strict=False):
+        cubic = 3 * (q - r) + s - p
+        curve.append(q + t / 2 * (r - p + t * (2 * p - 5 * q + 4 * r - s + t * cubic)))
+    curve = np.concatenate([*curve, points[-1:]])
+    low, high = curve[:, 2].min(), curve[:, 2].max()
+    for i in np.argsort(points[:, 2]):
+        path = curve[max(8 * i - 5, 0) : 8 * i + 6]  # half of the way to both neighbours
+        pale = 0.6 * (high - points[i, 2]) / (high - low)
+        style = dict(solid_joinstyle="round", zorder=3 + (points[i, 2] - low) / 1000)
+        for edge, width, tone in ((1, 9, "black"), (0, 7, colors[i])):
+            shown = pale + (1 - pale) * np.array(to_rgb(tone))
+            x, y = path[edge : len(path) - edge, :2].T
+            axes.plot(x, y, color=shown, linewidth=width, solid_capstyle="butt", **style)
+    axes.annotate("N", points[0, :2], (-11, 0), textcoords="offset points", va="center", zorder=9)
+    axes.set_aspect("equal")
+    axes.margins(0.12)
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=10)
 
 
 def seconds(function, repeats=5):

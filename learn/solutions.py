@@ -209,9 +209,23 @@ def rollout(weights):
     return total
 
 
-def distances(coordinates):
-    difference = coordinates[:, None] - coordinates[None, :]
-    return ops.sqrt(ops.sum(difference**2, axis=-1))
+def contact_scores(weights):
+    both = weights + ops.transpose(weights)
+    rows, columns = ops.sum(both, axis=1, keepdims=True), ops.sum(both, axis=0, keepdims=True)
+    return both - rows * columns / ops.sum(both)
+
+
+def triangle_product(a, b):
+    return ops.einsum("ikc,jkc->ijc", a, b)
+
+
+def fape(rotation, origin, x, true_rotation, true_origin, true_x):
+    def places(rotation, origin, x):
+        return ops.einsum("iba,ijb->ija", rotation, x[None] - origin[:, None])  # R^T (x - t)
+
+    apart = places(rotation, origin, x) - places(true_rotation, true_origin, true_x)
+    errors = ops.sqrt(ops.sum(apart**2, axis=-1))
+    return ops.mean(ops.minimum(errors, 10.0)) / 10
 
 
 # Part V: using it

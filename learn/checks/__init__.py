@@ -45,11 +45,13 @@ from .part_4 import (
     best_span,
     bits_per_byte,
     cache_bytes,
-    distances,
+    contact_scores,
+    fape,
     patches,
     rollout,
     rouge_1,
     top_p,
+    triangle_product,
 )
 from .part_5 import global_mean, lora, lora_parameters
 
@@ -66,9 +68,10 @@ __all__ = [
     "brevity_penalty",
     "cache_bytes",
     "clipped_precision",
+    "contact_scores",
     "cross_attention",
-    "distances",
     "dot_variance",
+    "fape",
     "global_mean",
     "halves_order",
     "layer_norm",
@@ -89,6 +92,7 @@ __all__ = [
     "smoothed_loss",
     "softmax_jacobian",
     "top_p",
+    "triangle_product",
     "warmup_rate",
     "weights_bytes",
 ]

@@ -191,18 +191,94 @@ def rollout(answer):
 
 
 @exercise
-def distances(answer):
-    """``coordinates`` (N, 3) -> the distances (N, N) between all pairs of residues."""
-    x = normal(5, 3)
-    difference = x[:, None] - x
+def contact_scores(answer):
+    """``weights`` (N, N) of attention -> scores of contacts (N, N): symmetric, with APC."""
+    weights = softmax(2 * normal(5, 5))
+
+    def corrected(x):
+        return x - x.sum(1, keepdims=True) * x.sum(0, keepdims=True) / x.sum()
+
+    both = weights + weights.T
+    rows, columns = both.sum(1, keepdims=True), both.sum(0, keepdims=True)
     compare(
-        answer(x),
-        np.sqrt((difference**2).sum(-1)),
+        answer(weights),
+        corrected(both),
         {
-            "these are squared distances: take the square root": (difference**2).sum(-1),
-            "the sum of absolute differences changes when the protein is rotated: use the "
-            "Euclidean distance": np.abs(difference).sum(-1),
-            "dot products change when the protein is moved: subtract the coordinates": x @ x.T,
+            "it is not symmetric: add the transpose first": corrected(weights),
+            "the correction (APC) is missing": both,
+            "it is not corrected: subtract the product of the sums of row and column, divided by "
+            "the sum of all": both - rows * columns,
+            "means instead of sums: the product of the means of row and column is divided by the "
+            "mean of all, and not by the sum": (both - rows * columns / 25 / both.sum()),
+            "the sum of the whole matrix is that of the attention before it was made symmetric": (
+                both - rows * columns / weights.sum()
+            ),
+            "half of it: F is the sum of the matrix and its transpose": corrected(both / 2),
         },
-        "sqrt(sum over the three axes of (x_i - x_j)^2)",
+        "F = A + A^T, minus (sum of row i) (sum of column j) / (sum of all)",
+    )
+
+
+@exercise
+def triangle_product(answer):
+    """``a``, ``b`` (N, N, C) -> the sums over the triangles of each pair (N, N, C), outgoing."""
+    a, b = normal(2, 4, 4, 3)
+    compare(
+        answer(a, b),
+        np.einsum("ikc,jkc->ijc", a, b),
+        {
+            "these are incoming edges, (k, i) and (k, j): outgoing ones begin at i and at j": (
+                np.einsum("kic,kjc->ijc", a, b)
+            ),
+            "a product of matrices, (i, k) and (k, j): the second side is (j, k)": (
+                np.einsum("ikc,kjc->ijc", a, b)
+            ),
+            "i and j are exchanged: the side from i is that of a": (
+                np.einsum("ikc,jkc->jic", a, b)
+            ),
+            "the channels are summed: each one has its own sum over k": (
+                np.einsum("ikc,jkd->ijc", a, b)
+            ),
+            "it is the mean over k: take the sum": np.einsum("ikc,jkc->ijc", a, b) / 4,
+        },
+        "x[i, j, c] = sum over k of a[i, k, c] b[j, k, c]",
+    )
+
+
+@exercise
+def fape(answer):
+    """Frames (N, 3, 3) and (N, 3) and points (N, 3), predicted and true -> the FAPE, a number."""
+
+    def frames(seed):
+        rotation = np.linalg.qr(normal(5, 3, 3, seed=seed))[0]
+        rotation = rotation * np.linalg.det(rotation)[:, None, None]
+        return rotation, normal(5, 3, seed=seed + 1), 6 * normal(5, 3, seed=seed + 2)
+
+    def places(rotation, origin, x):
+        return np.einsum("iba,ijb->ija", rotation, x - origin[:, None])
+
+    def error(change=lambda d: np.minimum(d, 10), places=places):
+        apart = places(*frames(0)) - places(*frames(3))
+        return change(np.sqrt((apart**2).sum(-1))).mean() / 10
+
+    compare(
+        answer(*frames(0), *frames(3)),
+        error(),
+        {
+            "errors are not limited to 10 angstroms": error(lambda d: d),
+            "in angstroms: divide by 10": 10 * error(),
+            "the rotation is not inverted: multiply by its transpose": (
+                error(places=lambda r, t, x: np.einsum("iab,ijb->ija", r, x - t[:, None]))
+            ),
+            "the origin is subtracted after the rotation: subtract it first": (
+                error(places=lambda r, t, x: np.einsum("iba,jb->ija", r, x) - t[:, None])
+            ),
+            "the mean of squares: take the root of each error": (
+                error(lambda d: np.minimum(d**2, 100))
+            ),
+            "each point is seen from its own frame only: compare all pairs of frame and point": (
+                error(lambda d: np.minimum(np.diagonal(d), 10))
+            ),
+        },
+        "the mean over all frames i and points j of min(|R_i^T (x_j - t_i) - ...|, 10) / 10",
     )

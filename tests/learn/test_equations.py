@@ -15,9 +15,10 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from polyhead import GPT, GPTConfig, ViT, ViTConfig
+from polyhead import ESM, GPT, GPTConfig, ViT, ViTConfig
 from polyhead.data import Characters, WordPieces, masked_batches
 from polyhead.layers import (
+    InvariantPointAttention,
     KeyValueCache,
     MultiHeadAttention,
     PatchEmbedding,
@@ -25,11 +26,13 @@ from polyhead.layers import (
     RMSNorm,
     Rotary,
     TransformerBlock,
+    TriangleMultiplication,
     attend,
     attention_weights,
 )
+from polyhead.layers.frames import apply, compose, from_points, from_quaternion, invert_apply
 from polyhead.learn import show
-from polyhead.training import InverseSquareRoot, SmoothedCrossEntropy, bleu
+from polyhead.training import InverseSquareRoot, SmoothedCrossEntropy, bleu, fape
 from polyhead.training.global_loss import GlobalLoss, share
 from polyhead.zoo.decoding import Sampling, Search
 from polyhead.zoo.decoding.sampling import filter_logits
@@ -884,6 +887,115 @@ def test_pair_bias():
     delta = (biased * of_weights).sum(-1, keepdims=True)
     of_scores = biased * (of_weights - delta)
     close(of_bias, of_scores.sum(1, keepdims=True))  # one bias for all heads
+
+
+@equation("eq:apc")
+def test_contacts():
+    size = dict(num_layers=1, dim=16, intermediate_dim=16, num_heads=2)
+    model = ESM.preset("esm2-t6-8m", **size)
+    weight = random_array(2, 1)
+    model.contact_map.kernel.assign(weight)
+    tokens = model.tokenizer.encode(["MKTAYIAK"]).to_tensor()
+    x, rotary = model.hidden_states(tokens)[0], model.rotary(np.arange(10))
+    x = model.blocks[0].attention_norm(x)
+    weights = array(model.blocks[0].attention.attention_weights(x, rotary=rotary))
+    weights = weights[0, :, 1:-1, 1:-1]
+    scores = weights + weights.swapaxes(1, 2)
+    rows, columns = scores.sum(2, keepdims=True), scores.sum(1, keepdims=True)
+    corrected = scores - rows * columns / scores.sum((1, 2), keepdims=True)
+    close(corrected.sum(2), 0 * rows[:, :, 0])
+    logits = (corrected * weight[:, :, None]).sum(0)
+    close(model.contacts("MKTAYIAK"), 1 / (1 + np.exp(-logits)))
+    # A matrix of rank one is explained entirely.
+    one = np.outer(*[np.arange(1.0, 6)] * 2)
+    close(one - one.sum(1, keepdims=True) * one.sum(0) / one.sum(), 0 * one)
+
+
+@equation("eq:triangle")
+def test_triangle_multiplication():
+    layer, z, linear = TriangleMultiplication(outgoing=True), random_array(T, T, 4), {}
+    layer.build((1, T, T, 4))
+    layer.output_projection.kernel.assign(random_array(4, 4))
+    x = array(layer.norm(z))
+    for name in ("left", "left_gate", "right", "right_gate", "gate"):
+        part = getattr(layer, name)
+        linear[name] = x @ array(part.kernel) + array(part.bias)
+        if "gate" in name:
+            linear[name] = 1 / (1 + np.exp(-linear[name]))
+    a, b = (linear[side] * linear[f"{side}_gate"] for side in ("left", "right"))
+    product = array(layer.product_norm(np.einsum("ikc,jkc->ijc", a, b)))
+    close(layer(z[None])[0], linear["gate"] * (product @ array(layer.output_projection.kernel)))
+    a, b, upstream = a[..., 0], b[..., 0], random_array(T, T, seed=3)
+    of_a, of_b = gradients(lambda a, b: tf.einsum("ik,jk->ij", a, b) * upstream, a, b)
+    close(of_a, upstream @ b)
+    close(of_b, upstream.T @ a)
+    # The bounds of a side by the other two.
+    points = random_array(T, 3)
+    d = np.linalg.norm(points[:, None] - points, axis=-1)
+    assert (abs(d[:, None] - d) <= d[..., None] + 1e-6).all()
+    assert (d[..., None] <= d[:, None] + d + 1e-6).all()
+
+
+def rigid_motion(rotation, translation):
+    """Frames (B, N) that a rotation of space and a shift have moved, as a function of frames."""
+    turn = from_quaternion(np.float32([0.9, 0.3, -0.2, 0.5]))
+    motion = turn[None, None], np.float32([[[4, -3, 2]]])
+    return compose(motion, (rotation, translation))
+
+
+def some_frames(seed=0):
+    return from_quaternion(random_array(1, T, 4, seed=seed)), random_array(1, T, 3, seed=seed + 1)
+
+
+@equation("eq:rigid")
+def test_rigid_motion():
+    frames, points = some_frames(), random_array(1, T, 3, seed=7)
+    moved = rigid_motion(*frames)
+    moved_points = rigid_motion(frames[0], points)[1]
+    close(invert_apply(moved, moved_points), invert_apply(frames, points))
+    q, k = random_array(2, 1, T, 3, seed=9)
+    apart, moved_apart = (
+        ops.norm(apply(x, q)[:, :, None] - apply(x, k)[:, None], axis=-1) for x in (frames, moved)
+    )
+    close(moved_apart, apart)
+    layer, s, z = (
+        InvariantPointAttention(2, 4, 3, 3),
+        random_array(1, T, 8),
+        random_array(1, T, T, 4),
+    )
+    layer.build(s.shape, z.shape)
+    layer.output_projection.kernel.assign(random_array(*layer.output_projection.kernel.shape))
+    close(layer(s, z, moved), layer(s, z, frames), 1e-4)
+    assert np.abs(array(layer(s, z, (frames[0], 2 * frames[1])) - layer(s, z, frames))).max() > 0.1
+
+
+@equation("eq:fape")
+def test_frame_aligned_point_error():
+    frames, true = some_frames(), some_frames(3)
+    points, true_points = 6 * random_array(2, 1, T, 3, seed=5)
+    mask = np.ones((1, T), bool)
+
+    def error(frames, points, true=true, true_points=true_points):
+        return float(fape(frames, points, true, true_points, mask, mask, epsilon=0.0)[0])
+
+    def places(frames, points):
+        frames = [array(x)[0] for x in frames]
+        return np.einsum("iba,ijb->ija", frames[0], array(points)[0] - frames[1][:, None])
+
+    apart = np.linalg.norm(places(frames, points) - places(true, true_points), axis=-1)
+    assert (apart > 10).any() and (apart < 10).any()
+    assert error(frames, points) == pytest.approx(np.minimum(apart, 10).mean() / 10, rel=1e-5)
+    moved = rigid_motion(*frames), rigid_motion(frames[0], points)[1]
+    assert error(*moved) == pytest.approx(error(frames, points), rel=1e-4)
+    same = rigid_motion(*true), rigid_motion(true[0], true_points)[1]
+    assert error(*same) < 1e-5
+    # A mirror image, whose frames are built from its atoms, has the same distances.
+    n, ca, c = 3 * random_array(3, 1, T, 3, seed=8)
+    mirror = np.float32([1, 1, -1])
+    frames, mirrored = from_points(n, ca, c), from_points(n * mirror, ca * mirror, c * mirror)
+    assert error(mirrored, ca * mirror, frames, ca) > 0.1
+    local, flipped = places(frames, ca), places(mirrored, ca * mirror)
+    close(flipped, local * [1, 1, -1], 1e-4)
 
 
 @equation("eq:lora")
