@@ -522,7 +522,7 @@ class ESMFold(FoldingModel):
     def memory(self, length: int, batch_size: int = 1, chunk: int | str | None = "auto") -> int:
         """An estimate of the memory in bytes that `fold` needs, beside that of the weights.
 
-        It grows with the square of the length. Measured needs are 5 to 30% smaller, see
+        It grows with the square of the length. Measured needs are 17 to 34% smaller, see
         `bench/proteins.md`. An export needs as much.
 
         Args:
