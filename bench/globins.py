@@ -5,7 +5,8 @@
 DATA is a folder with the 23 SCOPe domains of foldseek's example, *.pdb. Three of them are the test
 set, and are read once, at the end. Of the other twenty, those three with the least identity to any
 other choose among the settings below, after training on seventeen. The chosen settings then train
-on all twenty, for as many updates as were best.
+on all twenty. Of each run the checkpoint with the best lDDT on these three is used, also of the
+last one, which has trained on them.
 
 Beside it are two predictions without a network, for which sequences are aligned with BLOSUM62:
 
@@ -14,7 +15,8 @@ Beside it are two predictions without a network, for which sequences are aligned
 
 Residues without a partner are placed on a line between their neighbors.
 
-A stopped run goes on where it was. All take about an hour. Writes bench/globins.md.
+The same command resumes a stopped run. All take about an hour. Results are in bench/globins.json,
+and what is there is not repeated. Writes bench/globins.md.
 """
 
 import json
@@ -188,7 +190,6 @@ def main(
         return results[key]
 
     tables = {"validation": baselines(val, seventeen), "test": baselines(TEST, known)}
-    print(json.dumps(tables["validation"], indent=1), flush=True)
     for title, settings in VARIANTS.items():
         run_once(title, train, data, list(seventeen), val, settings, out / title.replace(" ", "-"))
     best = max(VARIANTS, key=lambda title: results[title][2])

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from .attend import masked_softmax
+from .parts import built
 from .projection import projection
 
 EPSILON = 1e-5  # of all normalizations in AlphaFold 2 and ESMFold
@@ -40,8 +41,7 @@ class AxialAttention(keras.layers.Layer):
         heads, dtype = self.num_heads, self.dtype_policy
         size = self.head_dim = head_size(width, heads, self.head_dim)
         inner, rows = heads * size, (None, None, None, width)
-        self.norm = keras.layers.LayerNormalization(epsilon=EPSILON, dtype=dtype, name="norm")
-        self.norm.build(rows)
+        self.norm = norm_layer("norm", width, dtype)
 
         def to_heads(name, **options):
             shape = None, None, heads, size
@@ -84,6 +84,12 @@ class AxialAttention(keras.layers.Layer):
 
     def compute_mask(self, *args, **kwargs):
         return None
+
+
+def norm_layer(name, width, dtype):
+    """A built normalization of vectors of a ``width``."""
+    layer = keras.layers.LayerNormalization(epsilon=EPSILON, dtype=dtype, name=name)
+    return built(layer, (None, width))
 
 
 def head_size(width, heads, size=None):

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from .axial import norm_layer
 from .dropout import Dropout
 from .feed_forward import FeedForward
 from .msa import MSAColumnAttention, MSAGlobalColumnAttention, MSARowAttention, OuterProductMean
@@ -69,7 +70,7 @@ class EvoformerBlock(PairBlock):
         else:
             columns = MSAColumnAttention(**attention, chunk=chunk, name="column_attention")
         self.column_attention = built(columns, m_shape)
-        self.feed_forward_norm = self.norm_layer("feed_forward_norm", width)
+        self.feed_forward_norm = norm_layer("feed_forward_norm", width, dtype)
         self.feed_forward = built(FeedForward(4 * width, dtype=dtype, name="feed_forward"), m_shape)
         self.outer_product = built(
             OuterProductMean(z_shape[-1], self.outer_dim, chunk, dtype=dtype, name="outer_product"),

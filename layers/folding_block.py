@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from .attention import MultiHeadAttention
+from .axial import norm_layer
 from .dropout import Dropout
 from .feed_forward import FeedForward
 from .pair_block import PairBlock
@@ -55,11 +56,11 @@ class FoldingBlock(PairBlock):
                 keras.layers.Dense(size, dtype=dtype, name=name, **options), (None, x_size)
             )
 
-        self.bias_norm = self.norm_layer("bias_norm", pair_width)
+        self.bias_norm = norm_layer("bias_norm", pair_width, dtype)
         self.bias = dense(
             "bias", self.num_heads, pair_width, use_bias=False, kernel_initializer="zeros"
         )
-        self.attention_norm = self.norm_layer("attention_norm", width)
+        self.attention_norm = norm_layer("attention_norm", width, dtype)
         self.attention = built(
             MultiHeadAttention(
                 self.num_heads,
@@ -71,9 +72,9 @@ class FoldingBlock(PairBlock):
             ),
             s_shape,
         )
-        self.feed_forward_norm = self.norm_layer("feed_forward_norm", width)
+        self.feed_forward_norm = norm_layer("feed_forward_norm", width, dtype)
         self.feed_forward = built(FeedForward(4 * width, dtype=dtype, name="feed_forward"), s_shape)
-        self.product_norm = self.norm_layer("product_norm", width)
+        self.product_norm = norm_layer("product_norm", width, dtype)
         self.product = dense("product", pair_width, width)
         self.product_output = dense(
             "product_output", pair_width, pair_width, kernel_initializer="zeros"

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from .attend import masked_softmax
-from .axial import EPSILON, OPEN, AxialAttention, head_size, map_chunks, part
+from .axial import OPEN, AxialAttention, head_size, map_chunks, norm_layer, part
 from .parts import built
 
 
@@ -38,10 +38,7 @@ class MSARowAttention(AxialAttention):
     """
 
     def build(self, m_shape, z_shape):
-        self.bias_norm = keras.layers.LayerNormalization(
-            epsilon=EPSILON, dtype=self.dtype_policy, name="bias_norm"
-        )
-        self.bias_norm.build(z_shape)
+        self.bias_norm = norm_layer("bias_norm", z_shape[-1], self.dtype_policy)
         self.build_parts(m_shape[-1], z_shape[-1])
 
     def call(self, m, z, mask=None):
@@ -116,8 +113,7 @@ class MSAGlobalColumnAttention(keras.layers.Layer):
         width, heads, dtype = m_shape[-1], self.num_heads, self.dtype_policy
         size = self.head_dim = head_size(width, heads, self.head_dim)
         rows, shape, inner = (None, None, None, width), (None, None, heads, size), heads * size
-        self.norm = keras.layers.LayerNormalization(epsilon=EPSILON, dtype=dtype, name="norm")
-        self.norm.build(rows)
+        self.norm = norm_layer("norm", width, dtype)
         fans = width, inner
         self.query = part("query", "bnd,dhk->bnhk", rows[1:], shape[1:], fans, dtype)
         self.key, self.value = (
@@ -201,10 +197,7 @@ class OuterProductMean(keras.layers.Layer):
 
     def build(self, m_shape):
         width, inner = m_shape[-1], self.intermediate_dim
-        self.norm = keras.layers.LayerNormalization(
-            epsilon=EPSILON, dtype=self.dtype_policy, name="norm"
-        )
-        self.norm.build(m_shape)
+        self.norm = norm_layer("norm", width, self.dtype_policy)
         self.left, self.right = (
             built(keras.layers.Dense(inner, dtype=self.dtype_policy, name=name), (None, width))
             for name in ("left", "right")

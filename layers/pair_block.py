@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from .axial import EPSILON
+from .axial import norm_layer
 from .feed_forward import FeedForward
 from .parts import built
 from .triangle import TriangleAttention, TriangleMultiplication
@@ -26,10 +26,6 @@ class PairBlock(keras.layers.Layer):
         self.num_pair_heads = num_pair_heads
         self._chunk = chunk
 
-    def norm_layer(self, name, width):
-        layer = keras.layers.LayerNormalization(epsilon=EPSILON, dtype=self.dtype_policy, name=name)
-        return built(layer, (None, width))
-
     def build_pairs(self, z_shape):
         width, dtype = z_shape[-1], self.dtype_policy
         self.multiply_outgoing, self.multiply_incoming = (
@@ -49,7 +45,7 @@ class PairBlock(keras.layers.Layer):
             )
             for name in ("starting", "ending")
         )
-        self.pair_norm = self.norm_layer("pair_norm", width)
+        self.pair_norm = norm_layer("pair_norm", width, dtype)
         self.pair_feed_forward = built(
             FeedForward(4 * width, dtype=dtype, name="pair_feed_forward"), z_shape
         )

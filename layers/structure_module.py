@@ -5,11 +5,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from .axial import norm_layer
 from .dropout import Dropout
 from .frames import Frames, apply, from_quaternion, identity
 from .parts import built
 from .point_attention import InvariantPointAttention
-from .triangle import EPSILON
 
 TORSIONS = 7  # pre-omega, phi, psi, chi1 to chi4
 
@@ -73,8 +73,7 @@ class StructureModule(keras.layers.Layer):
         width = s_shape[-1]
 
         def norm(name, size=width):
-            layer = keras.layers.LayerNormalization(epsilon=EPSILON, dtype="float32", name=name)
-            return built(layer, (None, size))
+            return norm_layer(name, size, "float32")
 
         def dense(name, size, x_size=width, activation=None, kernel="glorot_uniform"):
             layer = keras.layers.Dense(

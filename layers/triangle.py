@@ -6,8 +6,7 @@ import keras
 from keras import ops
 
 from .arguments import Tensor
-from .axial import EPSILON, OPEN, AxialAttention
-from .projection import projection
+from .axial import OPEN, AxialAttention, norm_layer, part
 
 
 def pair_mask(mask: Tensor) -> Tensor:
@@ -48,29 +47,14 @@ class TriangleMultiplication(keras.layers.Layer):
     def build(self, z_shape):
         width = z_shape[-1]
 
-        def norm(name, dtype):
-            layer = keras.layers.LayerNormalization(epsilon=EPSILON, dtype=dtype, name=name)
-            layer.build((None, width))
-            return layer
-
         def linear(name, **options):
-            layer = projection(
-                "pd,dc->pc",
-                output_shape=(width,),
-                bias_axes="c",
-                fan_in=width,
-                fan_out=width,
-                dtype=self.dtype_policy,
-                name=name,
-                **options,
-            )
-            layer.build((None, width))
-            return layer
+            sizes = (None, width), (width,), (width, width), self.dtype_policy
+            return part(name, "pd,dc->pc", *sizes, bias_axes="c", **options)
 
-        self.norm = norm("norm", self.dtype_policy)
+        self.norm = norm_layer("norm", width, self.dtype_policy)
         self.left, self.left_gate = linear("left"), linear("left_gate", **OPEN)
         self.right, self.right_gate = linear("right"), linear("right_gate", **OPEN)
-        self.product_norm = norm("product_norm", "float32")
+        self.product_norm = norm_layer("product_norm", width, "float32")
         self.output_projection = linear("output", kernel_initializer="zeros")
         self.gate = linear("gate", **OPEN)
 

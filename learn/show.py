@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 
 from ..data import LabelledImages, Structure, residues
 from ..data.shapes import shapes
-from ..data.structures import COLORS
+from ..data.views import confidence_colors
 from ..layers.frames import from_points, place_atoms, torsion_frames
 from ..training import Linear
 
@@ -132,7 +132,8 @@ def heatmap(axes, matrix, title="", rows=(), columns=(), numbers=None, cmap="Blu
 
 def plddt_colors(plddt):
     """The colors of AlphaFold's database for pLDDT (N,), as `Structure.plot` and `view` have."""
-    return [COLORS[max(low for low in COLORS if low <= value)] for value in plddt]
+    colors, index, _ = confidence_colors(plddt)
+    return [colors[i] for i in index]
 
 
 def draw_chain(axes, points, color, title=""):

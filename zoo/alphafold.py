@@ -7,17 +7,17 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.layers import Dense, LayerNormalization
+from keras.layers import Dense
 
 from ..layers import EvoformerBlock
-from ..layers.axial import EPSILON
+from ..layers.axial import norm_layer
 from ..layers.parts import built
 from ..training import beta_positions
 from ..training.structure_losses import DISTANCES, ERRORS, LDDT_BINS, distance_bins
 from .folding import (
     ATOMS,
     PAD,
-    SCALE,
+    FoldingConfig,
     FoldingModel,
     aligned_errors,
     atom_tables,
@@ -37,7 +37,7 @@ RECYCLED = 3.25, 20.75, 16
 
 
 @dataclass(frozen=True)
-class AlphaFoldConfig:
+class AlphaFoldConfig(FoldingConfig):
     """Configuration of an `AlphaFold`; the defaults are those of model_3 and model_4.
 
     >>> polyhead.AlphaFold.count_parameters(polyhead.AlphaFoldConfig())
@@ -46,28 +46,14 @@ class AlphaFoldConfig:
 
     max_msa: int = 512  # rows of the alignment, clusters
     max_extra: int = 5120  # other rows
-    num_blocks: int = 48
     num_extra_blocks: int = 4
     dim: int = 256  # of a residue in the alignment
     extra_dim: int = 64  # of a residue in the extra alignment
-    pair_dim: int = 128
     num_heads: int = 8
     num_pair_heads: int = 4
     outer_dim: int = 32
     dropout: float = 0.15
     pair_dropout: float = 0.25
-    passes: int = 4  # through the network
-    num_iterations: int = 8  # of the structure module
-    structure_dim: int = 384
-    structure_heads: int = 12
-    structure_head_dim: int = 16
-    query_points: int = 4
-    value_points: int = 8
-    torsion_dim: int = 128
-    num_torsion_blocks: int = 2
-    num_transitions: int = 1
-    structure_dropout: float = 0.1
-    lddt_dim: int = 128
     aligned_errors: bool = False  # whether there is a head for them, as in the models "_ptm"
 
     def __post_init__(self):
@@ -156,8 +142,7 @@ class AlphaFold(FoldingModel):
         c, dtype = config, self.dtype_policy
 
         def norm(name, width):
-            layer = LayerNormalization(epsilon=EPSILON, dtype=dtype, name=name)
-            return built(layer, (None, width))
+            return norm_layer(name, width, dtype)
 
         def dense(name, width, x_width, activation=None, **options):
             layer = Dense(width, activation, dtype=dtype, name=name, **options)
@@ -251,13 +236,7 @@ class AlphaFold(FoldingModel):
         start = self._start(inputs)
         state = self._recycle(start, self.config.passes if passes is None else passes)
         m, s, z, found = self._pass(start, *state, training)
-        rotation, translation = found["frames"][-1]
-        return self._heads(m, s, z, found) | {
-            "positions": found["positions"],
-            "frames": (rotation, SCALE * translation),
-            "torsions": found["torsions"][-1],
-            "states": found["states"][-1],
-        }
+        return self._heads(m, s, z, found) | self.last_iteration(found)
 
     def _start(self, given) -> dict[str, Any]:
         """What all passes share: alignments, pairs, their masks, and tables of atoms."""
@@ -290,10 +269,12 @@ class AlphaFold(FoldingModel):
 
     def _recycle(self, start, passes):
         """The input of the last of ``passes``: a row, pairs and bins of distances."""
+        from ..data.residues import LETTERS
+
         m, z = start["m"], start["z"]
         row, z = ops.zeros_like(m[:, 0]), ops.zeros_like(z)
         state = row, z, ops.zeros(ops.shape(z)[:3], "int32")
-        glycine, known = ops.equal(start["residues"], GLYCINE), start["tables"][-1]
+        glycine, known = ops.equal(start["residues"], LETTERS.index("G")), start["tables"][-1]
 
         def step(row, z, bins):
             m, _, z, found = self._pass(start, row, z, bins)
@@ -400,9 +381,6 @@ class AlphaFold(FoldingModel):
             found.get("pae"),
             found.get("ptm"),
         )
-
-
-GLYCINE = 7  # in `data.residues.LETTERS`
 
 
 def evoformer_block_shapes(c, width, extra):

@@ -10,12 +10,12 @@ import keras
 import numpy as np
 import psutil
 from keras import ops
-from keras.layers import Dense, LayerNormalization
+from keras.layers import Dense
 
 from ..layers import FoldingBlock, TokenEmbedding
+from ..layers.axial import norm_layer
 from ..layers.frames import virtual_beta
 from ..layers.parts import built
-from ..layers.triangle import EPSILON
 from ..training import (
     StructureLoss,
     aligned_error_loss,
@@ -36,6 +36,7 @@ from .folding import (
     MASK,
     PAD,
     SCALE,
+    FoldingConfig,
     FoldingModel,
     aligned_errors,
     atom_tables,
@@ -63,7 +64,7 @@ EXAMPLES = ["MKTAYIAKQR", "", "G", "GSHMASMTGGQQMX"]
 
 
 @dataclass(frozen=True)
-class ESMFoldConfig:
+class ESMFoldConfig(FoldingConfig):
     """Configuration of an `ESMFold`; the defaults are those of esmfold_v1 (3.5 billion parameters).
 
     >>> polyhead.ESMFold.count_parameters(polyhead.ESMFoldConfig())
@@ -76,27 +77,13 @@ class ESMFoldConfig:
         )
     )
     max_length: int = 4000  # residues, with those between chains
-    num_blocks: int = 48
     dim: int = 1024  # of a residue
-    pair_dim: int = 128
     head_dim: int = 32
     pair_head_dim: int = 32
     position_bins: int = 32  # differences of positions are clipped to this
     dropout: float = 0.0
     embed_residues: bool = True  # adds an embedding of residues to the language model's features
-    passes: int = 4  # through the trunk
-    num_iterations: int = 8  # of the structure module
-    structure_dim: int = 384
     structure_pair_dim: int = 128
-    structure_heads: int = 12
-    structure_head_dim: int = 16
-    query_points: int = 4
-    value_points: int = 8
-    torsion_dim: int = 128
-    num_torsion_blocks: int = 2
-    num_transitions: int = 1
-    structure_dropout: float = 0.1
-    lddt_dim: int = 128
 
     def __post_init__(self):
         check_config(self)
@@ -216,8 +203,7 @@ class ESMFold(FoldingModel):
         self.esm.trainable = False
 
         def norm(name, width):
-            layer = LayerNormalization(epsilon=EPSILON, dtype=dtype, name=name)
-            return built(layer, (None, width))
+            return norm_layer(name, width, dtype)
 
         def dense(name, width, x_width, activation=None):
             return built(Dense(width, activation, dtype=dtype, name=name), (None, x_width))
@@ -307,13 +293,7 @@ class ESMFold(FoldingModel):
         s, z, found = self._pass(start, s, z, bins, training)
         if "atoms" in given:
             return self._compare(given, found, self._heads(s, z, found))
-        (rotation, translation), torsions = found["frames"][-1], found["torsions"][-1]
-        return self._heads(s, z, found) | {
-            "positions": found["positions"],
-            "frames": (rotation, SCALE * translation),
-            "torsions": torsions,
-            "states": found["states"][-1],
-        }
+        return self._heads(s, z, found) | self.last_iteration(found)
 
     def _start(self, given):
         """What all passes share: features of residues and pairs, the mask, and tables of atoms."""

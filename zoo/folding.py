@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,26 @@ from .model import Pretrained, check_count, norm_shapes
 PAD, MASK = 21, 22
 ATOMS = 37
 SCALE = 10.0  # angstroms per unit of the structure module
+
+
+@dataclass(frozen=True)
+class FoldingConfig:
+    """The part of a configuration that `FoldingModel` reads; the defaults are AlphaFold 2's."""
+
+    num_blocks: int = 48
+    pair_dim: int = 128
+    passes: int = 4  # through the network
+    num_iterations: int = 8  # of the structure module
+    structure_dim: int = 384
+    structure_heads: int = 12
+    structure_head_dim: int = 16
+    query_points: int = 4
+    value_points: int = 8
+    torsion_dim: int = 128
+    num_torsion_blocks: int = 2
+    num_transitions: int = 1
+    structure_dropout: float = 0.1
+    lddt_dim: int = 128
 
 
 class FoldingModel(Pretrained):
@@ -58,6 +79,16 @@ class FoldingModel(Pretrained):
         rotation, translation = found["frames"][-1]
         groups = torsion_frames((rotation, SCALE * translation), found["torsions"][-1], groups)
         return {**found, "groups": groups, "positions": place_atoms(groups, *atoms)}
+
+    def last_iteration(self, found: dict) -> dict:
+        """The predictions of the structure module's last iteration, after `place_atoms`."""
+        rotation, translation = found["frames"][-1]
+        return {
+            "positions": found["positions"],
+            "frames": (rotation, SCALE * translation),
+            "torsions": found["torsions"][-1],
+            "states": found["states"][-1],
+        }
 
     @contextlib.contextmanager
     def _chunks(self, rows):

@@ -13,8 +13,8 @@ from .esmfold import ESMFold
 from .gpt import GPT
 from .model import Pretrained
 from .modern_bert import ModernBERT
-from .published import family, read_json
-from .published.files import ARCHIVE, check_files, find_folder
+from .published import identify
+from .published.files import find_folder
 from .t5 import T5
 from .transformer import Transformer
 from .vit import ViT
@@ -55,13 +55,7 @@ def model_class(folder: Path) -> type[Pretrained]:
         FileNotFoundError: there is no model.
         CheckpointError: the model is of an unknown class, or its config.json is invalid.
     """
-    check_files(folder)
-    if folder.suffix == ARCHIVE:
-        kind = ARCHIVE
-    elif not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no model: there is no config.json in it")
-    else:
-        kind = family(read_json(folder / "config.json"))
+    _, kind = identify(folder)
     families = {model: (model.__name__, *model.FAMILIES) for model in MODELS}
     for model, names in families.items():
         if kind in names:

@@ -71,14 +71,7 @@ def open_checkpoint(name, cls):
         CheckpointError: it is a model of another class.
     """
     folder = find_folder(name)
-    check_files(folder)
-    if folder.suffix == ARCHIVE:
-        config, kind = {}, ARCHIVE
-    elif not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} holds no model: there is no {CONFIG} in it")
-    else:
-        config = read_json(folder / CONFIG)
-        kind = family(config)
+    config, kind = identify(folder)
     if is_keras_hub(config):
         return importlib.import_module(".keras_hub", __package__).Preset(folder, cls, config)
     if kind == cls.__name__:
@@ -88,6 +81,22 @@ def open_checkpoint(name, cls):
     plain = isinstance(kind, str) and kind.isidentifier()
     kind = kind if plain else reprlib.repr(kind)
     raise CheckpointError(f"{folder} holds a {kind:.80}, not a {cls.__name__}")
+
+
+def identify(folder):
+    """The settings of the checkpoint in ``folder``, and its family.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        CheckpointError: the config.json is invalid.
+    """
+    check_files(folder)
+    if folder.suffix == ARCHIVE:
+        return {}, ARCHIVE
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} holds no model: there is no {CONFIG} in it")
+    config = read_json(folder / CONFIG)
+    return config, family(config)
 
 
 class Own:
