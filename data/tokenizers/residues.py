@@ -46,8 +46,10 @@ class Residues(Tokenizer):
         self.mask_token, self.mask_id = MASK, TOKENS.index(MASK)
         self._letters = tf.constant([t if len(t) == 1 else "" for t in TOKENS])
         ids = [TOKENS.index(letter) for letter in LETTERS]
-        # "#", which no sequence has, stands for the mask.
-        self._ids = table([*LETTERS, "#"], [*ids, self.mask_id], tf.string, TOKENS.index(UNKNOWN))
+        white = re.findall(f"[{WHITE}]", "".join(map(chr, range(0x10000))))
+        # "#", which no sequence has, stands for the mask; white space, which is left out, is -1.
+        keys, values = [*LETTERS, "#", *white], [*ids, self.mask_id, *[-1] * len(white)]
+        self._ids = table(keys, values, tf.string, TOKENS.index(UNKNOWN))
         set_untracked(self, _special={i for i, t in enumerate(TOKENS) if len(t) > 1 or t in ".-"})
 
     @property
@@ -67,12 +69,13 @@ class Residues(Tokenizer):
         texts = tf.strings.regex_replace(replace_invalid(texts), "#", "?")
         texts = tf.strings.regex_replace(texts, MASK, "#".ljust(len(MASK)))
         letters = tf.strings.unicode_split(tf.strings.upper(texts), "UTF-8")
-        flat = letters.flat_values
-        kept = letters.with_values(~tf.strings.regex_full_match(flat, f"[{SPACE}]"))
-        ids = letters.with_values(tf.cast(self._ids.lookup(flat), tf.int32))
-        starts = letters.with_values(tf.ragged.range(letters.row_lengths()).flat_values)
-        ids, starts = (tf.ragged.boolean_mask(x, kept) for x in (ids, tf.cast(starts, tf.int32)))
-        return ids, starts, starts + tf.where(ids == self.mask_id, len(MASK), 1)
+        ids = tf.cast(self._ids.lookup(letters.flat_values), tf.int32)
+        starts = tf.cast(tf.ragged.range(letters.row_lengths()).flat_values, tf.int32)
+        ends = starts + tf.where(ids == self.mask_id, len(MASK), 1)
+        kept = letters.with_values(ids >= 0)
+        return tuple(
+            tf.ragged.boolean_mask(letters.with_values(x), kept) for x in (ids, starts, ends)
+        )
 
     def decode(self, tokens: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
         """Decodes ``tokens`` (B, T) to sequences (B,), without special tokens."""
