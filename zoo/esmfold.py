@@ -574,6 +574,8 @@ class ESMFold(FoldingModel):
         >>> model.export("exported")  # doctest: +SKIP
         PosixPath('exported/1')
         """
+        import tensorflow as tf
+
         from ..data import residues as tables
         from ..data import spans
         from ..data.pdb import pdb_text
@@ -584,7 +586,10 @@ class ESMFold(FoldingModel):
         if (whole := self._without_lora()) is not self:
             return whole.export(filepath, passes, chunk)
         tokenizer, longest = self._need_tokenizer("export"), self.config.max_length
+        inputs, examples = {"sequence": tokenizer.spec("sequence")}, {"sequence": EXAMPLES}
 
+        # Both signatures call one traced function: the network's trace takes most of the time.
+        @tf.function(input_signature=list(inputs.values()), autograph=False)
         def predict(sequence):
             tokens = tokenizer.encode(sequence, longest, add_special_tokens=False)
             rows = tokens.with_values(ops.take(tables.TOKEN_RESIDUE, tokens.flat_values, axis=0))
@@ -617,7 +622,6 @@ class ESMFold(FoldingModel):
                 "length": ops.sum(ops.cast(kept, "int32"), axis=1),
             }
 
-        inputs, examples = {"sequence": tokenizer.spec("sequence")}, {"sequence": EXAMPLES}
         main = fold, inputs, examples
         signatures = {"serving_default": main, "fold": main, "arrays": (arrays, inputs, examples)}
         with self._chunks(rows):
