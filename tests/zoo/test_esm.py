@@ -303,8 +303,11 @@ def test_other_networks_are_refused(settings, message, tmp_path):
         polyhead.load(tmp_path)
 
 
-@pytest.mark.parametrize("head", ["tokens", "classes", "tags", None])
+OTHER_HEADS = [pytest.param(head, marks=pytest.mark.long) for head in ("classes", None)]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("head", ["tokens", "tags", *OTHER_HEADS])
 def test_an_export_answers_as_python_does(head, tmp_path):
     model = small(head)
     version = model.export(tmp_path)
