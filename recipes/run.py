@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from .options import ExportFolder, Format, Last, ModelFolder, RunFolder
-from .settings import SAMPLE, SAMPLE_TEXT, VERBS, Schedule, read_settings
+from .settings import SAMPLE, SAMPLE_TEXT, VERBS, Optimizer, Schedule, read_settings
 
 
 class Run:
@@ -82,7 +82,7 @@ class Run:
             if warmup < self.settings.longest_warmup:
                 self.say(f"warm-up: {warmup} of {updates} updates")
         s = self.settings
-        if s.optimizer not in ("adam", "muon"):
+        if s.optimizer not in get_args(Optimizer):
             raise ValueError(f"optimizer must be adam or muon: {s.optimizer!r}")
         if s.optimizer == "muon":
             names = {"beta_1": "adam_beta_1", "beta_2": "adam_beta_2"}

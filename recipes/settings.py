@@ -29,6 +29,7 @@ VERBS = {
 }
 
 Schedule = Literal["sqrt", "cosine", "linear"]
+Optimizer = Literal["adam", "muon"]
 
 
 def sample_folder(name: str) -> Any:
@@ -94,7 +95,7 @@ class RunSettings:
     ema: float | None = option(
         None, "Momentum of EMA weights, e.g. 0.999; EMA weights are evaluated and saved as best."
     )
-    optimizer: Literal["adam", "muon"] = option(
+    optimizer: Optimizer = option(
         "adam",
         "muon: orthogonalizes the updates of matrices; often needs fewer steps from scratch, but "
         "each takes slightly longer.",
