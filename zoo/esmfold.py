@@ -574,12 +574,10 @@ class ESMFold(FoldingModel):
         >>> model.export("exported")  # doctest: +SKIP
         PosixPath('exported/1')
         """
-        import tensorflow as tf
-
         from ..data import residues as tables
         from ..data import spans
         from ..data.pdb import pdb_text
-        from ..serving.export import export
+        from ..serving.export import export, traced_once
 
         passes = None if passes is None else check_count(passes, "passes")
         rows = None if chunk is None else check_count(chunk, "chunk")
@@ -588,8 +586,7 @@ class ESMFold(FoldingModel):
         tokenizer, longest = self._need_tokenizer("export"), self.config.max_length
         inputs, examples = {"sequence": tokenizer.spec("sequence")}, {"sequence": EXAMPLES}
 
-        # Both signatures call one traced function: the network's trace takes most of the time.
-        @tf.function(input_signature=list(inputs.values()), autograph=False)
+        @traced_once(inputs)
         def predict(sequence):
             tokens = tokenizer.encode(sequence, longest, add_special_tokens=False)
             rows = tokens.with_values(ops.take(tables.TOKEN_RESIDUE, tokens.flat_values, axis=0))
