@@ -63,7 +63,7 @@ class Settings(RunSettings):
     label_smoothing: float = option(0.1, "Label smoothing (Szegedy et al. 2016, section 7).")
     peak: float = 1e-3
     schedule: Schedule = "cosine"
-    weight_decay: float = option(0.05, "Weight decay of matrices (AdamW).")
+    weight_decay: float = option(0.05, "Weight decay of matrices.")
     freeze: str | None = option(None, "Freeze weights whose path matches.", metavar="REGEX")
     epochs: int = 30
 

@@ -43,7 +43,7 @@ class EncoderSettings(RunSettings):
         None, "Peak learning rate. Default: 5e-5; 5e-4 for a model from scratch."
     )
     schedule: Schedule = "linear"
-    weight_decay: float = option(0.01, "Weight decay of matrices (AdamW).")
+    weight_decay: float = option(0.01, "Weight decay of matrices.")
     layer_decay: float | None = option(
         None, "Factor of the learning rate for each block below the head, e.g. 0.9."
     )

@@ -30,6 +30,7 @@ from .run import (
 from .settings import Optimizer, RunSettings, Schedule, option, read_settings
 
 Metric = Literal["lddt", "tm", "gdt"]
+PEAKS = {"muon": 5e-3, "adam": 2e-3}  # learning rates from scratch
 Passes = Annotated[
     int | None, Option(help="Number of times the network gets its prediction. Default: its own.")
 ]
@@ -59,7 +60,7 @@ class Settings(RunSettings):
     )
     schedule: Schedule = "cosine"
     optimizer: Optimizer = "muon"
-    weight_decay: float = option(0.0, "Weight decay of matrices (AdamW).")
+    weight_decay: float = option(0.0, "Weight decay of matrices.")
     metric: Metric = option("lddt", "Score that selects the best checkpoint.")
     interval: int | None = option(
         None, "Checkpoint interval in batches. Default: one epoch, but at least 50 batches."
@@ -110,8 +111,8 @@ def train(settings, out, restart=False, say=print):
     if settings.interval is None and per_epoch < 50:
         epochs = -(-50 // per_epoch)
         run.settings = settings = dataclasses.replace(settings, interval=epochs * per_epoch)
-    scratch = {"muon": 5e-3, "adam": 2e-3}.get(settings.optimizer)  # others are refused below
-    peak = scratch if settings.pretrained is None else 1e-4
+    # Another optimizer has no peak here: `compile` refuses it.
+    peak = PEAKS.get(settings.optimizer) if settings.pretrained is None else 1e-4
     run.compile(model, StructureLoss(), per_epoch, peak)
 
     def score(model):

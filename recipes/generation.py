@@ -47,7 +47,7 @@ class Settings(RunSettings):
     batch_size: int = option(12, "Rows per batch.")
     peak: float | None = 1e-3
     schedule: Schedule = "cosine"
-    weight_decay: float = option(0.1, "Weight decay of matrices (AdamW).")
+    weight_decay: float = option(0.1, "Weight decay of matrices.")
     lora: int | None = option(None, "LoRA rank; trains only the adapters.")
     freeze: str | None = option(None, "Freeze weights whose path matches.", metavar="REGEX")
     epochs: int = 10

@@ -82,8 +82,8 @@ class Run:
             if warmup < self.settings.longest_warmup:
                 self.say(f"warm-up: {warmup} of {updates} updates")
         s = self.settings
-        if s.optimizer not in get_args(Optimizer):
-            raise ValueError(f"optimizer must be adam or muon: {s.optimizer!r}")
+        if s.optimizer not in (kinds := get_args(Optimizer)):
+            raise ValueError(f"optimizer must be {' or '.join(kinds)}: {s.optimizer!r}")
         if s.optimizer == "muon":
             names = {"beta_1": "adam_beta_1", "beta_2": "adam_beta_2"}
             named = {names.get(name, name): value for name, value in options.items()}

@@ -51,7 +51,7 @@ class EncoderDecoderSettings(RunSettings):
         None, "Peak learning rate. Default: 1e-4; 7e-4 for a model from scratch."
     )
     schedule: Schedule = "linear"
-    weight_decay: float = option(0.01, "Weight decay of matrices (AdamW).")
+    weight_decay: float = option(0.01, "Weight decay of matrices.")
     lora: int | None = option(None, "LoRA rank; trains only the adapters.")
     epochs: int = 10
     patience: int | None = 3
