@@ -62,7 +62,7 @@ def test_a_run_resumes_and_folds(tmp_path, monkeypatch, capfd):
 
 @pytest.mark.slow
 def test_the_network_learns_a_protein():
-    """A chain of ideal geometry from its sequence: close after half a minute."""
+    """A chain of ideal geometry from its sequence: close after 125 updates."""
     import keras
 
     from polyhead.data import structure_batches
