@@ -180,14 +180,6 @@ def export(
     return version
 
 
-def traced_once(inputs):
-    """A decorator for a function that several signatures with these ``inputs`` call.
-
-    Tracing a large network takes most of the time of an export.
-    """
-    return tf.function(input_signature=list(inputs.values()), autograph=False)
-
-
 def warmup_requests(inputs, examples):
     """Yields a request, a dict of tensors, for each batch size.
 

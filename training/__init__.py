@@ -26,7 +26,7 @@ from .metrics import (
     no_answer_threshold,
     rouge,
 )
-from .model import Model, build_optimizer, compiled
+from .model import Model, build_optimizer, compiled, traced_once
 from .muon import Muon
 from .schedules import InverseSquareRoot, Linear
 from .states import CheckpointError, read_tensors, write_file, write_tensors
@@ -101,6 +101,7 @@ __all__ = [
     "superpose",
     "tm_score",
     "torsion_loss",
+    "traced_once",
     "write_file",
     "write_tensors",
 ]

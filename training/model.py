@@ -13,7 +13,7 @@ from .compiling import with_notice
 JAX = keras.config.backend() != "tensorflow"
 
 if not JAX:
-    from .replicas import Model, jit
+    from .replicas import Model, jit, traced_once
 
     def build_optimizer(model: keras.Model) -> None:
         """Builds the model's optimizer, unless it is built already.
@@ -39,6 +39,12 @@ else:
 
         return lambda *args: stateless([v.value for v in model.variables], *args)
 
+    def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that is traced once for equal shapes."""
+        import jax
+
+        return jax.jit(function)
+
     def build_optimizer(model: keras.Model) -> None:
         """Builds the model's optimizer, unless it is built already."""
         if not model.optimizer.built:
@@ -63,4 +69,4 @@ def compiled(
     return with_notice(jit(model, function, xla), name, by_shape=xla or JAX)
 
 
-__all__ = ["Model", "build_optimizer", "compiled"]
+__all__ = ["Model", "build_optimizer", "compiled", "traced_once"]

@@ -20,6 +20,7 @@ from .folding import (
     FoldingConfig,
     FoldingModel,
     aligned_errors,
+    apply_blocks,
     atom_tables,
     dense_shapes,
     expected_lddt,
@@ -234,7 +235,8 @@ class AlphaFold(FoldingModel):
 
     def call(self, inputs: Any, passes: int | None = None, training: bool | None = None) -> Any:
         start = self._start(inputs)
-        state = self._recycle(start, self.config.passes if passes is None else passes)
+        passes = self.config.passes if passes is None else passes
+        state = self._recycle(start, passes, training)
         m, s, z, found = self._pass(start, *state, training)
         return self._heads(m, s, z, found) | self.last_iteration(found)
 
@@ -267,7 +269,7 @@ class AlphaFold(FoldingModel):
         index = ops.clip(apart, -POSITIONS, POSITIONS) + POSITIONS
         return self.relative(ops.one_hot(index, 2 * POSITIONS + 1, dtype=self.compute_dtype))
 
-    def _recycle(self, start, passes):
+    def _recycle(self, start, passes, training):
         """The input of the last of ``passes``: a row, pairs and bins of distances."""
         from ..data.residues import LETTERS
 
@@ -277,7 +279,7 @@ class AlphaFold(FoldingModel):
         glycine, known = ops.equal(start["residues"], LETTERS.index("G")), start["tables"][-1]
 
         def step(row, z, bins):
-            m, _, z, found = self._pass(start, row, z, bins)
+            m, _, z, found = self._pass(start, row, z, bins, training)
             beta, _ = beta_positions(found["positions"], known, glycine)
             return m[:, 0], z, distance_bins(beta, *RECYCLED)
 
@@ -290,10 +292,10 @@ class AlphaFold(FoldingModel):
         m = ops.concatenate([first, m[:, 1:]], axis=1)
         near = ops.one_hot(bins - 1, RECYCLED[2] - 1, dtype=self.compute_dtype)
         z = start["z"] + self.recycled_distances(near) + self.recycled_pair_norm(z)
-        for block in self.extra_blocks:
-            extra, z = block(extra, z, start["extra_mask"], mask, training=training)
-        for block in self.blocks:
-            m, z = block(m, z, start["msa_mask"], mask, training=training)
+        _, z = apply_blocks(
+            self.extra_blocks, extra, z, start["extra_mask"], mask, training=training
+        )
+        m, z = apply_blocks(self.blocks, m, z, start["msa_mask"], mask, training=training)
         s = self.structure_input(m[:, 0])
         found = self.structure(s, z, mask, training=training)
         return m, s, z, self.place_atoms(found, start["tables"])

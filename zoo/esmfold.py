@@ -28,6 +28,7 @@ from ..training import (
     rename_ambiguous,
     rename_frames,
     torsion_loss,
+    traced_once,
 )
 from ..training.structure_losses import DISTANCES, ERRORS, LDDT_BINS, distance_bins
 from .esm import ESM, ESMConfig
@@ -39,6 +40,7 @@ from .folding import (
     FoldingConfig,
     FoldingModel,
     aligned_errors,
+    apply_blocks,
     atom_tables,
     dense_shapes,
     expected_lddt,
@@ -289,7 +291,8 @@ class ESMFold(FoldingModel):
     def call(self, inputs: Any, passes: int | None = None, training: bool | None = None) -> Any:
         given = inputs if isinstance(inputs, dict) else {"residues": inputs}
         start = self._start(given)
-        s, z, bins = self._recycle(start, self.config.passes if passes is None else passes)
+        passes = self.config.passes if passes is None else passes
+        s, z, bins = self._recycle(start, passes, training)
         s, z, found = self._pass(start, s, z, bins, training)
         if "atoms" in given:
             return self._compare(given, found, self._heads(s, z, found))
@@ -305,7 +308,7 @@ class ESMFold(FoldingModel):
             seen = ops.where(given["masked"], ops.where(mask, MASK, PAD), residues)
         return self.language(seen, mask), relative, mask, atom_tables(residues)
 
-    def _recycle(self, start, passes):
+    def _recycle(self, start, passes, training):
         """The input of the last of ``passes``: s, z and bins of distances; no gradients."""
         first, relative, *_ = start
         batch, length, _ = ops.shape(first)
@@ -313,7 +316,7 @@ class ESMFold(FoldingModel):
         state = *state, ops.zeros((batch, length, length), "int32")
 
         def step(s, z, bins):
-            s, z, found = self._pass(start, s, z, bins)
+            s, z, found = self._pass(start, s, z, bins, training)
             n, ca, c = (found["positions"][:, :, k] for k in range(3))
             return s, z, distance_bins(virtual_beta(n, ca, c), *RECYCLED)
 
@@ -325,8 +328,7 @@ class ESMFold(FoldingModel):
         first, relative, mask, tables = start
         s = first + self.recycled_norm(s)
         z = self.recycled_pair_norm(z) + self.recycled_distances(bins) + relative
-        for block in self.blocks:
-            s, z = block(s, z, mask, training=training)
+        s, z = apply_blocks(self.blocks, s, z, mask, training=training)
         inputs = self.structure_input(s), self.structure_pair_input(z)
         found = self.structure(*inputs, mask, training=training)
         return s, z, self.place_atoms(found, tables)
@@ -577,7 +579,7 @@ class ESMFold(FoldingModel):
         from ..data import residues as tables
         from ..data import spans
         from ..data.pdb import pdb_text
-        from ..serving.export import export, traced_once
+        from ..serving.export import export
 
         passes = None if passes is None else check_count(passes, "passes")
         rows = None if chunk is None else check_count(chunk, "chunk")
@@ -586,7 +588,7 @@ class ESMFold(FoldingModel):
         tokenizer, longest = self._need_tokenizer("export"), self.config.max_length
         inputs, examples = {"sequence": tokenizer.spec("sequence")}, {"sequence": EXAMPLES}
 
-        @traced_once(inputs)
+        @traced_once  # by both signatures
         def predict(sequence):
             tokens = tokenizer.encode(sequence, longest, add_special_tokens=False)
             rows = tokens.with_values(ops.take(tables.TOKEN_RESIDUE, tokens.flat_values, axis=0))

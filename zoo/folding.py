@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
 from ..layers import StructureModule
 from ..layers.frames import place_atoms, torsion_frames
+from ..training import traced_once
 from ..training.structure_losses import ERRORS, LDDT_BINS
 from .model import Pretrained, check_count, norm_shapes
 
@@ -141,6 +143,30 @@ def recycle(step: Callable, state: tuple, count: int) -> tuple:
     # A loop, so that a graph holds the trunk only twice.
     found = ops.while_loop(lambda i, *_: i < count, body, (0, *state))
     return tuple(map(ops.stop_gradient, found[1:]))
+
+
+def apply_blocks(blocks: list, x: Any, z: Any, *masks: Any, training: bool | None = None) -> tuple:
+    """Applies ``blocks`` in turn to x and z, the features of residues and of pairs.
+
+    The blocks have the same operations. In inference a graph has them once, as a function that it
+    calls with the weights of each block: with 48 blocks that shortens the first call by minutes.
+    """
+    first = blocks[0]
+
+    def apply(values, *inputs):
+        with keras.StatelessScope(zip(first.variables, values, strict=True)):
+            return first(*inputs, training=False)
+
+    def kinds(block):  # a block may have other adapters or other types than the first one
+        return [(v.shape, v.dtype) for v in block.variables], block.chunk
+
+    shared = None if training else traced_once(apply)
+    for block in blocks:
+        if shared and kinds(block) == kinds(first):
+            x, z = shared([v.value for v in block.variables], x, z, *masks)
+        else:
+            x, z = block(x, z, *masks, training=training)
+    return x, z
 
 
 def choose_chunk(heads: int, length: float) -> int | None:

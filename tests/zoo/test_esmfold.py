@@ -76,6 +76,31 @@ def test_folding_does_not_change_the_model_s_chunks():
         model.export("unused", chunk="auto")
 
 
+@pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow's graphs")
+def test_a_graph_has_the_blocks_once_each_with_its_own_weights():
+    import tensorflow as tf
+
+    def operations(model):
+        function = tf.function(model.predict_structure, autograph=False)
+        spec = {"residues": tf.TensorSpec([None, None], tf.int32)}
+        graph = function.get_concrete_function(spec).graph.as_graph_def()
+        return len(graph.node) + sum(len(f.node_def) for f in graph.library.function)
+
+    few, many = (operations(small(num_blocks=count, passes=1)) for count in (2, 5))
+    reads_and_a_call = len(small().blocks[0].variables) + 1
+    assert many - few == 3 * reads_and_a_call
+
+    # A block that is unlike the first one is not called with the first one's function.
+    model = small(num_blocks=3, passes=1)
+    model.blocks[1].attention.enable_lora(2)
+    for v in model.blocks[1].trainable_variables:
+        v.assign(np.random.default_rng(1).normal(0, 0.2, v.shape))
+    expected = model.predict_structure({"residues": RESIDUES})
+    compiled = tf.function(model.predict_structure, autograph=False)
+    found = compiled({"residues": tf.constant(RESIDUES)})
+    np.testing.assert_allclose(array(found["pae"]), array(expected["pae"]), atol=1e-3)
+
+
 def test_only_the_trunk_is_trained():
     model = small()
     assert not [v.path for v in model.trainable_weights if v.path.startswith("esm/")]
