@@ -220,14 +220,13 @@ def show(values):
     return f"{statistics.mean(values):.1f}{spread}"
 
 
-def table(results, names):
+def table(results):
     lines = [
         "| data, seeds | metric | test: ours | test: HF | validation: ours | HF | "
         "seconds: ours | HF | ours / HF |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name in names:
-        task = TASKS[name]
+    for name, task in TASKS.items():
         sides = [list(results.get(f"{name}, {side}", {}).values()) for side in ("ours", "theirs")]
         if not all(sides):
             continue
@@ -277,20 +276,21 @@ def main(
                     )
                     model = place / "best" if side is ours else place
                     found, _ = run_isolated(score, name, model, data, side is theirs, needed=True)
-                runs[str(seed)] = {"seconds": seconds, "memory": memory, **found}
+                about = {"machine": machine(), "seconds": seconds, "memory": memory}
+                runs[str(seed)] = {**about, **found}
                 store(file, results)
                 print(name, side.__name__, seed, f"{seconds:.0f} s", found, flush=True)
-    trained = [(name, TASKS[name].settings["epochs"]) for name in chosen]
+    epochs = ", ".join(f"{task.settings['epochs']} of {name}" for name, task in TASKS.items())
+    machines = {run["machine"] for runs in results.values() for run in runs.values()}
     lines = [
         "# Fine-tuning MiniLM, against Hugging Face",
         "",
-        f"`python bench/finetuning.py MINILM DATA --seeds {seeds} --tasks {tasks}`; {machine()}, "
-        f"float32. Epochs: {', '.join(f'{epochs} of {name}' for name, epochs in trained)}. Scores "
-        "are in percent: the mean of the seeds ± half the distance between the lowest and the "
-        "highest. Seconds are medians. all-MiniLM-L6-v2 was trained on the questions of SQuAD and "
-        "of other sets, as sentence pairs.",
+        f"`python bench/finetuning.py MINILM DATA`; {'; '.join(sorted(machines))}; float32. "
+        f"Epochs: {epochs}. Scores are in percent: the mean of the seeds ± half the distance "
+        "between the lowest and the highest. Seconds are medians. all-MiniLM-L6-v2 was trained on "
+        "the questions of SQuAD and of other sets, as sentence pairs.",
         "",
-        *table(results, chosen),
+        *table(results),
     ]
     write(__file__, lines)
 

@@ -82,6 +82,11 @@ class Settings(EncoderDecoderSettings):
     tokens: int = option(4096, "Tokens of texts per batch, including padding.")
     buckets: int = option(4, "Number of lengths that batches are padded to; each is compiled once.")
     label_smoothing: float = option(0.1, "Label smoothing (Szegedy et al. 2016, section 7).")
+    sentences: int | None = option(
+        None,
+        "For a stage before the summaries: in their place, the model learns to write this number "
+        "of sentences of each text, those that are most like its others.",
+    )
     metric: Metric = option("rougeL", "Score that selects the best checkpoint.")
 
 
@@ -95,16 +100,22 @@ def train(settings, out, restart=False, say=print):
 
     Example: polyhead train summarization --data reports.jsonl --out RUN
     """
-    from ..data import summary_batches
-    from ..training import SmoothedCrossEntropy, ValidationScores
+    from ..data import Summaries, summary_batches
+    from ..training import SmoothedCrossEntropy, ValidationScores, typical_sentences
 
     run = Run(settings, out, restart, say)
     settings = run.settings
     texts, val = (read(settings.data, split)[0] for split in ("train", "val"))
+    words = texts.texts + [x for several in texts.summaries for x in several]
+    kind = "summaries"
+    if settings.sentences is not None:
+        texts = Summaries(texts.texts, typical_sentences(texts.texts, settings.sentences))
+        kind = "sentences to write"
+        if not any(texts.summaries):
+            raise ValueError("sentences needs texts of at least three sentences")
     count = sum(map(len, texts.summaries))
-    say(f"{len(texts):,} texts" + (f" with {count:,} summaries" if count > len(texts) else ""))
+    say(f"{len(texts):,} texts" + (f" with {count:,} {kind}" if count != len(texts) else ""))
     with run.devices.scope():
-        words = texts.texts + [x for several in texts.summaries for x in several]
         model = begin(settings, run, words)
 
     def batches(texts, **options):

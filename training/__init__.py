@@ -25,6 +25,7 @@ from .metrics import (
     lead,
     no_answer_threshold,
     rouge,
+    typical_sentences,
 )
 from .model import Model, build_optimizer, compiled, traced_once
 from .muon import Muon
@@ -102,6 +103,7 @@ __all__ = [
     "tm_score",
     "torsion_loss",
     "traced_once",
+    "typical_sentences",
     "write_file",
     "write_tensors",
 ]

@@ -117,6 +117,41 @@ def lead(texts: Sequence[str], sentences: int) -> list[str]:
     return [" ".join(SENTENCE.split(text.strip())[:sentences]) for text in texts]
 
 
+def typical_sentences(texts: Sequence[str], count: int) -> list[list[str]]:
+    """The ``count`` sentences of each text with the highest ROUGE-1 F1 to its other sentences.
+
+    They are targets for pretraining on texts without summaries (Zhang et al. 2020, arXiv
+    1912.08777, section 3.1, "Ind-Orig"). The best one comes first. A text of one or two sentences
+    has none.
+
+    >>> texts = ["A dog runs. A cat sleeps. A dog and a cat are here."]
+    >>> polyhead.training.typical_sentences(texts, 1)
+    [['A dog and a cat are here.']]
+
+    Raises:
+        ValueError: ``count`` is less than 1.
+    """
+    if count < 1:
+        raise ValueError(f"the number of sentences must be positive: {count}")
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rouge1"], use_stemmer=True)
+
+    def typical(text):
+        sentences = SENTENCE.split(text.strip())
+        if len(sentences) < 3:
+            return []
+
+        def likeness(i):
+            others = " ".join(sentences[:i] + sentences[i + 1 :])
+            return scorer.score(others, sentences[i])["rouge1"].fmeasure
+
+        best = sorted(range(len(sentences)), key=likeness, reverse=True)
+        return [sentences[i] for i in best[:count]]
+
+    return [typical(text) for text in texts]
+
+
 def classification_scores(labels: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
     """The ``accuracy``, ``macro_f1`` and ``matthews`` correlation of predicted classes.
 

@@ -67,7 +67,7 @@ def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
     Outside a graph, calls run ``function`` as it is.
 
     >>> twice = polyhead.training.traced_once(lambda x: 2 * x)
-    >>> int(polyhead.training.compiled(None, lambda x: twice(twice(x)), "an example")(3))
+    >>> int(polyhead.training.compiled(None, lambda x: twice(twice(x)), "it")(np.int32(3)))
     12
     """
     traced = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})

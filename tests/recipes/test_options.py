@@ -32,7 +32,7 @@ OPTIONS = {
     "train embedding": TRAINING + ENCODER + "max-score scale",
     "train masked": TRAINING + ENCODER + "rate whole-words",
     "train summarization": TRAINING + "vocab-size prefix max-length max-target-length tokens "
-    "buckets weight-decay label-smoothing lora metric",
+    "buckets weight-decay label-smoothing lora sentences metric",
     "train denoising": TRAINING + "vocab-size length batch-size rate mean-span weight-decay lora",
     "train folding": TRAINING + "crop batch-size mask-rate weight-decay metric",
     "evaluate": LENGTHS + "data variant split show confusion broken references passes",

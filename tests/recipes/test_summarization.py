@@ -151,6 +151,17 @@ def test_a_pretrained_model_gets_adapters_and_a_prefix(trained, data, tmp_path):
         assert changed == v.path.endswith(("query/kernel", "value/kernel")), v.path
 
 
+def test_a_first_stage_writes_typical_sentences(data, tmp_path):
+    texts, lines = read_summaries(data, "train"), []
+    settings = Settings(**{**SMALL, "data": str(data), "sentences": 2, "updates": 2})
+    with without_xla():
+        summarization.train(settings, tmp_path / "run", say=lines.append)
+    assert f"{len(texts)} texts with {2 * len(texts)} sentences to write" in lines
+    found = evaluate(tmp_path / "run", say=quiet)["model"]  # by summaries, as without it
+    rows = csv.DictReader((tmp_path / "run/history.csv").open())
+    assert any(found.rougeL == pytest.approx(float(row["val_rougeL"]), abs=6e-3) for row in rows)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:. of . sources have more than 64 tokens")
 def test_bart_is_trained(data, tmp_path):
@@ -177,6 +188,7 @@ def test_bad_settings_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
     )
     T5(T5.Config(vocab_size=9, num_layers=1, dim=16)).save_pretrained(tmp_path / "bare")
     (tmp_path / "bad.jsonl").write_text("{}\n" * 10)
+    (tmp_path / "short.jsonl").write_text('{"text": "It rained.", "summary": "Rain."}\n' * 20)
     for options, message in (
         (("--preset", "bart-tiny", "--prefix", "a: "), "prefix is for T5: 'a: '"),
         (("--preset", "gpt2"), "summarization has presets t5-small, t5-base"),
@@ -186,6 +198,8 @@ def test_bad_settings_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
         (("--data", tmp_path / "bad.jsonl"), "bad.jsonl, line 1 must have a text"),
         (("--data", tmp_path / "no.jsonl"), "no file or folder"),
         (("--tokens", 0), "tokens must be positive: 0"),
+        (("--sentences", 0), "the number of sentences must be positive: 0"),
+        (("--data", tmp_path / "short.jsonl", "--sentences", 1), "of at least three sentences"),
         (("--max-target-length", 1), "max_length and max_target_length must be at least 2"),
     ):
         status, _, err = polyhead(monkeypatch, capfd, *begin, *options)
