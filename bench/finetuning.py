@@ -18,13 +18,15 @@ about seven hours. Writes bench/finetuning.md.
 """
 
 import json
+import os
 import statistics
 import tempfile
+from datetime import date
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from measure import Stopwatch, machine, run, run_isolated, store, write
+from measure import Stopwatch, processor, ratio, run, run_isolated, store, write
 
 
 class Task(NamedTuple):
@@ -223,15 +225,17 @@ def show(values):
 def table(results):
     lines = [
         "| data, seeds | metric | test: ours | test: HF | validation: ours | HF | "
-        "seconds: ours | HF | ours / HF |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "seconds: ours | HF | ours / HF | machine |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, task in TASKS.items():
         sides = [list(results.get(f"{name}, {side}", {}).values()) for side in ("ours", "theirs")]
         if not all(sides):
             continue
         seconds = [statistics.median(run["seconds"] for run in side) for side in sides]
-        times = [f"{seconds[0]:,.0f}", f"{seconds[1]:,.0f}", f"**{seconds[0] / seconds[1]:.2f}**"]
+        machines = sorted({run["machine"] for side in sides for run in side})
+        quotient = ratio(*seconds) if len(machines) == 1 else "-"
+        times = [f"{seconds[0]:,.0f}", f"{seconds[1]:,.0f}", quotient, ", ".join(machines)]
         seeds = " and ".join(str(n) for n in dict.fromkeys(map(len, sides)))
         for split, metric in [
             *(("test", metric) for metric in task.metrics),
@@ -244,7 +248,7 @@ def table(results):
                 cells += ["", ""]
             shown = name if split == "test" else "xquad (English, clean)"
             lines.append(f"| {shown}, {seeds} | {metric} | {' | '.join(cells + times)} |")
-            times = ["", "", ""]
+            times = ["", "", "", ""]
     return lines
 
 
@@ -276,19 +280,20 @@ def main(
                     )
                     model = place / "best" if side is ours else place
                     found, _ = run_isolated(score, name, model, data, side is theirs, needed=True)
-                about = {"machine": machine(), "seconds": seconds, "memory": memory}
+                about = {"machine": processor(), "date": str(date.today())}
+                about |= {"seconds": seconds, "memory": memory}
                 runs[str(seed)] = {**about, **found}
                 store(file, results)
                 print(name, side.__name__, seed, f"{seconds:.0f} s", found, flush=True)
     epochs = ", ".join(f"{task.settings['epochs']} of {name}" for name, task in TASKS.items())
-    machines = {run["machine"] for runs in results.values() for run in runs.values()}
+    dates = sorted(run["date"] for runs in results.values() for run in runs.values())
     lines = [
         "# Fine-tuning MiniLM, against Hugging Face",
         "",
-        f"`python bench/finetuning.py MINILM DATA`; {'; '.join(sorted(machines))}; float32. "
-        f"Epochs: {epochs}. Scores are in percent: the mean of the seeds ± half the distance "
-        "between the lowest and the highest. Seconds are medians. all-MiniLM-L6-v2 was trained on "
-        "the questions of SQuAD and of other sets, as sentence pairs.",
+        f"`python bench/finetuning.py MINILM DATA`; {dates[0]} to {dates[-1]}, {os.cpu_count()} "
+        f"cores, float32. Epochs: {epochs}. Scores are in percent: the mean of the seeds ± half "
+        "the distance between the lowest and the highest. Seconds are medians. all-MiniLM-L6-v2 "
+        "was trained on the questions of SQuAD and of other sets, as sentence pairs.",
         "",
         *table(results),
     ]

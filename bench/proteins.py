@@ -328,11 +328,7 @@ def compilation(folder, rate):
     """The first call of the whole network, with recycling, beside the second one."""
     yield "| compiled by | first call | second call | difference |"
     yield "| --- | --- | --- | --- |"
-    for title, xla in (
-        ("TensorFlow, as `fold`", ""),
-        ("TensorFlow, and the block by XLA", "block"),
-        ("XLA", "network"),
-    ):
+    for title, xla in (("TensorFlow, as `fold`", False), ("XLA", True)):
         (first, second), _ = run_isolated(first_calls, 100, xla, needed=True)
         times = f"{first:.1f} s | {second:.1f} s | **{first - second:.1f} s**"
         yield f"| {title} | {times} |"
@@ -341,26 +337,19 @@ def compilation(folder, rate):
 def first_calls(length, xla):
     """Seconds of the first and the second call of two passes through 48 blocks.
 
-    The language model is small: its layers are not among those that recycling repeats. With ``xla``
-    "block" or "network" XLA compiles the function that all blocks share, or everything.
+    The language model is small: its layers are not among those that recycling repeats.
     """
     import time
 
-    import tensorflow as tf
-
     from polyhead.data.residues import LETTERS
     from polyhead.training import compiled
-    from polyhead.zoo import ESMFold, folding
+    from polyhead.zoo import ESMFold
     from polyhead.zoo.esmfold import LANGUAGE
 
-    if xla == "block":
-        folding.traced_once = lambda block: tf.function(block, autograph=False, jit_compile=True)
     model = ESMFold.preset("esmfold-v1", esm=LANGUAGE)
     [protein] = sequences(1, length + 2)
     inputs = {"residues": np.int32([[LETTERS.index(x) for x in protein]])}
-    compute = compiled(
-        model, lambda inputs: model.predict_structure(inputs, 2), "fold", xla=xla == "network"
-    )
+    compute = compiled(model, lambda inputs: model.predict_structure(inputs, 2), "fold", xla=xla)
     seconds = []
     for _ in range(2):
         began = time.perf_counter()

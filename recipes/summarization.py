@@ -84,8 +84,9 @@ class Settings(EncoderDecoderSettings):
     label_smoothing: float = option(0.1, "Label smoothing (Szegedy et al. 2016, section 7).")
     sentences: int | None = option(
         None,
-        "For a stage before the summaries: in their place, the model learns to write this number "
-        "of sentences of each text, those that are most like its others.",
+        "For a stage before the summaries: in their place are this number of sentences of each "
+        "text, those that are most like its others; each is an example. (evaluate still compares "
+        "with the summaries.)",
     )
     metric: Metric = option("rougeL", "Score that selects the best checkpoint.")
 
@@ -100,21 +101,19 @@ def train(settings, out, restart=False, say=print):
 
     Example: polyhead train summarization --data reports.jsonl --out RUN
     """
-    from ..data import Summaries, summary_batches
-    from ..training import SmoothedCrossEntropy, ValidationScores, typical_sentences
+    from ..data import summary_batches
+    from ..training import SmoothedCrossEntropy, ValidationScores
 
     run = Run(settings, out, restart, say)
     settings = run.settings
     texts, val = (read(settings.data, split)[0] for split in ("train", "val"))
     words = texts.texts + [x for several in texts.summaries for x in several]
-    kind = "summaries"
     if settings.sentences is not None:
-        texts = Summaries(texts.texts, typical_sentences(texts.texts, settings.sentences))
-        kind = "sentences to write"
-        if not any(texts.summaries):
-            raise ValueError("sentences needs texts of at least three sentences")
+        texts = with_sentences(texts, settings, "train")
+        val = with_sentences(val, settings, "val")
     count = sum(map(len, texts.summaries))
-    say(f"{len(texts):,} texts" + (f" with {count:,} {kind}" if count != len(texts) else ""))
+    kind = "summaries" if settings.sentences is None else "sentences to write"
+    say(f"{len(texts):,} texts with {count:,} {kind}")
     with run.devices.scope():
         model = begin(settings, run, words)
 
@@ -150,6 +149,21 @@ def train(settings, out, restart=False, say=print):
             history, path, f"val_{metric}", f"{metric} on validation"
         ),
     )
+
+
+def with_sentences(texts, settings, split):
+    """Texts with their most typical sentences in place of summaries, without too short texts."""
+    from ..data import Summaries
+    from ..training import typical_sentences
+
+    rows = zip(texts.texts, typical_sentences(texts.texts, settings.sentences), strict=True)
+    rows = [(text, sentences) for text, sentences in rows if sentences]
+    if not rows:
+        raise ValueError(
+            f"sentences needs texts of at least three sentences; {split} of {settings.data} has "
+            "none"
+        )
+    return Summaries(*map(list, zip(*rows, strict=True)))
 
 
 def begin(settings, run, texts, sentinels=False):

@@ -27,7 +27,7 @@ from .metrics import (
     rouge,
     typical_sentences,
 )
-from .model import Model, build_optimizer, compiled, traced_once
+from .model import Model, build_optimizer, compiled, trace_once
 from .muon import Muon
 from .schedules import InverseSquareRoot, Linear
 from .states import CheckpointError, read_tensors, write_file, write_tensors
@@ -102,7 +102,7 @@ __all__ = [
     "superpose",
     "tm_score",
     "torsion_loss",
-    "traced_once",
+    "trace_once",
     "typical_sentences",
     "write_file",
     "write_tensors",

@@ -120,9 +120,9 @@ def lead(texts: Sequence[str], sentences: int) -> list[str]:
 def typical_sentences(texts: Sequence[str], count: int) -> list[list[str]]:
     """The ``count`` sentences of each text with the highest ROUGE-1 F1 to its other sentences.
 
-    They are targets for pretraining on texts without summaries (Zhang et al. 2020, arXiv
-    1912.08777, section 3.1, "Ind-Orig"). The best one comes first. A text of one or two sentences
-    has none.
+    The best one comes first; a text of one or two sentences has none. They are targets of a stage
+    before the summaries, as in PEGASUS, which also removes them from the text (Zhang et al. 2020,
+    arXiv 1912.08777, section 3.1, "Ind-Orig").
 
     >>> texts = ["A dog runs. A cat sleeps. A dog and a cat are here."]
     >>> polyhead.training.typical_sentences(texts, 1)
@@ -133,20 +133,19 @@ def typical_sentences(texts: Sequence[str], count: int) -> list[list[str]]:
     """
     if count < 1:
         raise ValueError(f"the number of sentences must be positive: {count}")
-    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
-    scorer = RougeScorer(["rouge1"], use_stemmer=True)
+    tokenizer = DefaultTokenizer(use_stemmer=True)
 
     def typical(text):
         sentences = SENTENCE.split(text.strip())
         if len(sentences) < 3:
             return []
-
-        def likeness(i):
-            others = " ".join(sentences[:i] + sentences[i + 1 :])
-            return scorer.score(others, sentences[i])["rouge1"].fmeasure
-
-        best = sorted(range(len(sentences)), key=likeness, reverse=True)
+        words = [collections.Counter(tokenizer.tokenize(sentence)) for sentence in sentences]
+        every = sum(words, collections.Counter())
+        # F1 is twice the words in common, divided by the words of the text, the same for all.
+        shared = [(count & (every - count)).total() for count in words]
+        best = sorted(range(len(sentences)), key=lambda i: shared[i], reverse=True)
         return [sentences[i] for i in best[:count]]
 
     return [typical(text) for text in texts]

@@ -13,7 +13,7 @@ from .compiling import with_notice
 JAX = keras.config.backend() != "tensorflow"
 
 if not JAX:
-    from .replicas import Model, jit, traced_once
+    from .replicas import Model, jit, trace_once
 
     def build_optimizer(model: keras.Model) -> None:
         """Builds the model's optimizer, unless it is built already.
@@ -39,11 +39,20 @@ else:
 
         return lambda *args: stateless([v.value for v in model.variables], *args)
 
-    def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that is traced once for equal shapes."""
+    def trace_once(function: Callable[..., Any], inline: bool = False) -> Callable[..., Any]:
+        """Wraps ``function`` so that JAX traces it once per shape, however often it is called.
+
+        Outside a compiled function, calls run ``function`` as it is.
+        """
         import jax
 
-        return jax.jit(function)
+        traced = jax.jit(function)
+
+        def call(*args):
+            inside = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+            return (traced if inside else function)(*args)
+
+        return call
 
     def build_optimizer(model: keras.Model) -> None:
         """Builds the model's optimizer, unless it is built already."""
@@ -69,4 +78,4 @@ def compiled(
     return with_notice(jit(model, function, xla), name, by_shape=xla or JAX)
 
 
-__all__ = ["Model", "build_optimizer", "compiled", "traced_once"]
+__all__ = ["Model", "build_optimizer", "compiled", "trace_once"]

@@ -61,17 +61,31 @@ def jit(model, function, xla=True):
     return call
 
 
-def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function for graphs: it is traced once for equal shapes, and each call is one operation.
+def trace_once(function: Callable[..., Any], inline: bool = False) -> Callable[..., Any]:
+    """Wraps ``function`` so that a graph contains it once per shape, however often it is called.
 
     Outside a graph, calls run ``function`` as it is.
 
-    >>> twice = polyhead.training.traced_once(lambda x: 2 * x)
-    >>> int(polyhead.training.compiled(None, lambda x: twice(twice(x)), "it")(np.int32(3)))
+    Args:
+        inline: whether TensorFlow may replace the calls by copies before it runs the graph: it can
+            then leave out what is not used, but has to optimize each copy.
+
+    >>> double = polyhead.training.trace_once(lambda x: 2 * x)
+    >>> int(polyhead.training.compiled(None, lambda x: double(double(x)), "it")(np.int32(3)))
     12
     """
-    traced = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
-    return lambda *args: (traced if tf.inside_function() else function)(*args)
+    attributes = {} if inline else {"_noinline": True}
+    traced = tf.function(function, autograph=False, experimental_attributes=attributes)
+
+    def read(x):  # a trace holds the variables of its first call, if they are distributed
+        return tf.convert_to_tensor(x) if isinstance(x, tf.Variable) else x
+
+    def call(*args):
+        if not tf.inside_function():
+            return function(*args)
+        return traced(*keras.tree.map_structure(read, args))
+
+    return call
 
 
 class Model(keras.Model):

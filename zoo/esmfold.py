@@ -28,7 +28,7 @@ from ..training import (
     rename_ambiguous,
     rename_frames,
     torsion_loss,
-    traced_once,
+    trace_once,
 )
 from ..training.structure_losses import DISTANCES, ERRORS, LDDT_BINS, distance_bins
 from .esm import ESM, ESMConfig
@@ -588,13 +588,14 @@ class ESMFold(FoldingModel):
         tokenizer, longest = self._need_tokenizer("export"), self.config.max_length
         inputs, examples = {"sequence": tokenizer.spec("sequence")}, {"sequence": EXAMPLES}
 
-        @traced_once  # by both signatures
         def predict(sequence):
             tokens = tokenizer.encode(sequence, longest, add_special_tokens=False)
             rows = tokens.with_values(ops.take(tables.TOKEN_RESIDUE, tokens.flat_values, axis=0))
             residues = spans.dense(rows, PAD)
             found = self.predict_structure({"residues": residues}, passes)
             return residues, residues < PAD, found
+
+        predict = trace_once(predict, inline=True)  # both signatures share a trace
 
         def fold(sequence):
             residues, kept, found = predict(sequence)

@@ -11,7 +11,7 @@ from polyhead.recipes import summarization
 from polyhead.recipes.run import load
 from polyhead.recipes.settings import sample_folder
 from polyhead.recipes.summarization import Settings, evaluate
-from polyhead.training import lead, read_tensors, rouge
+from polyhead.training import lead, read_tensors, rouge, typical_sentences
 from polyhead.zoo import BART, GPT, T5, GPTConfig
 from tests.conftest import without_xla
 from tests.recipes.test_command import polyhead
@@ -152,14 +152,19 @@ def test_a_pretrained_model_gets_adapters_and_a_prefix(trained, data, tmp_path):
 
 
 def test_a_first_stage_writes_typical_sentences(data, tmp_path):
-    texts, lines = read_summaries(data, "train"), []
+    texts, lines, given = read_summaries(data, "train"), [], data
+    data = shutil.copytree(given, tmp_path / "data")
+    with (data / "train.jsonl").open("a") as file:  # too short, and left out
+        file.write('{"text": "It rained. It poured.", "summary": "Rain."}\n')
     settings = Settings(**{**SMALL, "data": str(data), "sentences": 2, "updates": 2})
     with without_xla():
         summarization.train(settings, tmp_path / "run", say=lines.append)
     assert f"{len(texts)} texts with {2 * len(texts)} sentences to write" in lines
-    found = evaluate(tmp_path / "run", say=quiet)["model"]  # by summaries, as without it
-    rows = csv.DictReader((tmp_path / "run/history.csv").open())
-    assert any(found.rougeL == pytest.approx(float(row["val_rougeL"]), abs=6e-3) for row in rows)
+    val, model = read_summaries(data, "val"), load(tmp_path / "run")
+    found = model.summarize(val.texts, num_beams=1, max_new_tokens=16, pieces=False)
+    expected = rouge(found, typical_sentences(val.texts, 2)).rougeL
+    history = list(csv.DictReader((tmp_path / "run/history.csv").open()))
+    assert expected == pytest.approx(max(float(x["val_rougeL"]) for x in history), abs=6e-3)
 
 
 @pytest.mark.slow
@@ -189,6 +194,9 @@ def test_bad_settings_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
     T5(T5.Config(vocab_size=9, num_layers=1, dim=16)).save_pretrained(tmp_path / "bare")
     (tmp_path / "bad.jsonl").write_text("{}\n" * 10)
     (tmp_path / "short.jsonl").write_text('{"text": "It rained.", "summary": "Rain."}\n' * 20)
+    (tmp_path / "few").mkdir()
+    shutil.copy(data / "train.jsonl", tmp_path / "few")
+    shutil.copy(tmp_path / "short.jsonl", tmp_path / "few/val.jsonl")
     for options, message in (
         (("--preset", "bart-tiny", "--prefix", "a: "), "prefix is for T5: 'a: '"),
         (("--preset", "gpt2"), "summarization has presets t5-small, t5-base"),
@@ -199,7 +207,8 @@ def test_bad_settings_are_one_line(trained, data, monkeypatch, capfd, tmp_path):
         (("--data", tmp_path / "no.jsonl"), "no file or folder"),
         (("--tokens", 0), "tokens must be positive: 0"),
         (("--sentences", 0), "the number of sentences must be positive: 0"),
-        (("--data", tmp_path / "short.jsonl", "--sentences", 1), "of at least three sentences"),
+        (("--data", tmp_path / "short.jsonl", "--sentences", 1), "three sentences; train of"),
+        (("--data", tmp_path / "few", "--sentences", 1), "three sentences; val of"),
         (("--max-target-length", 1), "max_length and max_target_length must be at least 2"),
     ):
         status, _, err = polyhead(monkeypatch, capfd, *begin, *options)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from rouge_score.rouge_scorer import RougeScorer
 
 from polyhead.training import (
     answer_scores,
@@ -222,3 +223,6 @@ def test_typical_sentences_are_most_like_the_others():
     assert (first, second) == ("Dogs run to lakes when a sun rose?", "A dog ran to a lake.")
     assert rest == ["The sun rose.", "Nobody knew why."]
     assert typical_sentences(["One. Two.", text], 1) == [[], [first]]
+    scorer = RougeScorer(["rouge1"], use_stemmer=True)
+    others = " ".join([second, *rest])
+    assert scorer.score(others, first)["rouge1"].fmeasure == pytest.approx(12 / 20)

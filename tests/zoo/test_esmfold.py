@@ -10,7 +10,7 @@ import polyhead
 from polyhead.data.residues import ATOM14_MASK, LETTERS
 from polyhead.zoo import ESMConfig, ESMFold, ESMFoldConfig
 from polyhead.zoo.esmfold import esm_tokens
-from polyhead.zoo.folding import PAD, aligned_errors
+from polyhead.zoo.folding import PAD, aligned_errors, apply_blocks
 from tests.conftest import TENSORFLOW
 
 SIZES = dict(
@@ -76,29 +76,63 @@ def test_folding_does_not_change_the_model_s_chunks():
         model.export("unused", chunk="auto")
 
 
-@pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow's graphs")
-def test_a_graph_has_the_blocks_once_each_with_its_own_weights():
+def in_turn(model, x, *masks):
+    """The trunk's output, block by block; as `FoldingModel` computes it; and the same compiled."""
+    random = np.random.default_rng(1)
+    z = random.normal(size=(*x.shape[:2], x.shape[1], model.config.pair_dim)).astype("float32")
+    s, pairs = x, z
+    for block in model.blocks:
+        s, pairs = block(s, pairs, *masks, training=False)
+    yield s, pairs
+    yield apply_blocks(model.blocks, x, z, *masks)
+    compute = polyhead.training.compiled(
+        model, lambda x, z: apply_blocks(model.blocks, x, z, *masks), "blocks"
+    )
+    yield compute(x, z)
+
+
+@pytest.mark.parametrize("unlike", ["none", "rank", "alpha", "chunk"])
+def test_each_block_has_its_own_weights(unlike):
+    model = small(num_blocks=3)
+    changed = model.blocks[1:2] if unlike in ("rank", "chunk") else model.blocks
+    for i, block in enumerate(changed if unlike in ("rank", "alpha") else ()):
+        block.attention.enable_lora(2, alpha=2.0 + i)
+        for v in block.trainable_variables:
+            v.assign(np.random.default_rng(i).normal(0, 0.2, v.shape))
+    if unlike == "chunk":
+        changed[0].chunk = 4
+    x = np.random.default_rng(0).normal(size=(*RESIDUES.shape, model.config.dim))
+    expected, *others = in_turn(model, x.astype("float32"), KEPT)
+    for found in others:
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(array(a), array(b), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow's strategies")
+def test_each_block_has_its_own_weights_on_several_devices():
     import tensorflow as tf
 
-    def operations(model):
-        function = tf.function(model.predict_structure, autograph=False)
-        spec = {"residues": tf.TensorSpec([None, None], tf.int32)}
-        graph = function.get_concrete_function(spec).graph.as_graph_def()
-        return len(graph.node) + sum(len(f.node_def) for f in graph.library.function)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = small(num_blocks=3)
+    [plain] = small(num_blocks=3).fold(["MKTAYIAK"])
+    with strategy.scope():
+        [found] = model.fold(["MKTAYIAK"])
+    np.testing.assert_allclose(found.positions, plain.positions, atol=1e-2)
+    np.testing.assert_allclose(found.plddt, plain.plddt, atol=1e-2)
 
-    few, many = (operations(small(num_blocks=count, passes=1)) for count in (2, 5))
-    reads_and_a_call = len(small().blocks[0].variables) + 1
-    assert many - few == 3 * reads_and_a_call
 
-    # A block that is unlike the first one is not called with the first one's function.
-    model = small(num_blocks=3, passes=1)
-    model.blocks[1].attention.enable_lora(2)
-    for v in model.blocks[1].trainable_variables:
-        v.assign(np.random.default_rng(1).normal(0, 0.2, v.shape))
-    expected = model.predict_structure({"residues": RESIDUES})
-    compiled = tf.function(model.predict_structure, autograph=False)
-    found = compiled({"residues": tf.constant(RESIDUES)})
-    np.testing.assert_allclose(array(found["pae"]), array(expected["pae"]), atol=1e-3)
+@pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow's graphs")
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_graph_has_the_block_once_per_loop(passes):
+    import tensorflow as tf
+
+    model = small(num_blocks=4)
+    function = tf.function(lambda x: model.predict_structure(x, passes), autograph=False)
+    spec = {"residues": tf.TensorSpec([None, None], tf.int32)}
+    graph = function.get_concrete_function(spec).graph.as_graph_def()
+    blocks = [f for f in graph.library.function if "apply_block" in f.signature.name]
+    assert len(blocks) == passes
 
 
 def test_only_the_trunk_is_trained():
