@@ -77,8 +77,8 @@ def trace_once(function: Callable[..., Any], inline: bool = False) -> Callable[.
     attributes = {} if inline else {"_noinline": True}
     traced = tf.function(function, autograph=False, experimental_attributes=attributes)
 
-    def read(x):  # a trace holds the variables of its first call, if they are distributed
-        return tf.convert_to_tensor(x) if isinstance(x, tf.Variable) else x
+    def read(x):  # of these variables a trace would keep those of its first call
+        return tf.convert_to_tensor(x) if isinstance(x, DistributedVariable) else x
 
     def call(*args):
         if not tf.inside_function():
