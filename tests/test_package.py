@@ -177,6 +177,18 @@ def use(code, folder):
     return done.stdout.strip()
 
 
+def test_a_missing_library_skips_no_tests_above_the_line_that_asks_for_it():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        lines = ast.parse(path.read_text("utf-8")).body
+        tests = [x.lineno for x in lines if isinstance(x, ast.FunctionDef) and "test_" in x.name]
+        asking = [
+            x.lineno
+            for x in lines
+            if isinstance(x, ast.Assign | ast.Expr) and "importorskip" in ast.dump(x)
+        ]
+        assert not asking or max(asking) < min(tests), path
+
+
 @pytest.mark.slow
 def test_the_editable_install_works_beside_user_files_and_in_the_checkout(hostile):
     for folder in (hostile, ROOT):

@@ -197,8 +197,6 @@ def test_it_learns_to_fill_masks():
     assert model.perplexity("MKTAYIAKQR") < 2 < 5 < before
 
 
-transformers = pytest.importorskip("transformers", reason="transformers: EXTRAS=parity")
-torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
 HUGGING_FACE = dict(
     vocab_size=33, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
     intermediate_size=48, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
@@ -209,8 +207,17 @@ HEADS = {None: "Model", "classes": "ForSequenceClassification", "tags": "ForToke
 HEADS["tokens"] = "ForMaskedLM"
 
 
+def peers():
+    """PyTorch and transformers; without them the test that calls this is skipped."""
+    return [
+        pytest.importorskip(name, reason=f"{name} is not installed: EXTRAS=parity")
+        for name in ("torch", "transformers")
+    ]
+
+
 def make(folder, head="tokens", **settings):
     """Saves a model of Hugging Face with random weights."""
+    torch, transformers = peers()
     torch.manual_seed(0)
     config = transformers.EsmConfig(**{**HUGGING_FACE, "num_labels": 3, **settings})
     config._attn_implementation = "eager"
@@ -223,6 +230,7 @@ def make(folder, head="tokens", **settings):
 
 
 def run(theirs, tokens, **options):
+    torch, _ = peers()
     given = torch.tensor(tokens).long()
     with torch.no_grad():
         return theirs(given, attention_mask=(given != 1).long(), **options)
@@ -253,6 +261,7 @@ def test_outputs_match_the_reference_both_ways(head, dropout, tmp_path):
 
 
 def test_contacts_match_the_reference(tmp_path):
+    torch, _ = peers()
     theirs = make(tmp_path)
     ours = polyhead.load(tmp_path)
     tokens = torch.tensor(ids(ours)).long()

@@ -253,12 +253,17 @@ def test_half_precision_is_finite():
         assert all(np.isfinite(array(x)).all() for x in (found["positions"], found["lddt"]))
 
 
-transformers = pytest.importorskip("transformers", reason="transformers: EXTRAS=parity")
-torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
+def peers():
+    """PyTorch and transformers; without them the test that calls this is skipped."""
+    return [
+        pytest.importorskip(name, reason=f"{name} is not installed: EXTRAS=parity")
+        for name in ("torch", "transformers")
+    ]
 
 
 def make(folder, half=False):
     """Saves Hugging Face's model of the same sizes, with random weights."""
+    torch, transformers = peers()
     torch.manual_seed(0)
     structure = dict(
         sequence_dim=24, pairwise_dim=16, ipa_dim=8, resnet_dim=12, num_heads_ipa=3,
@@ -286,6 +291,7 @@ def make(folder, half=False):
 
 
 def run(theirs, residues, passes):
+    torch, _ = peers()
     given, mask = torch.tensor(np.where(residues < PAD, residues, 0)).long(), residues < PAD
     with torch.no_grad():
         return theirs(given, torch.tensor(mask).long(), num_recycles=passes - 1)
@@ -324,6 +330,7 @@ def test_predictions_match_the_reference(passes, tmp_path):
 
 
 def test_files_are_those_of_the_reference(tmp_path):
+    _, transformers = peers()
     theirs = make(tmp_path / "theirs")
     ours = polyhead.load(tmp_path / "theirs")
     ours.save_pretrained(tmp_path / "ours", format="huggingface")
