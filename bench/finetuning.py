@@ -285,7 +285,8 @@ def main(
                 runs[str(seed)] = {**about, **found}
                 store(file, results)
                 print(name, side.__name__, seed, f"{seconds:.0f} s", found, flush=True)
-    epochs = ", ".join(f"{task.settings['epochs']} of {name}" for name, task in TASKS.items())
+    trained = [name for name in TASKS if results.get(f"{name}, theirs")]
+    epochs = ", ".join(f"{TASKS[name].settings['epochs']} of {name}" for name in trained)
     dates = sorted(run["date"] for runs in results.values() for run in runs.values())
     lines = [
         "# Fine-tuning MiniLM, against Hugging Face",
