@@ -225,7 +225,7 @@ def show(values):
 def table(results):
     lines = [
         "| data, seeds | metric | test: ours | test: HF | validation: ours | HF | "
-        "seconds: ours | HF | ours / HF | machine |",
+        "seconds: ours | HF | ours / HF | processor, dates |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, task in TASKS.items():
@@ -233,9 +233,10 @@ def table(results):
         if not all(sides):
             continue
         seconds = [statistics.median(run["seconds"] for run in side) for side in sides]
-        machines = sorted({run["machine"] for side in sides for run in side})
+        machines, dates = (sorted({x[k] for x in sum(sides, [])}) for k in ("machine", "date"))
         quotient = ratio(*seconds) if len(machines) == 1 else "-"
-        times = [f"{seconds[0]:,.0f}", f"{seconds[1]:,.0f}", quotient, ", ".join(machines)]
+        about = ", ".join([*machines, *dates])
+        times = [f"{seconds[0]:,.0f}", f"{seconds[1]:,.0f}", quotient, about]
         seeds = " and ".join(str(n) for n in dict.fromkeys(map(len, sides)))
         for split, metric in [
             *(("test", metric) for metric in task.metrics),
@@ -280,21 +281,19 @@ def main(
                     )
                     model = place / "best" if side is ours else place
                     found, _ = run_isolated(score, name, model, data, side is theirs, needed=True)
-                about = {"machine": processor(), "date": str(date.today())}
-                about |= {"seconds": seconds, "memory": memory}
-                runs[str(seed)] = {**about, **found}
+                about = dict(machine=processor(), date=str(date.today()))
+                runs[str(seed)] = dict(**about, seconds=seconds, memory=memory, **found)
                 store(file, results)
                 print(name, side.__name__, seed, f"{seconds:.0f} s", found, flush=True)
     trained = [name for name in TASKS if results.get(f"{name}, theirs")]
     epochs = ", ".join(f"{TASKS[name].settings['epochs']} of {name}" for name in trained)
-    dates = sorted(run["date"] for runs in results.values() for run in runs.values())
     lines = [
         "# Fine-tuning MiniLM, against Hugging Face",
         "",
-        f"`python bench/finetuning.py MINILM DATA`; {dates[0]} to {dates[-1]}, {os.cpu_count()} "
-        f"cores, float32. Epochs: {epochs}. Scores are in percent: the mean of the seeds ± half "
-        "the distance between the lowest and the highest. Seconds are medians. all-MiniLM-L6-v2 "
-        "was trained on the questions of SQuAD and of other sets, as sentence pairs.",
+        f"`python bench/finetuning.py MINILM DATA`; {os.cpu_count()} cores, float32. Epochs: "
+        f"{epochs}. Scores are in percent: the mean of the seeds ± half the distance between the "
+        "lowest and the highest. Seconds are medians. all-MiniLM-L6-v2 was trained on the "
+        "questions of SQuAD and of other sets, as sentence pairs.",
         "",
         *table(results),
     ]

@@ -15,10 +15,10 @@ Beside it are two predictions without a network, for which sequences are aligned
 
 Residues without a partner are placed on a line between their neighbors.
 
-The same command resumes a stopped run. All took about four hours, most of
-them beside other work. Results are in bench/globins.json, and what is there is not repeated: the
-scores of settings that were the best before others were added stay in the table, so that it tells
-how often the test set was read. Writes bench/globins.md.
+The same command resumes a stopped run. All took about four hours, most of them beside other work.
+Results are in bench/globins.json, and what is there is not repeated: the scores of settings that
+were the best before others were added stay in the table, so that it tells how often the test set
+was read. Writes bench/globins.md.
 """
 
 import json

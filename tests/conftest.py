@@ -91,6 +91,14 @@ def model(tokenizer):
     return small(tokenizer)
 
 
+def peers():
+    """PyTorch and transformers; without them the test that calls this is skipped."""
+    return [
+        pytest.importorskip(name, reason=f"{name} is not installed: EXTRAS=parity")
+        for name in ("torch", "transformers")
+    ]
+
+
 def pytest_report_header(config):
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed: comparisons with PyTorch are skipped (EXTRAS=parity)"

@@ -163,9 +163,9 @@ def apply_blocks(blocks: list, x: Any, z: Any, *masks: Any, training: bool | Non
         kinds = [(x.dtype_policy.name, getattr(x, "alpha", None)) for x in layers]
         return block.chunk, kinds, [(v.shape, v.dtype) for v in block.variables]
 
-    shared = None if training else trace_once(apply_block)
+    shared, kind = None if training else trace_once(apply_block), signature(first)
     for block in blocks:
-        if shared and signature(block) == signature(first):
+        if shared and signature(block) == kind:
             x, z = shared([v.value for v in block.variables], x, z, *masks)
         else:
             x, z = block(x, z, *masks, training=training)

@@ -12,6 +12,7 @@ import polyhead
 from polyhead.data import masked_batches
 from polyhead.training import CheckpointError
 from polyhead.zoo import ESM, ESMConfig
+from tests.conftest import peers
 
 SIZES = dict(num_layers=3, dim=32, intermediate_dim=48, num_heads=4, max_length=40)
 SEQUENCES = ["MKTAYIAKQRQISFVK", "MK<mask>AV", "GG"]
@@ -205,14 +206,6 @@ HUGGING_FACE = dict(
 )  # fmt: skip
 HEADS = {None: "Model", "classes": "ForSequenceClassification", "tags": "ForTokenClassification"}
 HEADS["tokens"] = "ForMaskedLM"
-
-
-def peers():
-    """PyTorch and transformers; without them the test that calls this is skipped."""
-    return [
-        pytest.importorskip(name, reason=f"{name} is not installed: EXTRAS=parity")
-        for name in ("torch", "transformers")
-    ]
 
 
 def make(folder, head="tokens", **settings):

@@ -11,7 +11,7 @@ from polyhead.data.residues import ATOM14_MASK, LETTERS
 from polyhead.zoo import ESMConfig, ESMFold, ESMFoldConfig
 from polyhead.zoo.esmfold import esm_tokens
 from polyhead.zoo.folding import PAD, aligned_errors, apply_blocks
-from tests.conftest import TENSORFLOW
+from tests.conftest import TENSORFLOW, peers
 
 SIZES = dict(
     esm=ESMConfig(num_layers=2, dim=32, num_heads=4, intermediate_dim=48, max_length=64, head=None),
@@ -251,14 +251,6 @@ def test_half_precision_is_finite():
     for policy in ("mixed_bfloat16", "mixed_float16"):
         found = ESMFold(ESMFoldConfig(**SIZES), dtype=policy)({"residues": RESIDUES})
         assert all(np.isfinite(array(x)).all() for x in (found["positions"], found["lddt"]))
-
-
-def peers():
-    """PyTorch and transformers; without them the test that calls this is skipped."""
-    return [
-        pytest.importorskip(name, reason=f"{name} is not installed: EXTRAS=parity")
-        for name in ("torch", "transformers")
-    ]
 
 
 def make(folder, half=False):

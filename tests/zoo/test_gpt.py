@@ -10,7 +10,7 @@ from keras import ops
 
 from polyhead.training import CheckpointError
 from polyhead.zoo import GPT, GPTConfig
-from tests.conftest import TENSORFLOW
+from tests.conftest import TENSORFLOW, peers
 
 SIZES = dict(vocab_size=300, max_length=64, num_layers=1, dim=32, num_heads=4, end_id=0)
 text = pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
@@ -332,8 +332,7 @@ def test_save_and_load_round_trip(gpt, tmp_path):
 
 def save_published(folder, seed=0, **settings):
     """Saves Hugging Face's model with random weights to ``folder``, and returns it."""
-    torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
-    transformers = pytest.importorskip("transformers")
+    torch, transformers = peers()
     torch.manual_seed(seed)
     config = dict(vocab_size=300, n_positions=256, n_embd=32, n_layer=2, n_head=4)
     config |= dict(bos_token_id=0, eos_token_id=0) | settings

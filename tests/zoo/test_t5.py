@@ -8,7 +8,7 @@ from polyhead.layers import KeyValueCache
 from polyhead.training import SmoothedCrossEntropy
 from polyhead.zoo import T5, T5Config
 from polyhead.zoo.decoding import ScatterCache
-from tests.conftest import TENSORFLOW
+from tests.conftest import TENSORFLOW, peers
 from tests.zoo.toy_summarizers import NEWER, array, perturb, random_tokens, small_t5
 
 text = pytest.mark.skipif(not TENSORFLOW, reason="tokenizers are TensorFlow's")
@@ -126,7 +126,7 @@ def test_attention_weights_use_the_bias(tokenizer):
 
 
 def test_attention_weights_are_those_of_hugging_face(tmp_path, monkeypatch):
-    torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
+    torch, transformers = peers()
     model, inputs = perturb(small_t5()), pair(batch=1)
     inputs["source"] = inputs["source"][:, :4]
     model.save_pretrained(tmp_path, format="huggingface")
