@@ -309,13 +309,9 @@ class ESM(TextEncoder):
         """
         from ..data.proteins import read_changes
 
-        self._need_head("tokens", "score")
-        [sequence], single = as_texts("score", sequence, "sequence")
-        if not single:
-            raise TypeError("score takes one sequence, a string, and its mutations")
+        tokens = self._one_sequence("score", sequence)
+        pieces = self.tokenizer.pieces(tokens)
         mutations, one = as_texts("score", mutations, "mutation")
-        [row] = self._rows("score", [sequence])
-        tokens, pieces = row["tokens"], self.tokenizer.pieces(row["tokens"])
         changes = [read_changes(mutation, pieces) for mutation in mutations]
         # Mutations of the same residues need one call.
         places = sorted({tuple(at for _, at, _ in change) for change in changes})
@@ -329,6 +325,32 @@ class ESM(TextEncoder):
                 score += of[letters.index(new)] - of[letters.index(old)]
             scores.append(score)
         return float(scores[0]) if one else np.array(scores, "float32")
+
+    def score_all(
+        self, sequence: str, batch_size: int = 8, progress: bool | Callable = False
+    ) -> np.ndarray:
+        """Scores all single mutations of a protein, as `score` does one: a mutational scan.
+
+        A sequence of L residues needs L rows in the network.
+
+        Returns:
+            float32 (L, 20): at (i, j) the score of amino acid ``polyhead.data.residues.LETTERS[j]``
+            in place of residue i, counted from 0; 0 for the residue itself.
+
+        >>> model = polyhead.ESM.preset("esm2-t6-8m", num_layers=1)
+        >>> scores = model.score_all("MKTAYIAKQR")
+        >>> scores.shape
+        (10, 20)
+        >>> j = polyhead.data.residues.LETTERS.index("R")
+        >>> bool(abs(scores[1, j] - model.score("MKTAYIAKQR", "K2R")) < 1e-4)
+        True
+        """
+        from ..data.residues import TOKEN
+
+        tokens = self._one_sequence("score_all", sequence)
+        found = self._masked_in_turn(tokens, batch_size, progress)
+        scores = [x[TOKEN[:20]] - x[old] for x, old in zip(found, tokens[1:-1], strict=True)]
+        return np.array(scores, "float32").reshape(-1, 20)
 
     def perplexity(
         self,
@@ -352,12 +374,24 @@ class ESM(TextEncoder):
         sequences, single = as_texts("perplexity", sequences, "sequence")
         results = []
         for row in self._rows("perplexity", sequences):
-            tokens, places = row["tokens"], range(1, len(row["tokens"]) - 1)
-            rows = [mask_row(tokens, (at,), self.config.mask_id) for at in places]
-            found = self._log_probabilities(rows, batch_size, progress)
-            losses = [-x[0, tokens[at]] for x, at in zip(found, places, strict=True)]
-            results.append(np.exp(np.mean(losses)) if losses else np.nan)
+            found = self._masked_in_turn(row["tokens"], batch_size, progress)
+            own = [x[token] for x, token in zip(found, row["tokens"][1:-1], strict=True)]
+            results.append(np.exp(-np.mean(own)) if own else np.nan)
         return float(results[0]) if single else np.array(results, "float32")
+
+    def _one_sequence(self, verb, sequence):
+        """The tokens of a sequence, for a method that takes one."""
+        self._need_head("tokens", verb)
+        texts, single = as_texts(verb, sequence, "sequence")
+        if not single:
+            raise TypeError(f"{verb} takes one sequence, a string, not {len(texts)}")
+        return self._rows(verb, texts)[0]["tokens"]
+
+    def _masked_in_turn(self, tokens, batch_size, progress):
+        """Log-probabilities (V,) of each residue of a row of tokens, where it alone is masked."""
+        places = range(1, len(tokens) - 1)
+        rows = [mask_row(tokens, (at,), self.config.mask_id) for at in places]
+        return [x[0] for x in self._log_probabilities(rows, batch_size, progress)]
 
     def _log_probabilities(self, rows, batch_size, progress):
         """Log-probabilities (M, V) of the M positions of each row."""

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import polyhead
 from polyhead.data import masked_batches
+from polyhead.data.residues import LETTERS
 from polyhead.training import CheckpointError
 from polyhead.zoo import ESM, ESMConfig
 from tests.conftest import peers
@@ -115,6 +116,13 @@ def test_scores_are_masked_marginals():
     expected = [marginal(c) for c in ([(2, "R")], [(3, "P"), (5, "F")], [(2, "W")], [(1, "M")])]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert found[3] == 0 and model.score(sequence, "K2R") == pytest.approx(found[0], abs=1e-5)
+    every = model.score_all(sequence)
+    assert every.shape == (10, 20) and model.score_all("").shape == (0, 20)
+    columns = [LETTERS.index(new) for new in "RWM"]
+    np.testing.assert_allclose(every[[1, 1, 0], columns], found[[0, 2, 3]], atol=1e-5)
+    for verb, given in (("score", ("K2R",)), ("score_all", ())):
+        with pytest.raises(TypeError, match=f"{verb} takes one sequence, a string, not 2"):
+            getattr(model, verb)([sequence] * 2, *given)
 
 
 def test_perplexity_masks_each_residue():
@@ -186,6 +194,7 @@ def test_mixed_precision_is_finite():
         assert np.isfinite(array(model.residues(np.array([[0, 5, 6, 2]])))).all()
 
 
+@pytest.mark.slow
 def test_it_learns_to_fill_masks():
     keras.utils.set_random_seed(0)
     model = ESM.preset("esm2-t6-8m", num_layers=1, dim=32, num_heads=2, intermediate_dim=64)
