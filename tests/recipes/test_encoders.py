@@ -74,7 +74,7 @@ def test_evaluation_gives_the_scores_of_the_best_checkpoint(trained, task):
     assert (run / "curve.png").exists() and (run / "tokenizer.json").exists()
 
 
-@pytest.mark.parametrize("task", ["tagging", "masked"])
+@pytest.mark.parametrize("task", ["tagging", pytest.param("masked", marks=pytest.mark.slow)])
 def test_all_kept_checkpoints_are_averaged_by_default(trained, monkeypatch, capfd, tmp_path, task):
     run = shutil.copytree(trained(task), tmp_path / "run")
     status, out, err = polyhead(monkeypatch, capfd, "average", run)

@@ -151,6 +151,7 @@ def test_a_pretrained_model_gets_adapters_and_a_prefix(trained, data, tmp_path):
         assert changed == v.path.endswith(("query/kernel", "value/kernel")), v.path
 
 
+@pytest.mark.slow
 def test_a_first_stage_writes_typical_sentences(data, tmp_path):
     texts, lines, given = read_summaries(data, "train"), [], data
     data = shutil.copytree(given, tmp_path / "data")

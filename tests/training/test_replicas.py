@@ -586,6 +586,7 @@ def test_training_overfits_one_batch(policy):
     assert ((logits.argmax(-1) == labels) | (weight == 0)).all(), history.history
 
 
+@pytest.mark.slow
 def test_nothing_is_traced_after_the_first_epoch():
     keras.utils.set_random_seed(5)
     with strategy(2).scope():

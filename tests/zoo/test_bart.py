@@ -148,7 +148,9 @@ def test_limits_of_lengths_hold_for_texts(tokenizer):
 
 
 @text
-@pytest.mark.parametrize("written", ["polyhead", "huggingface"])
+@pytest.mark.parametrize(
+    "written", [pytest.param("polyhead", marks=pytest.mark.slow), "huggingface"]
+)
 def test_a_mask_without_an_embedding_is_left_out(pieces, tokenizer, written, tmp_path):
     """As of bart-large-cnn, whose tokenizer has one token more than the model."""
     smaller = small_bart(tokenizer.without_mask(), vocab_size=299)
@@ -251,6 +253,7 @@ def test_a_new_model_predicts_all_tokens_with_similar_probability():
             assert array(v).std() == pytest.approx(0.02, rel=0.1), v.path
 
 
+@pytest.mark.slow
 def test_it_learns_to_copy():
     model = small_bart(vocab_size=12, num_layers=1)
     source = np.random.default_rng(0).integers(3, 12, (16, 5)).astype("int32")

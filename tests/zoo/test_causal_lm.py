@@ -92,6 +92,7 @@ def batches(tokenizer, start=None):
 
 
 @tensorflow
+@pytest.mark.slow
 def test_a_new_decoder_trains_with_adapters_generates_and_is_saved(tokenizer, tmp_path):
     model = toy(tokenizer)
     losses = model.fit(batches(tokenizer), epochs=8, verbose=0).history["loss"]

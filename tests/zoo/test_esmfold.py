@@ -70,7 +70,7 @@ def test_a_batch_and_padding_change_nothing():
 
 def test_folding_does_not_change_the_model_s_chunks():
     model = small()
-    model.fold("MKTAY", chunk=2)
+    model.fold("MKTAY", passes=1, chunk=2)
     assert [block.chunk for block in model.blocks] == [None, None]
     with pytest.raises(ValueError, match="chunk must be a positive integer: 'auto'"):
         model.export("unused", chunk="auto")
@@ -91,7 +91,10 @@ def in_turn(model, x, *masks):
     yield compute(x, z)
 
 
-@pytest.mark.parametrize("unlike", ["none", "rank", "alpha", "chunk"])
+@pytest.mark.parametrize(
+    "unlike",
+    ["alpha", "chunk", *(pytest.param(x, marks=pytest.mark.slow) for x in ("none", "rank"))],
+)
 def test_each_block_has_its_own_weights(unlike):
     model = small(num_blocks=3)
     changed = model.blocks[1:2] if unlike in ("rank", "chunk") else model.blocks
@@ -109,6 +112,7 @@ def test_each_block_has_its_own_weights(unlike):
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow's strategies")
+@pytest.mark.slow
 def test_each_block_has_its_own_weights_on_several_devices():
     import tensorflow as tf
 
@@ -123,7 +127,7 @@ def test_each_block_has_its_own_weights_on_several_devices():
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow's graphs")
-@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("passes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_graph_has_the_block_once_per_loop(passes):
     import tensorflow as tf
 
@@ -142,7 +146,9 @@ def test_only_the_trunk_is_trained():
     assert len(model.trainable_weights) == 2 * 2 * 2  # two blocks, two projections
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 11, 100])
+@pytest.mark.parametrize(
+    "chunk", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 11, 100))]
+)
 def test_chunks_change_nothing(chunk):
     model = small()
     whole = array(model({"residues": RESIDUES})["positions"])
@@ -253,6 +259,19 @@ def test_half_precision_is_finite():
         assert all(np.isfinite(array(x)).all() for x in (found["positions"], found["lddt"]))
 
 
+@pytest.mark.slow
+def test_a_quantized_model_folds(tmp_path):
+    model, sequence = small(), "MKTAYIAKQR"
+    [before] = model.fold([sequence], passes=1)
+    model.quantize("int8")
+    [after] = model.fold([sequence], passes=1)
+    assert 0 < abs(after.plddt - before.plddt).mean() < 0.1 * before.plddt.std() + 1
+    model.save_pretrained(tmp_path)
+    [again] = polyhead.load(tmp_path).fold([sequence], passes=1)
+    np.testing.assert_allclose(again.positions, after.positions, atol=1e-3)
+    np.testing.assert_allclose(again.plddt, after.plddt, atol=1e-3)
+
+
 def make(folder, half=False):
     """Saves Hugging Face's model of the same sizes, with random weights."""
     torch, transformers = peers()
@@ -289,7 +308,7 @@ def run(theirs, residues, passes):
         return theirs(given, torch.tensor(mask).long(), num_recycles=passes - 1)
 
 
-@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("passes", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_predictions_match_the_reference(passes, tmp_path):
     theirs = make(tmp_path)
     ours = polyhead.load(tmp_path)
@@ -337,6 +356,7 @@ def test_files_are_those_of_the_reference(tmp_path):
 
 
 @many_operations
+@pytest.mark.slow
 def test_a_language_model_in_float16_has_its_rounded_rotations(tmp_path):
     theirs = make(tmp_path / "theirs", half=True).float()
     ours = polyhead.load(tmp_path / "theirs")

@@ -137,6 +137,7 @@ def vit(**options):
 
 PIXELS = np.random.default_rng(0).uniform(0, 255, (2, 16, 24, 3)).astype("float32")
 MODELS = [(gpt, np.arange(12)[None]), (transformer, INPUTS), (vit, PIXELS)]
+ONE_FAST = [MODELS[0], *(pytest.param(*model, marks=pytest.mark.slow) for model in MODELS[1:])]
 
 
 def array(x):
@@ -197,7 +198,7 @@ def test_a_keras_file_keeps_the_tokenizer(tokenizer, tmp_path):
         transformer().tokenizer = tokenizer
 
 
-@pytest.mark.parametrize("make, inputs", MODELS)
+@pytest.mark.parametrize("make, inputs", ONE_FAST)
 def test_a_quantized_model_round_trips_through_every_file(make, inputs, tmp_path):
     model = randomize(make())
     before = array(model(inputs))
@@ -268,7 +269,7 @@ def test_functions_are_compiled_again_for_new_variables():
     assert abs(after.probability - probability.probability) > 1e-4 and before.shape == (2, 2)
 
 
-@pytest.mark.parametrize("make, inputs", MODELS)
+@pytest.mark.parametrize("make, inputs", ONE_FAST)
 def test_lora_adapters_are_merged_in_every_file(make, inputs, tmp_path):
     model = randomize(make())
     plain = array(model(inputs))

@@ -142,7 +142,7 @@ def pieces_of(model, text):
 
 
 @text
-@pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.parametrize("kind", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
 def test_the_summary_of_a_long_text_consists_of_those_of_its_pieces(kind, request):
     model = request.getfixturevalue(kind)
     texts = [many_sentences(6), "Two men.", "", many_sentences(3, 6)]
@@ -242,7 +242,7 @@ def test_wrong_types_and_numbers_are_refused(t5):
 
 
 @pytest.mark.parametrize("small", [small_t5, small_bart])
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_each_row_can_have_its_own_lengths(small, beams):
     model, source = perturb(small()), random_tokens(4, 6)
     end = model.config.end_id

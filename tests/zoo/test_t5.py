@@ -186,7 +186,7 @@ def test_a_prefix_is_added_to_texts_that_are_not_empty(tokenizer):
 
 
 @text
-@pytest.mark.parametrize("kind", ["t5", "t5-1.1"])
+@pytest.mark.parametrize("kind", ["t5", pytest.param("t5-1.1", marks=pytest.mark.slow)])
 def test_saved_models_are_equal(tokenizer, kind, tmp_path):
     prefix = "say: "
     model, inputs = perturb(small_t5(tokenizer, prefix=prefix, **KINDS[kind])), pair()

@@ -446,7 +446,11 @@ CONTEXTS = [
     "e\u0301te\u0301 \U0001f469\u200d\U0001f4bb a\0b 日本語 \u05e9\u05dc\u05d5\u05dd \u202eabc",
     "one two three four five six seven eight nine ten eleven twelve " * 3,
 ]
-READINGS = [dict(), dict(window_length=14, overlap=4), dict(window_length=14, overlap=100)]
+READINGS = [
+    dict(window_length=14, overlap=4),
+    pytest.param({}, marks=pytest.mark.slow),
+    pytest.param(dict(window_length=14, overlap=100), marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.filterwarnings("ignore:. of 5 questions were truncated")
@@ -643,6 +647,7 @@ def test_a_context_must_have_room_for_a_text(pieces):
         bert(pieces, "tags", num_classes=2).adapt(max_length=2).tag("the cat")
 
 
+@pytest.mark.slow
 def test_quantized_models_have_all_methods(tokenizer, tmp_path):
     model = toy("classes", tokenizer, num_classes=3, scale=0.2)
     before = model.classify("a dog", top=3)
@@ -674,12 +679,21 @@ LABELS = {
 @pytest.mark.parametrize(
     "head, loss, settings",
     [
-        *((head, None, dict(num_classes=3 * (head in ("classes", "tags")))) for head in LABELS),
-        *(
-            (None, CosineRegression(), dict(pooling=pooling, normalize=True))
-            for pooling in POOLINGS
-        ),
+        ("spans", None, {}),
+        ("tags", None, dict(num_classes=3)),
         (None, InBatchNegatives(), {}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("classes", None, dict(num_classes=3)),
+                ("score", None, {}),
+                ("tokens", None, {}),
+                *(
+                    (None, CosineRegression(), dict(pooling=pooling, normalize=True))
+                    for pooling in POOLINGS
+                ),
+            )
+        ),
     ],
 )
 @tensorflow
@@ -722,6 +736,7 @@ def test_every_head_learns_by_default(head):
     assert isinstance(model, TextEncoder)
 
 
+@pytest.mark.slow
 def test_a_reranker_learns_from_pairs(pieces):
     from polyhead.data import LabelledTexts, classification_batches
 
