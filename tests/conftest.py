@@ -22,7 +22,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--no-xla",
         action="store_true",
-        help="use XLA only in slow tests and where a test asks for it: the others compile faster",
+        help="use XLA only where a test asks for it (as test_xla.py does): others compile faster",
     )
 
 
@@ -38,8 +38,8 @@ def without_xla():
 
 @pytest.fixture(autouse=True)
 def xla_where_wanted(request):
-    off = request.config.getoption("no_xla") and not request.node.get_closest_marker("slow")
-    with without_xla() if off and TENSORFLOW else contextlib.nullcontext():
+    off = request.config.getoption("no_xla") and TENSORFLOW
+    with without_xla() if off else contextlib.nullcontext():
         yield
 
 

@@ -103,6 +103,7 @@ def test_the_whole_notebook_builds(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # the build above runs the same cells
 def test_the_source_runs_without_jupyter(tmp_path):
     """With FAST=1, which skips most of the training."""
     environment = {**os.environ, "FAST": "1", "MPLBACKEND": "agg"}

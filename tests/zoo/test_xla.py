@@ -1,4 +1,4 @@
-"""Fast tests run without XLA, users' searches with it: both must give the same."""
+"""Other tests run without XLA, users' models with it: both must give the same."""
 
 import keras
 import numpy as np
@@ -26,6 +26,16 @@ CASES = {
     "greedy": (generator, lambda m: m.generate(["the", "a dog and"], temperature=0.0)),
     "sampling": (generator, lambda m: m.generate(["the", "a dog and"], temperature=1.0, seed=5)),
     "beams": (generator, lambda m: m.generate("the", num_beams=3, max_new_tokens=12)),
+    "limits": (
+        generator,
+        lambda m: m.generate(
+            ["the", "a"],
+            temperature=0.0,
+            no_repeat_ngram_size=2,
+            min_new_tokens=4,
+            max_new_tokens=12,
+        ),
+    ),
     "stream": (generator, lambda m: "".join(m.stream("the", temperature=0.0))),
     "score": (generator, lambda m: m.score(["the dog", "a"])),
     "translate": (small, lambda m: m.translate(["A dog.", "Two dogs run."], num_beams=4)),
