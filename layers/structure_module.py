@@ -120,13 +120,15 @@ class StructureModule(keras.layers.Layer):
         s, z = (ops.cast(x, "float32") for x in (s, z))
         first = s = self.norm(s)
         z, s = self.pair_norm(z), self.input_map(s)
+        batch, length = ops.shape(s)[:2]
         quaternion = ops.broadcast_to(
-            ops.convert_to_tensor([1.0, 0.0, 0.0, 0.0]), (*ops.shape(s)[:2], 4)
+            ops.convert_to_tensor([1.0, 0.0, 0.0, 0.0]), (batch, length, 4)
         )
-        frames = identity(ops.shape(s)[:2])
-        found = {"frames": [], "torsions": [], "unnormalized": [], "states": []}
-        for _ in range(self.num_iterations):
-            rotation, translation = ops.stop_gradient(frames[0]), frames[1]
+        state = s, quaternion, *identity((batch, length)), ops.zeros((batch, length, TORSIONS, 2))
+
+        def iterate(state, _=None):
+            s, quaternion, rotation, translation, _ = state
+            rotation, quaternion = map(ops.stop_gradient, (rotation, quaternion))
             s = s + self.attention(s, z, (rotation, translation), mask)
             s = self.attention_norm(self.drop(s, training=training))
             for maps in self.transitions:
@@ -135,12 +137,22 @@ class StructureModule(keras.layers.Layer):
                     x = layer(x)
                 s = s + x
             s = self.transition_norm(self.drop(s, training=training))
-            quaternion, frames = move(
-                ops.stop_gradient(quaternion), (rotation, translation), self.backbone(s)
-            )
-            unnormalized = self._torsions(s, first)
+            quaternion, frames = move(quaternion, (rotation, translation), self.backbone(s))
+            state = s, quaternion, *frames, self._torsions(s, first)
+            return state, state
+
+        if training:
+            states = []
+            for _ in range(self.num_iterations):
+                states.append(iterate(state)[0])
+                state = states[-1]
+        else:  # a graph has the iteration once
+            _, stacked = ops.scan(iterate, state, length=self.num_iterations)
+            states = zip(*(ops.unstack(x, self.num_iterations) for x in stacked), strict=True)
+        found = {"frames": [], "torsions": [], "unnormalized": [], "states": []}
+        for s, _, rotation, translation, unnormalized in states:
             size = ops.sum(ops.square(unnormalized), axis=-1, keepdims=True)
-            found["frames"].append(frames)
+            found["frames"].append((rotation, translation))
             found["unnormalized"].append(unnormalized)
             found["torsions"].append(unnormalized / ops.sqrt(ops.maximum(size, 1e-8)))
             found["states"].append(s)
