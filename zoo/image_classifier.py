@@ -13,7 +13,7 @@ from keras import ops
 
 from ..layers.arguments import plain
 from .classes import Classification, Classifier, check_class_names, count_classes
-from .model import HUGE, TINY, bucket, check_count, check_real, in_batches
+from .model import HUGE, TINY, bucket, check_count, check_real, check_settings, in_batches
 
 
 class ImageClassifier(Classifier):
@@ -168,6 +168,7 @@ class ImageClassifier(Classifier):
         renewed = renewed or names not in (None, old.class_names)
         if renewed:
             overrides |= {"num_classes": num_classes, "class_names": names}
+        check_settings(type(self), overrides)
         config = dataclasses.replace(old, **overrides)
         model = type(self)(config, initialize=False, dtype=self.dtype_policy)
         weights = {v.path: v for v in whole.weights}

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import gc
 import json
 import math
@@ -79,6 +80,7 @@ class Pretrained(Model):
         if tokenizer is not None:
             for agreed in cls.VOCABULARY:
                 overrides.setdefault(agreed, getattr(tokenizer, agreed))
+        check_settings(cls, overrides)
         return cls(dataclasses.replace(cls.PRESETS[name], **overrides), tokenizer)
 
     def __init__(
@@ -419,11 +421,13 @@ class Pretrained(Model):
         Raises:
             FileNotFoundError: there is no model.
             CheckpointError: it is a model of another class, or invalid; the message names the file.
+            TypeError: the configuration has no such setting.
 
         >>> polyhead.GPT.preset("char-small", num_layers=1).save_pretrained("saved")
         >>> polyhead.GPT.from_pretrained("saved", dropout=0.2).config.dropout
         0.2
         """
+        check_settings(cls, overrides)
         checkpoint = open_checkpoint(folder, cls)
         config = checkpoint.config(overrides)
         tokenizer = checkpoint.tokenizer(config)
@@ -749,6 +753,18 @@ def check_integer(config, name, least, rule, limit=None):
         raise ValueError(f"{name} must be {rule}: {value!r}")
     if value >= 2**31:
         raise ValueError(f"{name} must be less than 2^31: {value}")
+
+
+def check_settings(model, changes):
+    """Refuses ``changes`` to settings that a configuration of the class ``model`` does not have."""
+    known = [field.name for field in dataclasses.fields(model.Config)]
+    for name in changes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
+            raise TypeError(
+                f"the configuration of {model.__name__} has no {name!r:.100}"
+                + (f"; do you mean {near[0]!r}?" if near else f", but {', '.join(known)}")
+            )
 
 
 def check_real(config, name, holds, rule, several=False):

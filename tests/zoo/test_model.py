@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+import polyhead
 from polyhead.training import CheckpointError, read_tensors, write_tensors
 from polyhead.zoo import GPT, GPTConfig, Transformer, ViT, ViTConfig
 from polyhead.zoo.model import Pretrained
@@ -175,6 +176,21 @@ def test_copies_of_a_model_are_equal_and_share_nothing(make, inputs, tmp_path):
         for v in again.weights:
             v.assign(ops.zeros(v.shape))
     np.testing.assert_array_equal(array(model(inputs)), expected)
+
+
+def test_settings_that_do_not_exist_or_are_wrong_are_refused(tmp_path):
+    vit().save_pretrained(tmp_path)
+    for call in (
+        lambda **changes: ViT.preset("nano-4", **changes),
+        lambda **changes: polyhead.load(tmp_path, **changes),
+        lambda **changes: vit().adapt(**changes),
+    ):
+        with pytest.raises(TypeError, match="ViT has no 'num_layer'; do you mean 'num_layers'?"):
+            call(num_layer=1)
+        with pytest.raises(TypeError, match="ViT has no 'precision', but image_size, "):
+            call(precision="float16")
+        with pytest.raises(ValueError, match="^dropout must be .* 'a lot'"):  # names no file
+            call(dropout="a lot")
 
 
 def test_a_copy_keeps_the_dtype_policy():

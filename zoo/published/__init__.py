@@ -114,7 +114,8 @@ class Own:
         if unknown := sorted(set(self._config) - known):
             raise CheckpointError(f"{file} has unknown settings {some(unknown)}")
         with naming_errors(file):
-            config = config(**{**self._config, **overrides})
+            config = config(**self._config)
+        config = dataclasses.replace(config, **overrides)
         self._tensors = Tensors(self.folder)
         check_shapes(self._cls.shapes(config), self._tensors.headers, self._tensors.file)
         self._renewed = NEVER
@@ -192,7 +193,8 @@ class Published:
             fields |= form.read(settings, Settings(beside, others), fields) | form.ours
             settings.finish(*form.unused)
             fields |= form.infer(self._shape)
-            config = self._cls.Config(**(fields | overrides))
+            config = self._cls.Config(**fields)
+        config = dataclasses.replace(config, **overrides)
         for line in settings.warnings:
             warnings.warn(line, stacklevel=3)
         config = form.adjust(self._set_tied(config), self._stored)
