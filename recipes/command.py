@@ -162,14 +162,15 @@ def model_tasks(model):
 def models():
     """List the models, the formats that they load, and the presets with their parameter counts."""
     zoo = importlib.import_module("..zoo", __package__)
-    for model in (getattr(zoo, name) for name in zoo.__all__):
-        if not hasattr(model, "PRESETS"):
-            continue
+    found = [getattr(zoo, name) for name in zoo.__all__]
+    found = [model for model in found if hasattr(model, "PRESETS")]
+    width = max(len(name) for model in found for name in model.PRESETS)
+    for model in found:
         tasks = join_words(map(title, model_tasks(model)))
         print(f"{model.__name__} for {tasks}; loads {', '.join(('polyhead', *model.FAMILIES))}")
         for name, config in model.PRESETS.items():
             count = model.count_parameters(config)
-            print(f"    {name:<12} {count:>13,} parameters")
+            print(f"    {name:<{width}} {count:>14,} parameters")
 
 
 @app.command()

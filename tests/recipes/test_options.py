@@ -197,8 +197,8 @@ def test_models_are_listed_with_their_parameters(monkeypatch, capfd):
         "ViT for classification; loads polyhead, vit, timm",
         "BERT for text classification, tagging, answering, embedding and masked; "
         "loads polyhead, bert, distilbert, roberta",
-        "    base            63,082,496 parameters",
-        "    gpt2           124,439,808 parameters",
-        "    b-16            86,567,656 parameters",
+        "    base                63,082,496 parameters",
+        "    gpt2               124,439,808 parameters",
+        "    b-16                86,567,656 parameters",
     ):
         assert line in out.splitlines(), out
