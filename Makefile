@@ -105,7 +105,7 @@ test-group-%: $(STAMP)
 # JAX compiles each operation for each shape. Without most optimizations that takes a third less, and
 # with a cache on disk a test does not compile again what another test has compiled.
 test-jax: $(STAMP)
-	@cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && \
+	@cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT INT TERM && \
 		JAX_COMPILATION_CACHE_DIR="$$cache" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
 		KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
 		$(PYTEST) tests/layers tests/zoo --ignore=tests/zoo/published -m "not slow"

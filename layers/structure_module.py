@@ -36,7 +36,8 @@ class StructureModule(keras.layers.Layer):
     (B, N, 3, 3) and translations (B, N, 3) in units of 10 angstroms; ``torsions`` (B, N, 7, 2),
     sines and cosines, and ``unnormalized``, the same before normalization; ``states`` (B, N, D).
 
-    Everything is computed in float32.
+    Everything is computed in float32. In inference the iterations are a loop, so that a graph has
+    them once; with TensorFlow's XLA, such a loop has no gradients, but training has.
 
     >>> module = StructureModule(2, num_heads=2, head_dim=8, query_points=4, value_points=4)
     >>> found = module(np.ones((1, 5, 32)), np.ones((1, 5, 5, 16)), np.ones((1, 5), "bool"))
@@ -122,11 +123,13 @@ class StructureModule(keras.layers.Layer):
         z, s = self.pair_norm(z), self.input_map(s)
         batch, length = ops.shape(s)[:2]
         quaternion = ops.broadcast_to(
-            ops.convert_to_tensor([1.0, 0.0, 0.0, 0.0]), (batch, length, 4)
+            ops.convert_to_tensor([1.0, 0.0, 0.0, 0.0], "float32"), (batch, length, 4)
         )
-        state = s, quaternion, *identity((batch, length)), ops.zeros((batch, length, TORSIONS, 2))
+        # The torsions are a result only: of `scan`, results have the structure of the state.
+        torsions = ops.zeros((batch, length, TORSIONS, 2), "float32")
+        state = s, quaternion, *identity((batch, length)), torsions
 
-        def iterate(state, _=None):
+        def iterate(state, element=None):
             s, quaternion, rotation, translation, _ = state
             rotation, quaternion = map(ops.stop_gradient, (rotation, quaternion))
             s = s + self.attention(s, z, (rotation, translation), mask)
@@ -146,7 +149,7 @@ class StructureModule(keras.layers.Layer):
             for _ in range(self.num_iterations):
                 states.append(iterate(state)[0])
                 state = states[-1]
-        else:  # a graph has the iteration once
+        else:
             _, stacked = ops.scan(iterate, state, length=self.num_iterations)
             states = zip(*(ops.unstack(x, self.num_iterations) for x in stacked), strict=True)
         found = {"frames": [], "torsions": [], "unnormalized": [], "states": []}

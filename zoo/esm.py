@@ -333,9 +333,15 @@ class ESM(TextEncoder):
 
         A sequence of L residues needs L rows in the network.
 
+        Args:
+            sequence, batch_size, progress: see `score`.
+
         Returns:
             float32 (L, 20): at (i, j) the score of amino acid ``polyhead.data.residues.LETTERS[j]``
-            in place of residue i, counted from 0; 0 for the residue itself.
+            in place of residue i, counted from 0; 0 for the residue itself, if it is one of the 20.
+
+        Raises:
+            ValueError: a letter is not a residue, or the sequence is longer than the context.
 
         >>> model = polyhead.ESM.preset("esm2-t6-8m", num_layers=1)
         >>> scores = model.score_all("MKTAYIAKQR")
@@ -347,7 +353,7 @@ class ESM(TextEncoder):
         """
         from ..data.residues import TOKEN
 
-        tokens = self._one_sequence("score_all", sequence)
+        tokens = self._one_sequence("score_all", sequence, mask=False)
         found = self._masked_in_turn(tokens, batch_size, progress)
         scores = [x[TOKEN[:20]] - x[old] for x, old in zip(found, tokens[1:-1], strict=True)]
         return np.array(scores, "float32").reshape(-1, 20)
@@ -373,19 +379,19 @@ class ESM(TextEncoder):
         self._need_head("tokens", "perplexity")
         sequences, single = as_texts("perplexity", sequences, "sequence")
         results = []
-        for row in self._rows("perplexity", sequences):
+        for row in self._rows("perplexity", sequences, mask=False):
             found = self._masked_in_turn(row["tokens"], batch_size, progress)
             own = [x[token] for x, token in zip(found, row["tokens"][1:-1], strict=True)]
             results.append(np.exp(-np.mean(own)) if own else np.nan)
         return float(results[0]) if single else np.array(results, "float32")
 
-    def _one_sequence(self, verb, sequence):
+    def _one_sequence(self, verb, sequence, mask=True):
         """The tokens of a sequence, for a method that takes one."""
         self._need_head("tokens", verb)
         texts, single = as_texts(verb, sequence, "sequence")
         if not single:
-            raise TypeError(f"{verb} takes one sequence, a string, not {len(texts)}")
-        return self._rows(verb, texts)[0]["tokens"]
+            raise TypeError(f"{verb} takes one sequence, a string, not a list of {len(texts)}")
+        return self._rows(verb, texts, mask)[0]["tokens"]
 
     def _masked_in_turn(self, tokens, batch_size, progress):
         """Log-probabilities (V,) of each residue of a row of tokens, where it alone is masked."""
@@ -472,14 +478,18 @@ class ESM(TextEncoder):
         found = [[s._replace(text=s.text.replace(" ", "")) for s in spans] for spans in found]
         return found[0] if single else found
 
-    def _rows(self, verb, texts):
-        """The tokens of sequences, as rows for `_run`; they are not truncated."""
+    def _rows(self, verb, texts, mask=True):
+        """The tokens of sequences, as rows for `_run`; they are not truncated.
+
+        Args:
+            mask: whether ``<mask>`` may stand for a residue.
+        """
         from ..data.tokenizers.ragged import unpack
 
         if texts and isinstance(texts[0], tuple):
             self._need_pairs(verb)  # there are none
         tokenizer = self._need_tokenizer(verb)
-        self._check(verb, texts)
+        self._check(verb, texts, mask)
         rows = [row for part in chunks(texts) for row in unpack(tokenizer.encode(part))]
         for i, row in enumerate(rows):
             if len(row) > self.context:

@@ -13,7 +13,7 @@ from keras import ops
 
 from ..layers.arguments import plain
 from .classes import Classification, Classifier, check_class_names, count_classes
-from .model import HUGE, TINY, bucket, check_count, check_real, check_settings, in_batches
+from .model import HUGE, TINY, bucket, check_count, check_fields, check_real, in_batches
 
 
 class ImageClassifier(Classifier):
@@ -156,6 +156,7 @@ class ImageClassifier(Classifier):
 
         Raises:
             ValueError: the model is quantized.
+            TypeError: the configuration has no such setting.
 
         >>> model = polyhead.load("google/vit-base-patch16-224")  # doctest: +SKIP
         >>> model = model.adapt(class_names=["cat", "dog"], image_size=384)  # doctest: +SKIP
@@ -168,7 +169,7 @@ class ImageClassifier(Classifier):
         renewed = renewed or names not in (None, old.class_names)
         if renewed:
             overrides |= {"num_classes": num_classes, "class_names": names}
-        check_settings(type(self), overrides)
+        check_fields(type(self), overrides)
         config = dataclasses.replace(old, **overrides)
         model = type(self)(config, initialize=False, dtype=self.dtype_policy)
         weights = {v.path: v for v in whole.weights}

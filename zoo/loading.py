@@ -41,6 +41,8 @@ def load(name: str | PathLike[str], **overrides: Any) -> Pretrained:
     Raises:
         FileNotFoundError: there is no model.
         CheckpointError: the model is of an unknown class, or invalid; the message names the file.
+        TypeError: the configuration has no such setting.
+        ValueError: a change to a setting is invalid.
     """
     folder = find_folder(name)
     if not (folder / "config.json").exists() and (folder / "best").is_dir():

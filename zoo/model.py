@@ -72,6 +72,10 @@ class Pretrained(Model):
             tokenizer: sets the size of the vocabulary and the special tokens.
             overrides: changes to the configuration.
 
+        Raises:
+            TypeError: the configuration has no such setting.
+            ValueError: there is no such preset, or a setting is invalid.
+
         >>> polyhead.GPT.preset("char-small", num_layers=1).config.dim
         128
         """
@@ -80,7 +84,7 @@ class Pretrained(Model):
         if tokenizer is not None:
             for agreed in cls.VOCABULARY:
                 overrides.setdefault(agreed, getattr(tokenizer, agreed))
-        check_settings(cls, overrides)
+        check_fields(cls, overrides)
         return cls(dataclasses.replace(cls.PRESETS[name], **overrides), tokenizer)
 
     def __init__(
@@ -422,12 +426,13 @@ class Pretrained(Model):
             FileNotFoundError: there is no model.
             CheckpointError: it is a model of another class, or invalid; the message names the file.
             TypeError: the configuration has no such setting.
+            ValueError: a change to a setting is invalid.
 
         >>> polyhead.GPT.preset("char-small", num_layers=1).save_pretrained("saved")
         >>> polyhead.GPT.from_pretrained("saved", dropout=0.2).config.dropout
         0.2
         """
-        check_settings(cls, overrides)
+        check_fields(cls, overrides)
         checkpoint = open_checkpoint(folder, cls)
         config = checkpoint.config(overrides)
         tokenizer = checkpoint.tokenizer(config)
@@ -755,7 +760,7 @@ def check_integer(config, name, least, rule, limit=None):
         raise ValueError(f"{name} must be less than 2^31: {value}")
 
 
-def check_settings(model, changes):
+def check_fields(model, changes):
     """Refuses ``changes`` to settings that a configuration of the class ``model`` does not have."""
     known = [field.name for field in dataclasses.fields(model.Config)]
     for name in changes:

@@ -18,7 +18,7 @@ from ..training.losses import unit
 from ..training.states import by_path
 from .classes import Classification, Classifier
 from .heads import HEADS, SAME, Head, change_head, head_size, pool
-from .model import bucket, check_count, check_settings, in_batches, pad_rows
+from .model import bucket, check_count, check_fields, in_batches, pad_rows
 from .texts import as_texts, chunks, clean
 
 # Devlin et al. 2019, appendix A.5, and their code for SQuAD.
@@ -221,11 +221,12 @@ class TextEncoder(Classifier):
 
         Raises:
             ValueError: the model is quantized, or ``overrides`` change the shapes of its weights.
+            TypeError: the configuration has no such setting.
         """
         if self._quantization():
             raise ValueError("a quantized model cannot be adapted: quantize the adapted model")
         config, renewed = change_head(self.config, head, num_classes, class_names)
-        check_settings(type(self), overrides)
+        check_fields(type(self), overrides)
         config = dataclasses.replace(config, **overrides)
         model = type(self)(config, self.tokenizer, initialize=False, dtype=self.dtype_policy)
         weights = by_path(self._without_lora().weights)

@@ -55,3 +55,28 @@ def test_a_graph_has_the_iteration_once():
         return sum(op in ("BatchMatMulV2", "Einsum", "MatMul") for op in nodes)
 
     assert products(2) == products(6) > 5
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="tf.GradientTape")
+def test_a_graph_of_unknown_length_computes_the_same_and_its_gradients():
+    import tensorflow as tf
+
+    module, s, z = make(3)
+
+    def compute(s, z, mask, training):
+        with tf.GradientTape() as tape:
+            tape.watch([s, z])
+            found = module(s, z, mask, training=training)
+            outputs = found["states"][-1], found["frames"][-1][1], found["torsions"][0]
+            kept = tf.cast(mask, "float32")
+            loss = sum(tf.reduce_sum(x[..., 0] ** 2 * kept) for x in outputs[:2])
+        return *outputs, *tape.gradient(loss, [s, z])
+
+    specs = [tf.TensorSpec((None, None, 24)), tf.TensorSpec((None, None, None, 16))]
+    specs.append(tf.TensorSpec((None, None), "bool"))
+    graph = tf.function(lambda *x: compute(*x, training=False), specs, autograph=False)
+    for length in (9, 5):
+        inputs = [tf.constant(x) for x in (s[:, :length], z[:, :length, :length], MASK[:, :length])]
+        for found, expected in zip(graph(*inputs), compute(*inputs, training=True), strict=True):
+            scale = max(abs(array(expected)).max(), 1)
+            np.testing.assert_allclose(array(found), array(expected), atol=1e-4 * scale)

@@ -116,12 +116,15 @@ def test_scores_are_masked_marginals():
     expected = [marginal(c) for c in ([(2, "R")], [(3, "P"), (5, "F")], [(2, "W")], [(1, "M")])]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert found[3] == 0 and model.score(sequence, "K2R") == pytest.approx(found[0], abs=1e-5)
+    for verb in (model.score_all, model.perplexity):
+        with pytest.raises(ValueError, match="there must be no <mask> in 'MK<mask>'"):
+            verb("MK<mask>")
     every = model.score_all(sequence)
     assert every.shape == (10, 20) and model.score_all("").shape == (0, 20)
     columns = [LETTERS.index(new) for new in "RWM"]
     np.testing.assert_allclose(every[[1, 1, 0], columns], found[[0, 2, 3]], atol=1e-5)
     for verb, given in (("score", ("K2R",)), ("score_all", ())):
-        with pytest.raises(TypeError, match=f"{verb} takes one sequence, a string, not 2"):
+        with pytest.raises(TypeError, match=f"{verb} takes one sequence, a string, not a list"):
             getattr(model, verb)([sequence] * 2, *given)
 
 

@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 
 from polyhead.training import replicas
-from polyhead.zoo import GPT, ViT
+from polyhead.zoo import BERT, GPT, ViT
 from tests.conftest import small
+from tests.zoo.toy_summarizers import small_t5
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), "uint8")
 
@@ -39,6 +40,10 @@ CASES = {
     "stream": (generator, lambda m: "".join(m.stream("the", temperature=0.0))),
     "score": (generator, lambda m: m.score(["the dog", "a"])),
     "translate": (small, lambda m: m.translate(["A dog.", "Two dogs run."], num_beams=4)),
+    "summarize": (
+        lambda tokenizer: small_t5(tokenizer, prefix="say: "),
+        lambda m: m.summarize(["A dog.", "Two dogs run."], num_beams=3, max_new_tokens=8),
+    ),
     "classify": (classifier, lambda m: m.classify(list(IMAGES), top=3)),
 }
 
@@ -64,14 +69,35 @@ def test_xla_gives_what_tensorflow_gives(case, tokenizer, monkeypatch):
         assert one == other
 
 
-@pytest.mark.slow
-def test_xla_trains_like_tensorflow(tokenizer, monkeypatch):
+def language_model(tokenizer):
     tokens = np.random.default_rng(1).integers(3, 250, (4, 17), "int32")
+    return generator(tokenizer), tokens[:, :-1], tokens[:, 1:]
+
+
+def image_classifier(tokenizer):
+    model = ViT.preset("nano-4", num_layers=1, dropout=0.0, stochastic_depth=0.0)
+    return model, IMAGES, np.eye(10, dtype="float32")[:3]
+
+
+def text_classifier(tokenizer):
+    sizes = dict(num_layers=1, dim=32, num_heads=2, intermediate_dim=48, vocab_size=50)
+    model = BERT.preset("bert-tiny", head="classes", num_classes=3, dropout=0.0, **sizes)
+    return model, np.random.default_rng(1).integers(3, 50, (3, 9), "int32"), np.arange(3)
+
+
+def summarizer(tokenizer):
+    tokens = np.random.default_rng(1).integers(3, 40, (4, 9), "int32")
+    return small_t5(), {"source": tokens, "target": tokens}, tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [language_model, image_classifier, text_classifier, summarizer])
+def test_xla_trains_like_tensorflow(make, tokenizer, monkeypatch):
     losses = []
     for xla in (True, False):
         monkeypatch.setattr(replicas, "XLA", xla)
         keras.utils.set_random_seed(11)
-        model = generator(tokenizer)
-        data = tf.data.Dataset.from_tensors((tokens[:, :-1], tokens[:, 1:])).repeat(5)
+        model, inputs, labels = make(tokenizer)
+        data = tf.data.Dataset.from_tensors((inputs, labels)).repeat(5)
         losses.append(model.fit(data, epochs=2, steps_per_epoch=5, verbose=0).history["loss"])
     np.testing.assert_allclose(*losses, rtol=1e-4)

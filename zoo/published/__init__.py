@@ -113,9 +113,7 @@ class Own:
         known = {field.name for field in dataclasses.fields(config)}
         if unknown := sorted(set(self._config) - known):
             raise CheckpointError(f"{file} has unknown settings {some(unknown)}")
-        with naming_errors(file):
-            config = config(**self._config)
-        config = dataclasses.replace(config, **overrides)
+        config = configure(config, self._config, overrides, file)
         self._tensors = Tensors(self.folder)
         check_shapes(self._cls.shapes(config), self._tensors.headers, self._tensors.file)
         self._renewed = NEVER
@@ -157,6 +155,16 @@ class Own:
         return model
 
 
+def configure(config, fields, overrides, file):
+    """The configuration of a file with ``overrides``; errors of the file name it, others do not."""
+    try:
+        return config(**{**fields, **overrides})
+    except (TypeError, ValueError):
+        with naming_errors(file):
+            config(**fields)
+        raise
+
+
 def split_head(cls, overrides):
     """Splits changes of the head from other ``overrides``; the file is compared without them."""
     return tuple(
@@ -193,8 +201,7 @@ class Published:
             fields |= form.read(settings, Settings(beside, others), fields) | form.ours
             settings.finish(*form.unused)
             fields |= form.infer(self._shape)
-            config = self._cls.Config(**fields)
-        config = dataclasses.replace(config, **overrides)
+        config = configure(self._cls.Config, fields, overrides, settings.file)
         for line in settings.warnings:
             warnings.warn(line, stacklevel=3)
         config = form.adjust(self._set_tied(config), self._stored)

@@ -408,10 +408,13 @@ def test_unsupported_parts_of_sentence_transformers_are_refused(tmp_path):
     write_sentences(tmp_path, mean, max_seq_length=99)
     with pytest.raises(CheckpointError, match="max_length must be at most 24"):
         polyhead.load(tmp_path)
+    assert polyhead.load(tmp_path, max_length=20).config.max_length == 20
     write_sentences(tmp_path, mean, max_seq_length=9, do_lower_case=True)
     with pytest.raises(CheckpointError, match="do_lower_case must be False"):
         polyhead.load(tmp_path)
     write_sentences(tmp_path, mean, max_seq_length=9)
+    with pytest.raises(ValueError, match="^max_length must be a positive integer: 0"):
+        polyhead.load(tmp_path, max_length=0)  # the file is not at fault
     (tmp_path / "config_sentence_transformers.json").write_text('{"default_prompt_name": "query"}')
     with pytest.raises(CheckpointError, match="default_prompt_name must be None"):
         polyhead.load(tmp_path)
