@@ -125,12 +125,10 @@ class StructureModule(keras.layers.Layer):
         quaternion = ops.broadcast_to(
             ops.convert_to_tensor([1.0, 0.0, 0.0, 0.0], "float32"), (batch, length, 4)
         )
-        # The torsions are a result only: of `scan`, results have the structure of the state.
-        torsions = ops.zeros((batch, length, TORSIONS, 2), "float32")
-        state = s, quaternion, *identity((batch, length)), torsions
+        state = s, quaternion, *identity((batch, length))
 
         def iterate(state, element=None):
-            s, quaternion, rotation, translation, _ = state
+            s, quaternion, rotation, translation = state
             rotation, quaternion = map(ops.stop_gradient, (rotation, quaternion))
             s = s + self.attention(s, z, (rotation, translation), mask)
             s = self.attention_norm(self.drop(s, training=training))
@@ -141,34 +139,38 @@ class StructureModule(keras.layers.Layer):
                 s = s + x
             s = self.transition_norm(self.drop(s, training=training))
             quaternion, frames = move(quaternion, (rotation, translation), self.backbone(s))
-            state = s, quaternion, *frames, self._torsions(s, first)
+            state = s, quaternion, *frames
             return state, state
 
+        n = self.num_iterations
         if training:
             states = []
-            for _ in range(self.num_iterations):
-                states.append(iterate(state)[0])
-                state = states[-1]
+            for _ in range(n):
+                state, _ = iterate(state)
+                states.append(state)
+            stacked = [ops.stack(x) for x in zip(*states, strict=True)]
         else:
-            _, stacked = ops.scan(iterate, state, length=self.num_iterations)
-            states = zip(*(ops.unstack(x, self.num_iterations) for x in stacked), strict=True)
-        found = {"frames": [], "torsions": [], "unnormalized": [], "states": []}
-        for s, _, rotation, translation, unnormalized in states:
-            size = ops.sum(ops.square(unnormalized), axis=-1, keepdims=True)
-            found["frames"].append((rotation, translation))
-            found["unnormalized"].append(unnormalized)
-            found["torsions"].append(unnormalized / ops.sqrt(ops.maximum(size, 1e-8)))
-            found["states"].append(s)
-        return found
+            _, stacked = ops.scan(iterate, state, length=n)
+        s, _, rotation, translation = stacked
+        unnormalized = self._torsions(s, first)
+        size = ops.sum(ops.square(unnormalized), axis=-1, keepdims=True)
+        torsions = unnormalized / ops.sqrt(ops.maximum(size, 1e-8))
+        rotations, translations = ops.unstack(rotation, n), ops.unstack(translation, n)
+        return {
+            "frames": list(zip(rotations, translations, strict=True)),
+            "torsions": ops.unstack(torsions, n),
+            "unnormalized": ops.unstack(unnormalized, n),
+            "states": ops.unstack(s, n),
+        }
 
     def _torsions(self, s, first):
-        """Sines and cosines of the torsions (B, N, 7, 2), of any length."""
+        """Sines and cosines of the torsions (..., 7, 2), of any length."""
         # The activation comes before the first maps too, unlike in the paper, as in its code.
         x = self.torsion_input(ops.relu(s)) + self.torsion_skip(ops.relu(first))
         for inner, outer in self.torsion_blocks:
             x = x + outer(inner(ops.relu(x)))
         x = self.torsion_output(ops.relu(x))
-        return ops.reshape(x, (*ops.shape(s)[:2], TORSIONS, 2))
+        return ops.reshape(x, (*ops.shape(s)[:-1], TORSIONS, 2))
 
     def compute_mask(self, *args, **kwargs):
         return None
