@@ -58,6 +58,16 @@ def seeded(monkeypatch):
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_functions():
+    """JAX would keep all that it compiles: 7 GB at the end. `make test-jax` has it on disk too."""
+    yield
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def sample():
     """The sample corpus's validation split: 200 pairs."""

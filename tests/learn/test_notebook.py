@@ -97,15 +97,15 @@ def test_jupytext_reads_the_same_cells():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_notebook_builds(tmp_path):
     pytest.importorskip("nbclient", reason="Jupyter is not installed: EXTRAS=learn")
     build.build(tmp_path / "built.ipynb")
 
 
 @pytest.mark.slow
-@pytest.mark.long  # the build above runs the same cells
 def test_the_source_runs_without_jupyter(tmp_path):
-    """With FAST=1, which skips most of the training."""
+    """With FAST=1, which skips most of the training of the build above."""
     environment = {**os.environ, "FAST": "1", "MPLBACKEND": "agg"}
     done = subprocess.run(
         [sys.executable, ROOT / "learn" / "transformers.py"],

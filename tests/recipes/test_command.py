@@ -367,10 +367,19 @@ def test_unwritable_output_prints_no_traceback(monkeypatch, capfd):
     assert (code, err) == (0, "")
 
 
-def start(data, run, *options):
-    command = [sys.executable, "-m", "polyhead.recipes", "train", "translation", "--data", data]
+WITHOUT_XLA = """
+from polyhead.training import replicas
+replicas.XLA = False
+from polyhead.recipes.command import main
+main()
+"""
+
+
+def start(data, run, *options, xla=False):
+    program = ["-m", "polyhead.recipes"] if xla else ["-c", WITHOUT_XLA]
+    train = ["train", "translation", "--data", data, "--out", run, *SMALL]
     return subprocess.Popen(
-        [*map(str, command), "--out", str(run), *SMALL, *map(str, options)],
+        [sys.executable, *program, *map(str, (*train, *options))],
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -387,15 +396,15 @@ def wait_for(condition, process):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kills",
+    "kills, xla",
     [
-        ["while a checkpoint is written", "Ctrl-C"],
-        pytest.param(["a few steps on", "at random", "Ctrl-C"], marks=pytest.mark.long),
+        (["while a checkpoint is written", "Ctrl-C"], False),
+        pytest.param(["a few steps on", "at random", "Ctrl-C"], True, marks=pytest.mark.long),
     ],
 )
-def test_killed_and_resumed_runs_equal_the_uninterrupted_run(data, tmp_path, kills):
-    options = ["--epochs", 6, "--interval", 1, "--ema", 0.9, "--accumulate", 2]
-    whole = start(data, tmp_path / "whole", *options)
+def test_killed_and_resumed_runs_equal_the_uninterrupted_run(data, tmp_path, kills, xla):
+    options = "--epochs 2 --interval 1 --ema 0.9 --accumulate 2 --bleu none".split()
+    whole = start(data, tmp_path / "whole", *options, xla=xla)
     assert whole.wait() == 0, whole.stdout.read()
     parts = tmp_path / "parts"
     seed = time.time_ns() % 1000
@@ -407,7 +416,7 @@ def test_killed_and_resumed_runs_equal_the_uninterrupted_run(data, tmp_path, kil
 
     for kill in kills:
         before = updates()
-        process = start(data, parts, *options)
+        process = start(data, parts, *options, xla=xla)
         wait_for(lambda before=before: updates() > before, process)
         if kill == "while a checkpoint is written":
             wait_for(lambda: list(parts.glob(".checkpoint-*")), process)
@@ -417,7 +426,7 @@ def test_killed_and_resumed_runs_equal_the_uninterrupted_run(data, tmp_path, kil
         output = process.communicate()[0]
         assert process.returncode == (130 if kill == "Ctrl-C" else -9), output
     assert "resuming after update" in output and "run the same command to resume" in output
-    last = start(data, parts, *options)
+    last = start(data, parts, *options, xla=xla)
     assert last.wait() == 0, last.stdout.read()
     ends = [max((tmp_path / r).glob("checkpoint-*")) for r in ("whole", "parts")]
     assert ends[0].name == ends[1].name

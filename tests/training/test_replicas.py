@@ -117,8 +117,8 @@ LONG = [pytest.mark.slow, pytest.mark.long]
         pytest.param(sgd(), 1e-5, False, (4,), id="sgd-4", marks=pytest.mark.slow),
         pytest.param(adam(), 1e-5, False, (2, 4), id="adam", marks=LONG),
         # With the paper's Adam only the losses agree: gradients that should be zero become steps.
-        pytest.param(adam(epsilon=1e-9), np.inf, False, (2, 4), id="paper", marks=pytest.mark.slow),
-        pytest.param(sgd(), 1e-5, True, (2, 4), id="sgd-xla", marks=pytest.mark.slow),
+        pytest.param(adam(epsilon=1e-9), np.inf, False, (2, 4), id="paper", marks=LONG),
+        pytest.param(sgd(), 1e-5, True, (2,), id="sgd-xla", marks=pytest.mark.slow),
         pytest.param(adam(), 1e-5, True, (2, 4), id="adam-xla", marks=LONG),
         pytest.param(adam(epsilon=1e-9), np.inf, True, (2, 4), id="paper-xla", marks=LONG),
     ],
@@ -463,7 +463,7 @@ def test_metrics_are_exact_over_replicas_at_every_step(devices):
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
     lengths=st.lists(st.lists(st.integers(0, T), min_size=1, max_size=9), min_size=1, max_size=3),
     steps=st.sampled_from([None, 2]),

@@ -55,7 +55,10 @@ def test_two_workers_train_like_one_process(tmp_path):
     assert difference(tmp_path / "two", tmp_path / "one") < 1e-6
 
 
-@pytest.mark.parametrize("lost", [0, 1], ids=["the chief", "another"])
+@pytest.mark.parametrize(
+    "lost",
+    [pytest.param(0, id="the chief"), pytest.param(1, id="another", marks=pytest.mark.long)],
+)
 def test_a_lost_worker_stops_the_others_and_the_job_resumes(tmp_path, lost):
     processes = start(tmp_path / "run", 6, pause=0.3)
     while not list((tmp_path / "run").glob("checkpoint-*")):

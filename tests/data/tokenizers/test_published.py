@@ -323,8 +323,11 @@ def test_a_model_of_another_kind_is_refused_by_name(sample, tmp_path):
         load(tmp_path)
 
 
+OTHERS = [pytest.param(kind, marks=pytest.mark.long) for kind in ("Qwen 2", "SmolLM 2", "Llama 2")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["Llama 3", "Qwen 2", "SmolLM 2", "Llama 2", "T5"])
+@pytest.mark.parametrize("kind", ["Llama 3", "T5", *OTHERS])
 def test_tokens_of_every_code_point_equal_the_library(kind, learned, with_bytes, t5, tmp_path):
     if kind == "SmolLM 2":
         peer = byte_level(learned, before=[pre.Digits(individual_digits=True)])
