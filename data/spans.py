@@ -478,10 +478,12 @@ def tag_texts(
     word = tf.cumsum(tf.cast(begins_word(tokenizer, points, row, starts, ends), tf.int32))
     classes = tf.cast(tagged[:, 0], tf.int32)
     found = find_spans(tags, classes, tagged[:, 1], row, word, starts, ends)
+    parts = substrings(points, found.row, found.start, found.end)
+    parts, starts = after_spaces(parts, found.start)
     values = {
         "labels": lookup(tags.labels or [""], found.label),
-        "texts": substrings(points, found.row, found.start, found.end),
-        "starts": found.start,
+        "texts": parts,
+        "starts": starts,
         "ends": found.end,
         "scores": found.score,
     }
@@ -496,9 +498,24 @@ def tag_texts(
     }
 
 
-def answer_texts(contexts: tf.Tensor, start: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
-    """The parts (B,) of ``contexts`` (B,) from ``start`` to ``end`` (B,), in code points."""
-    return substrings(code_points(contexts), tf.range(tf.size(contexts)), start, end)
+def answer_texts(
+    contexts: tf.Tensor, start: tf.Tensor, end: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The parts (B,) of ``contexts`` (B,) from ``start`` to ``end`` (B,), in code points.
+
+    Also returns where they start without spaces at their beginning, which are left out.
+    """
+    texts = substrings(code_points(contexts), tf.range(tf.size(contexts)), start, end)
+    return after_spaces(texts, start)
+
+
+def after_spaces(texts: tf.Tensor, starts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """``texts`` (N,) without spaces at their beginning, and where they start then.
+
+    Tokens of ModernBERT begin with the space before a word.
+    """
+    shorter = tf.strings.regex_replace(texts, "^ +", "")
+    return shorter, starts + tf.strings.length(texts) - tf.strings.length(shorter)
 
 
 def find(rows: tf.RaggedTensor, token: int) -> tf.RaggedTensor:

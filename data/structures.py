@@ -220,18 +220,16 @@ class Structure:
         """Writes `pdb` or `cif` to a file atomically: ``*.pdb``, ``*.cif``, or with .gz after it.
 
         Raises:
-            ValueError: the name ends otherwise, or the PDB format has no room for the structure.
+            ValueError: the PDB format has no room for the structure.
+            ValueError, FileNotFoundError, ImportError: see `check_path`.
         """
         path = Path(path)
-        name = path.name.lower()
-        plain = name.removesuffix(".gz")
-        if not plain.endswith((".pdb", ".cif")):
-            raise ValueError(f"a structure is written to *.pdb, *.cif, or these with .gz: {path}")
+        suffix = check_path(path)
         try:
-            content = (self.pdb() if plain.endswith(".pdb") else self.cif()).encode()
+            content = (self.pdb() if suffix == ".pdb" else self.cif()).encode()
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        write(path, gzip.compress(content, mtime=0) if name != plain else content)
+        write(path, gzip.compress(content, mtime=0) if path.suffix.lower() == ".gz" else content)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Any:
         """Draws pLDDT along the chains, in the colors of AlphaFold's database, and the PAE.
@@ -301,6 +299,26 @@ class Structure:
         if path is not None:
             view.save(path)
         return view
+
+
+def check_path(path: Path) -> str:
+    """Checks that `Structure.save` can write to a file; returns its suffix, .pdb or .cif.
+
+    Raises:
+        ValueError: the name ends otherwise, also before .gz.
+        FileNotFoundError: the folder does not exist.
+        ImportError: the file is mmCIF, and gemmi is not installed.
+    """
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if suffix not in (".pdb", ".cif"):
+        raise ValueError(f"a structure is written to *.pdb, *.cif, or these with .gz: {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} for {path.name}")
+    if suffix == ".cif":
+        from .structure_files import import_gemmi
+
+        import_gemmi()
+    return suffix
 
 
 def check_residues(residues):

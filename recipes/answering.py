@@ -8,6 +8,7 @@ Half of SQuAD 2.0's development set from MiniLM:
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -68,7 +69,7 @@ def train(settings, out, restart=False, say=print):
     say(f"{len(questions):,} questions, {none:,} of them without an answer")
     with run.devices.scope():
         texts = [text for q in questions for text in (q.question, q.context)]
-        model = begin(settings, run, texts, "spans")
+        model = begin(settings, run, texts, "spans", length=LENGTH)
     length = max_length(settings, model, LENGTH)
 
     def batches(**options):
@@ -185,15 +186,27 @@ def answer(
 ):
     """Answer questions from a text: prints a line per answer.
 
-    A line has the answer, its start and end (characters) and its probability; the answer is empty
-    if the text does not have it.
+    A line has the answer (its lines joined by spaces), its start and end (characters) and its
+    probability; the answer is empty if the text does not have it.
     """
     if context is None:
         raise ValueError("pass --context, the text with the answers")
-    if len(context) < 256 and Path(context).is_file():
-        context = Path(context).read_text("utf-8-sig")
-    questions = list(read_lines(inputs))
+    questions, context = list(read_lines(inputs)), read_context(context)
     found = load(run).answer(questions, context, top=top, progress=show_progress("answering"))
     for answers in found:
         for one in answers:
-            print(f"{one.text}\t{one.start}\t{one.end}\t{one.score:.4f}")
+            print(f"{' '.join(one.text.splitlines())}\t{one.start}\t{one.end}\t{one.score:.4f}")
+
+
+def read_context(given):
+    """The text of the file ``given``; what is not the name of a file is the text itself."""
+    from ..data.text import read
+
+    try:
+        if Path(given).is_file():
+            return read(given)
+    except OSError:  # a text that is too long for a name
+        return given
+    if re.fullmatch(r"\S+\.[a-z]{1,4}", given):
+        raise FileNotFoundError(f"there is no file {given}")
+    return given

@@ -7,6 +7,7 @@ Similarity of stsb from MiniLM:
 """
 
 import dataclasses
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -66,7 +67,11 @@ def train(settings, out, restart=False, say=print):
         raise ValueError(f"{run.settings.data}: the scores of val must differ: {val.scores[0]}")
     if pairs.scores is not None and run.settings.max_score is None:
         run.settings = dataclasses.replace(run.settings, max_score=max(pairs.scores))
-    settings = run.settings
+    settings, devices = run.settings, run.devices.num_replicas_in_sync
+    if settings.batch_size % devices:
+        raise ValueError(
+            f"batch_size must be a multiple of the {devices} devices: {settings.batch_size}"
+        )
     with run.devices.scope():
         model = begin(settings, run, pairs.firsts + pairs.seconds)
     length = max_length(settings, model)
@@ -161,9 +166,14 @@ def embed(
     """Embed texts: prints a line of numbers per text."""
     import numpy as np
 
+    from ..training import write_file
+
+    if save is not None and not save.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {save.parent}")
     vectors = load(run).embed(list(read_lines(inputs)), progress=show_progress("embedding"))
     if save is not None:
-        np.save(save, vectors)
+        np.save(content := io.BytesIO(), vectors)
+        write_file(save, content.getvalue())
         print(f"{vectors.shape[0]} vectors of {vectors.shape[1]} numbers in {save}")
         return
     for vector in vectors:

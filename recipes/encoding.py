@@ -85,12 +85,14 @@ def check_known(kind, found, known, data):
         raise ValueError(f"{data}: the {kind} {unknown[0]!r} is not one of the model's")
 
 
-def begin(settings, run, texts, head=None, class_names=None):
+def begin(settings, run, texts, head=None, class_names=None, length=LENGTH):
     """Builds the model to train: a preset, or a pretrained one with another head.
 
     Args:
         texts: strings from which a new vocabulary is learned.
         head, class_names: of the new model.
+        length: the default of ``settings.max_length``. A new model has no longer texts: it would
+            not learn their positions.
     """
     from ..zoo import BERT, ESM, ModernBERT, TextEncoder
     from ..zoo import load as load_model
@@ -114,6 +116,9 @@ def begin(settings, run, texts, head=None, class_names=None):
             tokenizer = kind.learn_tokenizer(texts, settings.vocab_size)
         if class_names is not None:
             new["num_classes"] = len(class_names)
+        if kind is not ESM:
+            longest = kind.PRESETS[settings.preset].max_length
+            overrides["max_length"] = min(settings.max_length or length, longest)
         model = kind.preset(settings.preset, tokenizer, **new, **overrides)
     if max_length(settings, model) > model.config.max_length:
         raise ValueError(

@@ -225,6 +225,10 @@ def fold(
 
     "SEQ1:SEQ2" are the chains of a complex.
     """
+    from ..data.structures import check_path
+
+    if out is not None:
+        check_path(out)  # before the model is loaded
     sequences = list(read_lines(inputs))
     found = load(run).fold(sequences, passes=passes, progress=show_progress("folding"))
     for i, structure in enumerate(found, 1):

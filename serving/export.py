@@ -36,7 +36,7 @@ Signatures:
 
 {signatures}
 
-## Start the server
+{notes}## Start the server
 
 In this folder:
 
@@ -114,6 +114,7 @@ def export(
     signatures: Mapping[str, tuple[Callable[..., dict], dict[str, Any], dict[str, Any]]],
     variables: Iterable[Any],
     tracked: Iterable[tf.Module] = (),
+    notes: str = "",
 ) -> Path:
     """Writes a SavedModel as the next version of ``folder``, with the server's configuration.
 
@@ -138,6 +139,7 @@ def export(
             tuple.
         variables: the Keras variables that the functions read.
         tracked: `tf.Module`s that the functions use, for example tokenizers.
+        notes: a section of the README for the model's users, for example on its memory.
 
     Returns:
         the version's folder.
@@ -176,7 +178,7 @@ def export(
         check_answers(saved, functions, requests)
         write_warmup(saved, name, requests)
         version = rename_to_next_version(saved, folder)
-        write_server_files(beside, folder, name, version, signatures)
+        write_server_files(beside, folder, name, version, signatures, notes)
     return version
 
 
@@ -283,7 +285,7 @@ def rename_to_next_version(saved, folder):
                 raise
 
 
-def write_server_files(beside, folder, name, version, signatures):
+def write_server_files(beside, folder, name, version, signatures, notes):
     """Writes the server's configuration and a README with its commands to ``folder``."""
     first = {k: as_json(values[0]) for k, values in signatures["serving_default"][2].items()}
     arguments = ""
@@ -306,6 +308,7 @@ def write_server_files(beside, folder, name, version, signatures):
             server=SERVER,
             version=version.name,
             signatures=listed,
+            notes=f"{notes}\n" if notes else "",
             request=shlex.quote(json.dumps({"instances": [first]}, ensure_ascii=False)),
             arguments=arguments,
         ),

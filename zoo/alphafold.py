@@ -341,7 +341,7 @@ class AlphaFold(FoldingModel):
 
         Args:
             alignment: its rows as in A3M files, see `polyhead.data.read_alignment`; or one
-                sequence, for which AlphaFold is not accurate.
+                sequence, for which AlphaFold is not accurate. White space is left out.
             passes: through the network. Default: the configuration's.
             chunk: the maximum number of rows that attention and outer products compute at once,
                 which limits memory; None: all; "auto": as many as 128 MB allow.
@@ -360,6 +360,7 @@ class AlphaFold(FoldingModel):
 
         passes = None if passes is None else check_count(passes, "passes")
         rows = [alignment.upper()] if isinstance(alignment, str) else alignment
+        rows = ["".join(row.split()) for row in rows]
         features = alignment_features(rows, self.config.max_msa, self.config.max_extra)
         inputs = {name: x[None] for name, x in features.items()}
         if not inputs["extra"].shape[1]:  # a row that does not exist

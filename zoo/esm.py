@@ -85,6 +85,8 @@ PRESETS = {
 class ContactRegression(keras.layers.Layer):
     """A logistic regression of attention weights; it is neither trained nor quantized.
 
+    Its weights are zero until published ones are loaded, or others assigned.
+
     Args:
         num_features: the number of heads of all blocks.
 
@@ -100,8 +102,9 @@ class ContactRegression(keras.layers.Layer):
         self.num_features = num_features
 
     def build(self, shape=None):
-        self.kernel = self.add_weight(name="kernel", shape=(self.num_features, 1), autocast=False)
-        self.bias = self.add_weight(name="bias", shape=(1,), initializer="zeros", autocast=False)
+        kernel, options = (self.num_features, 1), dict(initializer="zeros", autocast=False)
+        self.kernel = self.add_weight(name="kernel", shape=kernel, **options)
+        self.bias = self.add_weight(name="bias", shape=(1,), **options)
 
 
 @keras.saving.register_keras_serializable("polyhead")
@@ -113,14 +116,15 @@ class ESM(TextEncoder):
 
     With the head "tokens", the model predicts masked residues: `score`, `perplexity` and
     `fill_mask` need it. With "tags", `tag` predicts a label of each residue, such as its secondary
-    structure; with "classes", `classify` predicts one of the sequence. Each can `embed` and predict
-    `contacts`.
+    structure; with "classes", `classify` predicts one of the sequence. Each can `embed` and, with
+    published weights, predict `contacts`.
 
     An export has the signatures of the head (see `TextEncoder.export`), with ``sequence`` as input,
     and these, where L is the longest sequence:
 
     - ``embed``: ``sequence`` -> ``embedding`` (B, L, D), ``pooled`` (B, D) and ``length`` (B,);
-    - ``contacts``: ``sequence`` -> ``contacts`` (B, L, L) and ``length`` (B,);
+    - ``contacts``, if the model has their regression: ``sequence`` -> ``contacts`` (B, L, L) and
+      ``length`` (B,);
     - ``score``, with the head "tokens": ``sequence`` and ``mutation``, one such as "A23V" ->
       ``score`` (B,), NaN if it has another form or the sequence another residue there.
 
@@ -262,7 +266,7 @@ class ESM(TextEncoder):
         ((2, 3, 320), (320,))
         """
         if pooled:
-            return self._vectors(texts, batch_size, progress)
+            return self._vectors("embed", texts, batch_size, progress)
         texts, single = as_texts("embed", texts, "sequence")
         rows = self._rows("embed", texts)
         lengths = [len(row["tokens"]) - 2 for row in rows]
@@ -418,17 +422,26 @@ class ESM(TextEncoder):
 
         A logistic regression of the attention weights of all heads, made symmetric and corrected
         for the mean of rows and columns (Rao et al. 2020, bioRxiv 2020.12.15.422761, section 3.2).
-        The regression is that of published weights: of a model that was trained here from scratch
-        it is random.
+        The regression, ``contact_map``, is that of published weights: training does not change it.
 
         Returns:
             probabilities, float32 (N, L, L), where L is the longest sequence; zero after the end of
             shorter ones. For a string, (L, L).
 
+        Raises:
+            ValueError: the weights of the regression are zero, as in a model trained from scratch.
+
         >>> model = polyhead.ESM.preset("esm2-t6-8m", num_layers=1)
+        >>> _ = model.contact_map.kernel.assign(np.ones([20, 1]))  # or published weights
         >>> model.contacts("MKTAYIAKQR").shape
         (10, 10)
         """
+        if not self._has_contacts():
+            raise ValueError(
+                "contacts needs a regression of attention weights, and this model's is zero: load "
+                "published weights that have one (esm.contact_head.regression), or assign your own "
+                "to contact_map.kernel and contact_map.bias"
+            )
         sequences, single = as_texts("contacts", sequences, "sequence")
         rows = self._rows("contacts", sequences)
         lengths = [len(row["tokens"]) - 2 for row in rows]
@@ -439,6 +452,9 @@ class ESM(TextEncoder):
         for i, (length, x) in enumerate(zip(lengths, found, strict=True)):
             result[i, :length, :length] = x[:length, :length]
         return result[0] if single else result
+
+    def _has_contacts(self):
+        return bool(np.any(ops.convert_to_numpy(self.contact_map.kernel)))
 
     def contact_probabilities(self, inputs: Any) -> Any:
         """Tokens (B, T), or the dictionary of `call` -> probabilities (B, T - 2, T - 2)."""
@@ -549,7 +565,9 @@ class ESM(TextEncoder):
             given = [f"{x}<mask>" for x in EXAMPLES] if masked else EXAMPLES
             read = lambda sequence, function=function: function(sequence)  # noqa: E731
             signatures[name] = read, inputs, {"sequence": given}
-        signatures |= {"embed": (embed, inputs, examples), "contacts": (contacts, inputs, examples)}
+        signatures["embed"] = embed, inputs, examples
+        if self._has_contacts():
+            signatures["contacts"] = contacts, inputs, examples
         if masked:
             two = {**inputs, "mutation": spec("mutation")}
             pairs = {**examples, "mutation": ["M1A", "K2R", "G1A", "D3N"]}

@@ -63,6 +63,15 @@ RECYCLED = 3.375, 21.375, 15  # bins of CB distances in recycling, in angstroms
 COPIES_OF_PAIRS, COPIES_OF_SCORES = 11, 2
 LINKER, GAP = "G" * 25, 512  # between chains: residues, and a jump of their numbers
 EXAMPLES = ["MKTAYIAKQR", "", "G", "GSHMASMTGGQQMX"]
+NOTES = """\
+## Memory
+
+A sequence of {length:,} residues, the longest that the export takes, needs about {size:,.1f} GB
+beside the weights. In a batch, sequences are padded to the longest one, and each needs as much. The
+need grows with the square of the length. To limit it, load the model with a smaller `max_length`,
+to which the export truncates sequences, or export it with a smaller `chunk`; and lower the batch
+sizes in `batching.config`.
+"""
 
 
 @dataclass(frozen=True)
@@ -505,10 +514,12 @@ class ESMFold(FoldingModel):
         """An estimate of the memory in bytes that `fold` needs, beside that of the weights.
 
         It grows with the square of the length. Measured needs are 17 to 34% smaller, see
-        `bench/proteins.md`. An export needs as much.
+        `bench/proteins.md`. An export has the chunk with which it was written, 64 by default:
+        ``memory(length, chunk=64)`` estimates its need.
 
         Args:
             length: residues of the longest sequence, with the 25 between two chains.
+            batch_size: number of proteins per call of the network.
             chunk: see `fold`.
 
         >>> polyhead.ESMFold.preset("fold-tiny").memory(300) / 1e9
@@ -527,9 +538,12 @@ class ESMFold(FoldingModel):
         needed = self.memory(length, batch_size, chunk)
         available = psutil.virtual_memory().available
         if needed > available:
+            remedy, least = "fold shorter sequences", self.memory(length, chunk=1)
+            if least < needed:
+                remedy += f", or use chunk=1 and batch_size=1: about {least / 1e9:,.0f} GB"
             raise MemoryError(
                 f"{batch_size} x {length:,} residues need about {needed / 1e9:,.0f} GB of memory, "
-                f"and {available / 1e9:,.0f} GB are available"
+                f"and {available / 1e9:,.0f} GB are available: {remedy}"
             )
 
     def predict_structure(self, inputs: Any, passes: int | None = None) -> dict[str, Any]:
@@ -557,14 +571,18 @@ class ESMFold(FoldingModel):
     ) -> Path:
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
-        Signatures take ``sequence`` (B,), strings of one chain each. Unknown letters, also ":", are
-        X, without atoms, and sequences are truncated to ``config.max_length`` residues. L is the
-        longest one.
+        Signatures take ``sequence`` (B,), strings of one chain each. White space is left out.
+        Letters other than the 20 amino acids, "-", ".", ":" and ``<mask>`` are X, without atoms.
+        Sequences are truncated to ``config.max_length`` residues. L is the longest one.
 
-        - ``serving_default``, ``fold``: ``pdb`` (B,), texts of PDB files; ``plddt`` (B, L) of
-          residues, from 0 to 100, and ``mean_plddt``; ``ptm`` and ``length`` (B,);
+        - ``serving_default``, ``fold``: ``pdb`` (B,), texts of PDB files, "" if the format has no
+          room for the protein or a value is not finite; ``plddt`` (B, L) of residues, from 0 to
+          100, and ``mean_plddt``; ``ptm`` and ``length`` (B,);
         - ``arrays``: ``positions`` (B, L, 14, 3) in angstroms, ``mask`` (B, L, 14), 1 where
           an atom exists, ``plddt`` (B, L, 37), ``pae`` (B, L, L), ``ptm`` and ``length`` (B,).
+
+        The server does not estimate its memory: the README in ``filepath`` says what the longest
+        sequence needs, see `memory`. To limit it, load the model with a smaller ``max_length``.
 
         Args:
             passes: see `fold`.
@@ -573,6 +591,7 @@ class ESMFold(FoldingModel):
         Returns:
             the version's folder; see `polyhead.serving.export`.
 
+        >>> model = polyhead.load("facebook/esmfold_v1", max_length=1000)  # doctest: +SKIP
         >>> model.export("exported")  # doctest: +SKIP
         PosixPath('exported/1')
         """
@@ -624,8 +643,9 @@ class ESMFold(FoldingModel):
 
         main = fold, inputs, examples
         signatures = {"serving_default": main, "fold": main, "arrays": (arrays, inputs, examples)}
+        notes = NOTES.format(length=longest, size=self.memory(longest, chunk=rows) / 1e9)
         with self._chunks(rows):
-            return export(filepath, "fold", signatures, self.weights, tracked=[tokenizer])
+            return export(filepath, "fold", signatures, self.weights, [tokenizer], notes)
 
     def _attentions(self):
         """The attentions of residues in the trunk; the language model is not trained."""

@@ -363,7 +363,7 @@ class TextEncoder(Classifier):
             *(np.asarray(x).tolist() for x in found), strict=True
         ):
             if isinstance(text := texts[i], str):
-                part = text[start:end]
+                start, part = after_spaces(text, start, end)
             else:
                 start, end = first, last + 1
                 part = " ".join(text[start:end])
@@ -568,12 +568,12 @@ class TextEncoder(Classifier):
         >>> model.embed(["A man is eating food."]).shape  # doctest: +SKIP
         (1, 384)
         """
-        return self._vectors(texts, batch_size, progress)
+        return self._vectors("embed", texts, batch_size, progress)
 
-    def _vectors(self, texts, batch_size=32, progress=False):
+    def _vectors(self, verb, texts, batch_size=32, progress=False):
         """The pooled embeddings of texts, see `embed`."""
-        texts, single = as_texts("embed", texts)
-        rows = self._rows("embed", texts)
+        texts, single = as_texts(verb, texts)
+        rows = self._rows(verb, texts)
         compute = self._compiled("embed", self.embeddings, "embed", xla=False)
         found = self._run(rows, compute, batch_size, progress)
         result = np.stack(found) if found else np.zeros([0, self.config.dim], "float32")
@@ -595,16 +595,16 @@ class TextEncoder(Classifier):
         >>> model.similarity("A dog.", ["A cat.", "It rains."])  # doctest: +SKIP
         array([0.6, 0.1], dtype=float32)
         """
-        a, b = (self._unit(x) for x in (a, b))
+        a, b = (self._unit("similarity", x) for x in (a, b))
         if a.shape[-1] != b.shape[-1]:
             raise ValueError(f"embeddings must have the same size: {a.shape[-1]}, {b.shape[-1]}")
         return np.asarray(a @ b.T if b.ndim == 2 else a @ b, "float32")
 
-    def _unit(self, texts):
+    def _unit(self, verb, texts):
         """Texts or embeddings as embeddings of norm 1."""
         x = texts
         if not (isinstance(x, np.ndarray) and x.dtype.kind in "fiu"):
-            x = self._vectors(texts)
+            x = self._vectors(verb, texts)
         if x.ndim not in (1, 2):
             raise ValueError(f"embeddings must have the shape (N, D) or (D,): {x.shape}")
         x = np.asarray(x, "float32")
@@ -627,7 +627,7 @@ class TextEncoder(Classifier):
         [Match(index=1, score=0.5)]
         """
         top = check_count(top, "top")
-        embeddings, x = np.asarray(embeddings), self._unit(queries)
+        embeddings, x = np.asarray(embeddings), self._unit("search", queries)
         if embeddings.ndim != 2 or embeddings.shape[1] != x.shape[-1]:
             raise ValueError(
                 f"embeddings must have the shape (M, {x.shape[-1]}): {embeddings.shape}"
@@ -806,7 +806,8 @@ class TextEncoder(Classifier):
           (B, M, top) of its masks, padded with "";
         - None: ``embed`` takes ``text`` and returns ``embedding`` (B, D).
 
-        Places are code points. Long texts are cut into windows, or truncated, as in Python.
+        Places are code points. Long texts are cut into windows, or truncated, as in Python;
+        `fill_mask`, which refuses them in Python, truncates them too.
         Invalid UTF-8 is read with U+FFFD in its place.
 
         Args:
@@ -876,8 +877,9 @@ class TextEncoder(Classifier):
             logits, none = reading.logits(self, c.pad_id)
             places = reading.places(logits, none, *search, 1)
             start, end, score = (x[:, 0] for x in places[:3])
+            texts, start = spans.answer_texts(context, start, end)
             return {
-                "text": spans.answer_texts(context, start, end),
+                "text": texts,
                 "start": start,
                 "end": end,
                 "score": score,
@@ -924,8 +926,21 @@ class TextEncoder(Classifier):
 
 def answers(context, start, end, score, none):
     """The `Answer`s of one question; ``score`` (K,) is negative where there are fewer than K."""
-    rows = zip(start.tolist(), end.tolist(), score.tolist(), strict=True)
-    return [Answer(context[a:b], a, b, s, float(none)) for a, b, s in rows if s >= 0]
+    results = []
+    for first, last, value in zip(start.tolist(), end.tolist(), score.tolist(), strict=True):
+        if value >= 0:
+            first, text = after_spaces(context, first, last)
+            results.append(Answer(text, first, last, value, float(none)))
+    return results
+
+
+def after_spaces(text, start, end):
+    """``text[start:end]`` without spaces at its beginning, and its start.
+
+    Tokens of ModernBERT begin with the space before a word.
+    """
+    part = text[start:end].lstrip(" ")
+    return end - len(part), part
 
 
 def matches(scores, top):

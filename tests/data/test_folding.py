@@ -71,6 +71,11 @@ def test_residues_are_masked_at_a_rate():
     assert masked.mean() == pytest.approx(0.3, abs=0.03) and len(np.unique(masked, axis=0)) == 50
 
 
+def test_errors_of_the_backbone_are_clamped_in_nine_of_ten_rows():
+    inputs, *_ = next(iter(structure_batches([structure("GGK")], batch_size=1000, seed=0)))
+    assert np.mean(inputs["clamped"]) == pytest.approx(0.9, abs=0.02)
+
+
 def test_a_crop_has_the_targets_of_its_residues():
     whole = structure("MKTAYIAKQRQISFVKSHFSRQ")
     [chain] = chains(whole)

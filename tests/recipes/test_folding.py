@@ -1,4 +1,5 @@
 import csv
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +19,22 @@ def test_data_are_needed(tmp_path, monkeypatch, capfd):
     status, _, err = polyhead(monkeypatch, capfd, "train", "folding", "--out", tmp_path / "RUN")
     assert status == 1 and err == "error: folding needs --data: a folder of structures, or a file\n"
     assert not (tmp_path / "RUN").exists()
+
+
+@pytest.mark.parametrize(
+    "name, error, message",
+    [
+        ("x.xyz", ValueError, r"a structure is written to \*.pdb, \*.cif"),
+        ("nowhere/x.pdb", FileNotFoundError, "no folder .*nowhere for x.pdb"),
+        ("x.cif.gz", ImportError, r'pip install "polyhead\[proteins\]"'),
+    ],
+)
+def test_the_output_is_checked_before_the_model_is_loaded(
+    name, error, message, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "gemmi", None)
+    with pytest.raises(error, match=message):
+        folding.fold(tmp_path / "no run", ["MKTAY"], tmp_path / name)
 
 
 @pytest.mark.slow

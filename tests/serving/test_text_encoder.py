@@ -11,6 +11,12 @@ import pytest
 
 from polyhead.data import WordPieces
 from polyhead.zoo import BERT, Answer, Span
+from tests.data.tokenizers.test_pairs import (
+    merged,  # noqa: F401
+    modern_bert,
+    read,
+    roberta,
+)
 from tests.zoo.toy_encoder import toy, toy_tokenizer
 
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -87,6 +93,58 @@ def test_exported_tags_are_those_of_python(tokenizer, tmp_path):
         np.testing.assert_allclose([row.score for row in found], scores, atol=1e-4)
         assert all(text[row.start : row.end] == row.text for row in found)
         assert all(row == ("", "", 0, 0, 0) for row in rows[len(found) :])
+
+
+SENTENCES = ["Ada was born in  London.", "a\u0301 dog\tran", "", " two men sit", "日本 \U0001f469"]
+
+
+@pytest.fixture(params=[roberta, modern_bert], ids=["RoBERTa", "ModernBERT"])
+def byte_pairs(request, merged, tmp_path):  # noqa: F811
+    tokenizer = read(request.param(merged), tmp_path)
+    names = ("vocab_size", "pad_id")
+    return tokenizer, {name: getattr(tokenizer, name) for name in names}
+
+
+def test_spans_of_byte_pairs_are_exact(byte_pairs):
+    """ModernBERT's tokens begin with the space before a word; spans do not."""
+    tokenizer, settings = byte_pairs
+    model = toy("tags", tokenizer, num_classes=5, class_names=NAMES, **settings)
+    found = model.tag(SENTENCES)
+    assert sum(map(len, found)) > 3
+    for text, spans in zip(SENTENCES, found, strict=True):
+        assert all(text[s.start : s.end] == s.text == s.text.lstrip(" ") for s in spans)
+    [spans] = model.tag([["Ada", "was", "born"]])
+    assert all(s.text == " ".join(["Ada", "was", "born"][s.start : s.end]) for s in spans)
+    model = toy("spans", tokenizer, scale=0.3, **settings)
+    found = model.answer("who?", SENTENCES, top=9, no_answer=np.inf)
+    assert len(found[0]) == 9
+    for text, answers in zip(SENTENCES, found, strict=True):
+        assert all(text[a.start : a.end] == a.text for a in answers)
+        assert not any(a.text.startswith(" ") for a in answers)
+
+
+@pytest.mark.slow
+def test_exports_with_byte_pairs_answer_as_python_does(byte_pairs, tmp_path):
+    tokenizer, settings = byte_pairs
+    model = toy("tags", tokenizer, num_classes=5, class_names=NAMES, **settings)
+    [answer] = ask(model.export(tmp_path / "tag"), ("tag", {"text": SENTENCES}))
+    for i, spans in enumerate(model.tag(SENTENCES)):
+        columns = (answer[name][i] for name in ("labels", "texts", "starts", "ends"))
+        found = [row for row in zip(*columns, strict=True) if row[0]]
+        assert found == [tuple(s[:4]) for s in spans]
+    model = toy("spans", tokenizer, scale=0.3, **settings)
+    [answer] = ask(
+        model.export(tmp_path / "answer", no_answer=1e9),
+        ("answer", {"question": ["who?"] * 5, "context": SENTENCES}),
+    )
+    expected = model.answer("who?", SENTENCES, no_answer=np.inf)
+    assert answer["text"] == [a.text for a in expected] and any(answer["text"])
+    assert answer["start"] == [a.start for a in expected]
+    masked = [f"{text}{tokenizer.mask_token}" for text in SENTENCES]
+    model = toy("tokens", tokenizer, **settings)
+    [answer] = ask(model.export(tmp_path / "fill_mask"), ("fill_mask", {"text": masked}))
+    for row, choices in zip(answer["tokens"], model.fill_mask(masked), strict=True):
+        assert row[0] == [c.label for c in choices]
 
 
 @pytest.mark.filterwarnings("ignore:1 of 7 questions were truncated")

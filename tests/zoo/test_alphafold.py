@@ -165,6 +165,21 @@ def test_what_is_not_supported_is_refused(model):
         model.enable_lora(2)
 
 
+def test_white_space_is_left_out(model):
+    with pytest.raises(ValueError, match="row 1 must have 5 .* as the query: 2 in 'MK'"):
+        model.fold(["MK TAY\n", "M K"])
+
+
+@COMPILES
+@pytest.mark.slow
+def test_a_quantized_model_folds():
+    model, rows = small(), make_rows(9)
+    before = model.fold(rows)
+    model.quantize("int8")
+    after = model.fold(rows)
+    assert 0 < abs(after.plddt - before.plddt).mean() < 0.1 * before.plddt.std() + 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision_is_finite(policy):

@@ -91,6 +91,14 @@ def test_contacts_are_symmetric_probabilities():
     assert 0 <= found.min() and found.max() <= 1 and found.std() > 0
 
 
+def test_contacts_need_a_regression(tmp_path):
+    model = ESM.preset("esm2-t6-8m", **SIZES)  # training does not change its zeros
+    with pytest.raises(ValueError, match="contacts needs a regression .* this model's is zero"):
+        model.contacts("MKT")
+    signatures = model._signatures(model.tokenizer, 5, None, None)
+    assert "embed" in signatures and "contacts" not in signatures
+
+
 def test_contacts_of_a_quantized_model_are_close():
     model = small()
     expected = model.contacts(SEQUENCES)
@@ -275,6 +283,18 @@ def test_contacts_match_the_reference(tmp_path):
     for i, length in enumerate((16, 5, 2)):
         part = (i, slice(length), slice(length))
         np.testing.assert_allclose(ours.contacts(SEQUENCES)[part], expected[part], atol=1e-5)
+
+
+def test_a_file_without_the_regression_of_contacts_is_read(tmp_path):
+    theirs = make(tmp_path)
+    state = {k: v for k, v in theirs.state_dict().items() if "contact_head" not in k}
+    theirs.save_pretrained(tmp_path, state_dict=state)
+    ours = polyhead.load(tmp_path)
+    tokens = ids(ours)
+    kept, wanted = tokens != 1, run(theirs, tokens)["logits"].numpy()
+    np.testing.assert_allclose(array(ours(tokens))[kept], wanted[kept], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="contacts needs a regression"):
+        ours.contacts("MKT")
 
 
 def test_files_of_every_spelling_are_read(tmp_path):

@@ -1,10 +1,12 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from keras import ops
+from safetensors.numpy import load_file, save_file
 
 import polyhead
 from polyhead.data.residues import ATOM14_MASK, LETTERS
@@ -44,8 +46,9 @@ def array(x):
     return ops.convert_to_numpy(x)
 
 
-def test_the_published_model_has_its_number_of_parameters():
-    assert ESMFold.count_parameters(ESMFold.PRESETS["esmfold-v1"]) == 3_525_038_915
+@pytest.mark.parametrize("name, count", [("esmfold-v1", 3_525_038_915), ("fold-tiny", 323_362)])
+def test_presets_have_their_numbers_of_parameters(name, count):
+    assert ESMFold.count_parameters(ESMFold.PRESETS[name]) == count
 
 
 @pytest.mark.parametrize("changes", [{}, dict(embed_residues=False, num_transitions=2)])
@@ -200,6 +203,16 @@ def test_proteins_are_folded_and_complexes_have_chains():
     assert not two.mask[3].any()  # X
 
 
+def test_chains_are_joined_by_25_glycines_and_their_positions_jump_by_512():
+    """As in the reference (esm/esmfold/v1/misc.py), a linker belongs to the chain before it."""
+    model = small()
+    rows = model._read_chains(model.tokenizer, 0, "MK:AYV")
+    assert [LETTERS[i] for i in rows["residues"]] == [*"MK", *"G" * 25, *"AYV"]
+    assert rows["positions"].tolist() == [*range(27), 27 + 512, 28 + 512, 29 + 512]
+    assert rows["chain"].tolist() == [0, 0, *[-1] * 25, 1, 1, 1]
+    assert rows["kept"].tolist() == [True] * 2 + [False] * 25 + [True] * 3
+
+
 @pytest.mark.parametrize(
     "sequence, message",
     [
@@ -225,6 +238,28 @@ def test_what_memory_cannot_hold_is_refused_before_it_starts():
     assert model.memory(100, chunk=8) < model.memory(100, chunk=None)
     with pytest.raises(MemoryError, match="1 x 1,000,000 residues need about .* GB are available"):
         small(max_length=10**6).fold(["MK", "G" * 10**6])
+
+
+@pytest.mark.parametrize(
+    "chunk, message",
+    [
+        (64, "need about 40 GB .* 8 GB are .*: fold shorter .* or use chunk=1 .*: about 22 GB"),
+        ("auto", "need about 22 GB of memory, and 8 GB are available: fold shorter sequences$"),
+    ],
+)
+def test_an_error_of_memory_has_a_remedy(chunk, message, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=8e9))
+    with pytest.raises(MemoryError, match=f"1 x 3,000 residues {message}"):
+        small().fold("G" * 3000, chunk=chunk)
+
+
+def test_an_export_s_readme_has_an_estimate_for_its_longest_sequence(monkeypatch):
+    found = []
+    monkeypatch.setattr("polyhead.serving.export.export", lambda *given: found.extend(given))
+    model = small(max_length=3000)
+    model.export("unused")
+    assert "3,000 residues, the longest that the export takes, needs about 40.3 GB" in found[-1]
+    assert model.memory(3000, chunk=64) == 40_320_000_000
 
 
 def test_masked_residues_are_seen_as_places_only():
@@ -357,8 +392,19 @@ def test_files_are_those_of_the_reference(tmp_path):
 
 @many_operations
 @pytest.mark.slow
-def test_a_language_model_in_float16_has_its_rounded_rotations(tmp_path):
+def test_a_file_like_the_published_one_is_read(tmp_path):
+    """Its language model is float16, also the rotations, and has no regression of contacts."""
     theirs = make(tmp_path / "theirs", half=True).float()
+    file = tmp_path / "theirs" / "model.safetensors"
+    tensors = {k: v for k, v in load_file(file).items() if "contact_head" not in k}
+    [rates] = [name for name in tensors if name.endswith("inv_freq")]
+    rates = tensors.pop(rates)
+    assert rates.dtype == np.float16
+    for i in range(2):
+        tensors[f"esm.encoder.layer.{i}.attention.self.rotary_embeddings.inv_freq"] = rates
+    tensors["esm.embeddings.position_ids"] = np.arange(64)[None]
+    tensors["esm.embeddings.position_embeddings.weight"] = np.ones([64, 32], "float16")
+    save_file(tensors, file)
     ours = polyhead.load(tmp_path / "theirs")
     assert ours.config.esm.half_rates
     row = np.random.default_rng(0).integers(0, 20, (1, 300)).astype("int32")
@@ -382,16 +428,17 @@ def test_the_language_model_reads_amino_acids():
 def test_an_export_answers_as_python_does(tmp_path):
     model = small()
     version = model.export(tmp_path)
-    texts = ["mktayiakqr", "", "G", "MKJ#日", "M" * 40]
-    known = [texts[0], texts[2], "MKXXX", texts[4]]
+    assert "4,000 residues, the longest" in (tmp_path / "README.md").read_text()
+    texts = ["mktayiakqr", "", "G", "MKJ#日", "M" * 40, "MK - V.<mask>"]
+    known = [texts[0], texts[2], "MKXXX", texts[4], "MKXVXX"]
     requests = [("serving_default", {"sequence": texts}), ("arrays", {"sequence": texts})]
     lines = "".join(json.dumps({"signature_name": n, "inputs": x}) + "\n" for n, x in requests)
     command = [sys.executable, "-m", "polyhead.serving.loader", str(version)]
     done = subprocess.run(command, input=lines, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folded, arrays = map(json.loads, done.stdout.splitlines())
-    assert folded["length"] == arrays["length"] == [10, 0, 1, 5, 40]
-    at = [0, 2, 3, 4]
+    assert folded["length"] == arrays["length"] == [10, 0, 1, 5, 40, 6]
+    at = [0, 2, 3, 4, 5]
     for i, structure in zip(at, model.fold(known), strict=True):
         length = folded["length"][i]
         np.testing.assert_allclose(folded["ptm"][i], structure.ptm, atol=1e-5)

@@ -256,10 +256,16 @@ class Published:
         """The tensor of a name in the table, or None."""
         return self._tensors.read(self._names[name]) if name in self._names else None
 
+    def _rows(self, config):
+        """The table; optional tensors that the file lacks are None in it."""
+        for row in self._format.rows(config, self._settings):
+            absent = row[0] not in self._names and re.match(self._format.optional, row[0] or "")
+            yield (None, *row[1:]) if absent else row
+
     def _match(self, config):
         """Finds the tensor of each variable, and checks all names and shapes."""
         form, file, headers = self._format, self._tensors.file, self._tensors.headers
-        rows, shapes = form.rows(config, self._settings), self._cls.shapes(config)
+        rows, shapes = self._rows(config), self._cls.shapes(config)
         entries, missing = table.match(rows, shapes, form.sizes(config), self._names)
         copies = {
             name: expected(headers[self._names[name]].shape) if callable(expected) else expected
@@ -295,7 +301,7 @@ class Published:
             for path, shape in self._cls.shapes(config)
             if not re.match("head/(output/|bias)", path)
         ]
-        rows = self._format.rows(config, self._settings)
+        rows = self._rows(config)
         entries, _ = table.match(rows, shapes, self._format.sizes(config), self._names)
         headers = self._tensors.headers
         self._entries = [

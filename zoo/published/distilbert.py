@@ -40,6 +40,7 @@ SETTINGS = (
     ("activation", "activation", "gelu", ACTIVATIONS),
     ("pad_token_id", "pad_id", 0),
 )
+OLDER = {**OLDER, "is_decoder": False, "add_cross_attention": False}
 OURS = {
     "type_vocab_size": 0, "head_activation": "relu", "epsilon": 1e-12, "positions_from_pad": False,
 }  # fmt: skip

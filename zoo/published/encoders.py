@@ -1,5 +1,6 @@
 """What the formats of text encoders share: heads, and the files of sentence-transformers."""
 
+import warnings
 from pathlib import Path
 
 from ..heads import POOLINGS
@@ -18,11 +19,20 @@ MODULES, LENGTH, PROMPTS = (
 POOLING, NORMALIZE = "1_Pooling", "2_Normalize"
 MODES = dict(zip(POOLINGS, ("mean", "cls", "max", "mean_sqrt_len", "lasttoken"), strict=True))
 SUFFIXES = {"mean": "_tokens", "max": "_tokens", "mean_sqrt_len": "_tokens", "cls": "_token"}
-# Settings of config.json that cross-encoders have: how scores are shown, not what they are.
-CROSS_ENCODER = ("sentence_transformers", "sbert_ce_default_activation_function")
+# Settings that change no logits: how cross-encoders show scores; what BERT's and DistilBERT's first
+# files have; a model's name; and settings of generation, in files that list all defaults.
+UNUSED = (
+    "sentence_transformers", "sbert_ce_default_activation_function",
+    "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
+    "pooler_size_per_head", "pooler_type", "tie_weights_", "language", "name",
+    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
+    "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
+    "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
+    "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id",
+    "forced_eos_token_id", "remove_invalid_values", "xla_device",
+)  # fmt: skip
 # What version 6 of sentence-transformers writes for modules that do nothing else.
 TRANSFORMER = {
-    "do_lower_case": False,
     "transformer_task": "feature-extraction",
     "module_output_name": "token_embeddings",
     "modality_config": {
@@ -45,11 +55,13 @@ def read_encoder(s, name, fields, length, classes=None):
         classes: ``{class: head}`` of other classes. Default: none.
     """
     known = {f"{name}{kind}": head for kind, head in HEADS.items()} | (classes or {})
-    found = s.get("architectures", [f"{name}Model"])
+    found = s.get("architectures", None)
+    if found is None:  # as in google/bert_uncased_L-2_H-128_A-2
+        found = [f"{name}Model" if lacks_head(s.file.parent) else f"{name}ForMaskedLM"]
     if not isinstance(found, list) or len(found) != 1 or found[0] not in list(known):
         raise s.error("architectures", found, f"one of {sorted(known)}")
     folder, head, labels = s.file.parent, known[found[0]], {}
-    s.ignore(*CROSS_ENCODER)
+    s.ignore(*UNUSED)
     if (file := folder / TOKENIZER).is_file():
         limit = read_json(file).get("model_max_length", length)
         length = min(length, limit) if type(limit) is int else length
@@ -95,7 +107,9 @@ def read_sentences(folder, fields):
         elif kind == "Normalize":
             found["normalize"] = True
             if (file := folder / path / "config.json").is_file():
-                check_fixed(file, NORMALIZED)
+                normalize = Settings(file, read_json(file))
+                normalize.fixed(NORMALIZED)
+                normalize.all_read()
         else:
             raise module.error("type", kind, "Transformer, Pooling or Normalize")
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
@@ -103,8 +117,13 @@ def read_sentences(folder, fields):
             "types", kinds, "Transformer, Pooling[, Normalize]"
         )
     if (file := folder / LENGTH).is_file():
-        if (limit := check_fixed(file, TRANSFORMER, "max_seq_length")) is not None:
+        s = Settings(file, read_json(file))
+        if s.flag("do_lower_case", False) and not lowers_case(folder):
+            raise s.error("do_lower_case", True, "False, as the tokenizer keeps capital letters")
+        s.fixed(TRANSFORMER)
+        if (limit := s.get("max_seq_length", None)) is not None:
             found["max_length"] = limit
+        s.all_read()
     if (file := folder / PROMPTS).is_file():
         prompts = Settings(file, read_json(file))
         prompts.must("default_prompt_name", None)  # it would be put before each text
@@ -113,13 +132,10 @@ def read_sentences(folder, fields):
     return found
 
 
-def check_fixed(file, values, name=None):
-    """Checks that a file has only settings of fixed ``values``, and that of ``name``, returned."""
-    s = Settings(file, read_json(file))
-    s.fixed(values)
-    found = s.get(name, None)
-    s.all_read()
-    return found
+def lowers_case(folder):
+    """Whether the tokenizer lowers letters, by its settings."""
+    file = folder / TOKENIZER
+    return file.is_file() and read_json(file).get("do_lower_case") is True
 
 
 def read_pooling(s, fields):
@@ -143,6 +159,12 @@ def write_encoder(config, name):
     """The settings of a head in config.json."""
     c, heads = config, {head: kind for kind, head in HEADS.items() if kind != "ForPreTraining"}
     found = {"architectures": [f"{name}{heads.get(c.head, SCORE)}"]}
+    if c.head == "spans" and c.no_answer:
+        warnings.warn(
+            f"this format has no place for the threshold no_answer, {c.no_answer:.4g}: pass it to "
+            "the method answer of the model that is loaded",
+            stacklevel=5,
+        )
     if c.head == "score":
         found |= write_labels(None, 1)
     return found | (write_labels(c.class_names, c.num_classes) if c.num_classes else {})

@@ -41,6 +41,8 @@ FIXED = {
     "model_type": "esm", "is_decoder": False, "add_cross_attention": False,
     "tie_word_embeddings": True,
 }  # fmt: skip
+# The published ESMFold and many fine-tuned models have none.
+OPTIONAL = r"esm\.contact_head\."
 IGNORED = r"esm\.(embeddings\.position_(embeddings\.weight|ids)$|pooler\.)"
 
 
@@ -114,4 +116,5 @@ FORMAT = Format(
     adjust=adjust,
     renamed=((r"^(?!esm\.|lm_head\.|classifier\.)", "esm."), *RENAMED),
     ignored=IGNORED,
+    optional=OPTIONAL,
 )  # fmt: skip

@@ -211,4 +211,5 @@ FORMAT = Format(
     adjust=lambda c, stored: dataclasses.replace(c, esm=esm.adjust(c.esm, stored)),
     renamed=esm.FORMAT.renamed[1:],
     ignored=esm.IGNORED,
+    optional=esm.OPTIONAL,
 )  # fmt: skip

@@ -40,7 +40,8 @@ SETTINGS = (
     ("classifier_pooling", "head_pooling", "cls", {"cls": "token", "mean": "mean"}),
 )
 UNUSED = (
-    "eos_token_id", "tie_word_embeddings", "layer_norm_eps", "initializer_cutoff_factor",
+    "eos_token_id", "tie_word_embeddings", "position_embedding_type", "layer_norm_eps",
+    "initializer_cutoff_factor",
     "reference_compile", "repad_logits_with_grad", "deterministic_flash_attn",
     "sparse_prediction", "sparse_pred_ignore_index",
 )  # fmt: skip
@@ -93,7 +94,7 @@ FORMAT = Format(
     "huggingface", rows, SETTINGS, read=read, write=write, unused=UNUSED,
     fixed={"model_type": "modernbert", "norm_bias": False, "attention_bias": False,
            "mlp_bias": False},
-    older={"position_embedding_type": "absolute", "is_decoder": False},
+    older={"is_decoder": False, "is_encoder_decoder": False, "add_cross_attention": False},
     others=lambda config: write_sentences(config, config.max_length),
     copies=lambda config: {"decoder.weight": WORDS} if config.head == "tokens" else {},
     renamed=((r"^(?!model\.|head\.|decoder\.|classifier\.)", "model."),),

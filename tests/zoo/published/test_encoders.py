@@ -119,6 +119,13 @@ def test_logits_match_the_reference_both_ways(name, head, tmp_path):
     assert_equal(ours, back.eval(), head, tokens, types)
 
 
+def test_a_threshold_of_no_answer_is_not_written(tmp_path):
+    model = BERT.preset("bert-tiny", num_layers=1, dim=32, num_heads=2, head="spans", no_answer=1.5)
+    with pytest.warns(UserWarning, match="no place for the threshold no_answer, 1.5: pass it to"):
+        model.save_pretrained(tmp_path, format="huggingface")
+    assert polyhead.load(tmp_path).config.no_answer == 0
+
+
 def test_roberta_counts_positions_over_tokens_that_are_not_padding(tmp_path):
     theirs, tokens = make("Roberta", "tags"), tokens_for("Roberta")[:, ::-1].copy()
     theirs.save_pretrained(tmp_path)
@@ -196,6 +203,37 @@ def test_files_of_older_versions_are_read(tmp_path):
     save_file(renamed | changed, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="decoder.weight differs from"):
         BERT.from_pretrained(tmp_path)
+
+
+POOLER = dict(fc_size=768, num_attention_heads=12, num_fc_layers=3, size_per_head=128)
+LISTED = dict(
+    is_decoder=False, add_cross_attention=False, is_encoder_decoder=False, pruned_heads={},
+    max_length=20, num_beams=1, do_sample=False, temperature=1.0, top_k=50, xla_device=None,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, head, settings",
+    [
+        # distilbert-base-uncased-finetuned-sst-2-english
+        ("DistilBert", "classes", dict(tie_weights_=True, output_past=True, **LISTED)),
+        # bert-base-chinese
+        (
+            "Bert",
+            "tokens",
+            {f"pooler_{name}": value for name, value in POOLER.items()}
+            | dict(directionality="bidi", pooler_type="first_token_transform", **LISTED),
+        ),
+        ("Bert", "tokens", dict(architectures=...)),  # google/bert_uncased_L-2_H-128_A-2
+        ("Roberta", "spans", dict(language="english", name="Roberta", **LISTED)),  # deepset's
+        ("ModernBert", "tokens", dict(position_embedding_type="sans_pos", **LISTED)),  # mmBERT-base
+    ],
+)
+def test_settings_of_published_files_are_read(name, head, settings, tmp_path):
+    theirs = make(name, head)
+    theirs.save_pretrained(tmp_path)
+    edit(tmp_path, **settings)
+    assert_equal(polyhead.load(tmp_path), theirs, head, tokens_for(name))
 
 
 def test_modern_bert_of_version_4_is_read(tmp_path):
@@ -410,8 +448,10 @@ def test_unsupported_parts_of_sentence_transformers_are_refused(tmp_path):
         polyhead.load(tmp_path)
     assert polyhead.load(tmp_path, max_length=20).config.max_length == 20
     write_sentences(tmp_path, mean, max_seq_length=9, do_lower_case=True)
-    with pytest.raises(CheckpointError, match="do_lower_case must be False"):
+    with pytest.raises(CheckpointError, match="do_lower_case must be False, as the tokenizer"):
         polyhead.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')  # as in BGE
+    assert polyhead.load(tmp_path).config.max_length == 9
     write_sentences(tmp_path, mean, max_seq_length=9)
     with pytest.raises(ValueError, match="^max_length must be a positive integer: 0"):
         polyhead.load(tmp_path, max_length=0)  # the file is not at fault
