@@ -409,7 +409,8 @@ class WordPieces(Tokenizer):
             lines = read(path).decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
             if empty := [number for number, line in enumerate(lines, 1) if not line]:
                 raise ValueError(f"line {empty[0]} is empty")
-            if (folder / "added_tokens.json").is_file():
+            more = folder / "added_tokens.json"
+            if more.is_file() and json.loads(read(more)):
                 raise ValueError(f"added_tokens.json is not supported without {JSON}")
             ids = {line: i for i, line in enumerate(lines)}
             special |= {text: ids[text] for text in SPECIAL if text in ids}

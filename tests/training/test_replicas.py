@@ -6,7 +6,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polyhead.data import structure_batches
-from polyhead.training import Model, SmoothedCrossEntropy, StructureLoss, replicas, strategy
+from polyhead.training import (
+    CosineRegression,
+    Model,
+    SmoothedCrossEntropy,
+    StructureLoss,
+    replicas,
+    strategy,
+)
+from polyhead.zoo import BERT, BERTConfig
 from tests.conftest import small
 from tests.data.test_folding import structure
 from tests.zoo.test_esmfold import small as small_folding
@@ -17,6 +25,7 @@ FOUR = pytest.param(4, marks=pytest.mark.slow)
 # How many replicas are compared with one device.
 SEVERAL = pytest.mark.parametrize("replicas", [2, FOUR])
 SMOOTHED = SmoothedCrossEntropy(0.1)
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def batch(seed=0, lengths=(2, 1, 2, 1, 6, 5, 6, 6)):
@@ -132,6 +141,22 @@ def test_replicas_train_like_one_device(optimizer, tolerance, jit_compile, repli
 def test_replicas_train_summarizers_like_one_device(make):
     special = dict(pad_id=0, start_id=1, end_id=2)
     agree(lambda: make(num_layers=1, **special), sgd(), 1e-5, replicas=(2, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head, loss", [("tags", CROSS_ENTROPY), (None, CosineRegression())])
+def test_replicas_train_encoders_like_one_device(head, loss):
+    sizes = dict(num_layers=1, dim=16, intermediate_dim=24, num_heads=2, max_length=T)
+    sizes |= dict(num_positions=T, vocab_size=40, num_classes=3 * (head == "tags"))
+    sizes |= dict(dropout=0.0, attention_dropout=0.0)
+    random, batches = np.random.default_rng(0), []
+    for rows in (8, 8):  # of pairs, both are on one replica
+        lengths = random.integers(1, T, (rows, 1))
+        tokens = random.integers(1, 40, (rows, T)) * (np.arange(T) < lengths)
+        y, w = random.integers(0, 3, (rows, T)), (tokens > 0).astype("float32")
+        y, w = (y, w) if head else (np.repeat(y[::2, 0] / 2, 2), np.repeat(w[::2, 2], 2))
+        batches.append((tokens.astype("int32"), y.astype("float32"), w))
+    agree(lambda: BERT(BERTConfig(head=head, **sizes)), sgd(), batches=batches, loss=loss)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Compares T5 and BART with Hugging Face's in PyTorch, on random weights that it saves."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -150,6 +151,22 @@ def cut(row, end):
     """The tokens up to the end token."""
     row = row.tolist()
     return row[: row.index(end) + 1] if end in row else row
+
+
+def test_a_bart_of_older_versions_is_read(tmp_path):
+    """As facebook/bart-base and sshleifer/distilbart-cnn-12-6: names, and settings of training."""
+    theirs = save_published(tmp_path, "bart-cnn")
+    file, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    tensors = {name.removeprefix("model."): x for name, x in load_file(file).items()}
+    version = np.float32([3])
+    save_file(tensors | {"encoder.version": version, "decoder.version": version}, file)
+    more = dict(save_step=58, extra_pos_embeddings=2, static_position_embeddings=False)
+    config.write_text(json.dumps(json.loads(config.read_text()) | more))
+    ours = polyhead.load(tmp_path)
+    source, target = random_tokens(ours, 2, 8), random_tokens(ours, 2, 6, seed=1)[:, :-1]
+    found = ops.convert_to_numpy(ours({"source": source, "target": target}))
+    wanted = logits_of(theirs, source, target, ours.config.pad_id)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_files_come_back_unchanged_and_the_reference_reads_ours(pair, tmp_path):

@@ -58,7 +58,10 @@ FORMAT = Format(
     fixed={"model_type": "bart", "is_encoder_decoder": True, "tie_word_embeddings": True},
     older=dict.fromkeys(OLDER, False)
     | {"normalize_embedding": True, "static_position_embeddings": False},
-    unused=("classif_dropout", "classifier_dropout", "init_std", "force_bos_token_to_be_generated"),
+    unused=("classif_dropout", "classifier_dropout", "init_std", "force_bos_token_to_be_generated",
+            "save_step"),
+    renamed=((r"^(?!model\.|lm_head\.|final_logits_bias)", "model."),),  # bart-base has no "model."
+    ignored=r"model\.(en|de)coder\.version$",
     others=lambda config: {GENERATION: write_generation(config, config.start_id)},
     copies=lambda config: dict.fromkeys(
         ("lm_head.weight", *(f"{side}embed_tokens.weight" for side in SIDES)), SHARED

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..heads import POOLINGS
 from .files import Tensors, read_json
+from .generation import NAMES as GENERATION_NAMES
 from .settings import Settings, read_labels, write_labels
 
 HEADS = {
@@ -22,14 +23,9 @@ SUFFIXES = {"mean": "_tokens", "max": "_tokens", "mean_sqrt_len": "_tokens", "cl
 # Settings that change no logits: how cross-encoders show scores; what BERT's and DistilBERT's first
 # files have; a model's name; and settings of generation, in files that list all defaults.
 UNUSED = (
-    "sentence_transformers", "sbert_ce_default_activation_function",
-    "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
-    "pooler_size_per_head", "pooler_type", "tie_weights_", "language", "name",
-    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
-    "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
-    "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
-    "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id",
-    "forced_eos_token_id", "remove_invalid_values", "xla_device",
+    "sentence_transformers", "sbert_ce_default_activation_function", "directionality",
+    "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
+    "pooler_type", "tie_weights_", "language", "name", *GENERATION_NAMES,
 )  # fmt: skip
 # What version 6 of sentence-transformers writes for modules that do nothing else.
 TRANSFORMER = {

@@ -16,10 +16,10 @@ BOOKKEEPING = (
     "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id", "decoder_start_token_id",
     "cross_attention_hidden_size", "gradient_checkpointing", "use_cache", "output_attentions",
     "output_hidden_states", "output_past", "return_dict", "use_return_dict", "torchscript",
-    "use_bfloat16", "tf_legacy_loss", "chunk_size_feed_forward", "attn_implementation",
-    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
-    "_experts_implementation", "_output_attentions", "_name_or_path", "_num_labels",
-    "_commit_hash", "_from_auto",
+    "output_scores", "return_dict_in_generate", "xla_device", "use_bfloat16", "tf_legacy_loss",
+    "chunk_size_feed_forward", "attn_implementation", "_attn_implementation",
+    "_attn_implementation_autoset", "_attn_implementation_internal", "_experts_implementation",
+    "_output_attentions", "_name_or_path", "_num_labels", "_commit_hash", "_from_auto",
 )  # fmt: skip
 # Settings that change the logits: they must have these values.
 UNCHANGED = {"pruned_heads": {}, "tie_encoder_decoder": False}

@@ -364,6 +364,8 @@ def test_vocab_txt_is_read_with_its_settings(tmp_path):
             load(tmp_path)
     write()
     (tmp_path / "added_tokens.json").write_text("{}")
+    assert load(tmp_path).vocabulary == tokenizer.vocabulary
+    (tmp_path / "added_tokens.json").write_text('{"[X]": 8}')
     with pytest.raises(ValueError, match="added_tokens.json is not supported without"):
         load(tmp_path)
 

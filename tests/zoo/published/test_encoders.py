@@ -365,8 +365,14 @@ POOLINGS = {
 }
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("name", ["Bert", "Roberta"])
+@pytest.mark.parametrize(
+    "name, pooling",
+    [
+        *((name, pooling) for name in ("Bert", "Roberta") for pooling in POOLINGS),
+        ("DistilBert", "mean"),
+        ("ModernBert", "mean"),
+    ],
+)
 def test_sentence_transformers_pool_as_their_files_say(name, pooling, tmp_path):
     theirs, tokens = make(name, None), tokens_for(name)
     theirs.save_pretrained(tmp_path)
@@ -387,7 +393,7 @@ def test_sentence_transformers_pool_as_their_files_say(name, pooling, tmp_path):
     wanted = wanted / np.linalg.norm(wanted, axis=-1, keepdims=True)
     np.testing.assert_allclose(model(tokens), wanted, atol=1e-5)
     model.save_pretrained(tmp_path / "ours", format="huggingface")
-    assert BERT.from_pretrained(tmp_path / "ours").config == c
+    assert class_of(name).from_pretrained(tmp_path / "ours").config == c
     written = json.loads((tmp_path / "ours" / "1_Pooling" / "config.json").read_text())
     assert {n: v for n, v in written.items() if v is True} == {POOLINGS[pooling]: True}
 
