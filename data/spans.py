@@ -512,9 +512,9 @@ def answer_texts(
 def after_spaces(texts: tf.Tensor, starts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """``texts`` (N,) without spaces at their beginning, and where they start then.
 
-    Tokens of ModernBERT begin with the space before a word.
+    Tokens of ModernBERT begin with the space before a word. A text of spaces stays.
     """
-    shorter = tf.strings.regex_replace(texts, "^ +", "")
+    shorter = tf.strings.regex_replace(texts, "^ +([^ ])", r"\1")
     return shorter, starts + tf.strings.length(texts) - tf.strings.length(shorter)
 
 

@@ -7,6 +7,7 @@ Half of SQuAD 2.0's development set from MiniLM:
 """
 
 import dataclasses
+import errno
 import math
 import re
 from dataclasses import dataclass
@@ -199,14 +200,21 @@ def answer(
 
 
 def read_context(given):
-    """The text of the file ``given``; what is not the name of a file is the text itself."""
+    """The text of a file, if ``given`` is its name; else ``given``.
+
+    Raises:
+        FileNotFoundError: it looks like the name of a text file, and there is none.
+    """
     from ..data.text import read
 
     try:
-        if Path(given).is_file():
-            return read(given)
-    except OSError:  # a text that is too long for a name
-        return given
-    if re.fullmatch(r"\S+\.[a-z]{1,4}", given):
+        is_file = Path(given).is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        is_file = False
+    if is_file:
+        return read(given)
+    if re.fullmatch(r"[!-~]+\.(txt|md|html?|csv|tsv|jsonl?)", given, re.IGNORECASE):
         raise FileNotFoundError(f"there is no file {given}")
     return given

@@ -70,7 +70,8 @@ def train(settings, out, restart=False, say=print):
     settings, devices = run.settings, run.devices.num_replicas_in_sync
     if settings.batch_size % devices:
         raise ValueError(
-            f"batch_size must be a multiple of the {devices} devices: {settings.batch_size}"
+            f"batch_size must be a multiple of the {devices} devices, which share no pair: "
+            f"{settings.batch_size}; {-(-settings.batch_size // devices) * devices} is"
         )
     with run.devices.scope():
         model = begin(settings, run, pairs.firsts + pairs.seconds)
@@ -169,10 +170,11 @@ def embed(
     from ..training import write_file
 
     if save is not None and not save.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {save.parent}")
+        raise FileNotFoundError(f"no folder {save.parent} for {save.name}")
     vectors = load(run).embed(list(read_lines(inputs)), progress=show_progress("embedding"))
     if save is not None:
-        np.save(content := io.BytesIO(), vectors)
+        content = io.BytesIO()
+        np.save(content, vectors)
         write_file(save, content.getvalue())
         print(f"{vectors.shape[0]} vectors of {vectors.shape[1]} numbers in {save}")
         return

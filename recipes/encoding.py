@@ -34,8 +34,8 @@ class EncoderSettings(RunSettings):
     vocab_size: int = option(8000, "Maximum size of a learned vocabulary.")
     max_length: int | None = option(
         None,
-        f"Maximum number of tokens per text. Default: {LENGTH}, or fewer by the model; of proteins "
-        "those of the model.",
+        f"Maximum number of tokens per text, also of a new BERT. Default: {LENGTH}, or fewer by "
+        "the model; of proteins those of the model.",
     )
     batch_size: int = option(32, "Texts, or pairs of texts, per batch.")
     buckets: int = option(4, "Number of batch lengths; each is compiled once.")
@@ -91,8 +91,8 @@ def begin(settings, run, texts, head=None, class_names=None, length=LENGTH):
     Args:
         texts: strings from which a new vocabulary is learned.
         head, class_names: of the new model.
-        length: the default of ``settings.max_length``. A new model has no longer texts: it would
-            not learn their positions.
+        length: the default of ``settings.max_length``. A new BERT takes no longer texts, as it
+            would not learn their positions.
     """
     from ..zoo import BERT, ESM, ModernBERT, TextEncoder
     from ..zoo import load as load_model
@@ -116,7 +116,7 @@ def begin(settings, run, texts, head=None, class_names=None, length=LENGTH):
             tokenizer = kind.learn_tokenizer(texts, settings.vocab_size)
         if class_names is not None:
             new["num_classes"] = len(class_names)
-        if kind is not ESM:
+        if kind is BERT:
             longest = kind.PRESETS[settings.preset].max_length
             overrides["max_length"] = min(settings.max_length or length, longest)
         model = kind.preset(settings.preset, tokenizer, **new, **overrides)

@@ -166,4 +166,5 @@ def tag(
     model, texts = load(run), read_lines(inputs)
     for i, spans in enumerate(model.tag(texts, progress=show_progress("tagging"))):
         for span in spans:
-            print(f"{i}\t{span.text}\t{span.label}\t{span.start}\t{span.end}\t{span.score:.4f}")
+            text = " ".join(span.text.splitlines())
+            print(f"{i}\t{text}\t{span.label}\t{span.start}\t{span.end}\t{span.score:.4f}")

@@ -118,7 +118,9 @@ def train(settings, out, restart=False, say=print):
     from ..training import InverseSquareRoot, SmoothedCrossEntropy, ValidationBleu
 
     run = Run(settings, out, restart, say)
-    settings = run.settings
+    settings, devices = run.settings, run.devices.num_replicas_in_sync
+    if settings.consistency and 8 % devices:  # batches have a multiple of 8 rows, twice
+        raise ValueError(f"consistency needs 1, 2, 4 or 8 devices: {devices}")
     train_pairs, val_pairs = (read(settings, split) for split in ("train", "val"))
     say(f"{len(train_pairs):,} pairs of sentences")
     model = begin(settings, run, train_pairs)

@@ -60,7 +60,7 @@ def seeded(monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_functions():
-    """JAX would keep all that it compiles: 7 GB at the end. `make test-jax` has it on disk too."""
+    """Frees what JAX compiled in a module: 7 GB in all. `make test-jax` has it on disk too."""
     yield
     if keras.config.backend() == "jax":
         import jax

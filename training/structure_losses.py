@@ -405,7 +405,7 @@ class StructureLoss(keras.losses.Loss):
     """The weighted sum of the losses of a structure.
 
     The losses are those of AlphaFold 2 (Jumper et al. 2021, supplement, section 1.9); the weights
-    are ours. AlphaFold 2's are 0.5, 0.5, 0.5, 0.3, 0.01 and 0.1.
+    are ours. In the order of the arguments, AlphaFold 2's are 0.5, 0.5, 0.5, 0.3, 0.01 and 0.1.
 
     The network computes the losses itself, because they compare many tensors: `ESMFold` returns
     them if its inputs have a true structure.

@@ -68,9 +68,9 @@ NOTES = """\
 
 A sequence of {length:,} residues, the longest that the export takes, needs about {size:,.1f} GB
 beside the weights. In a batch, sequences are padded to the longest one, and each needs as much. The
-need grows with the square of the length. To limit it, load the model with a smaller `max_length`,
-to which the export truncates sequences, or export it with a smaller `chunk`; and lower the batch
-sizes in `batching.config`.
+need grows with the square of the length. To limit it, load the model with a smaller `max_length`:
+its export truncates longer sequences. A smaller `chunk` helps too, and smaller batches in
+`batching.config`.
 """
 
 
@@ -539,7 +539,7 @@ class ESMFold(FoldingModel):
         available = psutil.virtual_memory().available
         if needed > available:
             remedy, least = "fold shorter sequences", self.memory(length, chunk=1)
-            if least < needed:
+            if least <= available:
                 remedy += f", or use chunk=1 and batch_size=1: about {least / 1e9:,.0f} GB"
             raise MemoryError(
                 f"{batch_size} x {length:,} residues need about {needed / 1e9:,.0f} GB of memory, "
@@ -572,7 +572,7 @@ class ESMFold(FoldingModel):
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
         Signatures take ``sequence`` (B,), strings of one chain each. White space is left out.
-        Letters other than the 20 amino acids, "-", ".", ":" and ``<mask>`` are X, without atoms.
+        All but the 20 amino acids, also "-", ".", ":" and ``<mask>``, is X, without atoms.
         Sequences are truncated to ``config.max_length`` residues. L is the longest one.
 
         - ``serving_default``, ``fold``: ``pdb`` (B,), texts of PDB files, "" if the format has no

@@ -363,7 +363,7 @@ class TextEncoder(Classifier):
             *(np.asarray(x).tolist() for x in found), strict=True
         ):
             if isinstance(text := texts[i], str):
-                start, part = after_spaces(text, start, end)
+                part, start = after_spaces(text, start, end)
             else:
                 start, end = first, last + 1
                 part = " ".join(text[start:end])
@@ -929,18 +929,19 @@ def answers(context, start, end, score, none):
     results = []
     for first, last, value in zip(start.tolist(), end.tolist(), score.tolist(), strict=True):
         if value >= 0:
-            first, text = after_spaces(context, first, last)
+            text, first = after_spaces(context, first, last)
             results.append(Answer(text, first, last, value, float(none)))
     return results
 
 
 def after_spaces(text, start, end):
-    """``text[start:end]`` without spaces at its beginning, and its start.
+    """``text[start:end]`` without spaces at its beginning, unless it has only spaces; its start.
 
     Tokens of ModernBERT begin with the space before a word.
     """
-    part = text[start:end].lstrip(" ")
-    return end - len(part), part
+    part = text[start:end]
+    part = part.lstrip(" ") or part
+    return part, end - len(part)
 
 
 def matches(scores, top):

@@ -403,7 +403,7 @@ def wait_for(condition, process):
     ],
 )
 def test_killed_and_resumed_runs_equal_the_uninterrupted_run(data, tmp_path, kills, xla):
-    options = "--epochs 2 --interval 1 --ema 0.9 --accumulate 2 --bleu none".split()
+    options = "--epochs 6 --interval 1 --ema 0.9 --accumulate 2".split()
     whole = start(data, tmp_path / "whole", *options, xla=xla)
     assert whole.wait() == 0, whole.stdout.read()
     parts = tmp_path / "parts"

@@ -241,14 +241,15 @@ def test_what_memory_cannot_hold_is_refused_before_it_starts():
 
 
 @pytest.mark.parametrize(
-    "chunk, message",
+    "available, chunk, message",
     [
-        (64, "need about 40 GB .* 8 GB are .*: fold shorter .* or use chunk=1 .*: about 22 GB"),
-        ("auto", "need about 22 GB of memory, and 8 GB are available: fold shorter sequences$"),
+        (30e9, 64, "need about 40 GB .* 30 GB are .*: fold shorter .* or use chunk=1 .* 22 GB"),
+        (8e9, 64, "need about 40 GB of memory, and 8 GB are available: fold shorter sequences$"),
+        (8e9, "auto", "need about 22 GB of memory, and 8 GB are .*: fold shorter sequences$"),
     ],
 )
-def test_an_error_of_memory_has_a_remedy(chunk, message, monkeypatch):
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=8e9))
+def test_an_error_of_memory_has_a_remedy(available, chunk, message, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=available))
     with pytest.raises(MemoryError, match=f"1 x 3,000 residues {message}"):
         small().fold("G" * 3000, chunk=chunk)
 
@@ -397,8 +398,8 @@ def test_a_file_like_the_published_one_is_read(tmp_path):
     theirs = make(tmp_path / "theirs", half=True).float()
     file = tmp_path / "theirs" / "model.safetensors"
     tensors = {k: v for k, v in load_file(file).items() if "contact_head" not in k}
-    [rates] = [name for name in tensors if name.endswith("inv_freq")]
-    rates = tensors.pop(rates)
+    [name] = [name for name in tensors if name.endswith("inv_freq")]
+    rates = tensors.pop(name)
     assert rates.dtype == np.float16
     for i in range(2):
         tensors[f"esm.encoder.layer.{i}.attention.self.rotary_embeddings.inv_freq"] = rates

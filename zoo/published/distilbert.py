@@ -40,7 +40,6 @@ SETTINGS = (
     ("activation", "activation", "gelu", ACTIVATIONS),
     ("pad_token_id", "pad_id", 0),
 )
-OLDER = {**OLDER, "is_decoder": False, "add_cross_attention": False}
 OURS = {
     "type_vocab_size": 0, "head_activation": "relu", "epsilon": 1e-12, "positions_from_pad": False,
 }  # fmt: skip
@@ -59,7 +58,8 @@ def read(s, _, fields):
 
 
 FORMAT = Format(
-    "huggingface", rows, SETTINGS, read=read, copies=copies, ours=OURS, older=OLDER,
+    "huggingface", rows, SETTINGS, read=read, copies=copies, ours=OURS,
+    older={**OLDER, "is_decoder": False, "add_cross_attention": False},
     write=lambda config: write_encoder(config, "DistilBert"), fixed={"model_type": "distilbert"},
     others=lambda config: write_sentences(config, config.num_positions),
     # Dropout of heads (ours is that of the network); how the saved positions were computed.

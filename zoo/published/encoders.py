@@ -20,13 +20,16 @@ MODULES, LENGTH, PROMPTS = (
 POOLING, NORMALIZE = "1_Pooling", "2_Normalize"
 MODES = dict(zip(POOLINGS, ("mean", "cls", "max", "mean_sqrt_len", "lasttoken"), strict=True))
 SUFFIXES = {"mean": "_tokens", "max": "_tokens", "mean_sqrt_len": "_tokens", "cls": "_token"}
-# Settings that change no logits: how cross-encoders show scores; what BERT's and DistilBERT's first
-# files have; a model's name; and settings of generation, in files that list all defaults.
+# Settings that change no logits.
 UNUSED = (
-    "sentence_transformers", "sbert_ce_default_activation_function", "directionality",
-    "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
-    "pooler_type", "tie_weights_", "language", "name", *GENERATION_NAMES,
-)  # fmt: skip
+    # How cross-encoders show scores.
+    *("sentence_transformers", "sbert_ce_default_activation_function"),
+    # BERT's and DistilBERT's first files have these, and deepset's the others.
+    *("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"),
+    *("pooler_size_per_head", "pooler_type", "tie_weights_", "language", "name"),
+    # Files that list all defaults have those of generation.
+    *GENERATION_NAMES,
+)
 # What version 6 of sentence-transformers writes for modules that do nothing else.
 TRANSFORMER = {
     "transformer_task": "feature-extraction",
@@ -129,9 +132,12 @@ def read_sentences(folder, fields):
 
 
 def lowers_case(folder):
-    """Whether the tokenizer lowers letters, by its settings."""
-    file = folder / TOKENIZER
-    return file.is_file() and read_json(file).get("do_lower_case") is True
+    """Whether the tokenizer lowers letters, by its files."""
+    if (file := folder / "tokenizer.json").is_file():
+        normalizer = read_json(file).get("normalizer")
+        return isinstance(normalizer, dict) and normalizer.get("lowercase") is True
+    settings = read_json(file) if (file := folder / TOKENIZER).is_file() else {}
+    return (folder / "vocab.txt").is_file() and settings.get("do_lower_case") is not False
 
 
 def read_pooling(s, fields):
@@ -157,8 +163,8 @@ def write_encoder(config, name):
     found = {"architectures": [f"{name}{heads.get(c.head, SCORE)}"]}
     if c.head == "spans" and c.no_answer:
         warnings.warn(
-            f"this format has no place for the threshold no_answer, {c.no_answer:.4g}: pass it to "
-            "the method answer of the model that is loaded",
+            f"this format has no place for the threshold no_answer, {c.no_answer:.4g}: pass "
+            "no_answer=... to `answer` after loading",
             stacklevel=5,
         )
     if c.head == "score":

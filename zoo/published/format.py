@@ -38,7 +38,8 @@ class Format:
         renamed: pairs of a pattern and its replacement, which turn other names into the table's.
         ignored: pattern of the names of tensors that need not be read: they are if the table has
             them, as BERT's pooler is for some heads.
-        optional: pattern of the names of tensors that a file may lack: their variables are zero.
+        optional: pattern of names in the table, without blocks and alternatives, of tensors that a
+            file may lack: their variables are zero.
         refused: pairs of a pattern of tensor names and a description of these tensors, which the
             model does not support.
         copies: function of a configuration that returns ``{name: expected}`` for redundant tensors

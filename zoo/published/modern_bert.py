@@ -40,8 +40,9 @@ SETTINGS = (
     ("classifier_pooling", "head_pooling", "cls", {"cls": "token", "mean": "mean"}),
 )
 UNUSED = (
-    "eos_token_id", "tie_word_embeddings", "position_embedding_type", "layer_norm_eps",
-    "initializer_cutoff_factor",
+    # Positions are always rotary; files say "absolute" or, as mmBERT's, "sans_pos".
+    "position_embedding_type",
+    "eos_token_id", "tie_word_embeddings", "layer_norm_eps", "initializer_cutoff_factor",
     "reference_compile", "repad_logits_with_grad", "deterministic_flash_attn",
     "sparse_prediction", "sparse_pred_ignore_index",
 )  # fmt: skip

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 import polyhead
 from polyhead.training import CheckpointError
 from polyhead.zoo import BERT, ModernBERT
+from polyhead.zoo.published.encoders import lowers_case
 
 torch = pytest.importorskip("torch", reason="torch is not installed: EXTRAS=parity")
 transformers = pytest.importorskip("transformers")
@@ -121,7 +122,7 @@ def test_logits_match_the_reference_both_ways(name, head, tmp_path):
 
 def test_a_threshold_of_no_answer_is_not_written(tmp_path):
     model = BERT.preset("bert-tiny", num_layers=1, dim=32, num_heads=2, head="spans", no_answer=1.5)
-    with pytest.warns(UserWarning, match="no place for the threshold no_answer, 1.5: pass it to"):
+    with pytest.warns(UserWarning, match="no place for the threshold no_answer, 1.5: pass no_"):
         model.save_pretrained(tmp_path, format="huggingface")
     assert polyhead.load(tmp_path).config.no_answer == 0
 
@@ -456,8 +457,15 @@ def test_unsupported_parts_of_sentence_transformers_are_refused(tmp_path):
     write_sentences(tmp_path, mean, max_seq_length=9, do_lower_case=True)
     with pytest.raises(CheckpointError, match="do_lower_case must be False, as the tokenizer"):
         polyhead.load(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')  # as in BGE
+    (tmp_path / "tokenizer.json").write_text('{"normalizer": {"lowercase": true}}')  # as in BGE
+    assert lowers_case(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))
     assert polyhead.load(tmp_path).config.max_length == 9
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    with pytest.raises(CheckpointError, match="do_lower_case must be False, as the tokenizer"):
+        polyhead.load(tmp_path)
+    (tmp_path / "vocab.txt").unlink()
     write_sentences(tmp_path, mean, max_seq_length=9)
     with pytest.raises(ValueError, match="^max_length must be a positive integer: 0"):
         polyhead.load(tmp_path, max_length=0)  # the file is not at fault
