@@ -45,7 +45,7 @@ TASKS = {
         "text_classification", ("accuracy",), dict(peak=2e-4, epochs=8, max_length=64)
     ),
     "squad2-half": Task(
-        "answering", ("exact", "f1", "answer_f1", "no_answer"), dict(peak=1e-4, epochs=3)
+        "answering", ("exact", "f1", "answer_f1", "no_answer"), dict(peak=2e-4, epochs=8)
     ),
 }
 OTHER_TEST = ("xquad", "xquad.en.clean.json")  # of the model that is trained on squad2-half

@@ -69,7 +69,7 @@ def test_scores_of_entities_are_those_of_hand():
 
 def test_scores_of_entities_are_those_of_seqeval():
     # Not among the extras: it does not build with current versions of setuptools.
-    seqeval = pytest.importorskip("seqeval.metrics", reason="pip install seqeval")
+    seqeval = pytest.importorskip("seqeval.metrics", reason="seqeval is not installed")
     random = np.random.default_rng(0)
     tags = np.array(["O", "B-a", "I-a", "B-b", "I-b"])
     for _ in range(50):
