@@ -18,7 +18,16 @@ from typer import Argument, Option
 
 from .encoding import EncoderSettings, begin, fit, max_length, read_split, settings_of
 from .options import Data, ModelFolder, Split
-from .run import Run, averaging, export_model, load, lock_folder, read_lines, show_progress
+from .run import (
+    Run,
+    averaging,
+    export_model,
+    load,
+    lock_folder,
+    one_line,
+    read_lines,
+    show_progress,
+)
 from .settings import SAMPLE, option
 
 LENGTH = 384  # tokens of a question and a window, as in Devlin et al.'s code
@@ -196,7 +205,7 @@ def answer(
     found = load(run).answer(questions, context, top=top, progress=show_progress("answering"))
     for answers in found:
         for one in answers:
-            print(f"{' '.join(one.text.splitlines())}\t{one.start}\t{one.end}\t{one.score:.4f}")
+            print(f"{one_line(one.text)}\t{one.start}\t{one.end}\t{one.score:.4f}")
 
 
 def read_context(given):

@@ -16,7 +16,16 @@ from typer import Option
 
 from .encoding import EncoderSettings, begin, fit, max_length, outputs, read_split, settings_of
 from .options import Data, ModelFolder, Split, Texts
-from .run import Run, averaging, export_model, load, lock_folder, read_lines, show_progress
+from .run import (
+    Run,
+    averaging,
+    check_writable,
+    export_model,
+    load,
+    lock_folder,
+    read_lines,
+    show_progress,
+)
 from .settings import SAMPLE, option
 
 
@@ -169,8 +178,7 @@ def embed(
 
     from ..training import write_file
 
-    if save is not None and not save.parent.is_dir():
-        raise FileNotFoundError(f"no folder {save.parent} for {save.name}")
+    check_writable(save)
     vectors = load(run).embed(list(read_lines(inputs)), progress=show_progress("embedding"))
     if save is not None:
         content = io.BytesIO()

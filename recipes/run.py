@@ -297,6 +297,11 @@ def read_lines(inputs, unit="text"):
     return [line.rstrip("\n") for line in sys.stdin]
 
 
+def one_line(text):
+    """A text with its lines joined by spaces, to be printed as part of a line."""
+    return " ".join(text.splitlines())
+
+
 def load(run):
     """Loads the best model of a run, or the model in a folder."""
     from ..zoo import load as load_model
@@ -421,7 +426,7 @@ def write_run(settings, out, tokenizer, restart):
 
 
 def check_writable(file):
-    """Checks that a picture can be written, before it is computed."""
+    """Checks that the folder of a file exists, before what it is to hold is computed."""
     if file is not None and not file.resolve().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {file.resolve().parent}")
 

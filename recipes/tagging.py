@@ -22,7 +22,16 @@ from .encoding import (
     settings_of,
 )
 from .options import Data, ModelFolder, Split, Texts
-from .run import Run, averaging, export_model, load, lock_folder, read_lines, show_progress
+from .run import (
+    Run,
+    averaging,
+    export_model,
+    load,
+    lock_folder,
+    one_line,
+    read_lines,
+    show_progress,
+)
 from .settings import SAMPLE, option
 
 Metric = Literal["f1", "accuracy"]  # of entities; of words
@@ -166,5 +175,5 @@ def tag(
     model, texts = load(run), read_lines(inputs)
     for i, spans in enumerate(model.tag(texts, progress=show_progress("tagging"))):
         for span in spans:
-            text = " ".join(span.text.splitlines())
-            print(f"{i}\t{text}\t{span.label}\t{span.start}\t{span.end}\t{span.score:.4f}")
+            place = f"{span.start}\t{span.end}\t{span.score:.4f}"
+            print(f"{i}\t{one_line(span.text)}\t{span.label}\t{place}")

@@ -116,7 +116,7 @@ def test_embeddings_are_saved_as_an_array(trained, monkeypatch, capfd, tmp_path)
     assert polyhead(monkeypatch, capfd, *ask, file)[0] == 0
     assert np.load(file).shape == (2, 32)
     status, _, err = polyhead(monkeypatch, capfd, *ask, tmp_path / "none" / "a.npy")
-    assert status == 1 and err == f"error: no folder {tmp_path / 'none'} for a.npy\n"
+    assert status == 1 and err == f"error: there is no folder {tmp_path / 'none'}\n"
 
 
 def test_a_context_is_a_text_or_a_file(tmp_path):
