@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from .batches import check_sizes, fill, row_batches
+from .batches import Buckets, check_sizes, fill
 from .labelled import SPLITS
 from .parallel import held_out
 from .residues import LETTERS
@@ -100,6 +100,7 @@ def structure_batches(
     structures: Sequence[Structure],
     batch_size: int = 1,
     crop: int = 256,
+    buckets: int = 4,
     shuffle: bool = True,
     seed: int = 0,
     start: int | None = None,
@@ -117,6 +118,8 @@ def structure_batches(
     - ``masked`` (B, N), whether the type of a residue is hidden, if there is a ``mask_rate``.
 
     Labels (B,) are 0: the network computes its losses. Rows that fill the last batch have weight 0.
+    Chains of similar length share a batch: there are at most ``buckets`` sizes N, chosen for the
+    least padding; see `Buckets`.
 
     Args:
         structures: each of their chains is an example.
@@ -131,45 +134,49 @@ def structure_batches(
 
     >>> batches = polyhead.data.structure_batches([structure], crop=64)  # doctest: +SKIP
     """
-    check_sizes(batch_size=batch_size, crop=crop)
+    check_sizes(batch_size=batch_size, crop=crop, buckets=buckets)
     if not 0 <= mask_rate < 1:
         raise ValueError(f"mask_rate must be in [0, 1): {mask_rate}")
     examples = [chain for structure in structures for chain in chains(structure)]
     if not examples:
         raise ValueError("there are no structures")
     lengths = np.array([len(chain.residues) for chain in examples])
-    longest = int(lengths.max())
-    size = min(crop, -(-longest // 8) * 8)
-    room = max(longest, size)
-    tables = {}
-    for name in Chain._fields:
-        columns = [getattr(chain, name) for chain in examples]
-        table = np.zeros((len(columns), room, *columns[0].shape[1:]), columns[0].dtype)
-        if name == "residues":
-            table[:] = PAD
-        for row, column in zip(table, columns, strict=True):
-            row[: len(column)] = column
-        tables[name] = tf.constant(table)
+    rounded = -(-lengths // 8) * 8  # a length is not worth a compilation to save few residues
+    plan = Buckets(np.minimum(rounded, crop), None, buckets, batch_size)
+    tables = {
+        name: tf.constant(np.concatenate([getattr(chain, name) for chain in examples]))
+        for name in Chain._fields
+    }
+    first = tf.constant(np.cumsum(lengths) - lengths, tf.int32)
     lengths = tf.constant(lengths, tf.int32)
 
-    def batch(rows, key):
+    def batch(rows, size, length, number):
+        # The first row is another one in each batch of an epoch.
+        key = tf.stack([tf.cast(seed, tf.int64), number])
+        key = tf.random.experimental.stateless_fold_in(key, rows[0])
         keys = [tf.random.experimental.stateless_fold_in(key, i) for i in range(3)]
-        spare = tf.maximum(tf.gather(lengths, rows) - size, 0)
-        shares = tf.random.stateless_uniform(tf.shape(rows), keys[0])
+        width = tf.minimum(length, crop)
+        real = tf.ensure_shape(fill(tf.ones_like(rows), batch_size), [batch_size])
+        rows = tf.ensure_shape(fill(rows, batch_size), [batch_size])
+        stop = tf.gather(lengths, rows) * real
+        spare = tf.maximum(stop - width, 0)
+        shares = tf.random.stateless_uniform([batch_size], keys[0])
         begin = tf.cast(shares * tf.cast(spare + 1, tf.float32), tf.int32)
-        places = tf.minimum(begin, spare)[:, None] + tf.range(size)
+        places = tf.minimum(begin, spare)[:, None] + tf.range(width)
+        exists = places < stop[:, None]
+        places = tf.where(exists, tf.gather(first, rows)[:, None] + places, 0)
         found = {}
         for name, table in tables.items():
-            part = tf.gather(tf.gather(table, rows), places, batch_dims=1)
-            found[name] = fill(part, batch_size, PAD if name == "residues" else 0)
-        drawn = tf.random.stateless_uniform([batch_size], keys[1])
-        weight = fill(tf.ones_like(rows, tf.float32), batch_size)
-        found["clamped"] = drawn < CLAMPED
+            part = tf.gather(table, places)
+            kept = tf.reshape(exists, [batch_size, width, *[1] * (table.shape.rank - 1)])
+            found[name] = tf.where(kept, part, tf.cast(PAD * (name == "residues"), part.dtype))
+        found["clamped"] = tf.random.stateless_uniform([batch_size], keys[1]) < CLAMPED
         if mask_rate:
-            shares = tf.random.stateless_uniform([batch_size, size], keys[2])
+            shares = tf.random.stateless_uniform([batch_size, width], keys[2])
             found["masked"] = shares < mask_rate
-        for name, x in found.items():
-            found[name] = tf.ensure_shape(x, [batch_size, *x.shape[1:]])
-        return found, tf.zeros([batch_size]), tf.ensure_shape(weight, [batch_size])
+        return found, tf.zeros([batch_size]), tf.cast(real, tf.float32)
 
-    return row_batches(batch, len(examples), batch_size, shuffle, seed, start)
+    def epoch(number):
+        return (tf.cast(number, tf.int64) if shuffle else tf.zeros([], tf.int64),)
+
+    return plan.batches(batch, shuffle, seed, start, sample=epoch)

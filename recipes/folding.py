@@ -52,6 +52,7 @@ class Settings(RunSettings):
     preset: str = option("fold-tiny", "Size of a model that is trained from scratch: fold-tiny ...")
     crop: int = option(256, "Maximum number of residues; of longer chains a random part.")
     batch_size: int = option(1, "Chains per batch.")
+    buckets: int = option(4, "Number of lengths that batches are padded to; each is compiled once.")
     mask_rate: float = option(
         0.0, "Fraction of the residues whose type is hidden in training, against overfitting."
     )
@@ -102,6 +103,7 @@ def train(settings, out, restart=False, say=print):
             list(structures.values()),
             settings.batch_size,
             settings.crop,
+            settings.buckets,
             seed=settings.seed,
             mask_rate=settings.mask_rate,
             **options,

@@ -46,21 +46,56 @@ def test_batches_are_crops_that_are_reproducible():
         if w
     ]
     assert sorted((np.array(row) < PAD).sum() for row in rows) == [3, 5, 10]
+    widths = []
     for inputs, labels, weight in batches:
         assert labels.shape == weight.shape == (2,)
+        widths.append(inputs["residues"].shape[1])
         for name, x in inputs.items():
-            assert x.shape[0] == 2 and (name == "clamped" or x.shape[1] == 10)
+            assert x.shape[0] == 2 and (name == "clamped" or x.shape[1] == widths[-1])
         assert not tf.reduce_any(inputs["atom_mask"][inputs["residues"] == PAD])
+    assert sorted(widths) == [8, 10]  # of GGK and ACDEF; of the crop, and an empty row
     first = [
         x["positions"].numpy().tolist()
-        for x, *_ in structure_batches(structures, 1, 10, start=0).take(6)
+        for x, *_ in structure_batches(structures, 1, 10, 1, start=0).take(9)
     ]
     again = [
         x["positions"].numpy().tolist()
-        for x, *_ in structure_batches(structures, 1, 10, start=3).take(3)
+        for x, *_ in structure_batches(structures, 1, 10, 1, start=6).take(3)
     ]
-    assert first[3:] == again
+    assert first[6:] == again
     assert len({str(x) for x in first}) > 3  # other parts in another epoch
+
+
+def test_chains_of_similar_length_share_a_batch():
+    lengths = np.random.default_rng(0).integers(3, 60, 40)
+    structures = [structure("MKTAYIAKQR"[i % 10] * n, i) for i, n in enumerate(lengths)]
+    known = {tuple(c.atoms[:, 1].ravel()): c for s in structures for c in chains(s)}
+    padded = {}
+    for buckets in (1, 4):
+        found, widths = [], []
+        for inputs, _, weight in structure_batches(structures, 4, buckets=buckets):
+            widths.append(inputs["residues"].shape[1])
+            exists = inputs["residues"].numpy() < PAD
+            for i in np.flatnonzero(weight):
+                chain = known[tuple(inputs["atoms"][i][exists[i]][:, 1].numpy().ravel())]
+                found.append(len(chain.residues))
+                for name in chain._fields:
+                    np.testing.assert_array_equal(inputs[name][i][exists[i]], getattr(chain, name))
+                    filler = PAD if name == "residues" else 0
+                    assert (inputs[name][i].numpy()[~exists[i]] == filler).all()
+        assert sorted(found) == sorted(lengths) and len(set(widths)) == buckets
+        padded[buckets] = 4 * sum(widths)
+    assert padded[4] < 0.8 * padded[1]
+    # Each batch has other random numbers, and the same ones after a restart.
+    whole = [
+        (x["clamped"].numpy().tolist(), x["masked"].numpy().tolist())
+        for x, *_ in structure_batches(structures, 4, start=0, mask_rate=0.5).take(20)
+    ]
+    parts = [
+        (x["clamped"].numpy().tolist(), x["masked"].numpy().tolist())
+        for x, *_ in structure_batches(structures, 4, start=13, mask_rate=0.5).take(7)
+    ]
+    assert whole[13:] == parts and len({str(masked) for _, masked in whole}) == 20
 
 
 def test_residues_are_masked_at_a_rate():
@@ -129,5 +164,7 @@ def test_structures_are_needed():
         structure_batches([])
     with pytest.raises(ValueError, match="crop must be positive: 0"):
         structure_batches([structure("GG")], crop=0)
+    with pytest.raises(ValueError, match="buckets must be positive: 0"):
+        structure_batches([structure("GG")], buckets=0)
     with pytest.raises(ValueError, match=r"mask_rate must be in \[0, 1\): 1"):
         structure_batches([structure("GG")], mask_rate=1)

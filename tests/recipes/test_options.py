@@ -34,7 +34,7 @@ OPTIONS = {
     "train summarization": TRAINING + "vocab-size prefix max-length max-target-length tokens "
     "buckets weight-decay label-smoothing lora sentences metric",
     "train denoising": TRAINING + "vocab-size length batch-size rate mean-span weight-decay lora",
-    "train folding": TRAINING + "crop batch-size mask-rate weight-decay metric",
+    "train folding": TRAINING + "crop batch-size buckets mask-rate weight-decay metric",
     "evaluate": LENGTHS + "data variant split show confusion broken references passes",
     "average": LENGTHS + "last",
     "diversify": "out data num-beams length-penalty batch-size",
