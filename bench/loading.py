@@ -1,10 +1,11 @@
-"""Measures the memory for loading a sharded checkpoint: `python bench/loading.py gpt2-xl`.
+"""Measures the memory for loading a checkpoint: `python bench/loading.py gpt2-xl`.
 
 Writes random weights in shards, loads them in a separate process, and compares its peak memory
-above the import with the limit: the model's variables, twice the largest tensor, and 200 MB.
+above the imports with the limit: the model's variables, twice the largest tensor, and 200 MB.
 gpt2-xl takes 6.2 GB of disk and, on 2 cores, two minutes. Its variables are 6.23 GB; the peak was
 6.83 GB, with a limit of 7.07 GB. esmfold is the published ESMFold with fewer layers, its language
-model in float16 as in the published file.
+model in float16 as in the published file; esmfold.bin is the same in one file of PyTorch, as
+published.
 """
 
 import dataclasses
@@ -22,6 +23,8 @@ SLACK = 200e6
 CHILD = """
 import gc, sys
 import polyhead
+if sys.argv[2] == ".bin":
+    import torch
 polyhead.GPT.preset("char-small")  # what the first model of a process loads
 
 def memory(name):
@@ -51,12 +54,17 @@ def model_of(name):
     return ESMFold, config, esmfold.FORMAT, ("esm.",)
 
 
-def write_shards(folder, name, shard=SHARD):
-    """Writes a model of random weights; returns the bytes of its largest tensor as loaded."""
+def write_weights(folder, name, shard=SHARD):
+    """Writes a model of random weights; returns the bytes of its largest tensor as loaded.
+
+    They are in files of ``shard`` bytes, or in one file of PyTorch for the name of a model that
+    ends with ".bin".
+    """
     from polyhead.zoo.published import table
     from polyhead.zoo.published.settings import write_settings
 
-    cls, config, format, half = model_of(name)
+    pickled = name.endswith(".bin")
+    cls, config, format, half = model_of(name.removesuffix(".bin"))
     random = np.random.default_rng(0)
     settings = format.fixed | write_settings(format.settings, config) | format.write(config)
     (folder / "config.json").write_text(json.dumps(settings))
@@ -66,11 +74,19 @@ def write_shards(folder, name, shard=SHARD):
         array = random.standard_normal(table.shape_of(entry), "float32")
         largest = max(largest, array.nbytes)
         held[entry.name] = array.astype("float16") if entry.name.startswith(half) else array
+        if pickled:
+            continue
         if sum(array.nbytes for array in held.values()) > shard or i == len(entries):
             file = f"model-{i:05d}.safetensors"
             save_file(held, folder / file)
             places |= dict.fromkeys(held, file)
             held = {}
+    if pickled:
+        import torch
+
+        tensors = {name: torch.from_numpy(array) for name, array in held.items()}
+        torch.save(tensors, folder / "pytorch_model.bin")
+        return largest
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
     return largest
@@ -79,8 +95,8 @@ def write_shards(folder, name, shard=SHARD):
 def measure(preset, shard=SHARD):
     """Returns the bytes of the peak memory above the import, of its limit, and of the variables."""
     with tempfile.TemporaryDirectory() as folder:
-        largest = write_shards(Path(folder), preset, shard)
-        child = [sys.executable, "-c", CHILD, folder]
+        largest = write_weights(Path(folder), preset, shard)
+        child = [sys.executable, "-c", CHILD, folder, Path(preset).suffix]
         done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
     peak, variables = map(int, done.stdout.split()[-2:])
     return peak, variables + 2 * largest + SLACK, variables

@@ -150,10 +150,15 @@ class SafeTensors:
 class Pickled:
     """A PyTorch file, with the interface of `SafeTensors`. No code in it is run.
 
+    The file is opened again after each 100 MB, because the pages that were read use memory until it
+    is closed. Files from before PyTorch 1.6 are in memory as a whole.
+
     Raises:
         FileNotFoundError: torch is not installed.
         CheckpointError: it holds something other than tensors, or they are larger than the file.
     """
+
+    PAGES = 100e6  # bytes
 
     def __init__(self, path):
         if importlib.util.find_spec("torch") is None:
@@ -162,16 +167,16 @@ class Pickled:
                 "to safetensors with the model's class in transformers, .from_pretrained(folder)"
                 ".save_pretrained(folder)"
             )
-        import torch
-
         size = path.stat().st_size
+        self.path = path
         try:
-            archive = zipfile.is_zipfile(path)
-            if archive:
+            self._is_mapped = zipfile.is_zipfile(path)
+            if self._is_mapped:
                 with zipfile.ZipFile(path) as entries:
                     if sum(entry.file_size for entry in entries.infolist()) > size:
                         raise ValueError("it is compressed, which PyTorch's files are not")
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+            self._open()
+            tensors = self._tensors
             if not all(isinstance(name, str) for name in tensors):
                 raise ValueError("its tensors have no names")
             # Tied weights share their data, but are counted several times.
@@ -180,12 +185,23 @@ class Pickled:
             self.headers = {name: Header(tuple(tensor.shape)) for name, tensor in tensors.items()}
         except Exception as error:  # of pickle, of zip files, of torch
             raise CheckpointError(f"{path} is not a file of tensors: {reason(error)}") from error
-        self._tensors = tensors
+
+    def _open(self):
+        import torch
+
+        mapped = self._is_mapped
+        self._tensors = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
+        self._pages = 0
 
     def read(self, name):
         import torch
 
-        return self._tensors[name].to(torch.float32, copy=True).numpy()
+        if self._is_mapped and self._pages > self.PAGES:
+            self._tensors = None
+            self._open()
+        tensor = self._tensors[name]
+        self._pages += tensor.nbytes
+        return tensor.to(torch.float32, copy=True).numpy()
 
 
 class Archive:

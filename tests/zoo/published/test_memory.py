@@ -14,8 +14,10 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.slow
 @pytest.mark.skipif(not TENSORFLOW, reason="variables are counted as TensorFlow's")
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in /proc")
-@pytest.mark.parametrize("name", ["gpt2-medium", "esmfold"])
-def test_shards_are_read_one_tensor_at_a_time(name):
+@pytest.mark.parametrize("name", ["gpt2-medium", "esmfold", "esmfold.bin"])
+def test_weights_are_read_one_tensor_at_a_time(name):
+    if name.endswith(".bin"):
+        pytest.importorskip("torch")
     spec = importlib.util.spec_from_file_location("loading", ROOT / "bench" / "loading.py")
     loading = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loading)
