@@ -150,7 +150,7 @@ class SafeTensors:
 class Pickled:
     """A PyTorch file, with the interface of `SafeTensors`. No code in it is run.
 
-    The file is opened again after each 100 MB, because the pages that were read use memory until it
+    The file is opened again after each 50 MB, because the pages that were read use memory until it
     is closed. Files from before PyTorch 1.6 are in memory as a whole.
 
     Raises:
@@ -158,7 +158,7 @@ class Pickled:
         CheckpointError: it holds something other than tensors, or they are larger than the file.
     """
 
-    PAGES = 100e6  # bytes
+    PAGES = 50e6  # bytes
 
     def __init__(self, path):
         if importlib.util.find_spec("torch") is None:
