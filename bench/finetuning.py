@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from measure import Stopwatch, processor, ratio, run, run_isolated, store, write
+from measure import Stopwatch, processor, run, run_isolated, store, write
 
 
 class Task(NamedTuple):
@@ -199,9 +199,8 @@ def score(name, folder, data, choose):
     recipe, settings = settings_of(name, None, data, 0)
     model = polyhead.load(folder)
     if choose and recipe.Settings.task == "answering":
-        length = min(recipe.LENGTH, model.config.max_length)
         questions, _ = recipe.read(settings.data, "val")
-        threshold = recipe.score(model, questions, length, settings)["threshold"]
+        threshold = recipe.score(model, questions, settings)["threshold"]
         model.config = dataclasses.replace(model.config, no_answer=threshold)
         model.save_pretrained(folder := f"{folder}-threshold")
 
@@ -229,12 +228,18 @@ def table(results):
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, task in TASKS.items():
-        sides = [list(results.get(f"{name}, {side}", {}).values()) for side in ("ours", "theirs")]
-        if not all(sides):
+        runs = [results.get(f"{name}, {side}", {}) for side in ("ours", "theirs")]
+        if not all(runs):
             continue
+        sides = [list(side.values()) for side in runs]
         seconds = [statistics.median(run["seconds"] for run in side) for side in sides]
         machines, dates = (sorted({x[k] for x in sum(sides, [])}) for k in ("machine", "date"))
-        quotient = ratio(*seconds) if len(machines) == 1 else "-"
+        quotients = [
+            runs[0][seed]["seconds"] / runs[1][seed]["seconds"]
+            for seed in runs[0].keys() & runs[1].keys()
+            if runs[0][seed]["machine"] == runs[1][seed]["machine"]
+        ]
+        quotient = f"**{statistics.median(quotients):.2f}**" if quotients else "-"
         about = ", ".join([*machines, *dates])
         times = [f"{seconds[0]:,.0f}", f"{seconds[1]:,.0f}", quotient, about]
         seeds = " and ".join(str(n) for n in dict.fromkeys(map(len, sides)))
@@ -292,8 +297,9 @@ def main(
         "",
         f"`python bench/finetuning.py MINILM DATA`; {os.cpu_count()} cores, float32. Epochs: "
         f"{epochs}. Scores are in percent: the mean of the seeds ± half the distance between the "
-        "lowest and the highest. Seconds are medians. all-MiniLM-L6-v2 was trained on the "
-        "questions of SQuAD and of other sets, as sentence pairs.",
+        "lowest and the highest. Seconds and their ratios are medians; the two sides of a seed ran "
+        "on one machine. all-MiniLM-L6-v2 was trained on the questions of SQuAD and of other sets, "
+        "as sentence pairs.",
         "",
         *table(results),
     ]

@@ -17,11 +17,10 @@ from typing import Annotated, ClassVar
 from typer import Argument, Option
 
 from .encoding import EncoderSettings, begin, fit, max_length, read_split, settings_of
-from .options import Data, ModelFolder, Split
+from .options import Data, ExportFolder, Format, ModelFolder, Split
 from .run import (
     Run,
     averaging,
-    export_model,
     load,
     lock_folder,
     one_line,
@@ -80,7 +79,7 @@ def train(settings, out, restart=False, say=print):
     with run.devices.scope():
         texts = [text for q in questions for text in (q.question, q.context)]
         model = begin(settings, run, texts, "spans", length=LENGTH)
-    length = max_length(settings, model, LENGTH)
+    length = reading(settings, model)["window_length"]
 
     def batches(**options):
         return question_batches(
@@ -95,7 +94,7 @@ def train(settings, out, restart=False, say=print):
         )
 
     def score_and_set(model):
-        found = score(model, val, length, settings)
+        found = score(model, val, settings)
         WRITER.submit(lambda: None).result()  # the best model may still be being written
         model.config = dataclasses.replace(model.config, no_answer=found["threshold"])
         return found
@@ -119,7 +118,16 @@ def read(data, split=None, other=None):
     return read_split(read_questions, "questions", data, split, other)
 
 
-def score(model, questions, length, settings, threshold=None, progress=False):
+def reading(settings, model):
+    """How contexts are read: arguments of the model's `answer` and `export`."""
+    return {
+        "window_length": max_length(settings, model, LENGTH),
+        "overlap": settings.overlap,
+        "max_answer_tokens": settings.longest,
+    }
+
+
+def score(model, questions, settings, threshold=None, progress=False):
     """The scores of a model's answers; see `polyhead.training.answer_scores`.
 
     Args:
@@ -133,10 +141,8 @@ def score(model, questions, length, settings, threshold=None, progress=False):
         [q.question for q in questions],
         [q.context for q in questions],
         no_answer=math.inf,
-        window_length=length,
-        overlap=settings.overlap,
-        max_answer_tokens=settings.longest,
         progress=progress,
+        **reading(settings, model),
     )
     texts = [answer.text for answer in found]
     # Of float32; a probability may be 0.
@@ -166,8 +172,8 @@ def evaluate(
     """
     settings, model = settings_of(run, Settings, data), load(run)
     questions, split = read(settings.data, split, data)
-    length, progress = max_length(settings, model, LENGTH), show_progress("evaluating")
-    found = score(model, questions, length, settings, model.config.no_answer, progress)
+    progress = show_progress("evaluating")
+    found = score(model, questions, settings, model.config.no_answer, progress)
     found["questions"] = len(questions)
     line = f"exact match {found['exact']:.2%}, F1 {found['f1']:.2%}"
     if "answer_f1" in found and "no_answer" in found:
@@ -180,7 +186,13 @@ def evaluate(
 
 
 average = averaging(evaluate)
-export = export_model
+
+
+def export(run: ModelFolder, folder: ExportFolder, format: Format = "tf_saved_model"):
+    """Exports a run's best model for TensorFlow Serving, or in another ``format``."""
+    model = load(run)
+    given = reading(settings_of(run, Settings), model) if format == "tf_saved_model" else {}
+    print(model.export(folder, format=format, **given))
 
 
 def answer(
@@ -202,7 +214,9 @@ def answer(
     if context is None:
         raise ValueError("pass --context, the text with the answers")
     questions, context = list(read_lines(inputs)), read_context(context)
-    found = load(run).answer(questions, context, top=top, progress=show_progress("answering"))
+    model, progress = load(run), show_progress("answering")
+    given = reading(settings_of(run, Settings), model)
+    found = model.answer(questions, context, top=top, progress=progress, **given)
     for answers in found:
         for one in answers:
             print(f"{one_line(one.text)}\t{one.start}\t{one.end}\t{one.score:.4f}")

@@ -53,8 +53,8 @@ class EncoderSettings(RunSettings):
     patience: int | None = 3
 
 
-def settings_of(run, settings, data):
-    """The settings of a run; for a model that is not of a run, the defaults and other ``data``."""
+def settings_of(run, settings, data=""):
+    """The settings of a run; the defaults for a model that is not of a run, if it has ``data``."""
     try:
         return read_settings(run)
     except FileNotFoundError:

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from polyhead.data import read_labelled_texts
 from polyhead.recipes import answering, embedding, masked, tagging, text_classification
@@ -87,6 +88,29 @@ def test_answers_have_the_threshold_of_validation(trained):
     best = max(rows, key=lambda row: float(row["val_f1"]))
     config = json.loads((run / "best" / "config.json").read_text())
     assert config["no_answer"] == pytest.approx(float(best["val_threshold"]), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_answers_and_exports_read_contexts_as_the_run_did(trained, monkeypatch, capfd, tmp_path):
+    run = shutil.copytree(trained("answering"), tmp_path / "run")
+    context = "Ada sleeps in Oslo. " * 9
+    settings = json.loads((run / "settings.json").read_text())
+    (run / "settings.json").write_text(json.dumps(settings | {"longest": 1, "max_length": 20}))
+    config = json.loads((run / "best" / "config.json").read_text())
+    (run / "best" / "config.json").write_text(json.dumps(config | {"no_answer": 1e9}))
+    arguments = "answer", run, "Who?", "--context", context, "--top", 20
+    status, out, err = polyhead(monkeypatch, capfd, *arguments)
+    assert status == 0, err
+    model = load(run)
+    given = dict(top=20, window_length=20, max_answer_tokens=1)
+    [expected, others] = (model.answer("Who?", context, **x) for x in (given, {"top": 20}))
+    assert [line.split("\t")[0] for line in out.splitlines()] == [x.text for x in expected]
+    assert expected != others
+    answering.export(run, tmp_path / "export")
+    served = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures["answer"]
+    found = served(question=tf.constant(["Who?"]), context=tf.constant([context]))
+    assert found["text"].numpy()[0].decode() == expected[0].text
+    assert found["score"].numpy()[0] == pytest.approx(expected[0].score, rel=1e-4)
 
 
 @pytest.mark.parametrize(
