@@ -247,6 +247,7 @@ class Buckets:
             sample: a function from an epoch's number to the ``sampled`` arguments of `batch`.
         """
         first, size, length = self._plan
+        check_seed(seed)
 
         def epoch(number, *sampled):
             order, batches = tf.range(len(self._bucket)), tf.range(len(self))
@@ -301,6 +302,7 @@ def row_batches(batch, count, batch_size, shuffle=True, seed=0, start=None):
         start: see `epochs`.
     """
     size = -(-count // batch_size)
+    check_seed(seed)
 
     def epoch(number):
         number = tf.cast(number, tf.int64) if shuffle else tf.zeros([], tf.int64)
@@ -363,5 +365,17 @@ def fill(x, size, value=0):
 
 def check_sizes(**sizes):
     for name, value in sizes.items():
-        if operator.index(value) < 1:
+        if check_integer(name, value) < 1:
             raise ValueError(f"{name} must be positive: {value}")
+
+
+def check_seed(seed):
+    if not -(2**63) <= check_integer("seed", seed) < 2**63:
+        raise ValueError(f"seed must be a 64-bit integer: {seed}")
+
+
+def check_integer(name, value):
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer: {value!r:.80}") from None

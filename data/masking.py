@@ -93,7 +93,7 @@ def masked_batches(
         drawn = tf.gather(drawn, word - word[:, :1], batch_dims=1)
         order = tf.argsort(tf.where(text, drawn, 2.0), axis=1, stable=True)
         quota = tf.reduce_sum(tf.cast(text, tf.float32), axis=1) * rate + 0.5
-        quota = tf.minimum(tf.cast(quota, tf.int32), most)[:, None]
+        quota = tf.minimum(tf.maximum(tf.cast(quota, tf.int32), 1), most)[:, None]
         taken, ranked = (tf.gather(x, order, batch_dims=1) for x in (text, word))
 
         def exceeding(taken):

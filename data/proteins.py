@@ -83,7 +83,7 @@ def has_proteins(path: str | PathLike[str]) -> bool:
     """
     path = Path(path)
     if not path.is_dir():
-        return path.name.removesuffix(".gz").endswith(SUFFIXES)
+        return path.name.lower().removesuffix(".gz").endswith(SUFFIXES)
     names = (name for names in SPLITS.values() for name in names)
     return any(find_file(path, f"{name}{end}") for name in names for end in SUFFIXES)
 

@@ -2,6 +2,9 @@
 
 import gzip
 import io
+import math
+import os
+import re
 import string
 from dataclasses import dataclass
 from os import PathLike
@@ -113,10 +116,16 @@ class Structure:
         if len(names) != count or len(set(names)) != count or "" in names:
             raise ValueError(f"chain_names must be {count} different names: {names}")
         self._set("chain_names", names)
+        if wrong := [x for x in names if not re.fullmatch("[!-~]+", x) or {*"'\""} <= {*x}]:
+            raise ValueError(f"a chain's name must be ASCII without spaces: {wrong[0]!r:.80}")
         if self.ptm is not None:
             self._set("ptm", float(self.ptm))
+            if not math.isfinite(self.ptm):
+                raise ValueError(f"ptm must be finite: {self.ptm}")
         if self.insertions is None:
             self._set("insertions", np.full(n, ""))
+        if wrong := [x for x in self.insertions.tolist() if not re.fullmatch("[!-~]?", x)]:
+            raise ValueError(f"an insertion code must be one ASCII character or '': {wrong[0]!r}")
 
     def _set(self, name, value):
         object.__setattr__(self, name, value)
@@ -307,6 +316,7 @@ def check_path(path: Path) -> str:
     Raises:
         ValueError: the name ends otherwise, also before .gz.
         FileNotFoundError: the folder does not exist.
+        PermissionError: it is not writable.
         ImportError: the file is mmCIF, and gemmi is not installed.
     """
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
@@ -314,6 +324,8 @@ def check_path(path: Path) -> str:
         raise ValueError(f"a structure is written to *.pdb, *.cif, or these with .gz: {path}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent} for {path.name}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"the folder {path.parent} of {path.name} is not writable")
     if suffix == ".cif":
         from .structure_files import import_gemmi
 

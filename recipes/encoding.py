@@ -127,7 +127,7 @@ def begin(settings, run, texts, head=None, class_names=None, length=LENGTH):
         )
     if settings.freeze:
         model.freeze(settings.freeze)
-    if settings.lora:
+    if settings.lora is not None:
         model.enable_lora(settings.lora)
     return model
 

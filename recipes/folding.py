@@ -10,9 +10,10 @@ angstroms (the median of three seeds: 0.05, 0.06, 0.06). See docs/experiments/pr
     polyhead fold RUN "MKTAYIAKQR" --out protein.pdb
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from typer import Option
 
@@ -30,6 +31,7 @@ from .run import (
 from .settings import Optimizer, RunSettings, Schedule, option, read_settings
 
 Metric = Literal["lddt", "tm", "gdt"]
+LEAST = 50  # batches between checkpoints
 PEAKS = {"muon": 5e-3, "adam": 2e-3}  # learning rates from scratch
 Passes = Annotated[
     int | None, Option(help="Number of times the network gets its prediction. Default: its own.")
@@ -64,7 +66,9 @@ class Settings(RunSettings):
     weight_decay: float = option(0.0, "Weight decay of matrices.")
     metric: Metric = option("lddt", "Score that selects the best checkpoint.")
     interval: int | None = option(
-        None, "Checkpoint interval in batches. Default: one epoch, but at least 50 batches."
+        None,
+        "Checkpoint interval in batches. Default: one epoch, but at least 50 batches.",
+        adapts=True,
     )
 
 
@@ -90,6 +94,7 @@ def train(settings, out, restart=False, say=print):
     settings = run.settings
     structures, val = (read(settings.data, split) for split in ("train", "val"))
     say(f"{len(structures):,} structures, {len(val):,} for validation")
+    truths = read_truths(val, say)
     overrides = {} if settings.dropout is None else {"dropout": settings.dropout}
     with run.devices.scope():
         if settings.pretrained is not None:
@@ -98,9 +103,11 @@ def train(settings, out, restart=False, say=print):
             class_of_preset(settings.preset, (ESMFold,), "folding has")
             model = ESMFold.preset(settings.preset, **overrides)
 
+    check_lengths(truths, model)
+
     def batches(**options):
         return structure_batches(
-            list(structures.values()),
+            structures,
             settings.batch_size,
             settings.crop,
             settings.buckets,
@@ -110,15 +117,15 @@ def train(settings, out, restart=False, say=print):
         )
 
     per_epoch = len(batches())
-    if settings.interval is None and per_epoch < 50:
-        epochs = -(-50 // per_epoch)
+    if settings.interval is None and per_epoch < LEAST:
+        epochs = -(-LEAST // per_epoch)
         run.settings = settings = dataclasses.replace(settings, interval=epochs * per_epoch)
     # Another optimizer has no peak here: `compile` refuses it.
     peak = PEAKS.get(settings.optimizer) if settings.pretrained is None else 1e-4
     run.compile(model, StructureLoss(), per_epoch, peak)
 
     def score(model):
-        return mean(compare(model, val))
+        return mean(compare(model, truths))
 
     monitor = f"val_{settings.metric}"
     return run.fit(
@@ -141,24 +148,86 @@ def read(data, split=None):
     return read_structures(data, split)
 
 
-def compare(model, structures, progress=False, passes=None):
-    """The scores of the predicted structure of each chain, a list of dictionaries."""
+class Truth(NamedTuple):
+    """A chain of N residues that predictions are compared with.
+
+    Attributes:
+        name: of its file, and of the chain if there are several.
+        sequence: its letters.
+        places: those of its residues in the chain (N,).
+        alpha: the positions of CA (N, 3) in angstroms.
+        mask: which are known, of residues that a prediction has (N,).
+    """
+
+    name: str
+    sequence: str
+    places: Any
+    alpha: Any
+    mask: Any
+
+
+def read_truths(structures, say):
+    """The chains of ``structures``, a dictionary; those without an lDDT are left out.
+
+    Raises:
+        ValueError: none is left.
+    """
+    import numpy as np
+
+    from ..data.folding import places
+    from ..data.residues import ATOM37, LETTERS
+    from ..training import lddt
+
+    found, slot = [], ATOM37.index("CA")
+    for file, structure in structures.items():
+        sequences = structure.chain_sequences()
+        for k, (chain, sequence) in enumerate(zip(structure.chain_names, sequences, strict=True)):
+            rows = np.flatnonzero(structure.chain == k)
+            mask = structure.mask[rows, slot] & (structure.residues[rows] != LETTERS.index("X"))
+            truth = Truth(
+                file if len(sequences) == 1 else f"{file}, {chain}",
+                sequence,
+                places(structure.numbers[rows]),
+                structure.positions[rows, slot],
+                mask,
+            )
+            if mask.any() and math.isfinite(lddt(truth.alpha, truth.alpha, mask)):
+                found.append(truth)
+            else:
+                say(f"{truth.name} is left out: no two known residues are within 15 angstroms")
+    if not found:
+        raise ValueError("no chain has two known residues within 15 angstroms, to be compared")
+    return found
+
+
+def check_lengths(truths, model):
+    """Checks that ``model`` can fold the chains; otherwise raises a ValueError that names one."""
+    most = model.config.max_length
+    for truth in truths:
+        if len(truth.sequence) > most:
+            raise ValueError(
+                f"{truth.name} has {len(truth.sequence)} residues, and the model takes {most}: "
+                "leave the chain out, or raise max_length"
+            )
+
+
+def compare(model, truths, progress=False, passes=None):
+    """The scores of the predicted structure of each of the ``truths``, a list of dictionaries."""
     from ..data.residues import ATOM37
     from ..training import gdt_ts, lddt, rmsd, tm_score
 
-    alpha, rows = ATOM37.index("CA"), []
-    truths = [(name, s, chain) for name, s in structures.items() for chain in s.chain_names]
-    sequences = [s.sequence.split(":")[s.chain_names.index(chain)] for _, s, chain in truths]
-    found = model.fold(sequences, passes=passes, progress=progress)
-    for (name, truth, chain), predicted in zip(truths, found, strict=True):
-        kept = truth.chain == truth.chain_names.index(chain)
-        true, mask = truth.positions[kept][:, alpha], truth.mask[kept][:, alpha]
-        # X has no atoms in a prediction.
-        mask = mask & predicted.mask[:, alpha]
-        pair = predicted.positions[:, alpha], true, mask
+    slot, rows = ATOM37.index("CA"), []
+    found = model.fold(
+        [truth.sequence for truth in truths],
+        passes=passes,
+        progress=progress,
+        places=[truth.places for truth in truths],
+    )
+    for truth, predicted in zip(truths, found, strict=True):
+        pair = predicted.positions[:, slot], truth.alpha, truth.mask
         rows.append(
             {
-                "name": name if len(truth.chain_names) == 1 else f"{name}, {chain}",
+                "name": truth.name,
                 "lddt": float(lddt(*pair)),
                 "rmsd": float(rmsd(*pair)),
                 "tm": float(tm_score(*pair)),
@@ -188,8 +257,10 @@ def evaluate(
     """
     file = data is not None and Path(data).is_file()
     split = split or ("train" if file else "val")
-    structures = read(data or read_settings(run).data, split)
-    rows = compare(load(run), structures, show_progress("folding"), passes)
+    truths = read_truths(read(data or read_settings(run).data, split), say)
+    model = load(run)
+    check_lengths(truths, model)
+    rows = compare(model, truths, show_progress("folding"), passes)
     for row in rows:
         say(describe(row["name"], row))
     means = mean(rows)
@@ -237,7 +308,7 @@ def fold(
         if out is None:
             print(structure.pdb(), end="")
             continue
-        ends = "".join(out.suffixes[-2:] if out.suffix == ".gz" else out.suffixes[-1:])
+        ends = "".join(out.suffixes[-2:] if out.suffix.lower() == ".gz" else out.suffixes[-1:])
         name = out.name if len(found) == 1 else f"{out.name.removesuffix(ends)}-{i}{ends}"
         structure.save(out.with_name(name))
         print(f"{out.with_name(name)}: pLDDT {structure.plddt.mean():.1f}, pTM {structure.ptm:.2f}")

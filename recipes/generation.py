@@ -149,7 +149,7 @@ def begin(settings, run, texts):
         model = GPT.preset(settings.preset, tokenizer, **overrides)
     if settings.freeze:
         model.freeze(settings.freeze)
-    if settings.lora:
+    if settings.lora is not None:
         model.enable_lora(settings.lora)
     return model
 

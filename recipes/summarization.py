@@ -200,7 +200,7 @@ def begin(settings, run, texts, sentinels=False):
         if kind is T5:
             overrides.setdefault("prefix", "")
         model = kind.preset(settings.preset, tokenizer, **overrides)
-    if settings.lora:
+    if settings.lora is not None:
         model.enable_lora(settings.lora)
     return model
 

@@ -194,6 +194,7 @@ class Checkpoints(keras.callbacks.Callback):
     def best_epoch(self) -> int:
         sign = 1 if self.mode == "max" else -1
         scores = [sign * epoch.get(self.monitor, -sign * math.inf) for epoch in self.history]
+        scores = [-math.inf if math.isnan(score) else score for score in scores]
         return scores.index(max(scores)) if scores else -1
 
     def on_train_begin(self, logs=None):

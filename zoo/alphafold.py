@@ -29,6 +29,7 @@ from .folding import (
     structure_shapes,
 )
 from .model import check_config, check_count, check_real, norm_shapes
+from .texts import as_texts
 
 TARGET, MSA, EXTRA = 22, 49, 25  # features, see `data.alignments`
 CLASSES = 23  # of residues: 20 amino acids, X, a gap, a mask
@@ -235,7 +236,7 @@ class AlphaFold(FoldingModel):
 
     def call(self, inputs: Any, passes: int | None = None, training: bool | None = None) -> Any:
         start = self._start(inputs)
-        passes = self.config.passes if passes is None else passes
+        passes = self.config.passes if passes is None else check_count(passes, "passes")
         state = self._recycle(start, passes, training)
         m, s, z, found = self._pass(start, *state, training)
         return self._heads(m, s, z, found) | self.last_iteration(found)
@@ -359,8 +360,10 @@ class AlphaFold(FoldingModel):
         from ..data.structures import Structure
 
         passes = None if passes is None else check_count(passes, "passes")
-        rows = [alignment.upper()] if isinstance(alignment, str) else alignment
+        rows, single = as_texts("fold", alignment, "row")
         rows = ["".join(row.split()) for row in rows]
+        if single:  # of ASCII only: "ß".upper() has two letters
+            rows = ["".join(x.upper() if x.isascii() else x for x in rows[0])]
         features = alignment_features(rows, self.config.max_msa, self.config.max_extra)
         inputs = {name: x[None] for name, x in features.items()}
         if not inputs["extra"].shape[1]:  # a row that does not exist

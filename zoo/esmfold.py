@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 from keras import ops
 from keras.layers import Dense
+from numpy.typing import ArrayLike
 
 from ..layers import FoldingBlock, TokenEmbedding
 from ..layers.axial import norm_layer
@@ -158,7 +159,7 @@ class Mixture(keras.layers.Layer):
         )
 
     def call(self, tensors):
-        shares = ops.softmax(ops.convert_to_tensor(self.scores))
+        shares = ops.softmax(ops.cast(self.scores, "float32"))
         return sum(ops.cast(x, "float32") * shares[i] for i, x in enumerate(tensors))
 
 
@@ -300,7 +301,7 @@ class ESMFold(FoldingModel):
     def call(self, inputs: Any, passes: int | None = None, training: bool | None = None) -> Any:
         given = inputs if isinstance(inputs, dict) else {"residues": inputs}
         start = self._start(given)
-        passes = self.config.passes if passes is None else passes
+        passes = self.config.passes if passes is None else check_count(passes, "passes")
         s, z, bins = self._recycle(start, passes, training)
         s, z, found = self._pass(start, s, z, bins, training)
         if "atoms" in given:
@@ -442,6 +443,7 @@ class ESMFold(FoldingModel):
         chunk: int | str | None = "auto",
         batch_size: int = 1,
         progress: bool | Callable = False,
+        places: Sequence[ArrayLike] | None = None,
     ) -> Any:
         """Predicts the structure of a protein, or of each of a list.
 
@@ -455,13 +457,15 @@ class ESMFold(FoldingModel):
                 None: all; "auto": as many as 128 MB allow.
             batch_size: number of proteins per call of the network.
             progress: True shows a progress bar; or a function that wraps the batches.
+            places: for each sequence, the places (N,) of its N residues in the chain, rising
+                integers: they jump where residues are known to be missing. Default: 0, 1, ...
 
         Returns:
             a `polyhead.data.Structure`, or a list of them.
 
         Raises:
-            ValueError: a letter is not a residue, or a sequence is empty or too long; the message
-                names it.
+            ValueError: a letter is not a residue, or a sequence is empty or too long, or its places
+                do not fit; the message names it.
             MemoryError: on a CPU, the longest sequences need more than is available, see
                 `memory`; no protein is folded then.
 
@@ -475,6 +479,8 @@ class ESMFold(FoldingModel):
         from ..data.structures import Structure
 
         rows = [self._read_chains(tokenizer, i, text) for i, text in enumerate(sequences)]
+        if places is not None:
+            set_places(rows, [places] if single else places)
         size = check_count(batch_size, "batch_size")
         if rows:
             longest = max(len(row["residues"]) for row in rows)
@@ -525,6 +531,8 @@ class ESMFold(FoldingModel):
         >>> polyhead.ESMFold.preset("fold-tiny").memory(300) / 1e9
         0.4032
         """
+        check_count(length, "length")
+        check_count(batch_size, "batch_size")
         c, rows = self.config, self._choose_chunk(chunk, length * batch_size**0.5)
         rows = length if rows is None else min(rows, length)
         scores = COPIES_OF_SCORES * rows * (c.pair_dim // c.pair_head_dim)
@@ -684,6 +692,20 @@ class ESMFold(FoldingModel):
             "chain": chain,
             "kept": chain >= 0,
         }
+
+
+def set_places(rows, places):
+    """Replaces the ``positions`` of the residues in ``rows`` by given ones."""
+    if len(places) != len(rows):
+        raise ValueError(f"there must be places for each sequence: {len(places)} / {len(rows)}")
+    for i, (row, given) in enumerate(zip(rows, places, strict=True)):
+        count = len(row["residues"])
+        given = np.asarray(given)
+        if not row["kept"].all():
+            raise ValueError(f"places are for single chains, and sequence {i} has several")
+        if given.shape != (count,) or given.dtype.kind not in "iu" or (np.diff(given) < 1).any():
+            raise ValueError(f"the places of sequence {i} must be {count} rising integers")
+        row["positions"] = given
 
 
 def join_residues(x):

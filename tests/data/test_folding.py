@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 
 import numpy as np
@@ -139,12 +140,37 @@ def test_folders_have_splits(tmp_path):
         assert list(read_structures(tmp_path / "split", split)) == ["a.pdb"]
 
 
+def test_places_rise_in_a_chain():
+    """Of a chain with insertions 3A and 3B and a loop that is missing, from its file."""
+    numbers, codes = [2, 3, 3, 3, 4, 9, 10], ["", "", "A", "B", "", "", ""]
+    whole = dataclasses.replace(structure("MKTAYIA"), numbers=numbers, insertions=codes)
+    inputs, *_ = next(iter(structure_batches([whole])))
+    assert inputs["positions"][0].numpy().tolist() == [0, 1, 2, 3, 4, 9, 10]
+
+
+def test_a_chain_without_alpha_carbons_has_no_targets_that_are_not_finite():
+    whole = structure("MKTAY")
+    mask = whole.mask.copy()
+    mask[:, 1] = False
+    inputs, *_ = next(iter(structure_batches([dataclasses.replace(whole, mask=mask)])))
+    assert all(np.isfinite(x).all() for x in inputs.values())
+
+
+def test_a_dictionary_is_a_set_of_structures_and_a_crop_may_be_huge():
+    given = {"a": structure("MKT"), "b": structure("GG")}
+    found = list(structure_batches(given, crop=2**40, shuffle=False))
+    assert [inputs["residues"].shape[1] for inputs, *_ in found] == [8, 8]
+    assert len(structure_batches(given["a"])) == 1
+
+
 @pytest.mark.parametrize(
     "name, split, error, message",
     [
         ("none", "train", FileNotFoundError, "no folder of structures"),
         ("few", "train", ValueError, "at least 10 structures, for a validation split"),
         ("few", "test", FileNotFoundError, "no folder test"),
+        ("few/a.pdb", "test", FileNotFoundError, "a.pdb is one file, without a test split"),
+        ("parts", None, ValueError, "parts has splits: pass split, one of train, val, test"),
         ("few", "other", ValueError, "split must be train, val or test: 'other'"),
         ("bad", None, ValueError, "b.pdb"),
     ],
@@ -154,6 +180,7 @@ def test_wrong_folders_are_refused(name, split, error, message, tmp_path):
     for folder in ("few", "bad"):
         (tmp_path / folder).mkdir()
         structure("GGK").save(tmp_path / folder / "a.pdb")
+    (tmp_path / "parts" / "train").mkdir(parents=True)
     (tmp_path / "bad" / "b.pdb").write_bytes(gzip.compress(b"nothing"))
     with pytest.raises(error, match=message):
         read_structures(tmp_path / name, split)
@@ -164,6 +191,14 @@ def test_structures_are_needed():
         structure_batches([])
     with pytest.raises(ValueError, match="crop must be positive: 0"):
         structure_batches([structure("GG")], crop=0)
+    with pytest.raises(TypeError, match="structures must be Structures, not str"):
+        structure_batches(["a.pdb"])
+    with pytest.raises(TypeError, match="seed must be an integer: None"):
+        structure_batches([structure("GG")], seed=None)
+    with pytest.raises(ValueError, match="seed must be a 64-bit integer"):
+        structure_batches([structure("GG")], seed=2**64)
+    with pytest.raises(TypeError, match="batch_size must be an integer: 2.0"):
+        structure_batches([structure("GG")], batch_size=2.0)
     with pytest.raises(ValueError, match="buckets must be positive: 0"):
         structure_batches([structure("GG")], buckets=0)
     with pytest.raises(ValueError, match=r"mask_rate must be in \[0, 1\): 1"):

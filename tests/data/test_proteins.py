@@ -26,7 +26,7 @@ def test_a_protein_has_its_header_and_all_its_lines(tmp_path):
         assert one == ("sp|P1|ONE", "first protein", "MKTAYIAKQRQISF")
         assert two.name == "two" and two.description == ""
         assert has_proteins(tmp_path / name)
-    assert has_proteins(tmp_path) is False
+    assert has_proteins(tmp_path) is False and has_proteins("a/P.FASTA.gz")
     (tmp_path / "val.faa").write_bytes(FASTA)
     assert has_proteins(tmp_path) and len(read_proteins(tmp_path, "val")) == 2
 
@@ -115,4 +115,4 @@ def test_a_row_has_tokens_of_one_protein_only():
     expected = [("A", 3), ("C", 7), ("C", 3), ("D", 7), ("E", 7), ("E", 1)]
     assert rows[:6] == [[0, *[letters[x]] * n, 2] for x, n in expected]
     assert rows[6:] == [[0, 2]] * 2  # fill the batch
-    assert float(tf.reduce_sum(weight)) == sum(int(0.4 * n + 0.5) for _, n in expected)
+    assert float(tf.reduce_sum(weight)) == sum(max(1, int(0.4 * n + 0.5)) for _, n in expected)

@@ -298,6 +298,16 @@ def test_wrong_arrays_are_refused():
         )  # fmt: skip
         with pytest.raises(ValueError, match=problem):
             Structure.of_prediction(**(given | changes))
+    good = Structure.of_prediction(residues, np.zeros(5), positions, plddt, np.zeros((5, 5)), 0.5)
+    for changes, problem in (
+        (dict(ptm=np.nan), "ptm must be finite: nan"),
+        (dict(chain_names=("a b",)), "name must be ASCII without spaces: 'a b'"),
+        (dict(chain_names=("é",)), "name must be ASCII without spaces: 'é'"),
+        (dict(chain_names=("'\"",)), "name must be ASCII without spaces"),
+        (dict(insertions=["", "", "AB", "", ""]), "an insertion code must be one .*: 'AB'"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            dataclasses.replace(good, **changes)
     hidden = positions.copy()
     hidden[residues == X] = np.nan  # no atoms
     hidden[:, 13][residues != LETTERS.index("W")] = np.nan

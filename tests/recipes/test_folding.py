@@ -75,6 +75,67 @@ def test_a_run_resumes_and_folds(tmp_path, monkeypatch, capfd):
     assert status == 0, err
     assert [x.name for x in sorted(tmp_path.glob("a-*.pdb"))] == ["a-1.pdb", "a-2.pdb"]
     assert text.count("pLDDT") == 2
+    folding.fold(tmp_path / "whole", ["MKTAY", "GG"], tmp_path / "b.pdb.GZ")
+    assert [x.name for x in sorted(tmp_path.glob("b*"))] == ["b-1.pdb.GZ", "b-2.pdb.GZ"]
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Folders of structures, and a small model."""
+    for i in range(10):
+        (tmp_path / "data" / ("val" if i == 9 else "train")).mkdir(parents=True, exist_ok=True)
+        folder = tmp_path / "data" / ("val" if i == 9 else "train")
+        structure("MKTAYIAKQR" + "GA"[: i % 3], i).save(folder / f"{i}.pdb")
+    sizes = dict(num_blocks=1, num_iterations=1, passes=1, max_length=20)
+    ESMFold.preset("fold-tiny", **sizes).save_pretrained(tmp_path / "SMALL")
+    return tmp_path
+
+
+def test_the_same_command_resumes_with_the_default_interval(made, monkeypatch, capfd):
+    run = "train", "folding", "--data", made / "data", "--pretrained", made / "SMALL"
+    run = *run, "--batch-size", 9, "--out", made / "RUN", "--steps"
+    with without_xla():
+        for steps, message in ((1, "1 updates done"), (2, "resuming after update 1")):
+            monkeypatch.setattr(folding, "LEAST", 1)
+            status, out, err = polyhead(monkeypatch, capfd, *run, steps, "--schedule", "sqrt")
+            assert status == 0 and message in out, err
+
+
+@pytest.mark.slow
+def test_chains_that_cannot_be_compared_are_left_out(made):
+    val = made / "data" / "val"
+    structure("A", 1).save(val / "one.pdb")
+    text = structure("GGGG:MKTAY", 2).pdb().replace("GLY A", "UNK A")
+    (val / "unknown.pdb").write_text(text)
+    settings = folding.Settings(
+        data=str(made / "data"), pretrained=str(made / "SMALL"), updates=2, interval=2
+    )
+    lines = []
+    with without_xla():
+        [row] = folding.train(settings, made / "run", say=lines.append)
+    assert np.isfinite(row["val_lddt"])
+    reason = "is left out: no two known residues are within 15 angstroms"
+    assert f"one.pdb {reason}" in lines and f"unknown.pdb, A {reason}" in lines
+    found = folding.evaluate(made / "run", say=lambda line: None)
+    assert [x["name"] for x in found["chains"]] == ["9.pdb", "unknown.pdb, B"]
+    assert found["lddt"] == pytest.approx(row["val_lddt"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "sequence, message",
+    [
+        ("A", "no chain has two known residues within 15 angstroms"),
+        ("MKTAYIAKQR" * 3, "a.pdb has 30 residues, and the model takes 20"),
+    ],
+)
+def test_validation_is_checked_before_training(sequence, message, made):
+    for path in (made / "data" / "val").iterdir():
+        path.unlink()
+    structure(sequence, 1).save(made / "data" / "val" / "a.pdb")
+    settings = folding.Settings(data=str(made / "data"), pretrained=str(made / "SMALL"))
+    with pytest.raises(ValueError, match=message):
+        folding.train(settings, made / "run", say=lambda line: None)
+    assert not (made / "run" / "settings.json").exists()
 
 
 @pytest.mark.slow

@@ -1,3 +1,5 @@
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -205,6 +207,14 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     assert checkpoints.best_epoch() == 1
     assert (tmp_path / "best" / "model.safetensors").is_file()
     assert (tmp_path / "history.csv").read_text().startswith("epoch,updates,seconds,")
+
+
+def test_a_score_that_is_not_a_number_is_not_the_best(tmp_path):
+    _, checkpoints = fit(tmp_path, 2)
+    for mode, best in (("max", 1), ("min", 2)):
+        checkpoints.mode = mode
+        checkpoints.history[:] = [{"score": x} for x in (math.nan, 0.3, 0.1, math.nan)]
+        assert checkpoints.best_epoch() == best
 
 
 def test_patience_updates_and_minutes_stop_training(tmp_path):

@@ -159,6 +159,12 @@ def test_one_sequence_has_a_structure_without_errors():
 def test_what_is_not_supported_is_refused(model):
     with pytest.raises(ValueError, match="row 1 must have 5 residues"):
         model.fold(["MKTAY", "MK"])
+    with pytest.raises(ValueError, match="row 0 has 'ß', which is not a residue"):
+        model.fold("mkß")
+    with pytest.raises(TypeError, match="fold takes a string or a list of them: row 1 is None"):
+        model.fold(["MKTAY", None])
+    with pytest.raises(ValueError, match="passes must be a positive integer: 0"):
+        model.fold("MKTAY", passes=0)
     with pytest.raises(ValueError, match="passes must be a positive integer: 0.5"):
         model.fold("MKTAY", passes=0.5)
     with pytest.raises(ValueError, match="LoRA is not supported by AlphaFold"):

@@ -166,6 +166,7 @@ def test_masked_residues_are_zeros_and_others_are_scaled():
         (lambda m: m.score("MK", ""), "must have the form"),
         (lambda m: m.embed("MK7"), "'7' at position 3 of 'MK7'"),
         (lambda m: m.embed(["M", "A" * 39]), "at most 38 residues, and sequence 1 has 39"),
+        (lambda m: m.fill_mask(["M<mask>", "M1<mask>"]), "fill_mask: sequence 1: .* '1' at"),
         (lambda m: m.fill_mask("MK"), "has no mask token '<mask>'"),
         (lambda m: m.tag("MK"), "needs a model with the head 'tags'"),
         (lambda m: m.adapt(None).score("MK", "K2R"), "score needs a model with the head 'tokens'"),

@@ -231,6 +231,35 @@ def test_other_sequences_are_refused(sequence, message):
         small(max_length=40).fold(sequence)
 
 
+def test_places_are_those_of_residues_in_their_chain():
+    model, sequence = small(), "MKTAYIAKQR"
+    usual = model.fold(sequence)
+    np.testing.assert_array_equal(usual.pae, model.fold(sequence, places=np.arange(10) + 7).pae)
+    gap = np.arange(10) + 3 * (np.arange(10) > 4)
+    [found] = model.fold([sequence], places=[gap])
+    assert not np.allclose(found.pae, usual.pae)
+    inputs = {"residues": [[LETTERS.index(x) for x in sequence]], "positions": [gap]}
+    expected = model.predict_structure({k: np.array(x, "int32") for k, x in inputs.items()})
+    np.testing.assert_allclose(found.pae, array(expected["pae"])[0], atol=1e-3)
+    for text, places, message in (
+        ("MKT", [0, 1], "places of sequence 0 must be 3 rising integers"),
+        ("MKT", [0, 2, 2], "places of sequence 0 must be 3 rising integers"),
+        ("MKT", [0, 1.5, 2], "places of sequence 0 must be 3 rising integers"),
+        (["MKT"], [], "there must be places for each sequence: 0 / 1"),
+        ("MK:T", [0, 1, 2], "places are for single chains, and sequence 0 has several"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.fold(text, places=places)
+
+
+def test_counts_are_positive():
+    model = small()
+    with pytest.raises(ValueError, match="length must be a positive integer: 0"):
+        model.memory(0)
+    with pytest.raises(ValueError, match="passes must be a positive integer: 0"):
+        model({"residues": RESIDUES}, passes=0)
+
+
 def test_what_memory_cannot_hold_is_refused_before_it_starts():
     model = small()
     assert model.memory(200) > 3.5 * model.memory(100)
