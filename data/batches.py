@@ -217,6 +217,8 @@ class Buckets:
     """
 
     def __init__(self, lengths, tokens=None, buckets=4, batch_size=None):
+        if not len(lengths):
+            raise ValueError("there are no examples to make batches of")
         self._ends = ends = bucket_lengths(lengths, buckets)
         self._bucket = np.searchsorted(ends, lengths)
         self.room = ends[self._bucket]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from .batches import Buckets, check_sizes, fill
+from .batches import Buckets, check_integer, check_sizes, fill
 from .labelled import LabelledTexts, Question, TaggedWords, TextPairs
 from .spans import read_contexts
 from .tokenizers.ragged import join_rows
@@ -60,9 +60,19 @@ def classification_batches(
 
 def encode_texts(texts, tokenizer, max_length):
     """The ragged tokens of texts or pairs, and the types of pairs or None."""
+    check_room(tokenizer, max_length)
     if texts.seconds is None:
         return tf.cast(tokenizer.encode(texts.texts, max_length), tf.int32), None
     return tokenizer.encode_pairs(texts.texts, texts.seconds, max_length)
+
+
+def check_room(tokenizer, max_length):
+    """Checks that rows of ``max_length`` tokens have room for text, beside the special tokens."""
+    special = len(tokenizer.prefix) + len(tokenizer.suffix)
+    if max_length <= special:
+        raise ValueError(
+            f"max_length must be more than the {special} special tokens of a text: {max_length}"
+        )
 
 
 def class_indices(labels, class_names):
@@ -124,6 +134,7 @@ def encode_words(sentences, tokenizer, max_length):
     Words are the indices of the words that begin at each token; -1 for other tokens. A token
     belongs to the word of its last character: with the space before it, it may begin earlier.
     """
+    check_room(tokenizer, max_length)
     # A space before the first word too: byte pairs of words begin with one.
     texts = ["".join(f" {word}" for word in words) for words in sentences]
     ids, _, ends = tokenizer.offsets(texts)
@@ -168,12 +179,14 @@ def question_batches(
     (['tokens', 'types'], [16, 2])
     """
     check_sizes(batch_size=batch_size, max_length=max_length, buckets=buckets)
+    if check_integer("overlap", overlap) < 0:
+        raise ValueError(f"overlap must be a non-negative integer: {overlap}")
     reading = read_contexts(
         tokenizer,
         [q.question for q in questions],
         [q.context for q in questions],
         max_length,
-        overlap,
+        min(overlap, max_length),
     )
     labels = answer_tokens(questions, reading)
     rows = Rows(reading.tokens, tokenizer.pad_id, labels, reading.types)
@@ -236,6 +249,7 @@ def pair_batches(
     check_sizes(batch_size=batch_size, max_length=max_length, buckets=buckets)
     if not scale > 0:
         raise ValueError(f"scale must be positive: {scale}")
+    check_room(tokenizer, max_length)
     texts = [text for pair in zip(pairs.firsts, pairs.seconds, strict=True) for text in pair]
     tokens = tf.cast(tokenizer.encode(texts, max_length), tf.int32)
     if pairs.scores is None:

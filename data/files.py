@@ -36,7 +36,7 @@ def read_json(path):
     """
     content = read(path)
     try:
-        content = json.loads(content.decode())
+        content = json.loads(content.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError(f"{path} is not valid JSON: it is nested too deeply") from None
     except ValueError as error:

@@ -2,6 +2,8 @@
 
 import csv
 import re
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -13,10 +15,12 @@ from .parallel import find_file, held_out, read_lines, read_rows
 
 # Names of a split's file, without its suffix, and of the columns in the first line of a table.
 SPLITS = {"train": ("train",), "val": ("val", "dev", "valid", "validation"), "test": ("test",)}
-TEXT = ("text", "sentence", "text1", "sentence1", "premise", "question1")
+TEXT = ("text", "sentence", "text1", "sentence1", "premise", "question1", "review")
 SECOND = ("text_pair", "text2", "sentence2", "hypothesis", "question2")
-LABEL = ("label", "category", "class", "intent")
+LABEL = ("label", "category", "class", "intent", "sentiment")
 SCORE = ("score", "similarity", "label")
+IDS = "id", "idx", "index"  # columns of no interest
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character
 TAG, NAME = re.compile(r"O|[BI]-\S+"), re.compile(r"(?![A-Z]-)\S+")
 
 
@@ -42,6 +46,8 @@ class LabelledTexts:
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes in order: numbers by value, other names by letters."""
+        if wrong := [x for x in self.labels if not isinstance(x, str)]:
+            raise TypeError(f"labels must be strings: {wrong[0]!r:.80}")
         return tuple(sorted(set(self.labels), key=lambda x: (len(x) if x.isdigit() else 0, x)))
 
 
@@ -131,8 +137,9 @@ def read_labelled_texts(path: str | PathLike[str], split: str | None = "train") 
 
     A line is ``text,label`` or, for pairs, ``text,second text,label``. The first line may be a
     header, such as "text,label", "sentence1,sentence2,label" or "text,category"; it selects the
-    columns. Fields may be quoted as spreadsheets do; a CSV file may be separated by semicolons.
-    Blank lines are ignored.
+    columns, and a warning names those that are not read (but "id", "idx" and "index"). Fields may
+    be quoted as spreadsheets do; a CSV file may be separated by semicolons. Blank lines are
+    ignored.
 
     A folder has the files ``train``, ``val`` (or ``dev``) and ``test``, ending in ``.csv`` or
     ``.tsv``, plain or .gz. Without ``val``, and in a single file, every tenth line is for
@@ -151,6 +158,14 @@ def read_labelled_texts(path: str | PathLike[str], split: str | None = "train") 
     """
     file, part = split_file(path, split, (".csv", ".tsv"))
     rows = read_columns(file, text=TEXT, second=SECOND, label=LABEL, optional="second")
+    counts = Counter(row["label"].strip() for _, row in rows)
+    first, label = rows[0][0], rows[0][1]["label"].strip()
+    if counts[label] == 1 < min([n for x, n in counts.items() if x != label], default=0):
+        warnings.warn(
+            f"{file}, line {first}: only this line has the label {label!r:.80}. If it is a header, "
+            f"name its columns {TEXT[0]} and {LABEL[0]}",
+            stacklevel=2,
+        )
     rows = [row for _, row in held_out(file, rows, part)]
     seconds = [row["second"] for row in rows] if "second" in rows[0] else None
     labels = [row["label"].strip() for row in rows]
@@ -204,7 +219,8 @@ def read_tagged_words(path: str | PathLike[str], split: str | None = "train") ->
         if not line.strip():
             sentences.append([])
         elif not line.startswith("-DOCSTART-"):
-            columns = line.split("\t") if "\t" in line else line.split()
+            # A no-break space belongs to a word.
+            columns = line.split("\t") if "\t" in line else re.findall("[^ ]+", line)
             word, tag = columns[0], columns[-1]
             is_bio = TAG.fullmatch(tag) is not None
             if len(columns) < 2 or not word.strip() or not (is_bio or NAME.fullmatch(tag)):
@@ -254,10 +270,13 @@ def read_questions(path: str | PathLike[str], split: str | None = "train") -> li
 
 def read_question(file, entry, context):
     """Reads one entry of SQuAD's ``qas``."""
-    name, found = entry["id"], []
+    name, found, question = entry["id"], [], entry["question"]
+    for field, value in (("question", question), ("context", context)):
+        if not isinstance(value, str) or SURROGATE.search(value):
+            raise ValueError(f"{file}, question {name}: the {field} must be text: {value!r:.80}")
     for answer in entry.get("answers", ()):
         text, start = answer["text"], answer["answer_start"]
-        if not text or context[max(start, 0) : max(start, 0) + len(text)] != text:
+        if not text or start < 0 or context[start : start + len(text)] != text:
             raise ValueError(
                 f"{file}, question {name}: the context must have the answer {text[:80]!r} at "
                 f"character {start}"
@@ -267,7 +286,7 @@ def read_question(file, entry, context):
     if bool(found) == entry.get("is_impossible", False):
         rule = "is_impossible, but it has answers" if found else "no answer, and not is_impossible"
         raise ValueError(f"{file}, question {name}: {rule}")
-    return Question(name, entry["question"], context, tuple(found))
+    return Question(name, question, context, tuple(found))
 
 
 def split_file(path, split, suffixes):
@@ -301,14 +320,14 @@ def split_file(path, split, suffixes):
 
 
 def has_tables(path: str | PathLike[str]) -> bool:
-    """Whether ``path`` is a CSV or TSV file, or a folder with such a file of a split.
+    """Whether ``path`` is a CSV or TSV file by its name, or a folder with one of a split.
 
     >>> polyhead.training.write_file("train.csv", b"Good.,1")
     >>> polyhead.data.labelled.has_tables(".")
     True
     """
     path = Path(path)
-    if path.is_file():
+    if not path.is_dir():
         return path.name.removesuffix(".gz").endswith((".csv", ".tsv"))
     names = (name for names in SPLITS.values() for name in names)
     return any(find_file(path, f"{name}{end}") for name in names for end in (".csv", ".tsv"))
@@ -333,7 +352,17 @@ def read_columns(file, optional, **names) -> list[tuple[int, dict[str, Any]]]:
             f"({', '.join(names[column])}): {', '.join(header)[:80]}"
         )
     if found:
-        rows = rows[1:]
+        if twice := [x for i in found.values() if header.count(x := header[i]) > 1]:
+            raise ValueError(f"{file}, line {rows[0][0]} names two columns {twice[0]!r}")
+        others = [name for i, name in enumerate(header) if i not in found.values()]
+        if others := [name for name in others if name not in IDS]:
+            used = ", ".join(header[i] for i in found.values())
+            warnings.warn(
+                f"{file}: the columns {used} are read; {', '.join(others)[:200]} are not",
+                stacklevel=3,
+            )
+        if not (rows := rows[1:]):
+            raise ValueError(f"{file} has a header, but no line after it")
     elif len(header) in (len(names), len(needed)):
         found = {c: i for i, c in enumerate(names if len(header) == len(names) else needed)}
     else:
@@ -354,23 +383,30 @@ def read_table(file):
     """Reads a CSV or TSV file as (line, fields); all lines have the same number of fields."""
     if file.name.removesuffix(".gz").endswith(".tsv"):
         return check_even(file, read_rows(file))
-    lines, rows, errors = read_lines(file), [], []
+    lines, found, errors = read_lines(file), {}, []
     for delimiter in ",;":  # spreadsheets write semicolons in languages with decimal commas
         try:
-            rows = check_even(file, parse_csv(file, lines, delimiter))
+            found[delimiter] = check_even(file, parse_csv(file, lines, delimiter))
         except ValueError as error:
             errors.append(error)
-        else:
-            if len(rows[0][1]) > 1:
-                return rows
+    wide = [rows for rows in found.values() if len(rows[0][1]) > 1]
+    if len(wide) == 2:
+        raise ValueError(
+            f"{file}: both commas and semicolons may separate its columns: begin it with a line of "
+            f"their names, such as {TEXT[0]},{LABEL[0]}"
+        )
+    if wide:
+        return wide[0]
     if errors:
         raise errors[0]
-    raise ValueError(f"{file}, line {rows[0][0]} must have at least two columns")
+    number = next(iter(found.values()))[0][0]
+    raise ValueError(f"{file}, line {number} must have at least two columns")
 
 
 def parse_csv(file, lines, delimiter):
     """Parses CSV to (line, fields) without blank lines; a quoted field may have several lines."""
     rows, start = [], 1
+    csv.field_size_limit(2**31 - 1)  # its default refuses texts of more than 131,072 characters
     reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, strict=True)
     try:
         for row in reader:
@@ -383,7 +419,9 @@ def parse_csv(file, lines, delimiter):
 
 
 def check_even(file, rows):
-    """Returns ``rows``; raises an error if they have different numbers of fields."""
+    """Returns ``rows``; raises an error if they have different numbers of fields, or none."""
+    if not rows:
+        raise ValueError(f"{file} has no text")
     number, first = rows[0]
     for i, row in rows:
         if len(row) != len(first):

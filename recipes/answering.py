@@ -52,7 +52,7 @@ class Settings(EncoderSettings):
         f"{LENGTH}, or fewer by the model.",
     )
     overlap: int = option(128, "Number of tokens that consecutive windows share.")
-    longest: int = option(30, "Maximum number of tokens of an answer, in evaluation.")
+    longest: int = option(30, "Maximum number of tokens of an answer.")
     batch_size: int = 16
     epochs: int = 4
 
@@ -71,6 +71,10 @@ def train(settings, out, restart=False, say=print):
     from ..training import SpanCrossEntropy
     from ..training.checkpoints import WRITER
 
+    if settings.overlap < 0:
+        raise ValueError(f"overlap must be a non-negative integer: {settings.overlap}")
+    if settings.longest < 1:
+        raise ValueError(f"longest must be a positive integer: {settings.longest}")
     run = Run(settings, out, restart, say)
     settings = run.settings
     questions, val = (read(settings.data, split)[0] for split in ("train", "val"))
@@ -78,7 +82,7 @@ def train(settings, out, restart=False, say=print):
     say(f"{len(questions):,} questions, {none:,} of them without an answer")
     with run.devices.scope():
         texts = [text for q in questions for text in (q.question, q.context)]
-        model = begin(settings, run, texts, "spans", length=LENGTH)
+        model = begin(settings, run, texts, "spans", length=LENGTH, pairs=True)
     length = reading(settings, model)["window_length"]
 
     def batches(**options):
@@ -209,7 +213,8 @@ def answer(
     """Answer questions from a text: prints a line per answer.
 
     A line has the answer (its lines joined by spaces), its start and end (characters) and its
-    probability; the answer is empty if the text does not have it.
+    probability; the answer is empty if the text does not have it. Long texts are read in windows
+    of the run's --max-length and --overlap; answers have at most --longest tokens.
     """
     if context is None:
         raise ValueError("pass --context, the text with the answers")
@@ -227,17 +232,20 @@ def read_context(given):
 
     Raises:
         FileNotFoundError: it looks like the name of a text file, and there is none.
+        IsADirectoryError: it is the name of a folder.
     """
     from ..data.text import read
 
     try:
-        is_file = Path(given).is_file()
+        is_file, is_folder = Path(given).is_file(), Path(given).is_dir()
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        is_file = False
+        is_file = is_folder = False
     if is_file:
         return read(given)
-    if re.fullmatch(r"[!-~]+\.(txt|md|html?|csv|tsv|jsonl?)", given, re.IGNORECASE):
+    if is_folder and given:
+        raise IsADirectoryError(f"--context is a folder: {given}")
+    if re.fullmatch(r"[ -~]{1,255}\.(txt|md|html?|csv|tsv|jsonl?)", given, re.IGNORECASE):
         raise FileNotFoundError(f"there is no file {given}")
     return given

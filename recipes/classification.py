@@ -91,6 +91,7 @@ def train(settings, out, restart=False, say=print):
         raise ValueError(f"{settings.data}: train and val have different classes")
     say(f"{len(images['train']):,} images of {len(images['train'].classes)} classes")
     with run.devices.scope():
+        run.check_classes(images["train"].classes)
         model = begin(settings, images["train"].classes)
     config = model.config
     for split in images:

@@ -8,6 +8,7 @@ Similarity of stsb from MiniLM:
 
 import dataclasses
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -76,6 +77,8 @@ def train(settings, out, restart=False, say=print):
         raise ValueError(f"{run.settings.data}: the scores of val must differ: {val.scores[0]}")
     if pairs.scores is not None and run.settings.max_score is None:
         run.settings = dataclasses.replace(run.settings, max_score=max(pairs.scores))
+    if pairs.scores is not None and not 0 < run.settings.max_score < math.inf:
+        raise ValueError(f"the largest score must be positive: {run.settings.max_score}")
     settings, devices = run.settings, run.devices.num_replicas_in_sync
     if settings.batch_size % devices:
         raise ValueError(

@@ -85,7 +85,7 @@ def check_known(kind, found, known, data):
         raise ValueError(f"{data}: the {kind} {unknown[0]!r} is not one of the model's")
 
 
-def begin(settings, run, texts, head=None, class_names=None, length=LENGTH):
+def begin(settings, run, texts, head=None, class_names=None, length=LENGTH, pairs=False):
     """Builds the model to train: a preset, or a pretrained one with another head.
 
     Args:
@@ -97,6 +97,8 @@ def begin(settings, run, texts, head=None, class_names=None, length=LENGTH):
     from ..zoo import BERT, ESM, ModernBERT, TextEncoder
     from ..zoo import load as load_model
 
+    if class_names is not None:
+        run.check_classes(class_names)
     new = {"head": head} | ({} if class_names is None else {"class_names": tuple(class_names)})
     overrides = {}
     if settings.dropout is not None:
@@ -125,6 +127,8 @@ def begin(settings, run, texts, head=None, class_names=None, length=LENGTH):
             f"max_length must be at most the model's: {settings.max_length} > "
             f"{model.config.max_length}"
         )
+    if pairs:
+        model.need_pairs("training on pairs")
     if settings.freeze:
         model.freeze(settings.freeze)
     if settings.lora is not None:

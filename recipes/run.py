@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import io
 import json
+import math
+import os
 import re
 import shutil
 import sys
@@ -42,9 +44,15 @@ class Run:
             if restart and folder.is_relative_to(self.out.resolve()):
                 raise ValueError(f"--restart would delete the pretrained model {folder}")
             settings = dataclasses.replace(settings, pretrained=str(folder))
-        for name in ("accumulate", "interval", "epochs", "updates"):
+        for name in ("accumulate", "interval", "epochs", "updates", "patience"):
             if (value := getattr(settings, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1: {value}")
+        for name in ("clip", "minutes", "peak"):
+            if (value := getattr(settings, name)) is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive: {value}")
+        for name in ("warmup", "weight_decay"):
+            if (value := getattr(settings, name, None)) is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be at least 0: {value}")
         self.restart = restart
         self.say = say
         self.chief = is_chief()
@@ -55,6 +63,19 @@ class Run:
         )
         keras.utils.set_random_seed(settings.seed)
         keras.config.set_dtype_policy(settings.precision)
+
+    def check_classes(self, names):
+        """Checks that the data still have the classes of the best model, if this run resumes."""
+        file = self.out / "best" / "config.json"
+        if not self.resumes or not file.is_file():
+            return
+        old = tuple(json.loads(file.read_text("utf-8")).get("class_names") or names)
+        if old != tuple(names):
+            raise ValueError(
+                f"the classes of the data have changed since {self.out} was begun, from "
+                f"{', '.join(old):.200} to {', '.join(names):.200}: use the same data, or start "
+                "over with --restart"
+            )
 
     def limit(self, per_epoch):
         """The number of batches of the whole run."""
@@ -76,6 +97,11 @@ class Run:
         from ..training import Muon
 
         updates = self.limit(per_epoch) // self.settings.accumulate
+        if not updates:
+            raise ValueError(
+                f"accumulate must be at most the {self.limit(per_epoch)} batches of the run: "
+                f"{self.settings.accumulate}"
+            )
         if self.settings.warmup is None:
             warmup = max(1, min(self.settings.longest_warmup, updates // 10))
             self.settings = dataclasses.replace(self.settings, warmup=warmup)
@@ -107,6 +133,9 @@ class Run:
         import keras
 
         from ..training import InverseSquareRoot
+
+        if not model.trainable_weights:
+            raise ValueError("no weight is left to train: freeze fewer of them")
 
         with self.devices.scope():
             optimizer = self.optimizer(
@@ -261,6 +290,7 @@ def save_average(run, last, evaluate, say=print):
     """
     from ..training import locked, mean_weights
 
+    read_settings(run)  # an error if it is not a run
     weights, updates = mean_weights(run, last)
     folder = Path(run) / "average"
     with locked(run, "average"):  # not the run's own lock: it may be training
@@ -426,9 +456,16 @@ def write_run(settings, out, tokenizer, restart):
 
 
 def check_writable(file):
-    """Checks that the folder of a file exists, before what it is to hold is computed."""
-    if file is not None and not file.resolve().parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {file.resolve().parent}")
+    """Checks that a file can be written, before what it is to hold is computed."""
+    if file is None:
+        return
+    folder = file.resolve().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"the folder {folder} is not writable")
 
 
 def draw_curve(history, path, score=None, label=None):

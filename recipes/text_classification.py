@@ -73,9 +73,14 @@ def train(settings, out, restart=False, say=print):
     if len(texts.classes) < 2:
         raise ValueError(f"{settings.data}: texts must have at least 2 classes: {texts.classes}")
     check_known("class", val.classes, texts.classes, settings.data)
+    if (texts.seconds is None) != (val.seconds is None):
+        raise ValueError(
+            f"{settings.data}: train and val must both have pairs of texts, or neither"
+        )
     with run.devices.scope():
         words = texts.texts + (texts.seconds or [])
-        model = begin(settings, run, words, "classes", texts.classes)
+        pairs = texts.seconds is not None
+        model = begin(settings, run, words, "classes", texts.classes, pairs=pairs)
     length = max_length(settings, model)
 
     def batches(**options):

@@ -519,7 +519,7 @@ class ESM(TextEncoder):
         from ..data.tokenizers.ragged import unpack
 
         if texts and isinstance(texts[0], tuple):
-            self._need_pairs(verb)  # there are none
+            self.need_pairs(verb)  # there are none
         tokenizer = self._need_tokenizer(verb)
         self._check(verb, texts, mask)
         rows = [row for part in chunks(texts) for row in unpack(tokenizer.encode(part))]

@@ -425,7 +425,7 @@ class TextEncoder(Classifier):
         Answer(text='London', start=16, end=22, score=0.97, no_answer=0.01)
         """
         self._need_head("spans")
-        tokenizer = self._need_pairs("answer")
+        tokenizer = self.need_pairs("answer")
         search, window = self._reading(no_answer, window_length, overlap, max_answer_tokens)
         count = check_count(top, "top")
         questions, one = as_texts("answer", questions, name="question")
@@ -628,6 +628,8 @@ class TextEncoder(Classifier):
         """
         top = check_count(top, "top")
         embeddings, x = np.asarray(embeddings), self._unit("search", queries)
+        if embeddings.dtype != "float64":  # norms of float16 overflow
+            embeddings = embeddings.astype("float32", copy=False)
         if embeddings.ndim != 2 or embeddings.shape[1] != x.shape[-1]:
             raise ValueError(
                 f"embeddings must have the shape (M, {x.shape[-1]}): {embeddings.shape}"
@@ -683,7 +685,7 @@ class TextEncoder(Classifier):
                 f"{self.config.head!r}: model.adapt({head!r}) returns one to be fine-tuned"
             )
 
-    def _need_pairs(self, verb):
+    def need_pairs(self, verb):
         """The tokenizer; raises an error if model and tokenizer cannot read pairs of texts."""
         tokenizer = self._need_tokenizer(verb)
         if not self._reads_pairs(tokenizer):
@@ -708,7 +710,7 @@ class TextEncoder(Classifier):
 
         tokenizer, rows, long = self._need_tokenizer(verb), [], 0
         if texts and isinstance(texts[0], tuple):
-            self._need_pairs(verb)
+            self.need_pairs(verb)
 
         def encode(texts, *limit):
             if isinstance(texts[0], tuple):
@@ -839,7 +841,7 @@ class TextEncoder(Classifier):
             raise TypeError(f"not settings of an export for TensorFlow Serving: {sorted(settings)}")
         top = check_count(5 if top is None else top, "top")
         search, window = self._reading(no_answer, window_length, overlap, max_answer_tokens)
-        need = self._need_pairs if c.head in ("score", "spans") else self._need_tokenizer
+        need = self.need_pairs if c.head in ("score", "spans") else self._need_tokenizer
         tokenizer = need("export")
         if (whole := self._without_lora()) is not self:
             return whole.export(

@@ -24,8 +24,10 @@ def as_texts(
     single = isinstance(texts, str | bytes) or pairs and isinstance(texts, tuple)
     kinds = "a string or a list of them"
     kinds = kinds + " or of pairs, tuples of two strings" * pairs + " or of lists of words" * words
-    # Of a set the results would have no order; of a dictionary the keys would be the texts.
-    if not isinstance(texts, Iterable) or isinstance(texts, Mapping | Set):
+    # Of a set the results would have no order; of a dictionary, and of a table, which has columns,
+    # the keys would be the texts.
+    no_list = isinstance(texts, Mapping | Set) or hasattr(texts, "columns")
+    if not isinstance(texts, Iterable) or no_list or getattr(texts, "ndim", 1) == 0:
         raise TypeError(f"{verb} takes {kinds}: {name}s is {texts!r:.100}")
     texts = [texts] if single else list(texts)
     result = []

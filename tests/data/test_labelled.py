@@ -68,8 +68,13 @@ def test_numbers_are_ordered_by_value():
         ("a,b,c,d\n", "line 1 must have the columns text, label or text, second, label"),
         ("a,b\nc,d,e\n", "line 2 must have 2 columns, as line 1 has: 3"),
         ('a,b\n"c,d\n', "line 2: unexpected end of data"),
-        ("text,sentiment\na,b\n", r"line 1 names columns, but no label \(label, category"),
+        ("text,mood\na,b\n", r"line 1 names columns, but no label \(label, category"),
         ("a,b\nc, \n", "line 2: the label is empty"),
+        ("text,text,label\na,b,c\n", "line 1 names two columns 'text'"),
+        ("text,label\n", "has a header, but no line after it"),
+        (",,\n,,\n", "a.csv has no text"),
+        (b"\xef\xbb\xbf", "a.csv"),
+        ("Hello, Bob;yes\nHi, Eve;no\n", "both commas and semicolons may separate its columns"),
         (b"a,b\n\xff,c\n", "line 2: not UTF-8"),
     ],
 )
@@ -77,6 +82,17 @@ def test_errors_name_the_file_and_the_line(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         read_labelled_texts(write(tmp_path / "a.csv", content), None)
     assert "a.csv" in str(error.value)
+
+
+def test_columns_that_are_not_read_are_named(tmp_path):
+    file = write(tmp_path / "a.csv", "question,sentence,label\nWho?,Ada.,1\n")
+    with pytest.warns(UserWarning, match="the columns sentence, label are read; question are not"):
+        assert read_labelled_texts(file, None).texts == ["Ada."]
+    file = write(tmp_path / "a.csv", "comment,mood\nGood.,1\nBad.,0\nFine.,1\nAwful.,0\n")
+    with pytest.warns(UserWarning, match="line 1: only this line has the label 'mood'"):
+        read_labelled_texts(file, None)
+    file = write(tmp_path / "a.csv", "review,sentiment\nGood.,pos\n" + f"{'x' * 200_000},neg\n")
+    assert read_labelled_texts(file, None).labels == ["pos", "neg"]
 
 
 def test_a_score_must_be_a_finite_number(tmp_path):
@@ -145,11 +161,15 @@ def squad(**changes):
 def test_questions_are_read_from_squad(tmp_path):
     file = write(tmp_path / "a.json", squad())
     assert read_questions(file, None) == [Question("q1", "Who?", "So Ada sleeps.", (("Ada", 3),))]
-    file = write(tmp_path / "a.json", squad(answers=[], is_impossible=True))
+    file = write(tmp_path / "a.json", "\ufeff" + squad(answers=[], is_impossible=True))
     assert read_questions(file, None)[0].answers == ()
     for content, message in (
         (squad(answers=[{"text": "Ada", "answer_start": 4}]), "question q1: the context must have"),
         (squad(answers=[{"text": "Ada", "answer_start": -11}]), "the context must have"),
+        (squad(answers=[{"text": "So", "answer_start": -1}]), "'So' at character -1"),
+        (squad(question=None), "question q1: the question must be text: None"),
+        (squad(question=["a"]), r"question q1: the question must be text: \['a'\]"),
+        (squad(question="\ud83d"), "question q1: the question must be text"),
         (squad(answers=[]), "question q1: no answer, and not is_impossible"),
         (squad(is_impossible=True), "question q1: is_impossible, but it has answers"),
         ('{"data": [{}]}', "not in the format of SQuAD: KeyError"),
@@ -178,6 +198,11 @@ def test_questions_on_one_context_are_in_one_split(tmp_path):
     file = write(tmp_path / "a.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
     assert [q.context for q in read_questions(file, "val")] == ["Ada 9."] * 2
     assert len(read_questions(file, "train")) == 18
+
+
+def test_a_no_break_space_belongs_to_a_word(tmp_path):
+    file = write(tmp_path / "a.conll", "10\xa0000 B-NUM\n  x   y  O\n")
+    assert read_tagged_words(file, None).words == [["10\xa0000", "x"]]
 
 
 def test_columns_of_different_lengths_are_refused():

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import shutil
 
 import numpy as np
@@ -151,6 +152,10 @@ def test_a_context_is_a_text_or_a_file(tmp_path):
         assert answering.read_context(text) == text
     with pytest.raises(FileNotFoundError, match="there is no file contxt.TXT"):
         answering.read_context("contxt.TXT")
+    with pytest.raises(FileNotFoundError, match="there is no file my article.txt"):
+        answering.read_context("my article.txt")
+    with pytest.raises(IsADirectoryError, match="--context is a folder"):
+        answering.read_context(str(tmp_path))
     file.write_bytes(b"\xff")
     with pytest.raises(ValueError, match="context.txt is not valid UTF-8"):
         answering.read_context(str(file))
@@ -180,6 +185,55 @@ def test_an_interrupted_run_gives_the_same_weights(trained, tmp_path, task):
     name = "checkpoint-00000008.safetensors"
     for key, value in read_tensors(trained(task) / name)[0].items():
         np.testing.assert_array_equal(value, read_tensors(run / name)[0][key], key)
+
+
+def test_a_run_keeps_its_classes(trained, tmp_path):
+    run, sample = shutil.copytree(trained("text_classification"), tmp_path / "run"), "a.csv"
+    names = load(run).config.class_names
+    for labels in (names, [*names[:-1], "other"]):
+        lines = [f"text {i},{labels[i % len(labels)]}\n" for i in range(10 * len(labels))]
+        (tmp_path / sample).write_text("".join(lines))
+        settings = json.loads((run / "settings.json").read_text())
+        settings |= {"data": str(tmp_path / sample)}
+        (run / "settings.json").write_text(json.dumps(settings))
+        given = dict(data=str(tmp_path / sample), updates=10, interval=4)
+        if labels is names:
+            train(text_classification, run, **given)
+            continue
+        with pytest.raises(ValueError, match="the classes of the data have changed since .*other"):
+            train(text_classification, run, **(given | {"updates": 12}))
+
+
+@pytest.mark.parametrize(
+    "task, settings, message",
+    [
+        ("answering", dict(overlap=-5), "overlap must be a non-negative integer: -5"),
+        ("answering", dict(longest=0), "longest must be a positive integer: 0"),
+        ("answering", dict(preset="roberta-base"), "training on pairs needs pairs of texts"),
+        ("tagging", dict(freeze="."), "no weight is left to train"),
+        ("tagging", dict(max_length=2), "more than the 2 special tokens of a text: 2"),
+        ("tagging", dict(lora=0), "rank must be a positive integer: 0"),
+        ("tagging", dict(accumulate=100), "accumulate must be at most the 8 batches .*: 100"),
+        ("tagging", dict(clip=0.0), "clip must be positive: 0.0"),
+        ("tagging", dict(peak=math.nan), "peak must be positive: nan"),
+        ("tagging", dict(weight_decay=-1.0), "weight_decay must be at least 0: -1.0"),
+        ("tagging", dict(warmup=-1), "warmup must be at least 0: -1"),
+        ("tagging", dict(patience=-1), "patience must be at least 1: -1"),
+        ("embedding", dict(max_score=0.0), "the largest score must be positive: 0.0"),
+    ],
+)
+def test_wrong_settings_are_refused_before_a_run_is_deleted(
+    trained, tmp_path, monkeypatch, task, settings, message
+):
+    run = shutil.copytree(trained(task), tmp_path / "run")
+    sizes = dict(num_layers=1, dim=16, num_heads=2, intermediate_dim=16)
+    small = dataclasses.replace(BERT.PRESETS["roberta-base"], **sizes)
+    monkeypatch.setitem(BERT.PRESETS, "roberta-base", small)
+    recipe = RECIPES[task]
+    with pytest.raises(ValueError, match=message), without_xla():
+        given = SMALL | dict(updates=8) | settings
+        recipe.train(recipe.Settings(**given), run, restart=True, say=quiet)
+    assert (run / "best").is_dir() and list(run.glob("checkpoint-*"))
 
 
 def test_a_pretrained_model_gets_another_head_and_adapters(trained, tmp_path):

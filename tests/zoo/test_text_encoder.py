@@ -234,6 +234,12 @@ def test_similarity_and_search_are_those_of_cosines(tokenizer):
     np.testing.assert_allclose(model.similarity(x * 3, x), unit @ unit.T, atol=1e-5)
     assert model.similarity("a dog", texts).shape == (5,)
     assert model.similarity("a dog", "a dog") == pytest.approx(1, abs=1e-5)
+    small = model.search("a dog", (300 * unit).astype("float16"))
+    assert [m.score for m in small] == pytest.approx(
+        [m.score for m in model.search("a dog", x)], abs=1e-3
+    )
+    with pytest.raises(TypeError, match="embed takes a string or a list of them"):
+        model.embed(np.array("a"))
     found = model.search("a dog", x, top=2)
     assert [m.index for m in found] == [0, 4] and isinstance(found[0], Match)
     assert found[0].score == pytest.approx(1, abs=1e-5)
