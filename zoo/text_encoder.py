@@ -685,8 +685,14 @@ class TextEncoder(Classifier):
                 f"{self.config.head!r}: model.adapt({head!r}) returns one to be fine-tuned"
             )
 
-    def need_pairs(self, verb):
-        """The tokenizer; raises an error if model and tokenizer cannot read pairs of texts."""
+    def need_pairs(self, verb: str) -> Any:
+        """Returns the tokenizer, if model and tokenizer can read pairs of texts.
+
+        Raises:
+            ValueError: they cannot, or there is no tokenizer; the message begins with ``verb``.
+
+        >>> tokenizer = model.need_pairs("rerank")  # doctest: +SKIP
+        """
         tokenizer = self._need_tokenizer(verb)
         if not self._reads_pairs(tokenizer):
             raise ValueError(
