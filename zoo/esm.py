@@ -494,22 +494,6 @@ class ESM(TextEncoder):
         found = [[s._replace(text=s.text.replace(" ", "")) for s in spans] for spans in found]
         return found[0] if single else found
 
-    def fill_mask(
-        self,
-        texts: str | Sequence[str],
-        top: int = 5,
-        batch_size: int = 32,
-        progress: bool | Callable = False,
-    ) -> list:
-        """Fills the masks ``<mask>`` of sequences; see `TextEncoder.fill_mask`.
-
-        >>> polyhead.ESM.preset("esm2-t6-8m", num_layers=1).fill_mask("MK<mask>AY", top=1)[0].label
-        ... # doctest: +SKIP
-        'L'
-        """
-        self._check("fill_mask", as_texts("fill_mask", texts, "sequence")[0])
-        return super().fill_mask(texts, top, batch_size, progress)
-
     def _rows(self, verb, texts, mask=True):
         """The tokens of sequences, as rows for `_run`; they are not truncated.
 

@@ -511,6 +511,7 @@ class TextEncoder(Classifier):
         tokenizer = self._need_tokenizer("fill_mask")
         top = min(check_count(top, "top"), tokenizer.vocab_size)
         texts, single = as_texts("fill_mask", texts)
+        self._check("fill_mask", texts)
         from ..data.tokenizers.ragged import unpack
 
         mask, rows = self._mask(), []
@@ -538,6 +539,9 @@ class TextEncoder(Classifier):
                 found.append([Classification(*pair) for pair in pairs])
             results.append(found[0] if len(found) == 1 else found)
         return results[0] if single else results
+
+    def _check(self, verb, texts):
+        """Raises an error if a text cannot be read; of a protein, all letters must be residues."""
 
     def _mask(self):
         mask = getattr(self.tokenizer, "mask_id", None)
