@@ -158,14 +158,6 @@ def read_labelled_texts(path: str | PathLike[str], split: str | None = "train") 
     """
     file, part = split_file(path, split, (".csv", ".tsv"))
     rows = read_columns(file, text=TEXT, second=SECOND, label=LABEL, optional="second")
-    counts = Counter(row["label"].strip() for _, row in rows)
-    first, label = rows[0][0], rows[0][1]["label"].strip()
-    if counts[label] == 1 < min([n for x, n in counts.items() if x != label], default=0):
-        warnings.warn(
-            f"{file}, line {first}: only this line has the label {label!r:.80}. If it is a header, "
-            f"name its columns {TEXT[0]} and {LABEL[0]}",
-            stacklevel=2,
-        )
     rows = [row for _, row in held_out(file, rows, part)]
     seconds = [row["second"] for row in rows] if "second" in rows[0] else None
     labels = [row["label"].strip() for row in rows]
@@ -365,6 +357,8 @@ def read_columns(file, optional, **names) -> list[tuple[int, dict[str, Any]]]:
             raise ValueError(f"{file} has a header, but no line after it")
     elif len(header) in (len(names), len(needed)):
         found = {c: i for i, c in enumerate(names if len(header) == len(names) else needed)}
+        if "label" in found:
+            warn_of_header(file, [(number, row[found["label"]].strip()) for number, row in rows])
     else:
         number, row = rows[0]
         raise ValueError(
@@ -377,6 +371,18 @@ def read_columns(file, optional, **names) -> list[tuple[int, dict[str, Any]]]:
             if not field.strip():
                 raise ValueError(f"{file}, line {number}: the {column} is empty")
     return rows
+
+
+def warn_of_header(file, labels):
+    """Warns if the first of the (line, label) is the only one with a label of its own."""
+    counts = Counter(label for _, label in labels)
+    number, first = labels[0]
+    if counts[first] == 1 < min([n for x, n in counts.items() if x != first], default=0):
+        warnings.warn(
+            f"{file}, line {number}: only this line has the label {first!r:.80}. If it is a "
+            f"header, name its columns {TEXT[0]} and {LABEL[0]}",
+            stacklevel=4,
+        )
 
 
 def read_table(file):
