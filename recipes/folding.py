@@ -172,29 +172,19 @@ def read_truths(structures, say):
     Raises:
         ValueError: none is left.
     """
-    import numpy as np
-
-    from ..data.folding import places
-    from ..data.residues import ATOM37, LETTERS
+    from ..data.folding import chains
     from ..training import lddt
 
-    found, slot = [], ATOM37.index("CA")
+    found = []
     for file, structure in structures.items():
-        sequences = structure.chain_sequences()
-        for k, (chain, sequence) in enumerate(zip(structure.chain_names, sequences, strict=True)):
-            rows = np.flatnonzero(structure.chain == k)
-            mask = structure.mask[rows, slot] & (structure.residues[rows] != LETTERS.index("X"))
-            truth = Truth(
-                file if len(sequences) == 1 else f"{file}, {chain}",
-                sequence,
-                places(structure.numbers[rows]),
-                structure.positions[rows, slot],
-                mask,
-            )
-            if mask.any() and math.isfinite(lddt(truth.alpha, truth.alpha, mask)):
-                found.append(truth)
+        letters, sequences = structure.chain_names, structure.chain_sequences()
+        for letter, sequence, chain in zip(letters, sequences, chains(structure), strict=True):
+            name = file if len(letters) == 1 else f"{file}, {letter}"
+            alpha, mask = chain.atoms[:, 1], chain.atom_mask[:, 1]
+            if mask.any() and math.isfinite(lddt(alpha, alpha, mask)):
+                found.append(Truth(name, sequence, chain.positions, alpha, mask))
             else:
-                say(f"{truth.name} is left out: no two known residues are within 15 angstroms")
+                say(f"{name} is left out: no two known residues are within 15 angstroms")
     if not found:
         raise ValueError("no chain has two known residues within 15 angstroms, to be compared")
     return found
