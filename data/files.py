@@ -17,6 +17,11 @@ def write(path, content):
         beside.unlink(missing_ok=True)
 
 
+def ends_with(name, suffixes):
+    """Whether a file's name ends with one of ``suffixes``, or with one and .gz; in any case."""
+    return name.lower().removesuffix(".gz").endswith(suffixes)
+
+
 def read(path):
     """Reads the bytes of a file.
 

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from .batches import Buckets, check_sizes, fill
+from .files import ends_with
 from .labelled import SPLITS
 from .parallel import held_out
 from .residues import LETTERS
@@ -61,7 +62,7 @@ def read_structures(path: str | PathLike[str], split: str | None = "train") -> d
 
 
 def is_structure(name):
-    return name.lower().removesuffix(".gz").endswith(SUFFIXES) and not name.startswith(".")
+    return ends_with(name, SUFFIXES) and not name.startswith(".")
 
 
 class Chain(NamedTuple):

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .files import read_json
+from .files import ends_with, read_json
 from .parallel import find_file, held_out, read_lines, read_rows
 
 # Names of a split's file, without its suffix, and of the columns in the first line of a table.
@@ -320,7 +320,7 @@ def has_tables(path: str | PathLike[str]) -> bool:
     """
     path = Path(path)
     if not path.is_dir():
-        return path.name.removesuffix(".gz").endswith((".csv", ".tsv"))
+        return ends_with(path.name, (".csv", ".tsv"))
     names = (name for names in SPLITS.values() for name in names)
     return any(find_file(path, f"{name}{end}") for name in names for end in (".csv", ".tsv"))
 
@@ -387,7 +387,7 @@ def warn_of_header(file, labels):
 
 def read_table(file):
     """Reads a CSV or TSV file as (line, fields); all lines have the same number of fields."""
-    if file.name.removesuffix(".gz").endswith(".tsv"):
+    if ends_with(file.name, ".tsv"):
         return check_even(file, read_rows(file))
     lines, found, errors = read_lines(file), {}, []
     for delimiter in ",;":  # spreadsheets write semicolons in languages with decimal commas

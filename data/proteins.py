@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from .files import ends_with
 from .labelled import SPLITS, split_file
 from .parallel import find_file, held_out, read_lines
 from .tokenizers.residues import Residues, check_letters
@@ -83,7 +84,7 @@ def has_proteins(path: str | PathLike[str]) -> bool:
     """
     path = Path(path)
     if not path.is_dir():
-        return path.name.lower().removesuffix(".gz").endswith(SUFFIXES)
+        return ends_with(path.name, SUFFIXES)
     names = (name for names in SPLITS.values() for name in names)
     return any(find_file(path, f"{name}{end}") for name in names for end in SUFFIXES)
 

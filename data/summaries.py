@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+from .files import ends_with
 from .labelled import check_lengths, read_columns, split_file
 from .parallel import held_out, read_lines
 
@@ -60,7 +61,7 @@ def read_summaries(path: str | PathLike[str], split: str | None = "train") -> Su
         ValueError: a line is invalid; the message names the file and the line.
     """
     file, part = split_file(path, split, (".jsonl", ".tsv", ".csv"))
-    if file.name.removesuffix(".gz").endswith((".tsv", ".csv")):
+    if ends_with(file.name, (".tsv", ".csv")):
         columns = read_columns(file, None, text=TEXT, summary=SUMMARY)
         rows = [(row["text"], [row["summary"]]) for _, row in columns]
     else:

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -82,6 +83,12 @@ def test_errors_name_the_file_and_the_line(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         read_labelled_texts(write(tmp_path / "a.csv", content), None)
     assert "a.csv" in str(error.value)
+
+
+def test_names_of_files_may_be_in_upper_case(tmp_path):
+    file = tmp_path / "A.TSV.GZ"
+    file.write_bytes(gzip.compress(b"Good, bad.\tmixed\n"))
+    assert has_tables(file) and read_labelled_texts(file, None).texts == ["Good, bad."]
 
 
 def test_columns_that_are_not_read_are_named(tmp_path):
