@@ -10,6 +10,7 @@ published.
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,7 @@ def write_weights(folder, name, shard=SHARD):
     from polyhead.zoo.published.settings import write_settings
 
     pickled = name.endswith(".bin")
+    shard = math.inf if pickled else shard
     cls, config, format, half = model_of(name.removesuffix(".bin"))
     random = np.random.default_rng(0)
     settings = format.fixed | write_settings(format.settings, config) | format.write(config)
@@ -74,22 +76,21 @@ def write_weights(folder, name, shard=SHARD):
         array = random.standard_normal(table.shape_of(entry), "float32")
         largest = max(largest, array.nbytes)
         held[entry.name] = array.astype("float16") if entry.name.startswith(half) else array
-        if pickled:
-            continue
         if sum(array.nbytes for array in held.values()) > shard or i == len(entries):
-            file = f"model-{i:05d}.safetensors"
-            save_file(held, folder / file)
+            file = "pytorch_model.bin" if pickled else f"model-{i:05d}.safetensors"
+            (save_pickled if pickled else save_file)(held, folder / file)
             places |= dict.fromkeys(held, file)
             held = {}
-    if pickled:
-        import torch
-
-        tensors = {name: torch.from_numpy(array) for name, array in held.items()}
-        torch.save(tensors, folder / "pytorch_model.bin")
-        return largest
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": places}))
+    if not pickled:
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": places}))
     return largest
+
+
+def save_pickled(arrays, file):
+    import torch
+
+    torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, file)
 
 
 def measure(preset, shard=SHARD):

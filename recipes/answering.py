@@ -71,8 +71,6 @@ def train(settings, out, restart=False, say=print):
     from ..training import SpanCrossEntropy
     from ..training.checkpoints import WRITER
 
-    if settings.overlap < 0:
-        raise ValueError(f"overlap must be a non-negative integer: {settings.overlap}")
     if settings.longest < 1:
         raise ValueError(f"longest must be a positive integer: {settings.longest}")
     run = Run(settings, out, restart, say)

@@ -72,8 +72,8 @@ def train(settings, out, restart=False, say=print):
     classes = sentences.classes
     say(f"{len(sentences):,} sentences, {sum(map(len, sentences.words)):,} words")
     check_known("tag", itertools.chain(*val.tags), classes, settings.data)
-    if len(sentences.classes) < 2:
-        raise ValueError(f"{settings.data}: words must have at least 2 tags: {sentences.classes}")
+    if len(classes) < 2:
+        raise ValueError(f"{settings.data}: words must have at least 2 tags: {classes}")
     with run.devices.scope():
         model = begin(settings, run, map(" ".join, sentences.words), "tags", classes)
     length = max_length(settings, model)
