@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from measure import Stopwatch, processor, run, run_isolated, store, write
+from measure import Stopwatch, processor, ratio, run, run_isolated, store, write
 
 
 class Task(NamedTuple):
@@ -239,7 +239,7 @@ def table(results):
             for seed in runs[0].keys() & runs[1].keys()
             if runs[0][seed]["machine"] == runs[1][seed]["machine"]
         ]
-        quotient = f"**{statistics.median(quotients):.2f}**" if quotients else "-"
+        quotient = ratio(statistics.median(quotients) if quotients else None, 1)
         about = ", ".join([*machines, *dates])
         times = [f"{seconds[0]:,.0f}", f"{seconds[1]:,.0f}", quotient, about]
         seeds = " and ".join(str(n) for n in dict.fromkeys(map(len, sides)))
@@ -298,8 +298,8 @@ def main(
         f"`python bench/finetuning.py MINILM DATA`; {os.cpu_count()} cores, float32. Epochs: "
         f"{epochs}. Scores are in percent: the mean of the seeds ± half the distance between the "
         "lowest and the highest. Seconds and their ratios are medians; the two sides of a seed ran "
-        "on one machine. all-MiniLM-L6-v2 was trained on the questions of SQuAD and of other sets, "
-        "as sentence pairs.",
+        "on processors of the same name, some on different days. all-MiniLM-L6-v2 was trained on "
+        "the questions of SQuAD and of other sets, as sentence pairs.",
         "",
         *table(results),
     ]
