@@ -279,7 +279,9 @@ def fold(
     out: Annotated[
         Path | None,
         Option(
-            metavar="FILE", help="Write *.pdb or *.cif; of several sequences FILE-1, FILE-2 ..."
+            metavar="FILE",
+            help="Write *.pdb or *.cif, of several sequences FILE-1, FILE-2 ..., each when it is "
+            "folded.",
         ),
     ] = None,
     passes: Passes = None,
@@ -293,12 +295,20 @@ def fold(
     if out is not None:
         check_path(out)  # before the model is loaded
     sequences = list(read_lines(inputs))
-    found = load(run).fold(sequences, passes=passes, progress=show_progress("folding"))
-    for i, structure in enumerate(found, 1):
+
+    def path(i):
+        ends = "".join(out.suffixes[-2:] if out.suffix.lower() == ".gz" else out.suffixes[-1:])
+        name = out.name if len(sequences) == 1 else f"{out.name.removesuffix(ends)}-{i + 1}{ends}"
+        return out.with_name(name)
+
+    found = load(run).fold(
+        sequences,
+        passes=passes,
+        progress=show_progress("folding"),
+        each=out and (lambda i, structure: structure.save(path(i))),
+    )
+    for i, structure in enumerate(found):
         if out is None:
             print(structure.pdb(), end="")
-            continue
-        ends = "".join(out.suffixes[-2:] if out.suffix.lower() == ".gz" else out.suffixes[-1:])
-        name = out.name if len(found) == 1 else f"{out.name.removesuffix(ends)}-{i}{ends}"
-        structure.save(out.with_name(name))
-        print(f"{out.with_name(name)}: pLDDT {structure.plddt.mean():.1f}, pTM {structure.ptm:.2f}")
+        else:
+            print(f"{path(i)}: pLDDT {structure.plddt.mean():.1f}, pTM {structure.ptm:.2f}")

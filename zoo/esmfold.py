@@ -444,6 +444,7 @@ class ESMFold(FoldingModel):
         batch_size: int = 1,
         progress: bool | Callable = False,
         places: Sequence[ArrayLike] | None = None,
+        each: Callable[[int, Any], None] | None = None,
     ) -> Any:
         """Predicts the structure of a protein, or of each of a list.
 
@@ -459,6 +460,8 @@ class ESMFold(FoldingModel):
             progress: True shows a progress bar; or a function that wraps the batches.
             places: for each sequence, the places (N,) of its N residues in the chain, rising
                 integers: they jump where residues are known to be missing. Default: 0, 1, ...
+            each: a function that is called with the index and the structure of each protein when it
+                is folded, the shortest first: to save it, for example.
 
         Returns:
             a `polyhead.data.Structure`, or a list of them.
@@ -479,6 +482,7 @@ class ESMFold(FoldingModel):
         from ..data.structures import Structure
 
         rows = [self._read_chains(tokenizer, i, text) for i, text in enumerate(sequences)]
+        each = each or (lambda index, structure: None)
         if places is not None:
             set_places(rows, [places] if single else places)
         size = check_count(batch_size, "batch_size")
@@ -504,7 +508,7 @@ class ESMFold(FoldingModel):
                 found = {name: np.asarray(x) for name, x in compute(inputs).items()}
             for i, row in enumerate(chosen):
                 kept = np.flatnonzero(row["kept"])  # the rest of the batch is padding
-                yield Structure.of_prediction(
+                structure = Structure.of_prediction(
                     row["residues"][kept],
                     row["chain"][kept],
                     found["positions"][i][kept],
@@ -512,6 +516,8 @@ class ESMFold(FoldingModel):
                     found["pae"][i][np.ix_(kept, kept)],
                     float(found["ptm"][i]),
                 )
+                each(row["index"], structure)
+                yield structure
 
         results = in_batches(rows, size, run, lambda row: len(row["residues"]), progress)
         return results[0] if single else results
@@ -661,7 +667,7 @@ class ESMFold(FoldingModel):
         return [x for x in super()._attentions() if id(x) not in frozen]
 
     def _read_chains(self, tokenizer, i, text):
-        """The arrays of a protein: ``residues``, ``positions``, ``chain`` and ``kept`` (N,)."""
+        """The arrays of protein ``i``: ``residues``, ``positions``, ``chain``, ``kept`` (N,)."""
         from ..data.residues import TOKEN_RESIDUE
         from ..data.tokenizers.residues import check_letters
 
@@ -687,6 +693,7 @@ class ESMFold(FoldingModel):
                 f"{len(chain)}: load the model with max_length={len(chain)}"
             )
         return {
+            "index": i,
             "residues": np.concatenate(pieces),
             "positions": np.arange(len(chain)) + GAP * np.maximum.accumulate(chain),
             "chain": chain,

@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 
+from polyhead.data import Structure
 from polyhead.recipes import folding
 from polyhead.recipes.run import load
 from polyhead.training import lddt
@@ -77,6 +78,23 @@ def test_a_run_resumes_and_folds(tmp_path, monkeypatch, capfd):
     assert text.count("pLDDT") == 2
     folding.fold(tmp_path / "whole", ["MKTAY", "GG"], tmp_path / "b.pdb.GZ")
     assert [x.name for x in sorted(tmp_path.glob("b*"))] == ["b-1.pdb.GZ", "b-2.pdb.GZ"]
+
+
+def test_a_file_is_written_when_its_protein_is_folded(tmp_path, monkeypatch):
+    sizes = dict(num_blocks=1, num_iterations=1, passes=1)
+    ESMFold.preset("fold-tiny", **sizes).save_pretrained(tmp_path / "SMALL")
+    save, saved = Structure.save, []
+
+    def stop_at_second(self, path):
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(save(self, path))
+
+    monkeypatch.setattr(Structure, "save", stop_at_second)
+    with pytest.raises(KeyboardInterrupt), without_xla():
+        folding.fold(tmp_path / "SMALL", ["MKTAY", "GG", "MKT"], tmp_path / "a.pdb")
+    assert [x.name for x in tmp_path.glob("*.pdb")] == ["a-2.pdb"]  # the shortest first
+    assert (tmp_path / "a-2.pdb").read_text().count(" CA ") == 2
 
 
 @pytest.fixture
