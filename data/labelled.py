@@ -127,6 +127,9 @@ class TextPairs:
 
     def __post_init__(self):
         check_lengths(firsts=self.firsts, seconds=self.seconds, scores=self.scores)
+        for i, score in enumerate(self.scores or ()):
+            if not abs(score) < float("inf"):
+                raise ValueError(f"scores must be finite numbers: that of pair {i} is {score}")
 
     def __len__(self):
         return len(self.firsts)

@@ -17,12 +17,15 @@ SHARE = 0.9  # fraction of the text for training, if there is no validation file
 PIECE = 1 << 20  # characters tokenized at once
 
 
-def read_text(path: str | PathLike[str], split: str = "train", suffix: str = ".txt") -> list[str]:
+def read_text(
+    path: str | PathLike[str], split: str | None = "train", suffix: str = ".txt"
+) -> list[str]:
     """Reads the documents of a file or a folder.
 
     From a folder it reads the file ``<split>.txt``. A folder with neither ``train.txt`` nor
     ``val.txt`` is read as one document per ``*.txt`` file, in the order of names. Without separate
-    files, the split "train" is the first 90% of all characters, and "val" the rest.
+    files, the split "train" is the first 90% of all characters, and "val" the rest. The split None
+    is all of a file.
 
     >>> polyhead.training.write_file("digits.txt", b"0123456789")
     >>> polyhead.data.read_text("digits.txt", "val")
@@ -33,8 +36,10 @@ def read_text(path: str | PathLike[str], split: str = "train", suffix: str = ".t
         ValueError: a file is empty or not UTF-8, or the split is unknown.
     """
     path = Path(path)
-    if split not in ("train", "val", "test"):
+    if split not in ("train", "val", "test", None):
         raise ValueError(f"split must be train, val or test: {split!r}")
+    if split is None:
+        return [read(path)]
     if path.is_dir():
         names = [name for name in ("train", "val") if (path / f"{name}{suffix}").is_file()]
         if names == ["train", "val"] or (names and split == "test"):

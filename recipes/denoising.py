@@ -23,7 +23,7 @@ from .run import (
     read_lines,
     show_progress,
 )
-from .settings import option, plain_text
+from .settings import choose_split, option, plain_text
 from .summarization import EncoderDecoderSettings, begin, compile_model
 
 
@@ -112,7 +112,7 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     from ..training import SmoothedCrossEntropy
 
     settings, model = settings_of(run, Settings, data), load(run)
-    split = split or "val"
+    split, name = choose_split(split, data)
     stream = token_stream(documents(data or settings.data, split), model.tokenizer)
     model.compile(loss=SmoothedCrossEntropy(0.0), weighted_metrics=["accuracy"])
     sums, count = dict.fromkeys(("loss", "accuracy"), 0.0), 0.0
@@ -128,7 +128,7 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     }  # fmt: skip
     say(
         f"loss {loss:.4f}, perplexity {score['perplexity']:.2f}, accuracy {accuracy:.2%}; "
-        f"{score['tokens']:,} target tokens of {split}"
+        f"{score['tokens']:,} target tokens of {name}"
     )
     return score
 

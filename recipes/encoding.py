@@ -11,6 +11,7 @@ from .settings import (
     SAMPLE_TEXT,
     RunSettings,
     Schedule,
+    choose_split,
     option,
     read_settings,
     sample_folder,
@@ -71,12 +72,9 @@ def read_split(reader, sample, data, split=None, other=None):
         sample: the name of the sample's folder.
         split: Default: all of another file, else "val".
     """
-    if other is not None and split is None and Path(other).is_file():
-        return reader(Path(other), None), Path(other).name
-    data, split = other or data, split or "val"
-    return reader(
-        sample_folder(sample) if data in (SAMPLE, SAMPLE_TEXT) else Path(data), split
-    ), split
+    (split, name), data = choose_split(split, other), other or data
+    folder = sample_folder(sample) if data in (SAMPLE, SAMPLE_TEXT) else Path(data)
+    return reader(folder, split), name
 
 
 def check_known(kind, found, known, data):

@@ -22,6 +22,7 @@ from .settings import (
     SAMPLE,
     RunSettings,
     Schedule,
+    choose_split,
     option,
     plain_text,
     read_settings,
@@ -167,7 +168,7 @@ def say_sizes(texts, say):
 
 
 def documents(data, split):
-    """Reads the texts of a split of a run's data."""
+    """Reads the texts of a split of a run's data; None is all of a file."""
     from ..data import read_text
 
     if data == SAMPLE:
@@ -184,7 +185,7 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, batch_size=
     """
     from ..data import text_batches, token_stream
 
-    split = split or "val"
+    split, name = choose_split(split, data)
     texts = documents(data or read_settings(run).data, split)
     model = load(run)
     stream = token_stream(texts, model.tokenizer)
@@ -206,7 +207,7 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, batch_size=
     say(
         f"loss {score['loss']:.4f}, perplexity {score['perplexity']:.2f}, "
         f"{score['bits_per_byte']:.4f} bits per byte; {score['tokens']:,} tokens, "
-        f"{score['bytes']:,} bytes of {split}"
+        f"{score['bytes']:,} bytes of {name}"
     )
     return score
 

@@ -36,7 +36,7 @@ from .run import (
     read_lines,
     show_progress,
 )
-from .settings import SAMPLE, option, plain_text
+from .settings import SAMPLE, choose_split, option, plain_text
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     from ..data.masking import document_tokens
 
     settings, model = settings_of(run, Settings, data), load(run)
-    split = split or "val"
+    split, name = choose_split(split, data)
     texts = read(data or settings.data, split)
     stream = document_tokens(texts, model.tokenizer, settings.whole_words)
     batches = mask(masked_batches, model, settings, data or settings.data, stream, shuffle=False)
@@ -157,7 +157,7 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
         hits += (logits.argmax(-1) == labels).sum()
         count += chosen.sum()
     if not count:
-        raise ValueError(f"{split} has too little text: no token is masked")
+        raise ValueError(f"{name} has too little text: no token is masked")
     score = {
         "loss": float(loss / count),
         "perplexity": math.exp(loss / count),
@@ -166,7 +166,7 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     }
     say(
         f"loss {score['loss']:.4f}, perplexity {score['perplexity']:.2f}, accuracy "
-        f"{score['accuracy']:.2%}; {score['tokens']:,} masked tokens of {split}"
+        f"{score['accuracy']:.2%}; {score['tokens']:,} masked tokens of {name}"
     )
     return score
 

@@ -30,7 +30,11 @@ Texts = Annotated[
     Argument(metavar="TEXT ...", help="Texts. Default: the lines of standard input."),
 ]
 Data = Annotated[
-    str | None, Option(metavar="DIR|FILE", help="Data to evaluate on. Default: the run's.")
+    str | None,
+    Option(
+        metavar="DIR|FILE",
+        help="Folder, or file, which is read as a whole. Default: the run's.",
+    ),
 ]
 Split = Annotated[
     str | None,

@@ -37,6 +37,16 @@ def sample_folder(name: str) -> Any:
     return importlib.resources.files("polyhead.data") / "samples" / name
 
 
+def choose_split(split: str | None, data: Any = None) -> tuple[str | None, str]:
+    """The split to read, None for all of a file, and its name.
+
+    Default: all of ``data``, if this is a file other than the run's; else "val".
+    """
+    if split is None and data not in (None, SAMPLE, SAMPLE_TEXT) and Path(data).is_file():
+        return None, Path(data).name
+    return split or "val", split or "val"
+
+
 def option(default, help, *flags, limit=False, adapts=False, **cli) -> Any:
     """Declares a field of a run's settings that is also an option of the command.
 

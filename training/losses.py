@@ -22,7 +22,8 @@ class SmoothedCrossEntropy(keras.losses.Loss):
         smoothing: in [0, 1); 0.1 in the paper.
         consistency: R-Drop's alpha, 5 for translation in the paper; 0 disables it.
 
-    Call with ``labels`` (B, T), ``logits`` (B, T, V) and ``sample_weight`` (B, T).
+    Call with ``labels`` (B, T), ``logits`` (B, T, V) and ``sample_weight`` (B, T). The loss is NaN
+    if a label is not in 0 to V - 1, also where its weight is 0.
 
     >>> loss = polyhead.training.SmoothedCrossEntropy(0.1)
     >>> logits = np.zeros([1, 2, 4], "float32")
@@ -49,7 +50,7 @@ class SmoothedCrossEntropy(keras.losses.Loss):
     def call(self, labels, logits):
         labels = ops.cast(labels, "int32")  # Keras converts them to floats
         normalizer = ops.logsumexp(logits, axis=-1)
-        chosen = ops.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        chosen = chosen_logits(logits, labels[..., None], -1)[..., 0]
         loss = normalizer - (1 - self.smoothing) * chosen
         if self.smoothing:
             loss = loss - self.smoothing * ops.mean(logits, axis=-1)
@@ -72,7 +73,8 @@ class SpanCrossEntropy(keras.losses.Loss):
 
     (Devlin et al. 2019, section 4.2.) In nats per example, over all T positions.
 
-    Call with ``labels`` (B, 2), ``logits`` (B, T, 2) and ``sample_weight`` (B,).
+    Call with ``labels`` (B, 2), ``logits`` (B, T, 2) and ``sample_weight`` (B,). The loss is NaN
+    if a label is not in 0 to T - 1.
 
     >>> loss = polyhead.training.SpanCrossEntropy()
     >>> round(float(loss(np.array([[1, 2]]), np.zeros([1, 4, 2], "float32"))), 4)  # log 4
@@ -85,7 +87,7 @@ class SpanCrossEntropy(keras.losses.Loss):
 
     def call(self, labels, logits):
         labels = ops.cast(labels, "int32")
-        chosen = ops.take_along_axis(logits, labels[:, None, :], axis=1)[:, 0]
+        chosen = chosen_logits(logits, labels[:, None, :], 1)[:, 0]
         return ops.mean(ops.logsumexp(logits, axis=1) - chosen, axis=-1)
 
 
@@ -178,6 +180,13 @@ class CosineRegression(keras.losses.Loss):
         cosine = ops.sum(x[::2] * x[1::2], axis=-1)
         loss = ops.square(cosine - ops.reshape(labels, (-1,))[::2])
         return ops.repeat(loss, 2, axis=0)
+
+
+def chosen_logits(logits, labels, axis):
+    """The logits at the indices ``labels`` of an axis; NaN where there is none, on all backends."""
+    exists = ops.logical_and(labels >= 0, labels < ops.shape(logits)[axis])
+    chosen = ops.take_along_axis(logits, ops.where(exists, labels, 0), axis=axis)
+    return ops.where(exists, chosen, float("nan"))
 
 
 def unit(x):

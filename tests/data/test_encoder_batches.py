@@ -167,6 +167,8 @@ def test_pairs_alternate_and_equal_texts_have_one_number(tokenizer):
     scored = TextPairs(["Ada"], ["Oslo"], [2.5])
     [(_, labels, _)] = pair_batches(scored, tokenizer, batch_size=2, scale=5.0)
     np.testing.assert_array_equal(labels, [0.5, 0.5, -1, -1])
+    with pytest.raises(ValueError, match="finite numbers: that of pair 0 is nan"):
+        TextPairs(["Ada"], ["Oslo"], [float("nan")])
     small = TextPairs(["Ada"], ["Oslo"], [1e-9])
     [(_, labels, _)] = pair_batches(small, tokenizer, batch_size=1)
     np.testing.assert_array_equal(labels, np.float32([1e-9, 1e-9]))

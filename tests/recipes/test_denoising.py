@@ -98,6 +98,8 @@ def test_other_text_is_evaluated(run, monkeypatch, capfd, tmp_path):
     ask = ("evaluate", run, "--data", tmp_path / "book.txt", "--split", "train")
     status, out, err = polyhead(monkeypatch, capfd, *ask)
     assert status == 0 and out.endswith(" target tokens of train\n"), err
+    status, out, err = polyhead(monkeypatch, capfd, *ask[:-2])
+    assert status == 0 and out.endswith(" target tokens of book.txt\n"), err
 
 
 def test_bad_settings_are_one_line(run, monkeypatch, capfd, tmp_path):

@@ -41,6 +41,14 @@ def test_training_lowers_the_loss_and_keeps_the_best_model(trained):
     assert found["bits_per_byte"] == pytest.approx(bits)
 
 
+def test_all_of_another_file_is_evaluated(trained, tmp_path):
+    (tmp_path / "other.txt").write_text("The dog sleeps.\n" * 8, "utf-8")
+    lines = []
+    assert evaluate(trained, tmp_path / "other.txt", say=lines.append)["bytes"] == 128
+    assert lines[0].endswith("128 bytes of other.txt")
+    assert evaluate(trained, tmp_path / "other.txt", "val", say=lines.append)["bytes"] == 13
+
+
 @pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(trained, text, tmp_path):
     settings = Settings(data=str(text), **{**SMALL, "schedule": "sqrt"})

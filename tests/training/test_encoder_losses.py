@@ -23,6 +23,7 @@ def test_the_loss_of_spans_is_the_mean_of_two_cross_entropies():
     assert float(SpanCrossEntropy()(labels, logits)) == pytest.approx(np.mean(expected), abs=1e-5)
     weighted = SpanCrossEntropy()(labels, logits, np.array([1.0, 0, 0]))
     assert float(weighted) == pytest.approx(expected[0], abs=1e-5)
+    assert np.isnan(float(SpanCrossEntropy()(np.array([[1, 5]] * 3), logits)))
 
 
 def test_negatives_are_the_other_texts_of_the_batch():

@@ -33,6 +33,17 @@ def test_padding_has_no_weight():
     assert number(loss(LABELS, LOGITS, WEIGHT * 0)) == 0
 
 
+@pytest.mark.parametrize("label", [-1, 5])
+def test_a_label_that_does_not_exist_gives_nan_also_with_xla(label):
+    inputs = keras.Input([3])
+    model = keras.Model(inputs, keras.layers.Dense(5)(inputs))
+    x, y = np.ones((2, 3), "float32"), np.array([label, 4])
+    for compiled in (False, True):
+        model.compile("sgd", SmoothedCrossEntropy(), jit_compile=compiled)
+        assert math.isnan(model.train_on_batch(x, y))
+    assert np.isfinite(ops.convert_to_numpy(model.weights[0])).all()
+
+
 def test_consistency_adds_the_divergence_of_two_passes():
     logits = np.random.default_rng(1).normal(size=(4, 3, 5)).astype("float32")
     labels, weight = LABELS.repeat(4, 0), WEIGHT.repeat(4, 0)
