@@ -163,9 +163,9 @@ class TextEncoder(Classifier):
             head_size(c),
             activation,
             norm,
-            c.dropout,
+            0.0 if c.head == "spans" else c.dropout,  # as in Devlin et al.'s code
             use_bias,
-            c.vocab_size if c.head == "tokens" else 0,
+            vocab_size=c.vocab_size if c.head == "tokens" else 0,
             dtype=self.dtype_policy,
             name="head",
         )

@@ -66,6 +66,14 @@ def test_every_head_has_its_weights_and_outputs(head):
     np.testing.assert_allclose(typed[1], y[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("head", ["classes", "score", "tags", "spans"])
+def test_dropout_precedes_the_last_map_but_not_of_spans(head):
+    model = toy(head, num_classes=3 * (head in ("classes", "tags")), dropout=0.5)
+    x = np.ones((8, 16), "float32")
+    same = np.allclose(model.head(x, training=True), model.head(x, training=False))
+    assert same == (head == "spans")
+
+
 def test_the_head_of_tokens_computes_chosen_positions():
     model, tokens = toy("tokens"), np.array([[1, 5, 6, 2], [1, 7, 2, 0]])
     chosen = np.array(model({"tokens": tokens, "positions": np.array([[2, 0], [1, 1]])}))
