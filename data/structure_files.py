@@ -98,7 +98,9 @@ def read_chains(gemmi, content):
     found.remove_alternative_conformations()
     chains = {}
     for part in found[0]:
-        if residues := [x for x in map(read_residue, part.get_polymer()) if x is not None]:
+        # Not `get_polymer`, which ends where the authors' chain has a second polymer.
+        polymer = (x for x in part if x.entity_type == gemmi.EntityType.Polymer)
+        if residues := [x for x in map(read_residue, polymer) if x is not None]:
             chains[part.name] = residues
     return chains
 

@@ -230,6 +230,24 @@ def test_equal_chains_are_one_entity_and_other_names_are_kept(tmp_path):
 
 
 @needs_gemmi
+def test_two_polymers_of_one_chain_of_the_authors_are_read(tmp_path):
+    import gemmi
+
+    from polyhead.data import read_structure
+
+    structure = random_complex()
+    block = gemmi.cif.read_string(structure.cif()).sole_block()
+    for row in block.find("_atom_site.", ["auth_asym_id", "auth_seq_id"]):
+        if row[0] == "B":
+            row[0], row[1] = "A", str(100 + int(row[1]))
+    (tmp_path / "x.cif").write_text(block.as_string())
+    found = read_structure(tmp_path / "x.cif")
+    exists = structure.mask.any(axis=1)  # not X
+    assert found.chain_names == ("A", "C") and len(found) == exists.sum() == 32
+    np.testing.assert_allclose(found.positions, structure.positions[exists], atol=0.00051)
+
+
+@needs_gemmi
 def test_insertion_codes_are_kept_in_pdb_files(tmp_path):
     from polyhead.data import read_structure
 
