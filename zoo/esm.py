@@ -166,7 +166,9 @@ class ESM(TextEncoder):
             TransformerBlock(**parts, dtype=dtype, name=f"block_{i}") for i in range(c.num_layers)
         ]
         self.norm = keras.layers.LayerNormalization(epsilon=c.epsilon, dtype=dtype, name="norm")
-        self.contact_map = ContactRegression(c.num_layers * c.num_heads, name="contacts")
+        self.contact_map = ContactRegression(
+            c.num_layers * c.num_heads, dtype="float32", name="contacts"
+        )
         self.contact_map.build()
         first = {"tokens": c.activation, "classes": "tanh"}
         self.build_head(first.get(c.head), norm if c.head == "tokens" else None)

@@ -91,6 +91,20 @@ def test_contacts_are_symmetric_probabilities():
     assert 0 <= found.min() and found.max() <= 1 and found.std() > 0
 
 
+def test_contacts_are_computed_in_any_precision():
+    model = small()
+    expected = model.contacts(SEQUENCES)
+    for precision, atol in (("float64", 1e-5), ("mixed_bfloat16", 0.1)):
+        keras.config.set_dtype_policy(precision)
+        try:
+            other = small()
+        finally:
+            keras.config.set_dtype_policy("float32")
+        for v, w in zip(other.weights, model.weights, strict=True):
+            v.assign(array(w))
+        np.testing.assert_allclose(other.contacts(SEQUENCES), expected, atol=atol)
+
+
 def test_contacts_need_a_regression(tmp_path):
     model = ESM.preset("esm2-t6-8m", **SIZES)  # training does not change its zeros
     with pytest.raises(ValueError, match="contacts needs a regression .* this model's is zero"):
