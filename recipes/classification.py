@@ -271,7 +271,7 @@ average = averaging(evaluate)
 def classify(
     run: ModelFolder,
     inputs: Annotated[list[str] | None, Argument(metavar="IMAGE ...", help="Image files.")] = None,
-    top: Annotated[int, Option(help="Number of classes per image.")] = 1,
+    top: Annotated[int, Option(help="Number of classes per input.")] = 1,
     explain: Annotated[
         Path | None, Option(metavar="FILE.png", help="Save the attention map of one image.")
     ] = None,
@@ -298,7 +298,7 @@ def export(
     run: ModelFolder,
     folder: ExportFolder,
     format: Format = "tf_saved_model",
-    top: Annotated[int | None, Option(help="Number of classes per image. Default: 5.")] = None,
+    top: Annotated[int | None, Option(help="Number of classes per input. Default: 5.")] = None,
     max_pixels: MaxPixels = None,
 ):
     """Exports a run's best model for TensorFlow Serving, or in another ``format``."""

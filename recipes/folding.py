@@ -34,7 +34,10 @@ Metric = Literal["lddt", "tm", "gdt"]
 LEAST = 50  # batches between checkpoints
 PEAKS = {"muon": 5e-3, "adam": 2e-3}  # learning rates from scratch
 Passes = Annotated[
-    int | None, Option(help="Number of times the network gets its prediction. Default: its own.")
+    int | None,
+    Option(
+        help="Number of passes; each gets the prediction of the last. Default: the model's own."
+    ),
 ]
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Unpack
 
 from typer import Argument, Option
 
-from .options import Data, ExportFolder, Format, ModelFolder, RunFolder, Search, Split
+from .options import Data, ExportFolder, Format, MaxNewTokens, ModelFolder, RunFolder, Search, Split
 from .run import Run, averaging, draw_curve, load, lock_folder, show_progress
 from .settings import (
     SAMPLE,
@@ -57,7 +57,7 @@ class Settings(RunSettings):
 class Decoding(Search, total=False):
     """Settings of beam search and sampling. The keys are the model's arguments."""
 
-    max_new_tokens: Annotated[int, Option(help="Maximum number of new tokens.")]
+    max_new_tokens: MaxNewTokens
     temperature: Annotated[float, Option(help="Sampling temperature; 0 is greedy.")]
     top_k: Annotated[int, Option(help="Sample from the k most likely tokens.")]
     top_p: Annotated[

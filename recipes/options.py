@@ -52,12 +52,20 @@ MaxPixels = Annotated[
     int | None,
     Option(help="Refuse encoded images with more pixels. Default: 60 million."),
 ]
+MaxNewTokens = Annotated[
+    int, Option(help="Maximum number of new tokens. Default: the model's own.")
+]
 
 
 class Search(TypedDict, total=False):
     """Settings of beam search. The keys are the model's arguments."""
 
-    num_beams: Annotated[int, Option(help="Beam width; 1 is greedy. Default: the model's own.")]
+    num_beams: Annotated[
+        int,
+        Option(
+            help="Beam width; 1 is greedy. Default: the model's own; in an export, 4 if that is 1."
+        ),
+    ]
     length_penalty: Annotated[
         float, Option(help="Length penalty a of beam search: score / tokens^a.")
     ]
@@ -66,9 +74,7 @@ class Search(TypedDict, total=False):
 class Lengths(Search, total=False):
     """Settings of beam search, and limits of what it finds."""
 
-    max_new_tokens: Annotated[
-        int, Option(help="Maximum number of new tokens. Default: the model's own.")
-    ]
+    max_new_tokens: MaxNewTokens
     min_new_tokens: Annotated[
         int, Option(help="Minimum number of new tokens. Default: the model's own.")
     ]
@@ -97,35 +103,38 @@ def argument(name, kind, default=inspect.Parameter.empty):
 def merge(found):
     """Merges the options of several kinds of data, ``{kind: [parameter, ...]}``, to one list.
 
-    Options of one kind are listed under its name. Where the kinds' help or defaults differ, the
-    help has them all, and the option has no default.
+    Options of one kind are listed under its name; see `join` for the others.
     """
     kinds = {}
     for kind, parameters in found.items():
         for parameter in parameters:
             kinds.setdefault(parameter.name, {})[kind] = parameter
     for options in kinds.values():
-        first, *others = options.values()
+        option = join(options)
         if len(options) < len(found):
-            yield move_to_panel(first, " and ".join(options).capitalize())
-        elif all(describe(first) == describe(other) for other in others):
-            yield first
-        else:
-            yield join_options(options)
+            option = move_to_panel(option, " and ".join(options).capitalize())
+        yield option
 
 
 def describe(parameter):
     return parameter.annotation.__metadata__[0].help, parameter.default
 
 
-def join_options(options):
-    """One option for several kinds of data, ``{kind: parameter}``."""
-    first = next(iter(options.values()))
-    texts = []
+def join(options):
+    """One option for several kinds of data or tasks, ``{kind: parameter}``.
+
+    Where their help or defaults differ, the help has them all; if the defaults do, the option has
+    none.
+    """
+    first, groups = next(iter(options.values())), {}
     for kind, parameter in options.items():
-        help, default = describe(parameter)
-        shown = "" if default is None or default is False else f" (default {default})"
-        texts.append((help, f"{kind}{shown}"))
+        groups.setdefault(describe(parameter), []).append(kind)
+    if len(groups) == 1:
+        return first
+    same, texts = len({default for _, default in groups}) == 1, []
+    for (help, default), kinds in groups.items():
+        shown = "" if same or default is None or default is False else f" (default {default})"
+        texts.append((help, f"{join_words(kinds)}{shown}"))
     if len({help for help, _ in texts}) == 1:
         help = f"{texts[0][0]} For {'; '.join(kind for _, kind in texts)}."
     else:
@@ -133,6 +142,8 @@ def join_options(options):
     info = copy.copy(first.annotation.__metadata__[0])
     info.help = help
     kind = first.annotation.__origin__
+    if same:
+        return first.replace(annotation=Annotated[kind, info])
     return first.replace(annotation=Annotated[kind | None, info], default=None)
 
 
@@ -188,11 +199,14 @@ def add_verb(app, name, functions, task_of, doc, **override):
         task_of: a function that returns a run's task.
         override: types of arguments that the tasks describe differently.
     """
-    found, tasks = {}, {}
+    tasks = {}
     for task, function in functions.items():
         for parameter in arguments(function):
-            found.setdefault(parameter.name, parameter)
-            tasks.setdefault(parameter.name, []).append(task)
+            tasks.setdefault(parameter.name, {})[task] = parameter
+    found = {
+        name: join({title(task): parameter for task, parameter in options.items()})
+        for name, options in tasks.items()
+    }
     for option, kind in override.items():
         found[option] = found[option].replace(annotation=kind)
     common = [p for p in found.values() if len(tasks[p.name]) == len(functions)]

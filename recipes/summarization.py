@@ -38,6 +38,14 @@ from .settings import SAMPLE, RunSettings, Schedule, option
 Metric = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
 
+class RunLengths(Lengths, total=False):
+    """The same settings, for the data of a run."""
+
+    max_new_tokens: Annotated[
+        int, Option(help="Maximum number of new tokens. Default: the run's --max-target-length.")
+    ]
+
+
 @dataclass(frozen=True)
 class EncoderDecoderSettings(RunSettings):
     """The settings of a training run of T5 or BART, for all tasks."""
@@ -235,7 +243,7 @@ def evaluate(
         Option(help="Of several references: that with the best ROUGE-1, or the mean of all."),
     ] = "best",
     say=print,
-    **search: Unpack[Lengths],
+    **search: Unpack[RunLengths],
 ):
     """Evaluates a run's best model on a split of its data, "val" by default, by ROUGE.
 
@@ -265,7 +273,7 @@ def evaluate(
     return {**found, "summaries": summaries}
 
 
-def average(run: RunFolder, last: Last = None, say=print, **search: Unpack[Lengths]):
+def average(run: RunFolder, last: Last = None, say=print, **search: Unpack[RunLengths]):
     """Saves the mean of a run's last checkpoints as ``RUN/average``, and evaluates it."""
     save_average(run, last, functools.partial(evaluate, show=0, **search), say)
 

@@ -92,6 +92,22 @@ def test_the_options_of_training_are_the_settings_of_the_recipe(task):
     assert f"at most {settings.longest_warmup}." in found["warmup"].help
 
 
+def test_help_that_differs_between_tasks_is_that_of_all():
+    help = {name: options(COMMANDS[name]) for name in ("predict", "classify", "evaluate")}
+    assert help["predict"]["top"].default is None
+    assert help["predict"]["top"].help == (
+        "For classification and text classification (default 1): Number of classes per input. For "
+        "answering (default 1): Number of answers per question. For masked (default 5): Number of "
+        "tokens per mask."
+    )
+    assert help["classify"]["top"].default == 1
+    assert "--max-target-length" in help["evaluate"]["max_new_tokens"].help
+    [run] = [x for x in COMMANDS["evaluate"].params if x.name == "run"]
+    assert run.required and "For translation, generation and classification: Folder of a run. " in (
+        run.help
+    )
+
+
 @pytest.fixture
 def trained(monkeypatch):
     """Records what `polyhead train generation` would train."""
