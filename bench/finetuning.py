@@ -112,6 +112,7 @@ def problem(name, weights, data, seed):
 
     An example is (tokens, types, label): rows of the batches that our model is trained on.
     """
+    import numpy as np
     import torch
     import transformers
 
@@ -160,14 +161,19 @@ def problem(name, weights, data, seed):
             return model(**given, labels=labels.long()).loss
 
     examples = []
+    rows = 2 if task == "embedding" else 1  # of an example
     for inputs, labels, weight in batches.as_numpy_iterator():
         inputs = inputs if isinstance(inputs, dict) else {"tokens": inputs, "types": 0 * inputs}
-        count = int((inputs["tokens"] != model.config.pad_id).sum(-1).max())
-        tokens, types = (torch.tensor(inputs[k][:, :count]).long() for k in ("tokens", "types"))
-        label = torch.tensor(labels)
         if task == "tagging":
-            label = torch.where(torch.tensor(weight) > 0, label, -100)[:, :count]
-        examples.append((tokens, types, label))
+            labels = np.where(weight > 0, labels, -100)
+        for i in range(0, len(labels), rows):
+            tokens, types = (inputs[k][i : i + rows] for k in ("tokens", "types"))
+            count = int((tokens != model.config.pad_id).sum(-1).max())
+            if count:  # not a row that fills the last batch
+                arrays = tokens[:, :count], types[:, :count], labels[i : i + rows]
+                tokens, types, label = map(torch.tensor, arrays)
+                label = label[:, :count] if task == "tagging" else label
+                examples.append((tokens.long(), types.long(), label))
 
     def pad(rows, value=0):
         longest = max(row.shape[1] for row in rows)

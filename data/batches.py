@@ -204,25 +204,28 @@ class Buckets:
     """A plan of batches with few shapes, where rows of similar length share a batch.
 
     There are at most ``buckets`` lengths L, chosen for the least padding, each with one batch size
-    B: the multiple of 8 with B * L <= ``tokens`` (at least 8), or ``batch_size``. Remaining rows
-    join the next longer bucket, and the last batch is padded with empty rows.
+    B: the multiple of ``unit`` with B * L <= ``tokens`` (at least ``unit``), or ``batch_size``.
+    Remaining rows join the next longer bucket, and the last batch is padded with empty rows.
 
     Args:
         lengths: (N,) tokens of each row: of a pair, those of the longer side; of a question with
             its context, the sum.
         tokens: padded tokens per batch.
         batch_size: rows per batch, instead of a number of tokens.
+        unit: divides the number of rows of a batch.
 
     ``room`` (N,) is the length to which each row is padded, unless it joins a longer bucket.
     """
 
-    def __init__(self, lengths, tokens=None, buckets=4, batch_size=None):
+    def __init__(self, lengths, tokens=None, buckets=4, batch_size=None, unit=8):
         if not len(lengths):
             raise ValueError("there are no examples to make batches of")
         self._ends = ends = bucket_lengths(lengths, buckets)
         self._bucket = np.searchsorted(ends, lengths)
         self.room = ends[self._bucket]
-        self._plan = [tf.constant(column) for column in plan(lengths, ends, tokens, batch_size)]
+        self._plan = [
+            tf.constant(column) for column in plan(lengths, ends, tokens, batch_size, unit)
+        ]
 
     def __len__(self):
         return int(self._plan[0].shape[0])
@@ -344,11 +347,11 @@ def bucket_lengths(lengths, buckets):
     return np.array(chosen[::-1])
 
 
-def plan(lengths, ends, tokens=None, batch_size=None):
+def plan(lengths, ends, tokens=None, batch_size=None, unit=8):
     """First row, number of rows and length of every batch, for rows sorted by bucket."""
     last = np.cumsum(np.bincount(np.searchsorted(ends, lengths), minlength=len(ends)))
     if batch_size is None:
-        sizes = np.maximum(tokens // ends // 8 * 8, 8)
+        sizes = np.maximum(tokens // ends // unit * unit, unit)
     else:
         sizes = np.full(len(ends), batch_size)
     row, batches = 0, []

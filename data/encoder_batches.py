@@ -1,5 +1,6 @@
 """Batches for text encoders: classes, tags, questions and pairs."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -99,7 +100,9 @@ def tagging_batches(
 
     The first token of each word has the label of the word; other tokens have weight 0 (Devlin et
     al. 2019, section 5.3). Words are joined by spaces. Words beyond ``max_length`` tokens are left
-    out; a warning gives their number. Other arguments are those of `classification_batches`.
+    out; a warning gives their number. Batches of long sentences have fewer rows, so that each batch
+    has about as many tokens as ``batch_size`` sentences of mean length, and each word about the
+    same part in the loss. Other arguments are those of `classification_batches`.
 
     >>> sentences = polyhead.data.TaggedWords([["Ada", "sleeps"]], [["B-person", "O"]])
     >>> tokenizer = polyhead.data.WordPieces.train(["Ada sleeps"], vocab_size=30)
@@ -282,9 +285,16 @@ class Rows(NamedTuple):
     no_label: int = 0
 
     def batches(self, batch_size, buckets, shuffle, seed, start):
-        """A dataset of ``(inputs, labels, sample_weight)``, ``batch_size`` groups each."""
+        """A dataset of ``(inputs, labels, sample_weight)``, ``batch_size`` groups each.
+
+        With weights of tokens, long rows share a batch with fewer others: the loss is a mean over
+        the tokens of a batch, and all tokens should count the same.
+        """
         lengths = self.tokens.row_lengths().numpy()
-        plan = Buckets(lengths.reshape(-1, self.group).max(1), None, buckets, batch_size)
+        plan = Buckets(longest := lengths.reshape(-1, self.group).max(1), None, buckets, batch_size)
+        if self.weight is not None:
+            tokens, unit = int(batch_size * plan.room.mean()), math.gcd(batch_size, 8)
+            plan = Buckets(longest, tokens, buckets, unit=unit)
         weight = np.ones(len(lengths), "float32") if self.weight is None else self.weight
         labels, weight = (
             x if isinstance(x, tf.RaggedTensor) else tf.constant(x) for x in (self.labels, weight)

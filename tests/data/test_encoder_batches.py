@@ -130,6 +130,15 @@ def test_the_first_token_of_each_word_has_its_label(tokenizer):
     assert weight.numpy().sum() == 3
 
 
+def test_batches_of_long_and_of_short_sentences_have_as_many_words(tokenizer):
+    words = [["Ada"] * n for n in [6] * 128 + [30] * 64]
+    sentences = TaggedWords(words, [["O"] * len(row) for row in words])
+    batches = tagging_batches(sentences, tokenizer, ("O",), batch_size=32, buckets=2)
+    found = {(x.shape[0], int(weight.numpy().sum())) for x, _, weight in batches}
+    # Of 8 and 32 tokens, on average 16: 512 in 32 rows.
+    assert found == {(64, 384), (16, 480)} and len(batches) == 2 + 4
+
+
 def test_labels_of_questions_are_the_tokens_of_the_answer(tokenizer):
     place = PASSAGE.index("London")
     questions = [
