@@ -50,6 +50,9 @@ class Settings(EncoderSettings):
         "test as .conll, .bio, .txt or .tsv; or 'sample', sentences included in polyhead.",
         metavar="FILE|DIR|sample",
     )
+    batch_size: int = option(
+        32, "Sentences per batch, if they have the mean length; of longer ones fewer."
+    )
     metric: Metric = option("f1", "Score that selects the best checkpoint.")
 
 
