@@ -61,6 +61,7 @@ def test_training_lowers_the_loss_and_evaluation_gives_that_of_the_best_checkpoi
     assert model.config.prefix == "" and (run / "curve.png").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_gives_the_same_weights(run, tmp_path):
     again = shutil.copytree(run, tmp_path / "run")
     for path in again.glob("checkpoint-*16.safetensors"):
@@ -118,6 +119,7 @@ def test_bad_settings_are_one_line(run, monkeypatch, capfd, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_pretraining_continues_with_the_vocabulary_of_the_model(run, tmp_path):
     train(tmp_path / "more", pretrained=str(run), updates=1, interval=1, peak=1e-9)
     old, new = load(run), load(tmp_path / "more")

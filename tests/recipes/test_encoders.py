@@ -236,6 +236,7 @@ def test_wrong_settings_are_refused_before_a_run_is_deleted(
     assert (run / "best").is_dir() and list(run.glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_gets_another_head_and_adapters(trained, tmp_path):
     settings = dict(pretrained=str(trained("masked")), updates=2, interval=2)
     train(tagging, tmp_path / "tags", lora=2, layer_decay=0.5, **settings)

@@ -109,6 +109,7 @@ def made(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_same_command_resumes_with_the_default_interval(made, monkeypatch, capfd):
     run = "train", "folding", "--data", made / "data", "--pretrained", made / "SMALL"
     run = *run, "--batch-size", 9, "--out", made / "RUN", "--steps"

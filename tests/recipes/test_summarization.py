@@ -141,6 +141,7 @@ def test_an_interrupted_run_gives_the_same_weights(trained, data, tmp_path):
         np.testing.assert_array_equal(value, read_tensors(run / name)[0][key], key)
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_gets_adapters_and_a_prefix(trained, data, tmp_path):
     options = dict(data=str(data), updates=2, interval=2, max_target_length=4)
     train(tmp_path / "run", pretrained=str(trained), lora=2, prefix="Report: ", **options)
