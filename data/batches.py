@@ -1,5 +1,6 @@
 """Batches of texts of similar length, with a maximum number of tokens and few static shapes."""
 
+import math
 import operator
 import warnings
 
@@ -204,28 +205,31 @@ class Buckets:
     """A plan of batches with few shapes, where rows of similar length share a batch.
 
     There are at most ``buckets`` lengths L, chosen for the least padding, each with one batch size
-    B: the multiple of ``unit`` with B * L <= ``tokens`` (at least ``unit``), or ``batch_size``.
-    Remaining rows join the next longer bucket, and the last batch is padded with empty rows.
+    B: the multiple of 8 with B * L <= ``tokens`` (at least 8), or ``batch_size``. Remaining rows
+    join the next longer bucket, and the last batch is padded with empty rows.
 
     Args:
         lengths: (N,) tokens of each row: of a pair, those of the longer side; of a question with
             its context, the sum.
         tokens: padded tokens per batch.
         batch_size: rows per batch, instead of a number of tokens.
-        unit: divides the number of rows of a batch.
+        even: with ``batch_size``: instead B rows have at most as many padded tokens as
+            ``batch_size`` rows of mean length, and B is a multiple of gcd(batch_size, 8).
 
     ``room`` (N,) is the length to which each row is padded, unless it joins a longer bucket.
     """
 
-    def __init__(self, lengths, tokens=None, buckets=4, batch_size=None, unit=8):
+    def __init__(self, lengths, tokens=None, buckets=4, batch_size=None, even=False):
         if not len(lengths):
             raise ValueError("there are no examples to make batches of")
         self._ends = ends = bucket_lengths(lengths, buckets)
         self._bucket = np.searchsorted(ends, lengths)
         self.room = ends[self._bucket]
-        self._plan = [
-            tf.constant(column) for column in plan(lengths, ends, tokens, batch_size, unit)
-        ]
+        unit = 8
+        if even:
+            tokens, unit = int(batch_size * self.room.mean()), math.gcd(batch_size, 8)
+        size = None if even else batch_size
+        self._plan = [tf.constant(column) for column in plan(lengths, ends, tokens, size, unit)]
 
     def __len__(self):
         return int(self._plan[0].shape[0])

@@ -1,6 +1,5 @@
 """Batches for text encoders: classes, tags, questions and pairs."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -291,10 +290,8 @@ class Rows(NamedTuple):
         the tokens of a batch, and all tokens should count the same.
         """
         lengths = self.tokens.row_lengths().numpy()
-        plan = Buckets(longest := lengths.reshape(-1, self.group).max(1), None, buckets, batch_size)
-        if self.weight is not None:
-            tokens, unit = int(batch_size * plan.room.mean()), math.gcd(batch_size, 8)
-            plan = Buckets(longest, tokens, buckets, unit=unit)
+        longest, even = lengths.reshape(-1, self.group).max(1), self.weight is not None
+        plan = Buckets(longest, None, buckets, batch_size, even)
         weight = np.ones(len(lengths), "float32") if self.weight is None else self.weight
         labels, weight = (
             x if isinstance(x, tf.RaggedTensor) else tf.constant(x) for x in (self.labels, weight)

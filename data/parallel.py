@@ -161,7 +161,7 @@ def language_code(name):
 
 def read_split(
     folder: str | PathLike[str],
-    split: str,
+    split: str | None,
     source: str,
     target: str,
     variant: str | None = None,
@@ -172,7 +172,7 @@ def read_split(
     "lc.norm.tok", ``train.lc.norm.tok.en.gz``; the files may be uncompressed. A folder of TSV files
     has ``train.tsv`` or ``train.tsv.gz`` (see `read_tsv`). The split "test" may also be named
     "test_2016_flickr". In a single TSV file, every tenth pair belongs to the split "val", and the
-    others to "train".
+    others to "train"; None is all of them.
 
     >>> polyhead.training.write_file("train.de", b"Ein Hund.\n")
     >>> polyhead.training.write_file("train.en", b"A dog.\n")
@@ -204,8 +204,8 @@ def read_split(
 
 
 def read_split_of_file(path, split, source, target):
-    """Reads the split "train" or "val" of one TSV file."""
-    if split not in ("train", "val"):
+    """Reads the split "train" or "val" of one TSV file, or all of it."""
+    if split not in ("train", "val", None):
         raise FileNotFoundError(f"{path} has no split {split!r}, only train and val")
     pairs = read_tsv(path, source, target)
     rows = list(zip(pairs.sources, pairs.targets, strict=True))

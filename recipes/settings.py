@@ -37,14 +37,16 @@ def sample_folder(name: str) -> Any:
     return importlib.resources.files("polyhead.data") / "samples" / name
 
 
-def choose_split(split: str | None, data: Any = None) -> tuple[str | None, str]:
+def choose_split(
+    split: str | None, data: Any = None, default: str = "val"
+) -> tuple[str | None, str]:
     """The split to read, None for all of a file, and its name.
 
-    Default: all of ``data``, if this is a file other than the run's; else "val".
+    If ``split`` is None: all of ``data``, if this is a file other than the run's; else ``default``.
     """
     if split is None and data not in (None, SAMPLE, SAMPLE_TEXT) and Path(data).is_file():
         return None, Path(data).name
-    return split or "val", split or "val"
+    return split or default, split or default
 
 
 def option(default, help, *flags, limit=False, adapts=False, **cli) -> Any:

@@ -51,7 +51,7 @@ from .run import (
     save_average,
     show_progress,
 )
-from .settings import SAMPLE, RunSettings, option, read_settings, sample_folder
+from .settings import SAMPLE, RunSettings, choose_split, option, read_settings, sample_folder
 
 VOCAB_SIZE = 8000  # the maximum, if the settings give no size
 
@@ -211,16 +211,12 @@ def evaluate(
     Returns:
         the BLEU score, the split's name, its pairs, and the translations.
     """
-    from ..data import read_tsv
     from ..training import bleu
 
     settings = read_settings(run)
-    if data is not None and split is None and Path(data).is_file():
-        split, pairs = Path(data).name, read_tsv(data, settings.source, settings.target)
-    else:
-        one_file = data is None and Path(settings.data).is_file()
-        split = split or ("val" if one_file else "test")
-        pairs = read(settings, split, data, variant)
+    one_file = data is None and Path(settings.data).is_file()
+    split, name = choose_split(split, data, "val" if one_file else "test")
+    pairs = read(settings, split, data, variant)
     translations = load(run).translate(
         pairs.sources, batch_size=batch_size, progress=show_progress("translating"), **search
     )
@@ -229,8 +225,8 @@ def evaluate(
         say(f"source       {pairs.sources[i]}")
         say(f"reference    {pairs.targets[i]}")
         say(f"translation  {translations[i]}\n")
-    say(f"BLEU {score.score:.2f} on {len(pairs)} sentences of {split}  ({score.signature})")
-    return score, split, pairs, translations
+    say(f"BLEU {score.score:.2f} on {len(pairs)} sentences of {name}  ({score.signature})")
+    return score, name, pairs, translations
 
 
 def average(run: RunFolder, last: Last = None, say=print, **search: Unpack[Search]):
