@@ -196,8 +196,7 @@ def outputs(model, tokens, types=None, batch_size=64, progress=False):
     if types is not None:
         pairs = zip(rows, unpack(types), strict=True)
         rows = [{**row, "types": kinds} for row, kinds in pairs]
-    compute = model._compiled("outputs", model, "evaluation", xla=False)
-    found = model._run(rows, compute, batch_size, progress)
+    found = model._run("evaluation", model, rows, batch_size, progress)
     if model.config.head != "tags":
         return found
     return [x[: len(row["tokens"])] for x, row in zip(found, rows, strict=True)]

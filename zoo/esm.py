@@ -272,8 +272,7 @@ class ESM(TextEncoder):
         texts, single = as_texts("embed", texts, "sequence")
         rows = self._rows("embed", texts)
         lengths = [len(row["tokens"]) - 2 for row in rows]
-        compute = self._compiled("residues", self.residues, "embed", xla=False)
-        found = self._run(rows, compute, batch_size, progress)
+        found = self._run("embed", self.residues, rows, batch_size, progress, "residues")
         result = np.zeros([len(rows), max(lengths, default=0), self.config.dim], "float32")
         for i, (length, x) in enumerate(zip(lengths, found, strict=True)):
             result[i, :length] = x[1 : 1 + length]
@@ -407,8 +406,7 @@ class ESM(TextEncoder):
 
     def _log_probabilities(self, rows, batch_size, progress):
         """Log-probabilities (M, V) of the M positions of each row."""
-        compute = self._compiled("score", self.log_probabilities, "score", xla=False)
-        return self._run(rows, compute, batch_size, progress)
+        return self._run("score", self.log_probabilities, rows, batch_size, progress)
 
     def log_probabilities(self, inputs: Any) -> Any:
         """The dictionary of `call` -> log-probabilities (B, M, V) of its ``positions`` (B, M)."""
@@ -447,8 +445,7 @@ class ESM(TextEncoder):
         sequences, single = as_texts("contacts", sequences, "sequence")
         rows = self._rows("contacts", sequences)
         lengths = [len(row["tokens"]) - 2 for row in rows]
-        compute = self._compiled("contacts", self.contact_probabilities, "contacts", xla=False)
-        found = self._run(rows, compute, batch_size, progress)
+        found = self._run("contacts", self.contact_probabilities, rows, batch_size, progress)
         longest = max(lengths, default=0)
         result = np.zeros([len(rows), longest, longest], "float32")
         for i, (length, x) in enumerate(zip(lengths, found, strict=True)):

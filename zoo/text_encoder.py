@@ -107,8 +107,13 @@ class TextEncoder(Classifier):
     (1, 384)
     >>> model.export("exported")  # doctest: +SKIP
     PosixPath('exported/1')
+
+    Attributes:
+        xla: whether XLA compiles the methods, once for each size of a batch: short texts are then
+            processed faster. JAX always uses XLA, exports never do.
     """
 
+    xla: bool = False
     SERVED: ClassVar[str] = "text"  # the name of an export in the server
     VOCABULARY = ("vocab_size", "pad_id")
     HEAD = ("head", "num_classes", "class_names")
@@ -278,8 +283,7 @@ class TextEncoder(Classifier):
         self._check_top(top)
         texts, single = as_texts("classify", texts, pairs=True)
         rows = self._rows("classify", texts)
-        compute = self._compiled("classify", self.class_probabilities, "classify", xla=False)
-        found = self._run(rows, compute, batch_size, progress)
+        found = self._run("classify", self.class_probabilities, rows, batch_size, progress)
         results = [self._most_likely(probabilities, top) for probabilities in found]
         return results[0] if single else results
 
@@ -333,8 +337,7 @@ class TextEncoder(Classifier):
             windows, tokens = spans.text_windows(tokenizer, ids, self.context, OVERLAP)
             plans.append((chosen, strings, starts, ends, windows.kept()))
             rows += [{"tokens": row} for row in unpack(tokens)]
-        compute = self._compiled("tag", self.tag_tokens, "tag", xla=False)
-        found = iter(self._run(rows, compute, batch_size, progress))
+        found = iter(self._run("tag", self.tag_tokens, rows, batch_size, progress))
         before, results = len(tokenizer.prefix), []
         for *plan, kept in plans:
             tagged = [next(found)[before + at] for at in unpack(kept)]
@@ -451,8 +454,7 @@ class TextEncoder(Classifier):
                 f"{window[0]} tokens",
                 stacklevel=2,
             )
-        compute = self._compiled("answer", self, "answer", xla=False)
-        found, results = iter(self._run(rows, compute, batch_size, progress)), []
+        found, results = iter(self._run("answer", self, rows, batch_size, progress)), []
         for chosen, reading in plans:
             counts, before = (np.asarray(x) for x in (reading.windows.count, reading.before))
             logits = np.zeros([len(counts), max(counts), 2], "float32")
@@ -527,11 +529,9 @@ class TextEncoder(Classifier):
                         f"text {i} has {len(ids)} tokens, more than the context of {self.context}"
                     )
                 rows.append({"tokens": ids, "positions": positions})
-        compute = self._compiled(
-            ("fill_mask", top), lambda inputs: self.fill_masks(inputs, top), "fill_mask", xla=False
-        )
-        results = []
-        for row, filled in zip(rows, self._run(rows, compute, batch_size, progress), strict=True):
+        fill, results = lambda inputs: self.fill_masks(inputs, top), []
+        filled_rows = self._run("fill_mask", fill, rows, batch_size, progress, top)
+        for row, filled in zip(rows, filled_rows, strict=True):
             found = []
             for ids, probabilities in filled[: len(row["positions"])]:
                 labels = tokenizer.pieces(ids.astype("int32"))
@@ -578,8 +578,7 @@ class TextEncoder(Classifier):
         """The pooled embeddings of texts, see `embed`."""
         texts, single = as_texts(verb, texts)
         rows = self._rows(verb, texts)
-        compute = self._compiled("embed", self.embeddings, "embed", xla=False)
-        found = self._run(rows, compute, batch_size, progress)
+        found = self._run("embed", self.embeddings, rows, batch_size, progress)
         result = np.stack(found) if found else np.zeros([0, self.config.dim], "float32")
         return result[0] if single else result
 
@@ -677,8 +676,7 @@ class TextEncoder(Classifier):
         if single:
             raise TypeError(f"rerank takes a list of texts: {texts[0]!r:.100}")
         rows = self._rows("rerank", [(clean(query), text) for text in texts])
-        compute = self._compiled("rerank", self, "rerank", xla=False)
-        scores = np.array(self._run(rows, compute, batch_size, progress), "float32")
+        scores = np.array(self._run("rerank", self, rows, batch_size, progress), "float32")
         return matches(scores, len(texts) if top is None else check_count(top, "top"))
 
     def _need_head(self, head, verb=None):
@@ -744,13 +742,15 @@ class TextEncoder(Classifier):
             )
         return rows
 
-    def _run(self, rows, function, batch_size, progress):
-        """Applies a compiled function to ``rows`` in batches: arrays by name, as `call` takes them.
+    def _run(self, verb, function, rows, batch_size, progress, *key):
+        """Applies ``function`` to ``rows`` in batches; compiles it once per ``verb`` and ``key``.
 
-        Returns a list of arrays, one per row, which may be longer than the row.
+        A row has arrays by name, as `call` takes them. Returns a list of arrays, one per row, which
+        may be longer than the row.
         """
+        function = self._compiled((verb, self.xla, *key), function, verb, self.xla)
         size = min(check_count(batch_size, "batch_size"), bucket(len(rows), start=1))
-        any_shape = keras.config.backend() == "tensorflow"  # JAX compiles for each shape
+        any_shape = keras.config.backend() == "tensorflow" and not self.xla
 
         def run(chosen):
             inputs = {}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from polyhead.data import WordPieces
 from polyhead.training import replicas
 from polyhead.zoo import BERT, GPT, ViT
 from tests.conftest import small
@@ -67,6 +68,42 @@ def test_xla_gives_what_tensorflow_gives(case, tokenizer, monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-4)
     else:
         assert one == other
+
+
+QUESTIONS = [f"{'the dog ' * n}?" for n in (1, 2, 3, 4, 2)]
+ENCODERS = {
+    None: lambda m: m.embed(QUESTIONS, batch_size=2),
+    "score": lambda m: [match.score for match in m.rerank("a dog", QUESTIONS)],
+    "tokens": lambda m: [
+        token.probability for row in m.fill_mask(["a [MASK]", "[MASK] the dog"]) for token in row
+    ],
+    "spans": lambda m: [
+        answer.score for row in m.answer(QUESTIONS, "the dog ran", top=2) for answer in row
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ENCODERS)
+def test_text_encoders_use_xla_on_request(head, monkeypatch):
+    monkeypatch.setattr(replicas, "XLA", True)
+    pieces, ask = WordPieces.train(["the dog ran home. a dog?"] * 3, vocab_size=60), ENCODERS[head]
+    keras.utils.set_random_seed(11)
+    sizes = dict(num_layers=1, dim=16, num_heads=2, intermediate_dim=24)
+    model = BERT.preset("bert-tiny", pieces, head=head, **sizes)
+    before, model.xla, shapes = ask(model), True, []
+    network = type(model).features
+
+    def features(self, tokens, types=None):  # runs when a function is traced: once per shape
+        shapes.append(tuple(tokens.shape))
+        return network(self, tokens, types)
+
+    monkeypatch.setattr(type(model), "features", features)
+    np.testing.assert_allclose(ask(model), before, rtol=1e-4, atol=1e-6)
+    assert shapes and all(None not in shape and shape[1] % 8 == 0 for shape in shapes)
+    traced = len(shapes)
+    ask(model)
+    assert len(shapes) == traced
 
 
 def language_model(tokenizer):
