@@ -9,6 +9,7 @@ from .attention import MultiHeadAttention
 from .dropout import Dropout
 from .feed_forward import FeedForward
 from .parts import Composed
+from .remat import recomputed
 from .residual import ORDERS, Residual
 
 
@@ -166,38 +167,13 @@ class TransformerBlock(Composed):
         if (self.cross_attention is None) != (memory is None):
             cross = self.cross_attention is not None
             raise ValueError(f"cross={cross}, but memory is {type(memory).__name__}")
-        if self.remat and training:
-            return self._forward_with_remat(x, memory, mask, cross_mask, bias, rotary)
+        if self.remat and training and cache is None:
+
+            def forward(x, memory, bias):
+                return self._forward(x, memory, mask, cross_mask, bias, rotary, training=True)
+
+            return recomputed(self, forward, x, memory, bias)  # those that have gradients
         return self._forward(x, memory, mask, cross_mask, bias, rotary, cache, training)
-
-    def _forward_with_remat(self, x, memory, mask, cross_mask, bias, rotary):
-        """Like `_forward`, but keeps only the inputs; the backward pass recomputes the rest.
-
-        All variables are passed as arguments, so that recomputing assigns nothing and dropout drops
-        the same elements.
-        """
-        weights = self.weights
-        drops = [layer for layer in self._flatten_layers() if isinstance(layer, Dropout)]
-        seeds = [drop.seed_generator.state for drop in drops if drop.rate]
-        states = [seed.value * 1 for seed in seeds]  # copies: the seeds advance
-        inputs = {"x": x, "memory": memory, "bias": bias}  # those that have gradients
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-
-        def forward(*values):
-            inner, weighed = values[: len(inputs)], values[len(inputs) :]
-            given = {"memory": None, "bias": None, **dict(zip(inputs, inner, strict=True))}
-            mapping = [*zip(weights, weighed, strict=True), *zip(seeds, states, strict=True)]
-            with keras.StatelessScope(state_mapping=mapping) as scope:
-                # When recomputing, Keras has forgotten training=True.
-                y = self._forward(
-                    **given, mask=mask, cross_mask=cross_mask, rotary=rotary, training=True
-                )
-                return y, *(scope.get_current_value(seed) for seed in seeds)
-
-        y, *after = keras.remat(forward)(*inputs.values(), *[w.value for w in weights])
-        for seed, state in zip(seeds, after, strict=True):
-            seed.assign(state)
-        return y
 
     def _forward(self, x, memory, mask, cross_mask, bias, rotary, cache=None, training=False):
         residual = self.attention_residual

@@ -1,5 +1,6 @@
 """The keys and values of the positions decoded so far."""
 
+import contextlib
 from typing import NamedTuple
 
 from keras import ops
@@ -38,7 +39,17 @@ class KeyValueCache(NamedTuple):
         return cls(zeros, zeros, ops.zeros((), "int32"))
 
     def append(self, key: Tensor, value: Tensor) -> "KeyValueCache":
-        """Returns the cache with T more positions: ``key`` and ``value`` (B, T, G, K)."""
+        """Returns the cache with T more positions: ``key`` and ``value`` (B, T, G, K).
+
+        Raises:
+            ValueError: it has no room for them. A compiled function cannot check this.
+        """
+        with contextlib.suppress(TypeError):  # the index is known outside of compiled functions
+            if int(self.index) + key.shape[1] > self.key.shape[1]:
+                raise ValueError(
+                    f"the cache has room for {self.key.shape[1]} positions: {int(self.index)} are "
+                    f"written, and {key.shape[1]} more were given"
+                )
         at = (0, self.index, 0, 0)
         return type(self)(
             ops.slice_update(self.key, at, ops.cast(key, self.key.dtype)),

@@ -10,6 +10,7 @@ from .feed_forward import FeedForward
 from .msa import MSAColumnAttention, MSAGlobalColumnAttention, MSARowAttention, OuterProductMean
 from .pair_block import PairBlock
 from .parts import built
+from .remat import recomputed
 
 
 @keras.saving.register_keras_serializable("polyhead")
@@ -90,6 +91,11 @@ class EvoformerBlock(PairBlock):
         return super().chunked() + alignment
 
     def call(self, m, z, m_mask, mask, training=False):
+        if self.remat and training:
+            return recomputed(self, lambda m, z: self._forward(m, z, m_mask, mask, True), m, z)
+        return self._forward(m, z, m_mask, mask, training)
+
+    def _forward(self, m, z, m_mask, mask, training):
         m = m + self.drop(self.row_attention(m, z, mask=m_mask), training=training)
         m = m + self.column_attention(m, mask=m_mask)
         m = m + self.feed_forward(self.feed_forward_norm(m), training=training)

@@ -11,6 +11,7 @@ from .dropout import Dropout
 from .feed_forward import FeedForward
 from .pair_block import PairBlock
 from .parts import built
+from .remat import recomputed
 
 
 @keras.saving.register_keras_serializable("polyhead")
@@ -88,6 +89,11 @@ class FoldingBlock(PairBlock):
         )
 
     def call(self, s, z, mask, training=False):
+        if self.remat and training:
+            return recomputed(self, lambda s, z: self._forward(s, z, mask, True), s, z)
+        return self._forward(s, z, mask, training)
+
+    def _forward(self, s, z, mask, training):
         bias = ops.transpose(self.bias(self.bias_norm(z)), (0, 3, 1, 2))
         y = self.attention(
             self.attention_norm(s), mask=mask[:, None, None], bias=bias, training=training

@@ -1,5 +1,7 @@
 """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685)."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -28,7 +30,9 @@ class LowRank(keras.layers.Layer):
             raise ValueError(f"rank must be a positive integer: {rank!r}")
         self.rank = rank
         self.heads = tuple(heads)
-        self.alpha = rank if alpha is None else alpha
+        self.alpha = rank if alpha is None else plain(alpha)
+        if type(self.alpha) not in (int, float) or not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha must be a positive number: {alpha!r}")
 
     def build(self, x_shape):
         # A is random and B is zero (section 4.1).

@@ -19,12 +19,17 @@ class PairBlock(keras.layers.Layer):
     Args:
         num_pair_heads: heads of the attention of pairs.
         chunk: the maximum number of rows that attention computes at once. Default: all.
+
+    Attributes:
+        remat: in training, keep only the block's inputs, and recompute the rest in the backward
+            pass: less memory, more time.
     """
 
     def __init__(self, num_pair_heads: int, chunk: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_pair_heads = num_pair_heads
         self._chunk = chunk
+        self.remat = False
 
     def build_pairs(self, z_shape):
         width, dtype = z_shape[-1], self.dtype_policy

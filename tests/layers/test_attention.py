@@ -135,6 +135,14 @@ def test_cached_attention_equals_full_attention_at_each_position():
     np.testing.assert_allclose(np.concatenate(outputs, 1), array(layer(x)), atol=1e-5)
 
 
+def test_a_full_cache_is_refused():
+    layer, x = attention(causal=True), random_array(B, T, D)
+    _, cache = layer(x, cache=KeyValueCache.empty(B, T + 1, H, D // H, "float32"))
+    message = f"room for {T + 1} positions: {T} are written, and 2 more were given"
+    with pytest.raises(ValueError, match=message):
+        layer(x[:, :2], cache=cache)
+
+
 def test_several_positions_can_be_added_to_a_cache_at_once():
     layer, x = attention(causal=True), random_array(B, T, D)
     cache = KeyValueCache.empty(B, T, H, D // H, "float32")

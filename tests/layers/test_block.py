@@ -7,7 +7,9 @@ from keras import ops
 
 from polyhead.layers import (
     Dropout,
+    EvoformerBlock,
     FeedForward,
+    FoldingBlock,
     GatedFeedForward,
     KeyValueCache,
     MultiHeadAttention,
@@ -240,6 +242,40 @@ def test_recomputation_covers_all_dropouts_and_the_bias():
 
     for a, b in zip(trained(False), trained(True), strict=True):
         np.testing.assert_allclose(array(a), array(b), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["folding", pytest.param("evoformer", marks=pytest.mark.slow)])
+def test_blocks_of_pairs_can_be_recomputed(kind):
+    random = np.random.default_rng(0)
+    n, rows = 4, (3,) if kind == "evoformer" else ()
+    x, z = random.normal(size=(2, *rows, n, 16)), random.normal(size=(2, n, n, 8))
+    masks = [np.ones([2, *rows, n], "bool"), np.ones([2, n], "bool")][0 if rows else 1 :]
+
+    def trained(remat):
+        keras.utils.set_random_seed(3)
+        make = FoldingBlock if kind == "folding" else EvoformerBlock
+        block = make(2, num_pair_heads=2, dropout=0.2)
+        inputs = [keras.Input(v.shape[1:], dtype=v.dtype.name) for v in (x, z, *masks)]
+        model = keras.Model(inputs, [2 * y for y in block(*inputs)])
+        for i, v in enumerate(block.weights):  # many are zero at first
+            v.assign(0.3 * random_array(*v.shape, seed=i))
+        block.remat = remat
+        model.compile(keras.optimizers.SGD(0.01), ["mse", "mse"], jit_compile=False)
+        for _ in range(2):
+            model.train_on_batch([x, z, *masks], [x, z])
+        return model.get_weights() + [v for v in model.variables if "seed" in v.path]
+
+    for a, b in zip(trained(False), trained(True), strict=True):
+        np.testing.assert_allclose(array(a), array(b), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_recomputation_leaves_the_cache_alone():
+    layer, _ = block(True, False, "pre")
+    layer.remat = True
+    cache = KeyValueCache.empty(B, T, H, D // H, "float32")
+    _, cache = layer(random_array(B, 1, D), cache=cache, training=True)
+    assert int(cache.index) == 1
 
 
 def test_the_attention_may_have_another_norm():
