@@ -1,14 +1,21 @@
 """Reads and writes small files, with errors that name them; does not import TensorFlow."""
 
+import gzip
 import json
 import os
+import zlib
+
+GZIP = b"\x1f\x8b"  # the first bytes of every gzip file
 
 
 def write(path, content):
     """Writes bytes atomically. An `OSError`, for example for a full disk, names the file."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(content)
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
         error.filename = str(path)
@@ -23,14 +30,21 @@ def ends_with(name, suffixes):
 
 
 def read(path):
-    """Reads the bytes of a file.
+    """Reads the bytes of a file, decompressed if it is a gzip file.
 
     Raises:
-        ValueError: the path is not a regular file; a pipe or a device might block forever.
+        ValueError: the path is not a regular file (a pipe or a device might block forever), or not
+            a complete gzip file.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file")
-    return path.read_bytes()
+    content = path.read_bytes()
+    if path.suffix.lower() != ".gz" and content[:2] != GZIP:
+        return content
+    try:
+        return gzip.decompress(content)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a complete gzip file: {error}") from None
 
 
 def read_json(path):

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from .batches import check_sizes, epochs
 from .decoding import FORMATS, MAX_PIXELS, SUFFIXES, convert_channels, decode
+from .parallel import read_lines
 
 SHARE = 0.9  # fraction of images for training, if there is no validation split
 BROKEN = ("refuse", "skip")
@@ -348,8 +349,8 @@ def find_records(path, split):
 def read_records(path, files):
     if not (path / "labels.txt").is_file():
         raise ValueError(f"TFRecords need a file of class names: {path / 'labels.txt'}")
-    classes = tuple((path / "labels.txt").read_text("utf-8").split("\n"))
-    classes = tuple(name.strip() for name in classes if name.strip())
+    names = read_lines(path / "labels.txt")
+    classes = tuple(name.strip() for name in names if name.strip())
     features = {
         "image": tf.io.FixedLenFeature([], tf.string),
         "label": tf.io.FixedLenFeature([], tf.int64),

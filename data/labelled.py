@@ -340,7 +340,7 @@ def read_columns(file, optional, **names) -> list[tuple[int, dict[str, Any]]]:
     found = {c: next((header.index(x) for x in names[c] if x in header), None) for c in names}
     found = {c: i for c, i in found.items() if i is not None}
     needed = [c for c in names if c != optional]
-    if any(c in found for c in needed) and not all(c in found for c in needed):
+    if found and not all(c in found for c in needed):
         column = next(c for c in needed if c not in found)
         raise ValueError(
             f"{file}, line {rows[0][0]} names columns, but no {column} "

@@ -1,14 +1,14 @@
 """Parallel text: sentences and their translations, from files."""
 
 import csv
-import gzip
 import locale
 import re
 import warnings
-import zlib
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+
+from .files import read
 
 EVERY = 10  # in a file without splits, every tenth example is for validation
 # A field as spreadsheets write it, with or without quotes, and a line of such fields.
@@ -235,11 +235,7 @@ def find_file(folder, name):
 def read_lines(path):
     """Reads the lines of a UTF-8 file, plain or .gz."""
     path = Path(path)
-    try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            content = file.read()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a complete gzip file: {error}") from None
+    content = read(path)
     if not content.strip():
         raise ValueError(f"{path} is empty")
     text = content.rstrip(b"\r\n")

@@ -1,8 +1,6 @@
 """Files of protein structures, by gemmi: mmCIF from a `Structure`, and PDB and mmCIF to one."""
 
-import gzip
 import importlib.util
-import zlib
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -57,11 +55,6 @@ def read_structure(path: str | PathLike[str], chain: str | None = None) -> Struc
     gemmi = import_gemmi()
     path = Path(path)
     content = read(path)
-    if content[:2] == b"\x1f\x8b":
-        try:
-            content = gzip.decompress(content)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is not a complete gzip file: {error}") from None
     try:
         chains = read_chains(gemmi, content)
     except (RuntimeError, ValueError, IndexError) as error:

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any
 
 from .files import ends_with
-from .labelled import check_lengths, read_columns, split_file
+from .labelled import SURROGATE, check_lengths, read_columns, split_file
 from .parallel import held_out, read_lines
 
 # Names of the columns of a table, and of the fields of a line in JSON.
@@ -95,6 +95,8 @@ def read_field(file, number, entry: dict[str, Any], kind, names):
     found = [entry[name]] if isinstance(entry[name], str) else entry[name]
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise ValueError(f"{file}, line {number}: {name} must be a string or a list of strings")
+    if broken := next(filter(SURROGATE.search, found), None):
+        raise ValueError(f"{file}, line {number}: {name} has half a character: {broken!r:.80}")
     found = [text.strip() for text in found if text.strip()]
     if not found:
         raise ValueError(f"{file}, line {number}: {name} is empty")

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from .batches import check_sizes, epochs, fill
+from .files import read as read_bytes
 from .tokenizers.ragged import unpack
 from .tokenizers.tokenizer import Tokenizer
 
@@ -42,8 +43,9 @@ def read_text(
         return [read(path)]
     if path.is_dir():
         names = [name for name in ("train", "val") if (path / f"{name}{suffix}").is_file()]
-        if names == ["train", "val"] or (names and split == "test"):
-            return [read(path / f"{split}{suffix}")]
+        file = path / f"{split}{suffix}"
+        if names == ["train", "val"] or (split == "test" and file.is_file()):
+            return [read(file)]
         files = [path / f"train{suffix}"] if names else sorted(path.glob(f"*{suffix}"))
         if not files:
             raise FileNotFoundError(f"there are no files *{suffix} in {path}")
@@ -64,9 +66,10 @@ def read_text(
 def read(path):
     """Reads the text of a file, without a byte order mark and with every line ending as newline."""
     try:
-        text = Path(path).read_text("utf-8-sig")  # reads "\r\n" and "\r" as "\n"
+        text = read_bytes(Path(path)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid UTF-8: {error}") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text:
         raise ValueError(f"{path} is empty")
     return text

@@ -218,6 +218,8 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.updates = self.before + batch + 1
+        if self.writing is not None and self.writing.done():
+            self.wait()  # now, not after the next interval: it may have failed
         loss = float(logs.get("loss", 0.0))  # a custom step may not log a loss
         if not math.isfinite(loss):
             self.wait()

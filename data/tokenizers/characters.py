@@ -1,5 +1,6 @@
 """Character tokenizer, for small experiments."""
 
+import math
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
@@ -15,7 +16,7 @@ FILE = "characters.txt"
 class Characters(ByteTokenizer):
     """A tokenizer with one token per character; token 0 ends a document.
 
-    `encode` raises a `ValueError` for unknown characters; in a graph they become 0.
+    `encode` raises a `ValueError` for unknown characters; in a user's graph they become 0.
 
     >>> tokenizer = polyhead.data.Characters("abc")
     >>> tokenizer.encode(["cab"]).to_list()
@@ -29,6 +30,8 @@ class Characters(ByteTokenizer):
     Raises:
         ValueError: ``characters`` is empty or has duplicates.
     """
+
+    eager_calls = math.inf  # a traced graph could not name unknown characters
 
     def __init__(self, characters: str) -> None:
         if not characters or len(set(characters)) < len(characters):

@@ -137,7 +137,7 @@ def test_tfrecords_are_read(tmp_path):
                 writer.write(example(files[i], i % 2))
     with pytest.raises(ValueError, match="labels.txt"):
         read_images(tmp_path)
-    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    (tmp_path / "labels.txt").write_text("\ufeffcat\r\ndog\n", "utf-8")
     test = read_images(tmp_path, "test")
     assert test.classes == CLASSES and test.labels.tolist() == [0, 1]
     np.testing.assert_array_equal(test.pixels((16, 16)).images, SQUARES[8:])

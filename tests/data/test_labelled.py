@@ -70,6 +70,7 @@ def test_numbers_are_ordered_by_value():
         ("a,b\nc,d,e\n", "line 2 must have 2 columns, as line 1 has: 3"),
         ('a,b\n"c,d\n', "line 2: unexpected end of data"),
         ("text,mood\na,b\n", r"line 1 names columns, but no label \(label, category"),
+        ("context,hypothesis,gold\na,b,c\n", r"line 1 names columns, but no text \(text, sent"),
         ("a,b\nc, \n", "line 2: the label is empty"),
         ("text,text,label\na,b,c\n", "line 1 names two columns 'text'"),
         ("text,label\n", "has a header, but no line after it"),
@@ -185,6 +186,17 @@ def test_questions_are_read_from_squad(tmp_path):
         with pytest.raises(ValueError, match=message) as error:
             read_questions(write(tmp_path / "a.json", content), None)
         assert "a.json" in str(error.value)
+
+
+def test_questions_may_be_compressed(tmp_path):
+    file = tmp_path / "train.json.gz"
+    file.write_bytes(gzip.compress(squad().encode()))
+    assert read_questions(file, None)[0].id == "q1"
+    (tmp_path / "val.json.gz").write_bytes(file.read_bytes())
+    assert read_questions(tmp_path, "val")[0].id == "q1"
+    file.write_bytes(gzip.compress(squad().encode())[:-9])
+    with pytest.raises(ValueError, match="train.json.gz is not a complete gzip file"):
+        read_questions(file, None)
 
 
 def test_questions_on_one_context_are_in_one_split(tmp_path):

@@ -78,6 +78,7 @@ def test_texts_and_summaries_are_read_from_files(tmp_path, name, content):
         ('{"text": "a", "summary": {"b": "c"}}', "summary must be a string or a list of strings"),
         ('{"text": "a", "target": ["b", null]}', "target must be a string or a list of strings"),
         ('{"text": " ", "summary": "b"}', "text is empty"),
+        (r'{"text": "a \ud83d", "summary": "b"}', "text has half a character"),
         ('{"text": "a", "summary": []}', "summary is empty"),
         ('{"text": "a", "summary": ["", " "]}', "summary is empty"),
         (b'{"text": "\xff", "summary": "b"}', "not UTF-8"),

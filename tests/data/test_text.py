@@ -1,3 +1,4 @@
+import gzip
 import itertools
 
 import numpy as np
@@ -74,6 +75,11 @@ def test_files_and_folders_are_read(tmp_path):
     assert read_text(tmp_path, "val") == ["mine"] and read_text(tmp_path) == ["x" * 10]
     (tmp_path / "test.txt").write_text("last")
     assert read_text(tmp_path, "test") == ["last"]
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "test.txt").write_text("alone")
+    assert read_text(tmp_path / "only", "test") == ["alone"]
+    (tmp_path / "book.txt.gz").write_bytes(gzip.compress(b"one\r\ntwo"))
+    assert read_text(tmp_path / "book.txt.gz", None) == ["one\ntwo"]
 
 
 def test_byte_order_marks_and_carriage_returns_are_removed(tmp_path):

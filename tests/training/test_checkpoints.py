@@ -1,4 +1,5 @@
 import math
+import time
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ from tests.conftest import small
 from tests.training.test_replicas import batch
 
 
-def fit(folder, epochs, seed=1, **options):
+def fit(folder, epochs, seed=1, callbacks=(), **options):
     """Trains a small model, resumed from ``folder``; returns model and callback."""
     keras.utils.set_random_seed(seed)
     model = small(dropout=0.2, num_layers=1)
@@ -36,7 +37,7 @@ def fit(folder, epochs, seed=1, **options):
         steps_per_epoch=3,
         initial_epoch=done,
         epochs=epochs,
-        callbacks=[Score(), checkpoints],
+        callbacks=[*callbacks, Score(), checkpoints],
         verbose=0,
         shuffle=False,
     )
@@ -179,6 +180,25 @@ def test_a_full_disk_names_the_last_good_checkpoint(tmp_path, monkeypatch):
     fit(tmp_path, 6)
 
 
+def test_a_checkpoint_that_failed_stops_training_at_once(tmp_path, monkeypatch):
+    import polyhead.training.checkpoints as module
+
+    def full(path, tensors, about):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_tensors", full)
+    updates = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            updates.append(batch)
+            time.sleep(0.05)  # so that the writer fails meanwhile
+
+    with pytest.raises(OSError, match="No space left on device"):
+        fit(tmp_path, 2, callbacks=[Watch()])
+    assert len(updates) < 6
+
+
 def test_an_unwritable_folder_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
@@ -186,8 +206,6 @@ def test_an_unwritable_folder_is_refused_before_training(tmp_path):
 
 
 def test_training_continues_while_a_checkpoint_is_written(tmp_path, monkeypatch):
-    import time
-
     import polyhead.training.checkpoints as module
 
     def slow(path, tensors, about):
