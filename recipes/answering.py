@@ -27,7 +27,7 @@ from .run import (
     read_lines,
     show_progress,
 )
-from .settings import SAMPLE, option
+from .settings import SAMPLE, option, read_settings
 
 LENGTH = 384  # tokens of a question and a window, as in Devlin et al.'s code
 ALWAYS = 1e9  # a threshold with which an answer is always given
@@ -80,7 +80,7 @@ def train(settings, out, restart=False, say=print):
     say(f"{len(questions):,} questions, {none:,} of them without an answer")
     with run.devices.scope():
         texts = [text for q in questions for text in (q.question, q.context)]
-        model = begin(settings, run, texts, "spans", length=LENGTH, pairs=True)
+        model = begin(settings, run, {"train": texts}, "spans", length=LENGTH, pairs=True)
     length = reading(settings, model)["window_length"]
 
     def batches(**options):
@@ -187,7 +187,15 @@ def evaluate(
     return found
 
 
-average = averaging(evaluate)
+def choose_threshold(run):
+    """Gives the model in a folder the threshold of "no answer" that is best on validation."""
+    settings, model = read_settings(run), load(run)
+    found = score(model, read(settings.data, "val")[0], settings)
+    model.config = dataclasses.replace(model.config, no_answer=found["threshold"])
+    model.save_pretrained(run)
+
+
+average = averaging(evaluate, choose_threshold)
 
 
 def export(run: ModelFolder, folder: ExportFolder, format: Format = "tf_saved_model"):

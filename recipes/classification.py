@@ -122,7 +122,9 @@ def train(settings, out, restart=False, say=print):
         )
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "embeddings"])
         loss = keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=settings.label_smoothing
+            from_logits=True,
+            label_smoothing=settings.label_smoothing,
+            reduction="mean_with_sample_weight",  # not of the rows that fill a batch
         )
         accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
         model.compile(optimizer, loss, [accuracy], remat=settings.remat)
@@ -226,15 +228,15 @@ def evaluate(
     check_writable(confusion)
     settings, model, split = read_settings(run), load(run), split or "val"
     images = read_labelled(data or settings.data, split)
-    c = model.config
+    c, broken, count = model.config, broken or settings.broken, len(images)
     if images.classes != c.class_names:
         raise ValueError(f"the images have other classes than the model: {images.classes[:5]}")
     batches = image_batches(
-        images,
+        decode_small(images, model, broken),
         c.image_size,
         batch_size,
         shuffle=False,
-        broken=broken or settings.broken,
+        broken=broken,
         channels=c.channels,
         **model.preprocessor.fit,
     )
@@ -248,7 +250,7 @@ def evaluate(
             hits += (ranked[:, :5] == label[:, None]).any(1)[chosen].sum()
             total += chosen.sum()
     if not total:
-        raise ValueError(f"none of the {len(images)} images can be decoded")
+        raise ValueError(f"none of the {count} images can be decoded")
     score = {
         "accuracy": counts.trace() / total,
         "top5": hits / total,

@@ -86,7 +86,8 @@ def train(settings, out, restart=False, say=print):
             f"{settings.batch_size}; {-(-settings.batch_size // devices) * devices} is"
         )
     with run.devices.scope():
-        model = begin(settings, run, pairs.firsts + pairs.seconds)
+        texts = {"train": pairs.firsts + pairs.seconds, "val": val.firsts + val.seconds}
+        model = begin(settings, run, texts)
     length = max_length(settings, model)
 
     def batches(**options):

@@ -87,7 +87,7 @@ def begin(settings, run, texts, head=None, class_names=None, length=LENGTH, pair
     """Builds the model to train: a preset, or a pretrained one with another head.
 
     Args:
-        texts: strings from which a new vocabulary is learned.
+        texts: ``{split: strings}``. A new vocabulary is learned from those of "train".
         head, class_names: of the new model.
         length: the default of ``settings.max_length``. A new BERT takes no longer texts, as it
             would not learn their positions.
@@ -113,7 +113,7 @@ def begin(settings, run, texts, head=None, class_names=None, length=LENGTH, pair
         if run.resumes:
             tokenizer = kind.load_tokenizer(run.out, None)
         else:
-            tokenizer = kind.learn_tokenizer(texts, settings.vocab_size)
+            tokenizer = kind.learn_tokenizer(texts["train"], settings.vocab_size)
         if class_names is not None:
             new["num_classes"] = len(class_names)
         if kind is BERT:
@@ -127,11 +127,25 @@ def begin(settings, run, texts, head=None, class_names=None, length=LENGTH, pair
         )
     if pairs:
         model.need_pairs("training on pairs")
+    if isinstance(model, ESM):  # now, not after an epoch
+        check_sequences(settings.data, texts)
     if settings.freeze:
         model.freeze(settings.freeze)
     if settings.lora is not None:
         model.enable_lora(settings.lora)
     return model
+
+
+def check_sequences(data, texts):
+    """Checks that the strings ``{split: strings}`` of ``data`` are proteins."""
+    from ..data.tokenizers.residues import check_letters
+
+    for split in texts:
+        for text in texts[split]:
+            try:
+                check_letters("".join(text.split()))
+            except ValueError as error:
+                raise ValueError(f"{data}, {split}: {error}") from None
 
 
 def max_length(settings, model, default=None):

@@ -91,7 +91,7 @@ def train(settings, out, restart=False, say=print):
     settings = run.settings
     texts = read_splits(settings.data, say)
     with run.devices.scope():
-        model = begin(settings, run, texts["train"])
+        model = begin(settings, run, texts)
     length = settings.length or model.config.max_length
     streams = {split: token_stream(texts[split], model.tokenizer) for split in texts}
 
@@ -127,7 +127,11 @@ def train(settings, out, restart=False, say=print):
 
 
 def begin(settings, run, texts):
-    """Builds the model to train: a preset, or a pretrained model."""
+    """Builds the model to train: a preset, or a pretrained model.
+
+    Args:
+        texts: ``{split: documents}``.
+    """
     from ..data import BytePairs, Characters
     from ..zoo import GPT
 
@@ -145,7 +149,10 @@ def begin(settings, run, texts):
         if run.resumes:
             tokenizer = kind.load(run.out)
         else:
-            tokenizer = kind.train(texts, settings.vocab_size)
+            # A vocabulary of characters must have those of validation, too.
+            splits = texts if kind is Characters else ["train"]
+            found = [text for split in splits for text in texts[split]]
+            tokenizer = kind.train(found, settings.vocab_size)
         overrides |= {"max_length": settings.length} if settings.length else {}
         model = GPT.preset(settings.preset, tokenizer, **overrides)
     if settings.freeze:
@@ -185,13 +192,12 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, batch_size=
     """
     from ..data import text_batches, token_stream
 
-    split, name = choose_split(split, data)
-    texts = documents(data or read_settings(run).data, split)
+    (split, name), settings = choose_split(split, data), read_settings(run)
+    texts = documents(data or settings.data, split)
     model = load(run)
     stream = token_stream(texts, model.tokenizer)
-    batches = text_batches(
-        stream, model.tokenizer, model.config.max_length, batch_size, shuffle=False
-    )
+    length = settings.length or model.config.max_length
+    batches = text_batches(stream, model.tokenizer, length, batch_size, shuffle=False)
     model.compile()
     total = 0.0
     for tokens, labels, weight in show_progress("evaluating")(batches):

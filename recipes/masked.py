@@ -82,7 +82,7 @@ def train(settings, out, restart=False, say=print):
     texts = {split: read(settings.data, split) for split in ("train", "val")}
     say_sizes(texts, say)
     with run.devices.scope():
-        model = begin(settings, run, texts["train"], "tokens")
+        model = begin(settings, run, texts, "tokens")
     streams = {
         split: document_tokens(texts[split], model.tokenizer, settings.whole_words)
         for split in texts

@@ -179,12 +179,12 @@ def add_command(app, name, parameters, run, doc):
 
 
 @contextlib.contextmanager
-def resumable(start):
+def resumable(start, command="the same command"):
     """Makes Ctrl-C within a block print how to resume."""
     try:
         yield
     except KeyboardInterrupt:
-        print(f"interrupted; run the same command to resume from {start}", file=sys.stderr)
+        print(f"interrupted; run {command} to resume from {start}", file=sys.stderr)
         raise Exit(130) from None
 
 

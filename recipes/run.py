@@ -39,11 +39,11 @@ class Run:
         self.out = Path(out)
         if settings.data not in (SAMPLE, SAMPLE_TEXT):
             settings = dataclasses.replace(settings, data=str(Path(settings.data).resolve()))
+            self._check_kept("the data", settings.data, restart)
         if settings.pretrained is not None and Path(settings.pretrained).exists():
-            folder = model_folder(settings.pretrained).resolve()
-            if restart and folder.is_relative_to(self.out.resolve()):
-                raise ValueError(f"--restart would delete the pretrained model {folder}")
-            settings = dataclasses.replace(settings, pretrained=str(folder))
+            folder = str(model_folder(settings.pretrained).resolve())
+            self._check_kept("the pretrained model", folder, restart)
+            settings = dataclasses.replace(settings, pretrained=folder)
         for name in ("accumulate", "interval", "epochs", "updates", "patience"):
             if (value := getattr(settings, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1: {value}")
@@ -63,6 +63,10 @@ class Run:
         )
         keras.utils.set_random_seed(settings.seed)
         keras.config.set_dtype_policy(settings.precision)
+
+    def _check_kept(self, name, path, restart):
+        if restart and Path(path).is_relative_to(self.out.resolve()):
+            raise ValueError(f"--restart would delete {name} {path}")
 
     def check_classes(self, names):
         """Checks that the data still have the classes of the best model, if this run resumes."""
@@ -283,32 +287,40 @@ def learning_rate(settings, rate, updates, floor=0.0):
     )
 
 
-def save_average(run, last, evaluate, say=print):
+def save_average(run, last, evaluate, say=print, finish=None):
     """Saves the mean weights of a run's ``last`` checkpoints as the model ``RUN/average``.
 
     Then ``evaluate`` scores it and the best model on the validation data.
+
+    Args:
+        finish: a function of the folder that adds what training chose for the best model.
     """
     from ..training import locked, mean_weights
 
-    read_settings(run)  # an error if it is not a run
+    settings = read_settings(run)  # an error if it is not a run
     weights, updates = mean_weights(run, last)
     folder = Path(run) / "average"
     with locked(run, "average"):  # not the run's own lock: it may be training
         for left in Path(run).glob(".average.*/"):  # left by a killed process
             shutil.rmtree(left)
-        load(run).save_pretrained(folder, weights=weights)
+        model = load(run)
+        if getattr(settings, "lora", None) is not None:  # the checkpoints have the adapters
+            model.enable_lora(settings.lora)
+        model.save_pretrained(folder, weights=weights)
+        if finish is not None:
+            finish(folder)
     mean = f"the mean of updates {updates[0]} to {updates[-1]}"
     for model, name in ((folder, mean), (run, "the best model")):
         evaluate(model, split="val", say=lambda line, name=name: say(f"{name}: {line}"))
     say(folder)
 
 
-def averaging(evaluate):
+def averaging(evaluate, finish=None):
     """Returns the verb `average` of a recipe that scores models by ``evaluate``."""
 
     def average(run: RunFolder, last: Last = None, say=print):
         """Saves the mean of a run's last checkpoints as ``RUN/average``, and evaluates it."""
-        save_average(run, last, evaluate, say)
+        save_average(run, last, evaluate, say, finish)
 
     return average
 
@@ -409,7 +421,7 @@ def check_run(settings, out, restart):
     if not (out / "settings.json").exists():
         from ..data.tokenizers import FILES
 
-        begun = {*FILES, ".settings.json", ".lock"}
+        begun = {*FILES, *(f".{name}" for name in FILES), ".settings.json", ".lock"}
         names = {path.name for path in out.iterdir()} if out.exists() else set()
         if {re.sub(r"\.\d+$", "", name) for name in names} - begun:  # killed at the start
             raise FileExistsError(f"{out} holds something other than a run: choose another folder")
@@ -447,7 +459,7 @@ def write_run(settings, out, tokenizer, restart):
     for path in out.iterdir() if restart else ():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "settings.json" and path.suffix != ".lock":  # it stays a locked run
+        elif path.name != "settings.json" and not path.name.endswith(".lock"):  # still locked
             path.unlink()
     if tokenizer is not None:
         tokenizer.save(out)

@@ -183,7 +183,8 @@ def add_train(app, name, recipes, doc):
             for option in found[kinds]:
                 if option.name in given and not hasattr(settings, option.name):
                     raise ValueError(f"{format_flag(option)}: for {kinds} only, not for {kind}")
-        with resumable("the last checkpoint"):
+        command = "the same command" + (" without --restart" if restart else "")
+        with resumable("the last checkpoint", command):
             recipes[kind].train(dataclasses.replace(settings, **given), out, restart)
 
     parameters = [

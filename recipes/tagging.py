@@ -78,7 +78,8 @@ def train(settings, out, restart=False, say=print):
     if len(classes) < 2:
         raise ValueError(f"{settings.data}: words must have at least 2 tags: {classes}")
     with run.devices.scope():
-        model = begin(settings, run, map(" ".join, sentences.words), "tags", classes)
+        texts = {"train": map(" ".join, sentences.words), "val": map(" ".join, val.words)}
+        model = begin(settings, run, texts, "tags", classes)
     length = max_length(settings, model)
 
     def batches(**options):

@@ -50,7 +50,7 @@ def reads(data):
     """Whether this recipe, and not that of images, reads the data."""
     from ..data.labelled import has_tables
 
-    return data == SAMPLE_TEXT or has_tables(data)
+    return data == SAMPLE_TEXT or (data != "" and has_tables(data))
 
 
 @lock_folder
@@ -78,8 +78,10 @@ def train(settings, out, restart=False, say=print):
             f"{settings.data}: train and val must both have pairs of texts, or neither"
         )
     with run.devices.scope():
-        words = texts.texts + (texts.seconds or [])
         pairs = texts.seconds is not None
+        words = {
+            split: x.texts + (x.seconds or []) for split, x in (("train", texts), ("val", val))
+        }
         model = begin(settings, run, words, "classes", texts.classes, pairs=pairs)
     length = max_length(settings, model)
 

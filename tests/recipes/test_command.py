@@ -15,12 +15,15 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from typer import Exit
 
 from polyhead.data import read_split
 from polyhead.recipes.command import main
+from polyhead.recipes.options import resumable
 from polyhead.recipes.run import Run, check_run, learning_rate, load, write_run
+from polyhead.recipes.settings import read_settings
 from polyhead.recipes.translation import Settings, train
-from polyhead.training import InverseSquareRoot, read_tensors
+from polyhead.training import InverseSquareRoot, locked, read_tensors
 from polyhead.zoo import Transformer
 from tests.conftest import without_xla
 from tests.training.test_lock import another_process_holds
@@ -314,6 +317,28 @@ def test_the_warmup_adapts_to_the_updates_and_is_kept_by_a_resumed_run(tmp_path)
     assert begin(updates=2000)[1]["warmup"] == 2
     with pytest.raises(ValueError, match="warmup 2 -> 3"):
         begin(updates=20, warmup=3)
+
+
+def test_a_restart_keeps_the_lock_and_what_it_reads(trained, data, tmp_path, capfd):
+    run = shutil.copytree(trained, tmp_path / "run")
+    with locked(run):
+        write_run(read_settings(run), run, None, True)
+        assert sorted(path.name for path in run.iterdir()) == [".lock", "settings.json"]
+    inside = shutil.copytree(data, run / "data")
+    with pytest.raises(ValueError, match="--restart would delete the data"):
+        Run(Settings(data=str(inside)), run, restart=True)
+    for command in ("the same command", "the same command without --restart"):
+        with pytest.raises(Exit), resumable("the last checkpoint", command):
+            raise KeyboardInterrupt
+        assert f"run {command} to resume from the last checkpoint" in capfd.readouterr().err
+
+
+def test_a_run_killed_while_its_tokenizer_was_written_begins_again(tmp_path):
+    (tmp_path / ".tokenizer.json.123").write_text("{")
+    assert not check_run(Settings(), tmp_path, False)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="something other than a run"):
+        check_run(Settings(), tmp_path, False)
 
 
 def test_a_second_process_in_one_folder_is_refused(trained, data, monkeypatch, capfd, tmp_path):

@@ -12,9 +12,11 @@ import tensorflow as tf
 
 from polyhead.data import read_labelled_texts
 from polyhead.recipes import answering, embedding, masked, tagging, text_classification
+from polyhead.recipes.encoding import check_sequences
 from polyhead.recipes.run import load
 from polyhead.recipes.settings import sample_folder
 from polyhead.training import read_tensors
+from polyhead.training.states import by_path
 from polyhead.zoo import BERT
 from tests.conftest import without_xla
 from tests.recipes.test_command import polyhead
@@ -89,6 +91,38 @@ def test_answers_have_the_threshold_of_validation(trained):
     best = max(rows, key=lambda row: float(row["val_f1"]))
     config = json.loads((run / "best" / "config.json").read_text())
     assert config["no_answer"] == pytest.approx(float(best["val_threshold"]), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_an_average_of_answers_has_its_own_threshold(trained, tmp_path):
+    run = shutil.copytree(trained("answering"), tmp_path / "run")
+    config = json.loads((run / "best" / "config.json").read_text())
+    (run / "best" / "config.json").write_text(json.dumps(config | {"no_answer": 1e9}))
+    answering.average(run, say=quiet)
+    model = load(run / "average")
+    expected = answering.score(model, answering.read("sample", "val")[0], answering.Settings())
+    assert model.config.no_answer == pytest.approx(expected["threshold"])
+
+
+@pytest.mark.slow
+def test_a_run_with_adapters_is_averaged(trained, tmp_path):
+    run = tmp_path / "run"
+    given = dict(pretrained=str(trained("text_classification")), lora=2)
+    train(text_classification, run, updates=8, interval=4, **given)
+    lines = []
+    text_classification.average(run, say=lines.append)
+    assert not any("lora" in path for path in read_tensors(run / "average/model.safetensors")[0])
+    kernels = [by_path(load(folder).weights) for folder in (run, run / "average")]
+    changed = [path for path, v in kernels[0].items() if np.any(v != kernels[1][path])]
+    assert any("query/kernel" in path for path in changed)
+    assert any("head/" in path for path in changed) and len(lines) == 3
+
+
+def test_bad_letters_are_found_before_training():
+    texts = {"train": ["MKV", "m k <mask> v"], "val": ["MK V*A"]}
+    with pytest.raises(ValueError, match=r"p.csv, val: .*'\*' at position 4 of 'MKV\*A'"):
+        check_sequences("p.csv", texts)
+    check_sequences("p.csv", {"train": texts["train"]})
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
 import csv
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -47,6 +49,29 @@ def test_all_of_another_file_is_evaluated(trained, tmp_path):
     assert evaluate(trained, tmp_path / "other.txt", say=lines.append)["bytes"] == 128
     assert lines[0].endswith("128 bytes of other.txt")
     assert evaluate(trained, tmp_path / "other.txt", "val", say=lines.append)["bytes"] == 13
+
+
+def test_a_vocabulary_has_the_characters_of_validation(text, tmp_path, monkeypatch):
+    file = tmp_path / "book.txt"
+    file.write_text(text.read_text("utf-8") + "Prices: $5 (100%), me@x.org", "utf-8")
+
+    class Built(Exception):
+        pass
+
+    def stop(stream, tokenizer, *rest, **options):
+        raise Built(tokenizer)
+
+    monkeypatch.setattr("polyhead.data.text_batches", stop)
+    with pytest.raises(Built) as error:
+        train(Settings(data=str(file), **SMALL), tmp_path / "run", say=lambda line: None)
+    assert {*"$5%@"} <= {*error.value.args[0].characters}
+
+
+def test_evaluation_has_the_length_of_the_run(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    settings = json.loads((run / "settings.json").read_text())
+    (run / "settings.json").write_text(json.dumps(settings | {"length": 4}))
+    assert evaluate(run)["loss"] > evaluate(trained)["loss"]  # less context
 
 
 @pytest.mark.slow
