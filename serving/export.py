@@ -22,7 +22,7 @@ from .folder import temporary_folder
 from .loader import tensorflow_library
 from .simplify import simplify
 
-SERVED = (tf.string, tf.float32, tf.int32, tf.int64, tf.bool)
+SERVED = (tf.string, tf.float32, tf.int32)
 
 BATCH_SIZES = (1, 4, 8, 16, 32)  # sizes to which the server pads; each has a warm-up request
 COMPARED = 8  # maximum rows of a warm-up request whose answer is compared
@@ -59,6 +59,8 @@ state "AVAILABLE". Prometheus reads <http://localhost:8501/monitoring/prometheus
 
 ## Query it
 
+A request has at most {largest} rows: `max_batch_size` in `batching.config`.
+
     curl -d {request} \\
         http://localhost:8501/v1/models/{name}:predict
 
@@ -92,7 +94,8 @@ model_config_list {{
 """
 
 BATCHING = """\
-# Requests that arrive together run as one batch, padded to the next of the allowed sizes.
+# Requests that arrive together run as one batch, padded to the next of the allowed sizes. The
+# server refuses a request with more rows than max_batch_size.
 max_batch_size {{ value: {largest} }}
 batch_timeout_micros {{ value: 2000 }}
 max_enqueued_batches {{ value: 100 }}
@@ -306,6 +309,7 @@ def write_server_files(beside, folder, name, version, signatures, notes):
         "README.md": README.format(
             name=name,
             server=SERVER,
+            largest=BATCH_SIZES[-1],
             version=version.name,
             signatures=listed,
             notes=f"{notes}\n" if notes else "",
@@ -314,5 +318,11 @@ def write_server_files(beside, folder, name, version, signatures, notes):
         ),
     }
     for file, text in texts.items():
+        if (kept := folder / file).is_file():
+            old = kept.read_text("utf-8", "replace")
+            own = old == text if file != "README.md" else old.startswith(f"# {name}, for Tensor")
+            if not own:
+                warnings.warn(f"{kept} was not replaced: it has been edited", stacklevel=3)
+                continue
         (beside / file).write_text(text, "utf-8")
-        os.replace(beside / file, folder / file)
+        os.replace(beside / file, kept)

@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 DAY = 24 * 60 * 60  # seconds
 
 
@@ -32,12 +34,9 @@ def temporary_folder(parent, name):
 
 def is_running(pid):
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+        return psutil.pid_exists(pid)
+    except OverflowError:
         return False
-    except PermissionError:  # another user's
-        pass
-    return True
 
 
 def is_old(path):

@@ -26,7 +26,7 @@ from .model import (
     in_batches,
     pad_rows,
 )
-from .texts import as_texts
+from .texts import as_texts, clean
 
 # Warm-up requests: an export must answer them before it is renamed into place.
 EXAMPLES = [
@@ -237,7 +237,8 @@ class CausalLM(Pretrained):
         if search.num_beams > 1:
             raise ValueError(f"stream does not support beam search: num_beams {search.num_beams}")
         [seed] = self._seeds(seed, 1)
-        batch = self._batch(self._prompts([prompt], search.max_new_tokens, truncate), search, 1)
+        prompts = self._prompts([clean(prompt)], search.max_new_tokens, truncate)
+        batch = self._batch(prompts, search, 1)
         sampler = sampling.sampler([seed] * len(batch[0]))
         return self._stream_text(tokenizer, batch, search, sampler, stop)
 
@@ -404,7 +405,7 @@ class CausalLM(Pretrained):
 
         def score_row(row):  # one text at a time: the logits of a batch may take gigabytes
             x, labels, count = row
-            logits = self.logits(x[None])[0]
+            logits = self.drop_padding(self.logits(x[None]))[0]
             chosen = ops.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
             gain = chosen - ops.logsumexp(logits, axis=-1)
             return ops.sum(ops.where(ops.arange(ops.shape(labels)[0]) < count, gain, 0.0))
@@ -426,7 +427,8 @@ class CausalLM(Pretrained):
           settings or ``settings``. Sampling is deterministic: equal texts get equal continuations;
         - ``generate`` also takes a tensor (B,) for each setting, so that the server can batch
           requests with different ones: ``max_new_tokens`` (at most the export's), ``temperature``,
-          ``top_k`` (0: all), ``top_p``, ``min_p`` and ``seed``. It returns ``text``;
+          ``top_k`` (0: all), ``top_p``, ``min_p`` and ``seed``. It returns ``text``. A
+          ``repetition_penalty`` is the export's;
         - ``score`` returns ``log_likelihood`` and ``tokens`` (B,). Texts longer than the context
           are truncated to their first tokens.
 
@@ -486,7 +488,12 @@ class CausalLM(Pretrained):
             return follow(text, search, Sampler(*rows))
 
         def generate(text, max_new_tokens, temperature, top_k, top_p, min_p, seed):
-            sampler = Sampler(seed, temperature, top_k, top_p, min_p)
+            # What Python refuses: one request must not fail the others of its batch.
+            top_p, min_p = ops.maximum(top_p, 1e-6), ops.minimum(min_p, 1.0)
+            penalty = sampling.repetition_penalty
+            penalty = None if penalty == 1 else ops.full_like(temperature, penalty)
+            seed = ops.bitwise_and(seed, np.int32(2**31 - 1))  # modulo 2^31, as in Python
+            sampler = Sampler(seed, temperature, top_k, top_p, min_p, penalty)
             plain = dataclasses.replace(search, num_beams=1)
             return follow(text, plain, sampler, max_new_tokens)
 

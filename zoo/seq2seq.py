@@ -28,7 +28,7 @@ from .model import (
     pad_rows,
     stack,
 )
-from .texts import as_texts
+from .texts import as_texts, clean
 
 # Warm-up requests: an export must answer them before it is renamed into place.
 EXAMPLES = [
@@ -311,6 +311,7 @@ class Seq2Seq(Pretrained):
         texts, single = as_texts(verb, texts)
         if not isinstance(prefix, str):
             raise TypeError(f"prefix must be a string: {prefix!r:.100}")
+        prefix = clean(prefix)
         own, batch_size = self.config.search, check_count(run["batch_size"], "batch_size")
         count = check_count(num_return_sequences)
         search = dataclasses.replace(own, **{"num_beams": max(own.num_beams, count), **search})
@@ -376,10 +377,11 @@ class Seq2Seq(Pretrained):
             raise TypeError(
                 f"attention takes two strings: {type(source).__name__}, {type(target).__name__}"
             )
+        source, prefix = clean(source), clean(prefix)
         if target is None:
             [target] = self.generate([source], prefix)
         source_tokens = np.array(self._sources([prefix + source], stacklevel=3))
-        labels = np.asarray(tokenizer.encode([target], target=True).to_tensor())
+        labels = np.asarray(tokenizer.encode([clean(target)], target=True).to_tensor())
         target_tokens = np.concatenate([[[self.config.start_id]], labels[:, :-1]], axis=1)
         mask = self.source_mask(source_tokens)
         memory = self.encode(source_tokens, mask)
@@ -403,8 +405,9 @@ class Seq2Seq(Pretrained):
     ) -> Path:
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
-        All signatures take ``text`` (B,). A target has at most twice the tokens of its source plus
-        ten; sources of more than ``config.max_length`` tokens are truncated.
+        All signatures take ``text`` (B,). A target has at most ``max_new_tokens`` tokens or,
+        without this setting, twice the tokens of its source plus ten; sources of more than
+        ``config.max_length`` tokens are truncated.
 
         - ``serving_default`` returns ``text`` and ``score`` (B,), by greedy search;
         - ``beam`` returns ``text`` and ``score`` (B, K), the best first, by beam search. If it
@@ -445,13 +448,18 @@ class Seq2Seq(Pretrained):
         own = self.config.search
         if own.num_beams == 1:
             search.setdefault("num_beams", 4)
-        beam = dataclasses.replace(own, **search)
-        beam = beam.within(self.config.vocab_size, self.room(self.config.max_length))
+
+        def limited(search):
+            return search.within(self.config.vocab_size, self.room(self.config.max_length))
+
+        beam = limited(dataclasses.replace(own, **search))
 
         def find(text, search, most=None, least=None):
             source = tokenizer.encode(tokenizer.prefixed(prefix, text), self.config.max_length)
             source = source.to_tensor(self.config.pad_id)
-            found = self.find(source, search, cache=ScatterCache, most=most, least=least)
+            found = self.find(
+                source, search, search.max_new_tokens, ScatterCache, most=most, least=least
+            )
             shape = ops.shape(found.score)
             texts = tokenizer.decode(ops.reshape(found.tokens, (shape[0] * shape[1], -1)))
             return {"text": ops.reshape(texts, shape), "score": found.score}
@@ -460,7 +468,7 @@ class Seq2Seq(Pretrained):
             return {name: x[:, 0] for name, x in found.items()}
 
         def greedy(text):
-            return best(find(text, dataclasses.replace(own, num_beams=1)))
+            return best(find(text, limited(dataclasses.replace(own, num_beams=1))))
 
         def generate(text, max_new_tokens, min_new_tokens):
             return best(find(text, beam, max_new_tokens, min_new_tokens))

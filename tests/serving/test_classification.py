@@ -35,6 +35,22 @@ def exported(vit, tmp_path_factory):
     return vit.export(tmp_path_factory.mktemp("exports") / "classification", top=2)
 
 
+def test_lora_adapters_are_merged_in_an_export(vit, tmp_path):
+    model = vit.adapt()
+    model.enable_lora(2)
+    for v in model.trainable_variables:
+        v.assign(np.random.default_rng(2).normal(size=v.shape) * 0.2)
+    version = model.export(tmp_path)
+    loaded = tf.saved_model.load(str(version))
+    saved = tf.train.list_variables(str(version / "variables" / "variables"))
+    shapes = sorted(tuple(shape) for name, shape in saved if not name.startswith("_CHECKPOINTABLE"))
+    assert shapes == sorted(tuple(v.shape) for v in vit.weights)
+    images = tf.constant(np.random.default_rng(3).uniform(0, 255, (2, 24, 32, 3)), tf.float32)
+    found = loaded.signatures["pixels"](images=images)["probabilities"].numpy()
+    expected = np.sort(tf.nn.softmax(model(images)).numpy(), axis=1)[:, ::-1]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def encoded():
     random, files = np.random.default_rng(1), []
     for i, encode in enumerate((tf.io.encode_jpeg, tf.io.encode_png) * 3):

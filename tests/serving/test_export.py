@@ -297,6 +297,19 @@ def test_versions_follow_each_other(tmp_path):
         Doubler().export(tmp_path / "README.md")
 
 
+def test_files_that_were_edited_are_kept(tmp_path):
+    Doubler().export(tmp_path)
+    for name in ("models.config", "README.md"):
+        (tmp_path / name).write_text("# mine")
+    (tmp_path / "batching.config").unlink()
+    with pytest.warns(UserWarning, match="was not replaced: it has been edited") as found:
+        Doubler().export(tmp_path)
+    assert len([w for w in found if "has been edited" in str(w.message)]) == 2
+    assert (tmp_path / "models.config").read_text() == "# mine"
+    assert (tmp_path / "README.md").read_text() == "# mine"
+    assert "max_batch_size" in (tmp_path / "batching.config").read_text()
+
+
 def test_a_failed_export_leaves_no_files(tmp_path):
     class Compiled(Doubler):
         def __call__(self, text):

@@ -11,7 +11,7 @@ import pytest
 from polyhead.data import BytePairs
 from polyhead.zoo import GPT, GPTConfig
 
-LENGTH = 16
+LENGTH, PENALTY = 16, 1.5
 
 
 pytestmark = pytest.mark.slow  # `tests/serving/test_export.py` has fast tests of exports
@@ -32,7 +32,7 @@ def gpt(sample):
 @pytest.fixture(scope="module")
 def exported(gpt, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports") / "generation"
-    return gpt.export(folder, max_new_tokens=LENGTH, temperature=0)
+    return gpt.export(folder, max_new_tokens=LENGTH, temperature=0, repetition_penalty=PENALTY)
 
 
 def ask(version, *requests):
@@ -68,11 +68,13 @@ def test_the_server_and_python_give_equal_answers(gpt, exported):
         ("serving_default", {"text": []}),
     )
     with pytest.warns(UserWarning, match="truncated to their last 48 tokens"):
-        expected = gpt.generate(texts, max_new_tokens=LENGTH, temperature=0, truncate=True)
+        plain_settings = dict(max_new_tokens=LENGTH, temperature=0, repetition_penalty=PENALTY)
+        expected = gpt.generate(texts, truncate=True, **plain_settings)
+        assert expected != gpt.generate(texts, LENGTH, temperature=0, truncate=True)
     assert plain["text"] == expected and none["text"] == []
     for i, text in enumerate(texts[:-1]):
         row = {name: values[i] for name, values in settings.items()}
-        row["top_k"] = row["top_k"] or None
+        row["top_k"], row["repetition_penalty"] = row["top_k"] or None, PENALTY
         count, seed = row.pop("max_new_tokens"), row.pop("seed")
         made = gpt.generate([text], max_new_tokens=count, seed=[seed], **row)[0] if count else ""
         assert sampled["text"][i] == made
@@ -82,6 +84,18 @@ def test_the_server_and_python_give_equal_answers(gpt, exported):
         scores["log_likelihood"], [s.log_likelihood for s in known], atol=1e-2
     )
     assert scores["tokens"] == [s.tokens for s in known]
+
+
+def test_settings_that_python_refuses_are_replaced(gpt, exported):
+    # Another user's request may be in the same batch.
+    given = dict(temperature=[1.0] * 4, top_k=[0] * 4, seed=[1, 1, -1, 2**31 - 1])
+    given |= dict(text=["A cat"] * 4, max_new_tokens=[8] * 4)
+    given |= dict(top_p=[0.0, 1.0, 1.0, 1.0], min_p=[0.0, 9.5, 0.0, 0.0])
+    [found] = ask(exported, ("generate", given))
+    settings = dict(max_new_tokens=8, repetition_penalty=PENALTY)
+    greedy = gpt.generate("A cat", temperature=1.0, top_k=1, **settings)
+    sampled = gpt.generate("A cat", temperature=1.0, seed=-1, **settings)
+    assert found["text"] == [greedy, greedy, sampled, sampled]
 
 
 def test_requests_with_wrong_types_are_refused(exported):

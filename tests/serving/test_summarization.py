@@ -19,8 +19,9 @@ TEXTS = [
     "tab\there\nnew line",
     "Two men.",
 ]
-BEAM = dict(num_beams=3, max_new_tokens=12)
-LENGTHS = dict(max_new_tokens=[5, 4, 12, 99, 1, 0], min_new_tokens=[5, 0, 2, 9, 0, 0])
+MOST = 50  # more than twice the tokens of short texts plus ten
+BEAM = dict(num_beams=3, max_new_tokens=MOST)
+LENGTHS = dict(max_new_tokens=[5, 4, MOST, 99, 1, 45], min_new_tokens=[5, 0, 2, 9, 0, 40])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_exported_summaries_are_those_of_python(export, kind):
     assert beam["text"][1] == [""] * 3 and beam["score"][1][0] == 0
     for i, text in enumerate(TEXTS):
         most, least = (LENGTHS[name][i] for name in LENGTHS)
-        settings = dict(num_beams=3, max_new_tokens=min(most, 12), min_new_tokens=least)
+        settings = dict(num_beams=3, max_new_tokens=min(most, MOST), min_new_tokens=least)
         if not most or not text:
             assert chosen["text"][i] == "" and chosen["score"][i] == 0
             continue
