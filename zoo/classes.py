@@ -1,11 +1,13 @@
 """Classes of images and texts: their names, and the most likely ones."""
 
+import re
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..layers.arguments import plain
+from ..training.states import by_path
 from .model import Pretrained
 
 
@@ -42,6 +44,21 @@ class Classifier(Pretrained):
         super().enable_lora(rank, alpha)
         for v in head:
             v.trainable = True
+
+    def _copy_weights(self, model, renewed):
+        """Copies the weights to ``model``, but for the paths that match the pattern ``renewed``.
+
+        Raises:
+            ValueError: other weights, beside the head's, differ.
+        """
+        old, new = by_path(self.weights), by_path(model.weights)
+        kept = {path: v for path, v in new.items() if not re.match(renewed, path)}
+        gone = [path for path in old if path not in new and not re.match("head/|positions/", path)]
+        for path in [*kept, *gone]:
+            if path not in old or path not in new or old[path].shape != new[path].shape:
+                raise ValueError(f"no other weights than the head's can change: {path}")
+        for path, v in kept.items():
+            v.assign(old[path])
 
     def _check_top(self, top):
         """Checks the argument ``top`` of `classify`: a number of classes, or None."""

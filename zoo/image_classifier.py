@@ -1,7 +1,6 @@
 """The task methods of image classifiers: classify, attention, adapt and export."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -129,7 +128,7 @@ class ImageClassifier(Classifier):
         shares = self.rollout(self.pixels(image)[None])
         return np.asarray(ops.convert_to_numpy(shares))[0]
 
-    @functools.cached_property
+    @property
     def preprocessor(self) -> Any:
         """Decodes images and fits them to the model's size: a `polyhead.data.images.Pixels`."""
         from ..data.images import Pixels
@@ -155,7 +154,7 @@ class ImageClassifier(Classifier):
                 interpolated (Dosovitskiy et al. 2020, section 3.2).
 
         Raises:
-            ValueError: the model is quantized.
+            ValueError: the model is quantized, or ``overrides`` change other weights.
             TypeError: the configuration has no such setting.
 
         >>> model = polyhead.load("google/vit-base-patch16-224")  # doctest: +SKIP
@@ -172,12 +171,8 @@ class ImageClassifier(Classifier):
         check_fields(type(self), overrides)
         config = dataclasses.replace(old, **overrides)
         model = type(self)(config, initialize=False, dtype=self.dtype_policy)
-        weights = {v.path: v for v in whole.weights}
-        for v in model.weights:
-            if v.path == "positions/embeddings":
-                v.assign(self.positions.table(model.positions.grid))
-            elif not (renewed and v.path.startswith("head/")):
-                v.assign(weights[v.path])
+        whole._copy_weights(model, "positions/|head/" if renewed else "positions/")
+        model.positions.embeddings.assign(self.positions.table(model.positions.grid))
         return model
 
     @classmethod
@@ -223,7 +218,9 @@ class ImageClassifier(Classifier):
             optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1, global_clipnorm=1.0)
             optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "embeddings"])
         if loss is None:
-            loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+            loss = keras.losses.CategoricalCrossentropy(
+                from_logits=True, label_smoothing=0.1, reduction="mean_with_sample_weight"
+            )
         metrics = [*(metrics or ()), *(weighted_metrics or ())] or None
         super().compile(optimizer, loss, weighted_metrics=metrics, **kwargs)
 
@@ -270,6 +267,8 @@ class ImageClassifier(Classifier):
             return self._export_network(filepath, format, images, 256, settings)
         if settings:
             raise TypeError(f"not settings of an export for TensorFlow Serving: {sorted(settings)}")
+        if (whole := self._without_lora()) is not self:
+            return whole.export(filepath, top=top, max_pixels=max_pixels)
         top = min(check_count(5 if top is None else top, "top"), c.num_classes)
         pixels = self._reader(max_pixels)
         names = named([self.label(i) for i in range(c.num_classes)])
@@ -286,7 +285,7 @@ class ImageClassifier(Classifier):
             "serving_default": (from_bytes, encoded, files),
             "pixels": (answer, sized, arrays),
         }
-        return export(filepath, "classification", signatures, self.variables)
+        return export(filepath, "classification", signatures, self.weights)
 
 
 def check_image_config(config: Any) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..layers import KeyValueCache, MultiHeadAttention, TransformerBlock
 from ..layers.arguments import plain, plain_fields
+from ..layers.pair_block import PairBlock
 from ..training import (
     CheckpointError,
     Model,
@@ -93,11 +94,21 @@ class Pretrained(Model):
         super().__init__(**kwargs)
         # Keras wraps each object's `quantize` to check its arguments; ours checks them itself.
         del self.quantize
+        self._searches = {}  # compiled functions
         self.config = config
         self.tokenizer = tokenizer
-        self._searches = {}  # compiled functions
         # The variables that they use; in a namespace, so that Keras does not track them.
         self._compiled_for = SimpleNamespace(variables=[])
+
+    @property
+    def config(self) -> Any:
+        """The configuration. A new one must be for the same weights; call `compile` afterwards."""
+        return self._configuration
+
+    @config.setter
+    def config(self, config):
+        self._configuration = config
+        self._searches.clear()  # compiled for another configuration
 
     @property
     def tokenizer(self) -> Any:
@@ -114,7 +125,7 @@ class Pretrained(Model):
                     f"tokenizer and model must have the same vocabulary: {name} {theirs} and {ours}"
                 )
         self._tokenizer = tokenizer
-        getattr(self, "_searches", {}).clear()  # compiled for another vocabulary
+        self._searches.clear()  # compiled for another vocabulary
 
     def get_config(self) -> dict:
         """The configuration, with dtype policy, quantization and frozen weights.
@@ -172,12 +183,10 @@ class Pretrained(Model):
         >>> sorted({v.path.split("/")[0] for v in model.trainable_weights})
         ['block_1', 'norm']
         """
-        try:
-            frozen = [v for v in self.weights if re.search(pattern, v.path)]
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {pattern!r}: {error}") from None
+        pattern = compile_pattern(pattern)
+        frozen = [v for v in self.weights if pattern.search(v.path)]
         if not frozen:
-            raise ValueError(f"no weight matches {pattern!r}")
+            raise ValueError(f"no weight matches {pattern.pattern!r}")
         for v in frozen:
             v.trainable = False
 
@@ -227,7 +236,8 @@ class Pretrained(Model):
                 or a function of a layer.
 
         Raises:
-            ValueError: another mode, or custom quantizers in ``config``.
+            ValueError: another mode, custom quantizers in ``config``, an invalid regular
+                expression, or a dtype policy of float16, whose range is too small.
 
         >>> model = polyhead.GPT.preset("char-small", num_layers=1)
         >>> model.quantize("int8")  # doctest: +SKIP
@@ -238,6 +248,11 @@ class Pretrained(Model):
             raise ValueError(f"{type(self).__name__} supports the quantization 'int8': {mode!r}")
         if config is not None and config.get_config() != default.get_config():
             raise ValueError("quantize supports Keras's default quantizers only: leave out config")
+        if self.compute_dtype == "float16":
+            raise ValueError(f"quantize does not support the dtype policy {self.dtype_policy.name}")
+        patterns = [filters] if isinstance(filters, str) else filters
+        for pattern in patterns if isinstance(patterns, list | tuple) else ():
+            compile_pattern(pattern)
         with warnings.catch_warnings(), cheap_collections():
             # Keras warns about each layer without a matrix: dropout, normalization.
             warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method")
@@ -513,10 +528,10 @@ class Pretrained(Model):
     def compile(self, *args: Any, remat: bool = False, **kwargs: Any) -> None:
         """Keras's `compile`; with ``remat`` the backward pass recomputes activations.
 
-        Training then keeps only the input of each `TransformerBlock`: less memory, more time.
+        Training then keeps only the inputs of each block: less memory, more time.
         """
         for layer in self._flatten_layers():
-            if isinstance(layer, TransformerBlock):
+            if isinstance(layer, (TransformerBlock, PairBlock)):
                 layer.remat = remat
         super().compile(*args, **kwargs)
 
@@ -610,6 +625,14 @@ def empty_caches(blocks, rows, length, kind=KeyValueCache):
     """Makes a cache of class ``kind`` for each block, of ``rows`` rows and ``length`` positions."""
     parts = [block.attention for block in blocks]
     return [kind.empty(rows, length, a.num_kv_heads, a.head_dim, a.compute_dtype) for a in parts]
+
+
+def compile_pattern(pattern):
+    """Compiles a regular expression that a user gave."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {pattern!r}: {error}") from None
 
 
 def in_batches(
@@ -730,8 +753,11 @@ def check_config(config):
         elif kind is bool and type(value) is not bool:
             raise ValueError(f"{name} must be True or False: {value!r}")
         elif name.endswith("_id"):
-            rule = f"a token, from 0 to {config.vocab_size - 1}"
-            check_integer(config, name, 0, rule, config.vocab_size)
+            sizes = [config.vocab_size]
+            if name in ("pad_id", "end_id"):  # sources have them, too
+                sizes.append(getattr(config, "source_vocab_size", None) or config.vocab_size)
+            rule = f"a token, from 0 to {min(sizes) - 1}"
+            check_integer(config, name, 0, rule, min(sizes))
         elif name in ("num_classes", "type_vocab_size"):
             check_integer(config, name, 0, "a non-negative integer")
         elif kind is int or optional and value is not None:

@@ -1,7 +1,6 @@
 """The task methods of text encoders: classify, tag, answer, fill_mask, embed, rerank, export."""
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -15,7 +14,6 @@ from keras import ops
 from ..layers.arguments import plain
 from ..training import BinaryCrossEntropy, SmoothedCrossEntropy, SpanCrossEntropy
 from ..training.losses import unit
-from ..training.states import by_path
 from .classes import Classification, Classifier
 from .heads import HEADS, SAME, Head, change_head, head_size, pool
 from .model import bucket, check_count, check_fields, in_batches, pad_rows
@@ -234,13 +232,7 @@ class TextEncoder(Classifier):
         check_fields(type(self), overrides)
         config = dataclasses.replace(config, **overrides)
         model = type(self)(config, self.tokenizer, initialize=False, dtype=self.dtype_policy)
-        weights = by_path(self._without_lora().weights)
-        for path, v in by_path(model.weights).items():
-            if re.match(renewed, path):
-                continue
-            if path not in weights or weights[path].shape != v.shape:
-                raise ValueError(f"no other weights than the head's can change: {path}")
-            v.assign(weights[path])
+        self._without_lora()._copy_weights(model, renewed)
         return model
 
     @property

@@ -244,6 +244,8 @@ def test_places_are_those_of_residues_in_their_chain():
     for text, places, message in (
         ("MKT", [0, 1], "places of sequence 0 must be 3 rising integers"),
         ("MKT", [0, 2, 2], "places of sequence 0 must be 3 rising integers"),
+        ("MKT", np.array([5, 3, 1], "uint64"), "must be 3 rising integers"),
+        ("MKT", [0, 1, 2**31], "must be 3 rising integers"),
         ("MKT", [0, 1.5, 2], "places of sequence 0 must be 3 rising integers"),
         (["MKT"], [], "there must be places for each sequence: 0 / 1"),
         ("MK:T", [0, 1, 2], "places are for single chains, and sequence 0 has several"),

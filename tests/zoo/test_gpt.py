@@ -245,6 +245,8 @@ def test_the_score_of_a_text_is_the_sum_of_its_tokens(gpt, tokenizer):
         assert score.tokens == len(tokens)
         assert score.log_likelihood == pytest.approx(expected, abs=1e-3)
     assert gpt.score("a\ud800b") == gpt.score("a\ufffdb")  # a lone surrogate is not Unicode
+    one, other = ("".join(gpt.stream(x, 4, seed=1)) for x in ("a\ud800", "a\ufffd"))
+    assert one == other
     with pytest.raises(ValueError, match="not have more tokens than the context, 64"):
         gpt.score("a dog " * 100)
 

@@ -332,6 +332,24 @@ def test_saving_does_not_change_the_weights_that_are_passed(tmp_path):
         np.testing.assert_array_equal(value, before[path])
 
 
+def test_adapters_survive_arguments_that_are_refused():
+    model = randomize(vit())
+    for alpha in (float("nan"), 0, "2", float("inf")):
+        with pytest.raises(ValueError, match="alpha must be a positive number"):
+            model.enable_lora(2, alpha)
+    half = ViT.from_config({**model.get_config(), "dtype": "mixed_float16"})
+    for adapted, filters, message in (
+        (model, "(", r"not a regular expression: '\('"),
+        (model, ["block", "("], r"not a regular expression: '\('"),
+        (half, None, "quantize does not support the dtype policy mixed_float16"),
+    ):
+        if not adapted._has_lora():
+            adapted.enable_lora(2)
+        with pytest.raises(ValueError, match=message):
+            adapted.quantize("int8", filters=filters)
+        assert any("lora" in v.path for v in adapted.trainable_weights)
+
+
 def test_training_is_refused_until_compile_sees_the_trainable_weights():
     model = randomize(vit())
 

@@ -1,6 +1,7 @@
 """Tests of the task methods of text encoders, with a minimal network and tokenizer."""
 
 import copy
+import dataclasses
 import math
 
 import keras
@@ -152,6 +153,16 @@ def test_adapt_keeps_the_network_and_what_the_heads_share(tokenizer):
     for overrides in (dict(dim=32), dict(num_layers=2)):
         with pytest.raises(ValueError, match="no other weights than the head's can change: "):
             model.adapt(**overrides)
+    deep = toy("classes", tokenizer, num_classes=3, num_layers=2)
+    with pytest.raises(ValueError, match="no other weights than the head's can change: block_1"):
+        deep.adapt(num_layers=1)
+
+
+def test_another_configuration_is_compiled_again(tokenizer):
+    model = toy(None, tokenizer)
+    before = model.embed("a dog")
+    model.config = dataclasses.replace(model.config, normalize=True)
+    np.testing.assert_allclose(model.embed("a dog"), before / np.linalg.norm(before), atol=1e-5)
 
 
 def test_a_method_without_its_head_says_what_it_needs(tokenizer):

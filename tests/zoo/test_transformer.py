@@ -176,6 +176,7 @@ def test_invalid_sizes_are_refused():
         (dict(num_layers=0), "num_layers must be a positive integer: 0"),
         (dict(dropout=1.5), "dropout must be in"),
         (dict(norm="both"), "norm must be 'pre' or 'post': 'both'"),
+        (dict(vocab_size=99, source_vocab_size=10, pad_id=50), "pad_id must be .* from 0 to 9: 50"),
     ):
         with pytest.raises(ValueError, match=message):
             TransformerConfig(**options)
@@ -253,6 +254,9 @@ def test_attention_is_drawn_with_its_tokens(tokenizer, norm, tmp_path):
     alignment.draw(tmp_path / "attention.png", layer=-1)
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
     assert model.attention(source).target[-1] == "</s>"
+    odd = model.attention("A\ud83d dog", "\ud83d", prefix="\ud83d")
+    assert odd.target == model.attention("A\ufffd dog", "\ufffd", prefix="\ufffd").target
+    assert model.generate("A", prefix="\ud83d") == model.generate("A", prefix="\ufffd")
     with pytest.raises(ValueError, match="layer must be from -2 to 1: 2"):
         alignment.draw(tmp_path / "attention.png", layer=2)
     with pytest.raises(TypeError, match="attention takes two strings: list"):

@@ -214,6 +214,22 @@ def test_lora_adapters_are_used_and_kept_by_adapt():
     np.testing.assert_allclose(adapted.features(PIXELS), model.features(PIXELS), atol=1e-4)
 
 
+@pytest.mark.parametrize("overrides", [{"num_layers": 1}, {"num_layers": 3}, {"dim": 64}])
+def test_only_the_head_and_positions_can_be_adapted(overrides):
+    with pytest.raises(ValueError, match="no other weights than the head's can change: "):
+        small().adapt(**overrides)
+
+
+def test_the_loss_does_not_count_rows_that_fill_a_batch():
+    model, labels = randomize(small()), np.eye(5, dtype="float32")[:3]
+    model.compile()
+    expected = model.evaluate(PIXELS, labels, verbose=0)
+    filled = np.concatenate([PIXELS, PIXELS]), np.concatenate([labels, labels])
+    weight = np.array([1, 1, 1, 0, 0, 0], "float32")
+    found = model.evaluate(*filled, sample_weight=weight, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.slow
 def test_a_compiled_model_round_trips_through_a_keras_file(tmp_path):
     model = randomize(small())

@@ -11,6 +11,7 @@ from ...layers.arguments import plain_fields
 from .sampling import IMPOSSIBLE, check_finite, mark_tokens
 
 MOST_BEAMS = 1024
+LONGEST_NGRAM = 100  # the graph has a comparison for each of its tokens
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,13 @@ class Search:
             value = getattr(self, name)
             if (type(value) is not int or value < 1) and (name, value) != ("max_new_tokens", None):
                 raise ValueError(f"{name} must be a positive integer: {value!r}")
-        for name in ("min_new_tokens", "no_repeat_ngram_size"):
-            if type(value := getattr(self, name)) is not int or not 0 <= value < 2**31:
-                raise ValueError(f"{name} must be a non-negative integer: {value!r}")
+        least, size = self.min_new_tokens, self.no_repeat_ngram_size
+        if type(least) is not int or not 0 <= least < 2**31:
+            raise ValueError(f"min_new_tokens must be a non-negative integer: {least!r}")
+        if type(size) is not int or not 0 <= size <= LONGEST_NGRAM:
+            raise ValueError(
+                f"no_repeat_ngram_size must be an integer from 0 to {LONGEST_NGRAM}: {size!r}"
+            )
         begin = self.forced_begin
         if begin is not None and (type(begin) is not int or not 0 <= begin < 2**31):
             raise ValueError(f"forced_begin must be a token, or None: {begin!r}")
@@ -103,8 +108,17 @@ class Search:
         """Limits ``max_new_tokens`` to what a model supports.
 
         Raises:
-            ValueError: the beam width is larger than the vocabulary.
+            ValueError: the beam width is larger than the vocabulary, or a token is not in it.
         """
+        begin = () if self.forced_begin is None else (self.forced_begin,)
+        tokens = {"forced_begin": begin, "stop_tokens": self.stop_tokens}
+        tokens["banned"] = [token for sequence in self.banned for token in sequence]
+        for name, given in tokens.items():
+            if max(given, default=0) >= vocab_size:
+                raise ValueError(
+                    f"{name} must have tokens below the vocabulary's size, {vocab_size}: "
+                    f"{max(given)}"
+                )
         if self.num_beams > vocab_size:
             raise ValueError(
                 f"num_beams must be at most the vocabulary's size, {vocab_size}: {self.num_beams}"

@@ -209,7 +209,7 @@ class Published:
         if head:
             config, renewed = self._cls.change_head(config, **head)
             if renewed != NEVER:
-                self._match_new_head(config, renewed)
+                self._match_new_head(config)
         return config
 
     def _map_names(self):
@@ -290,7 +290,7 @@ class Published:
         for name in sorted(held & copies.keys()):
             self._check_copy(self._names[name], copies[name])
 
-    def _match_new_head(self, config, renewed):
+    def _match_new_head(self, config):
         """Finds the tensors of a model with another head than the file's.
 
         Of the new head, weights are read that the file has by name, except those of the last map;

@@ -216,8 +216,9 @@ def test_invalid_settings_are_refused():
         (dict(min_new_tokens=-1), "min_new_tokens must be a non-negative integer: -1"),
         (
             dict(no_repeat_ngram_size="3"),
-            "no_repeat_ngram_size must be a non-negative integer: '3'",
+            "no_repeat_ngram_size must be an integer from 0 to 100: '3'",
         ),
+        (dict(no_repeat_ngram_size=101), "no_repeat_ngram_size must be an integer from 0 to 100"),
         (dict(forced_begin=-1), "forced_begin must be a token, or None: -1"),
         (dict(forced_end="no"), "forced_end must be True or False: 'no'"),
         (dict(banned=[5]), "banned must be sequences of tokens"),
@@ -233,6 +234,14 @@ def test_a_search_is_limited_by_the_model():
     assert Search(max_new_tokens=5).within(40, 16) == Search(max_new_tokens=5)
     with pytest.raises(ValueError, match="at most the vocabulary's size, 40: 41"):
         Search(num_beams=41).within(40, 16)
+    for options in (
+        dict(forced_begin=40),
+        dict(stop_tokens=[3, 40]),
+        dict(banned=[[3], [2, 40]]),
+    ):
+        with pytest.raises(ValueError, match="must have tokens below the vocabulary's size, 40"):
+            Search(**options).within(40, 16)
+        assert Search(**options).within(41, 16) == Search(**options)
     with pytest.raises(ValueError, match="at most the vocabulary's size, 40: 41"):
         small(search=Search(num_beams=41))
 
