@@ -232,7 +232,7 @@ def main():
         ]
         tiny, _ = run_isolated(export_tiny, folder / "tiny", needed=True)
         began = time.perf_counter()
-        loader = [sys.executable, "-m", "polyhead.serving.loader", tiny, "A dog runs."]
+        loader = [sys.executable, "-P", "-m", "polyhead.serving.loader", tiny, "A dog runs."]
         subprocess.run(loader, check=True, capture_output=True)
         native = time.perf_counter() - began
         python, _ = run_isolated(start_in_python, tiny, needed=True)

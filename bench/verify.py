@@ -325,7 +325,7 @@ def as_rest(request):
 
 
 def loader_answers(version, requests):
-    loader = [sys.executable, "-m", "polyhead.serving.loader", str(version)]
+    loader = [sys.executable, "-P", "-m", "polyhead.serving.loader", str(version)]
     lines = "\n".join(map(as_rest, requests))
     done = subprocess.run(loader, input=lines, capture_output=True, text=True)
     if done.returncode:

@@ -1,6 +1,7 @@
 """Exports functions atomically to a folder that TensorFlow Serving loads."""
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -102,6 +103,8 @@ max_enqueued_batches {{ value: 100 }}
 num_batch_threads {{ value: 2 }}
 {allowed}
 """
+
+MARK = "Written by polyhead ({}). The next export replaces this file unless you change it."
 
 MONITORING = """\
 prometheus_config {
@@ -213,7 +216,7 @@ def check_answers(saved, functions, requests):
         + "\n"
         for key, example in requests
     )
-    loader = [sys.executable, "-m", "polyhead.serving.loader", str(saved)]
+    loader = [sys.executable, "-P", "-m", "polyhead.serving.loader", str(saved)]
     # On the CPU: this process may hold all of a GPU's memory.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(loader, input=lines, env=environment, capture_output=True, text=True)
@@ -228,8 +231,8 @@ def check_answers(saved, functions, requests):
         for key, value in expected.items():
             if value.shape.rank == 0 or value.shape[0] != batch or value.dtype not in SERVED:
                 raise ContractError(
-                    f"an output must have as many rows as the inputs, {batch}, and a type that "
-                    f"REST can return: {key} of {signature} is {value.dtype.name} {value.shape}"
+                    f"an output must have as many rows as the inputs, {batch}, and be strings, "
+                    f"float32 or int32: {key} of {signature} is {value.dtype.name} {value.shape}"
                 )
             if value.dtype == tf.string:
                 flat = tf.reshape(value, [-1]).numpy()
@@ -318,11 +321,23 @@ def write_server_files(beside, folder, name, version, signatures, notes):
         ),
     }
     for file, text in texts.items():
-        if (kept := folder / file).is_file():
-            old = kept.read_text("utf-8", "replace")
-            own = old == text if file != "README.md" else old.startswith(f"# {name}, for Tensor")
-            if not own:
-                warnings.warn(f"{kept} was not replaced: it has been edited", stacklevel=3)
-                continue
-        (beside / file).write_text(text, "utf-8")
+        if (kept := folder / file).is_file() and is_edited(kept.read_bytes()):
+            warnings.warn(f"{kept} was not replaced: an export has not written it", stacklevel=4)
+            continue
+        (beside / file).write_bytes(sign(text.encode(), file.endswith(".md")))
         os.replace(beside / file, kept)
+
+
+def sign(content, markdown):
+    """Adds a last line, a comment, by which `is_edited` knows the file."""
+    mark = MARK.format(hashlib.sha256(content).hexdigest()[:16])
+    return content + (f"\n<!-- {mark} -->\n" if markdown else f"# {mark}\n").encode()
+
+
+def is_edited(content):
+    """Whether a file is not as `sign` made it."""
+    return all(
+        content != sign(content[:end], markdown)
+        for markdown in (True, False)
+        for end in [len(content) - len(sign(b"", markdown))]
+    )

@@ -16,7 +16,17 @@ from keras import ops
 from ..layers import KeyValueCache, decoder_mask, padding_mask
 from ..training import SmoothedCrossEntropy
 from .alignment import Alignment
-from .decoding import GREEDY, Found, ScatterCache, Search, advance, begin, is_possible
+from .decoding import (
+    GREEDY,
+    Found,
+    ScatterCache,
+    Search,
+    State,
+    advance,
+    begin,
+    is_possible,
+    lengthen,
+)
 from .model import (
     Generation,
     Pretrained,
@@ -141,12 +151,12 @@ class Seq2Seq(Pretrained):
     ) -> Found:
         """Runs ``search`` on ``source`` (B, S) and returns what it finds, a `Found`.
 
-        A target has at most ``search.max_new_tokens`` tokens. Without that, or without ``length``,
-        it has at most twice the tokens of its source plus ten. An empty source (only special
-        tokens) gets an empty target.
+        A target has at most ``search.max_new_tokens`` tokens; without that, at most twice the
+        tokens of its source plus ten. An empty source (only special tokens) gets an empty target.
 
         Args:
-            length: size of the caches, in tokens.
+            length: size of the caches, in tokens, and of the result, which may be incomplete.
+                Default: what a target can have; those of an export grow when one needs them.
             cache: class of the key-value caches.
             most, least: (B,) the maximum and the minimum number of tokens of each row; the maximum
                 is at most that of ``search``.
@@ -156,10 +166,13 @@ class Seq2Seq(Pretrained):
         count = ops.sum(ops.cast(source != c.pad_id, "int32"), axis=1)
         usual = self.room(count)
         limit = usual if search.max_new_tokens is None else search.max_new_tokens
+        longest = length
         if length is None:
-            length, limit = self.room(ops.shape(source)[1]), ops.minimum(limit, usual)
+            length = longest = self.room(ops.shape(source)[1])
             if search.max_new_tokens is not None:
-                length = ops.minimum(length, search.max_new_tokens)
+                longest = search.max_new_tokens
+                # Targets are rarely longer than twice their source.
+                length = ops.minimum(length, longest) if cache is ScatterCache else longest
         if most is not None:
             limit = ops.minimum(limit, ops.cast(most, "int32"))
         limit = ops.where(count > self._num_special(), limit, 0)
@@ -179,7 +192,23 @@ class Seq2Seq(Pretrained):
 
         prompt = start[:, None]  # the start token is a part of n-grams that must not occur again
         least = least if least is None else ops.cast(least, "int32")
-        found = advance(step, state, limit, c.end_id, search, prompt=prompt, least=least).found
+
+        def continued(*state):
+            return advance(step, State(*state), limit, c.end_id, search, prompt=prompt, least=least)
+
+        def lengthened(*state):
+            state = continued(*state)
+            size = ops.shape(state.tokens)[2]
+            more = ops.where(ops.all(state.done), 0, ops.minimum(size, longest - size))
+            return tuple(lengthen(state, more, c.pad_id))
+
+        if longest is length:
+            found = continued(*state).found
+        else:
+            state = ops.while_loop(
+                lambda *state: ops.logical_not(ops.all(State(*state).done)), lengthened, state
+            )
+            found = State(*state).found
         return Found(*(x[:1] for x in found)) if alone else found
 
     def translate(
@@ -405,8 +434,8 @@ class Seq2Seq(Pretrained):
     ) -> Path:
         """Writes a SavedModel for TensorFlow Serving as the next version of ``filepath``.
 
-        All signatures take ``text`` (B,). A target has at most ``max_new_tokens`` tokens or,
-        without this setting, twice the tokens of its source plus ten; sources of more than
+        All signatures take ``text`` (B,). A target has at most as many tokens as ``max_new_tokens``
+        of the search or, without it, twice the tokens of its source plus ten; sources of more than
         ``config.max_length`` tokens are truncated.
 
         - ``serving_default`` returns ``text`` and ``score`` (B,), by greedy search;
@@ -452,14 +481,13 @@ class Seq2Seq(Pretrained):
         def limited(search):
             return search.within(self.config.vocab_size, self.room(self.config.max_length))
 
+        plain = limited(dataclasses.replace(own, num_beams=1))
         beam = limited(dataclasses.replace(own, **search))
 
         def find(text, search, most=None, least=None):
             source = tokenizer.encode(tokenizer.prefixed(prefix, text), self.config.max_length)
             source = source.to_tensor(self.config.pad_id)
-            found = self.find(
-                source, search, search.max_new_tokens, ScatterCache, most=most, least=least
-            )
+            found = self.find(source, search, cache=ScatterCache, most=most, least=least)
             shape = ops.shape(found.score)
             texts = tokenizer.decode(ops.reshape(found.tokens, (shape[0] * shape[1], -1)))
             return {"text": ops.reshape(texts, shape), "score": found.score}
@@ -468,7 +496,7 @@ class Seq2Seq(Pretrained):
             return {name: x[:, 0] for name, x in found.items()}
 
         def greedy(text):
-            return best(find(text, limited(dataclasses.replace(own, num_beams=1))))
+            return best(find(text, plain))
 
         def generate(text, max_new_tokens, min_new_tokens):
             return best(find(text, beam, max_new_tokens, min_new_tokens))

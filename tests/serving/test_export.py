@@ -299,15 +299,22 @@ def test_versions_follow_each_other(tmp_path):
 
 def test_files_that_were_edited_are_kept(tmp_path):
     Doubler().export(tmp_path)
-    for name in ("models.config", "README.md"):
-        (tmp_path / name).write_text("# mine")
+    readme = tmp_path / "README.md"
+    first = readme.read_text()
+    Doubler().export(tmp_path)
+    assert "polyhead.serving.loader 1" in first and "loader 2" in readme.read_text()
+    readme.write_text(mine := f"{readme.read_text()}A note.\n")
+    (tmp_path / "models.config").write_text("# mine")
     (tmp_path / "batching.config").unlink()
-    with pytest.warns(UserWarning, match="was not replaced: it has been edited") as found:
-        Doubler().export(tmp_path)
-    assert len([w for w in found if "has been edited" in str(w.message)]) == 2
-    assert (tmp_path / "models.config").read_text() == "# mine"
-    assert (tmp_path / "README.md").read_text() == "# mine"
+    with pytest.warns(UserWarning, match="was not replaced") as found:
+        export(tmp_path, "other", Doubler().signatures, [])
+    assert len([w for w in found if "was not replaced" in str(w.message)]) == 2
+    assert (tmp_path / "models.config").read_text() == "# mine" and readme.read_text() == mine
     assert "max_batch_size" in (tmp_path / "batching.config").read_text()
+    readme.write_text(first)
+    (tmp_path / "models.config").unlink()
+    export(tmp_path, "other", Doubler().signatures, [])
+    assert readme.read_text().startswith("# other")
 
 
 def test_a_failed_export_leaves_no_files(tmp_path):

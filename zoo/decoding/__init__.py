@@ -2,7 +2,7 @@
 
 from .cache import ScatterCache
 from .sampling import Sampler, Sampling
-from .search import GREEDY, Found, Search, State, advance, begin, is_possible
+from .search import GREEDY, Found, Search, State, advance, begin, is_possible, lengthen
 
 __all__ = [
     "GREEDY",
@@ -15,4 +15,5 @@ __all__ = [
     "advance",
     "begin",
     "is_possible",
+    "lengthen",
 ]

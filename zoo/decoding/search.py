@@ -204,6 +204,18 @@ def begin(current, caches, limit, length, pad_id, beams=1):
     )
 
 
+def lengthen(state, more, pad_id):
+    """The `State` with room for ``more`` tokens, a tensor: shapes must be dynamic (exports)."""
+
+    def pad(x, axis, value):
+        shape = [*ops.shape(x)[:axis], more, *ops.shape(x)[axis + 1 :]]
+        return ops.concatenate([x, ops.full(shape, value, x.dtype)], axis=axis)
+
+    caches = [type(c)(pad(c.key, 1, 0), pad(c.value, 1, 0), c.index) for c in state.caches]
+    tokens, ended = pad(state.tokens, 2, pad_id), pad(state.ended, 2, pad_id)
+    return state._replace(tokens=tokens, ended=ended, caches=caches)
+
+
 def advance(
     step, state, limit, end_id, search=GREEDY, sampler=None, until=None, prompt=None, least=None
 ):
