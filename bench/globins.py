@@ -177,7 +177,7 @@ def main(
 ):
     """Train on globins, and predict three others."""
     file = Path(__file__).with_suffix(".json")
-    results = json.loads(file.read_text()) if file.exists() else {}
+    results = json.loads(file.read_text()) if file.exists() else {"machine": machine()}
     structures = read(data)
     known = {name: s for name, s in structures.items() if name not in TEST}
     val = least_similar(known, 3)
@@ -215,9 +215,10 @@ def main(
         [
             "# Globins from their sequences, by an ESMFold from scratch",
             "",
-            f"`python bench/globins.py DATA --out RUNS`; {machine()}, float32. All proteins have "
-            "one fold: this is not a test of folding. Trained on twenty domains of 131 to 169 "
-            f"residues in {results[whole][0] / 60:.0f} min; {', '.join(val)} chose the settings.",
+            f"`python bench/globins.py DATA --out RUNS`; {results['machine']}, float32. All "
+            "proteins have one fold: this is not a test of folding. Trained on twenty domains of "
+            f"131 to 169 residues in {results[whole][0] / 60:.0f} min; {', '.join(val)} chose the "
+            "settings.",
             "",
             "Validation, after training on the other seventeen:",
             "",

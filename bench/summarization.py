@@ -305,6 +305,7 @@ def page(results):
     """The lines of bench/summarization.md."""
     searches, steps = [], []
     rates = [result["rate"] for result in results.values()]
+    machines = "; ".join(sorted({result["machine"] for result in results.values()}))
     for row, (name, *search) in ROWS.items():
         if row not in results:
             continue
@@ -324,7 +325,7 @@ def page(results):
     return [
         "# T5 and BART against Hugging Face's and CTranslate2",
         "",
-        f"`make bench`; {machine()}, float32. A matrix product, measured in the same run: "
+        f"`make bench`; {machines}, float32. A matrix product, measured in the same run: "
         f"{min(rates):.0f} to {max(rates):.0f} GFLOP/s. Memory is the peak of the process.",
         "",
         f"Summaries of {TARGET} tokens of sources of {SOURCE}. Ratios of speed, ours to theirs; "
@@ -362,7 +363,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / name).mkdir()
             for row, answers in measure(Path(folder), rows):
-                results[row] = {"rate": rate, "answers": answers}
+                results[row] = {"rate": rate, "answers": answers, "machine": machine()}
                 store(file, results)
                 print(row, results[row], flush=True)
     write(__file__, page(results))
