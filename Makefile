@@ -88,7 +88,10 @@ test-all:
 groups: $(STAMP)
 	@$(MAKE) $(TOGETHER) $(JAX) $(GROUPS:%=test-group-%)
 
-test-long: $(STAMP)
+test-long:
+	@$(MAKE) test-long-here EXTRAS=parity,formats,learn,docs
+
+test-long-here: $(STAMP)
 	@$(PYTEST) -m long
 
 # POLYHEAD_DATA=DIR also compares with reference values there (see tests/real).

@@ -198,16 +198,13 @@ def score(name, folder, data, choose):
         choose: whether the threshold of "no answer" is to be chosen on validation first, as
             `polyhead train` has done for ours.
     """
-    import dataclasses
-
     import polyhead
 
     recipe, settings = settings_of(name, None, data, 0)
     model = polyhead.load(folder)
     if choose and recipe.Settings.task == "answering":
         questions, _ = recipe.read(settings.data, "val")
-        threshold = recipe.score(model, questions, settings)["threshold"]
-        model.config = dataclasses.replace(model.config, no_answer=threshold)
+        recipe.choose_threshold(model, settings, questions)
         model.save_pretrained(folder := f"{folder}-threshold")
 
     def evaluate(*arguments):

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from .batches import check_sizes, epochs, fill
 from .files import read as read_bytes
+from .parallel import find_file
 from .tokenizers.ragged import unpack
 from .tokenizers.tokenizer import Tokenizer
 
@@ -23,10 +24,10 @@ def read_text(
 ) -> list[str]:
     """Reads the documents of a file or a folder.
 
-    From a folder it reads the file ``<split>.txt``. A folder with neither ``train.txt`` nor
-    ``val.txt`` is read as one document per ``*.txt`` file, in the order of names. Without separate
-    files, the split "train" is the first 90% of all characters, and "val" the rest. The split None
-    is all of a file.
+    From a folder it reads the file ``<split>.txt``, or ``.txt.gz``. A folder with neither
+    ``train.txt`` nor ``val.txt`` is read as one document per ``*.txt`` file, in the order of names.
+    Without separate files, the split "train" is the first 90% of all characters, and "val" the
+    rest. The split None is all of a file.
 
     >>> polyhead.training.write_file("digits.txt", b"0123456789")
     >>> polyhead.data.read_text("digits.txt", "val")
@@ -42,11 +43,13 @@ def read_text(
     if split is None:
         return [read(path)]
     if path.is_dir():
-        names = [name for name in ("train", "val") if (path / f"{name}{suffix}").is_file()]
-        file = path / f"{split}{suffix}"
-        if names == ["train", "val"] or (split == "test" and file.is_file()):
-            return [read(file)]
-        files = [path / f"train{suffix}"] if names else sorted(path.glob(f"*{suffix}"))
+        found = {name: find_file(path, f"{name}{suffix}") for name in ("train", "val", "test")}
+        whole = found["train"] and found["val"] or split == "test"
+        if whole and found[split]:
+            return [read(found[split])]
+        files = sorted(path.glob(f"*{suffix}"))
+        if found["train"] or found["val"]:
+            files = [found["train"] or path / f"train{suffix}"]
         if not files:
             raise FileNotFoundError(f"there are no files *{suffix} in {path}")
     else:

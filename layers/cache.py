@@ -1,6 +1,5 @@
 """The keys and values of the positions decoded so far."""
 
-import contextlib
 from typing import NamedTuple
 
 from keras import ops
@@ -44,12 +43,15 @@ class KeyValueCache(NamedTuple):
         Raises:
             ValueError: it has no room for them. A compiled function cannot check this.
         """
-        with contextlib.suppress(TypeError):  # the index is known outside of compiled functions
-            if int(self.index) + key.shape[1] > self.key.shape[1]:
-                raise ValueError(
-                    f"the cache has room for {self.key.shape[1]} positions: {int(self.index)} are "
-                    f"written, and {key.shape[1]} more were given"
-                )
+        try:
+            written = int(self.index)
+        except (TypeError, ValueError):  # not known within a compiled function
+            written = None
+        if written is not None and written + key.shape[1] > self.key.shape[1]:
+            raise ValueError(
+                f"the cache has room for {self.key.shape[1]} positions: {written} are written, and "
+                f"{key.shape[1]} more were given"
+            )
         at = (0, self.index, 0, 0)
         return type(self)(
             ops.slice_update(self.key, at, ops.cast(key, self.key.dtype)),

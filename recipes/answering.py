@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar
 
 from typer import Argument, Option
 
-from .encoding import EncoderSettings, begin, fit, max_length, read_split, settings_of
+from .encoding import EncoderSettings, begin, fit, max_length, read_split
 from .options import Data, ExportFolder, Format, ModelFolder, Split
 from .run import (
     Run,
@@ -27,7 +27,7 @@ from .run import (
     read_lines,
     show_progress,
 )
-from .settings import SAMPLE, option, read_settings
+from .settings import SAMPLE, option, settings_of
 
 LENGTH = 384  # tokens of a question and a window, as in Devlin et al.'s code
 ALWAYS = 1e9  # a threshold with which an answer is always given
@@ -96,10 +96,8 @@ def train(settings, out, restart=False, say=print):
         )
 
     def score_and_set(model):
-        found = score(model, val, settings)
         WRITER.submit(lambda: None).result()  # the best model may still be being written
-        model.config = dataclasses.replace(model.config, no_answer=found["threshold"])
-        return found
+        return choose_threshold(model, settings, val)
 
     return fit(
         run,
@@ -187,12 +185,12 @@ def evaluate(
     return found
 
 
-def choose_threshold(run):
-    """Gives the model in a folder the threshold of "no answer" that is best on validation."""
-    settings, model = read_settings(run), load(run)
-    found = score(model, read(settings.data, "val")[0], settings)
+def choose_threshold(model, settings, questions=None):
+    """Gives a model the threshold of "no answer" that is best on validation; returns its scores."""
+    questions = read(settings.data, "val")[0] if questions is None else questions
+    found = score(model, questions, settings)
     model.config = dataclasses.replace(model.config, no_answer=found["threshold"])
-    model.save_pretrained(run)
+    return found
 
 
 average = averaging(evaluate, choose_threshold)

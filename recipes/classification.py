@@ -17,9 +17,9 @@ from typing import Annotated, ClassVar, Literal
 
 from typer import Argument, Option
 
-from .options import Data, ExportFolder, Format, MaxPixels, ModelFolder, RunFolder, Split
+from .options import Data, ExportFolder, Format, MaxPixels, ModelFolder, Split
 from .run import Run, averaging, check_writable, draw_curve, load, lock_folder, save, show_progress
-from .settings import SAMPLE, RunSettings, Schedule, option, read_settings
+from .settings import SAMPLE, RunSettings, Schedule, option, settings_of
 
 IN_MEMORY = 2**31  # bytes of pixels; larger data sets are decoded in every epoch
 
@@ -94,8 +94,9 @@ def train(settings, out, restart=False, say=print):
         run.check_classes(images["train"].classes)
         model = begin(settings, images["train"].classes)
     config = model.config
-    for split in images:
-        images[split] = decode_small(images[split], model, settings.broken)
+    with naming_images():
+        for split in images:
+            images[split] = decode_small(images[split], model, settings.broken)
 
     def batches(split, **options):
         return image_batches(
@@ -144,13 +145,13 @@ def train(settings, out, restart=False, say=print):
 
 @contextlib.contextmanager
 def naming_images():
-    """Turns TensorFlow's error about a broken image into a ValueError that names the image."""
+    """Adds to an error about a broken image, also TensorFlow's, that it can be skipped."""
     import tensorflow as tf
 
     try:
         yield
-    except tf.errors.InvalidArgumentError as error:
-        if (match := re.search(r"ValueError: (.* cannot be read: .*)", str(error))) is None:
+    except (tf.errors.InvalidArgumentError, ValueError) as error:
+        if (match := re.search(r"(?:ValueError: |^)(.* cannot be read: .*)", str(error))) is None:
             raise
         raise ValueError(f"{match[1]} (--broken skip leaves it out)") from None
 
@@ -200,7 +201,7 @@ def decode_small(images, model, broken):
 
 
 def evaluate(
-    run: RunFolder,
+    run: ModelFolder,
     data: Data = None,
     split: Split = None,
     confusion: Annotated[
@@ -226,13 +227,15 @@ def evaluate(
     from ..data import image_batches
 
     check_writable(confusion)
-    settings, model, split = read_settings(run), load(run), split or "val"
+    settings, model, split = settings_of(run, Settings, data), load(run), split or "val"
     images = read_labelled(data or settings.data, split)
     c, broken, count = model.config, broken or settings.broken, len(images)
     if images.classes != c.class_names:
         raise ValueError(f"the images have other classes than the model: {images.classes[:5]}")
+    with naming_images():
+        images = decode_small(images, model, broken)
     batches = image_batches(
-        decode_small(images, model, broken),
+        images,
         c.image_size,
         batch_size,
         shuffle=False,

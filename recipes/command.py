@@ -166,7 +166,7 @@ def models():
     found = [model for model in found if hasattr(model, "PRESETS")]
     width = max(len(name) for model in found for name in model.PRESETS)
     for model in found:
-        tasks = join_words(map(title, model_tasks(model)))
+        tasks = join_words([title(task) for task in model_tasks(model)] or ["Python only"])
         print(f"{model.__name__} for {tasks}; loads {', '.join(('polyhead', *model.FAMILIES))}")
         for name, config in model.PRESETS.items():
             count = model.count_parameters(config)

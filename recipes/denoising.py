@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Unpack
 
-from .encoding import settings_of
 from .generation import documents, read_splits
 from .options import Data, Lengths, ModelFolder, Split, Texts
 from .run import (
@@ -23,7 +22,7 @@ from .run import (
     read_lines,
     show_progress,
 )
-from .settings import choose_split, option, plain_text
+from .settings import choose_split, option, plain_text, settings_of
 from .summarization import EncoderDecoderSettings, begin, compile_model
 
 

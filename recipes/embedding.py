@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar
 
 from typer import Option
 
-from .encoding import EncoderSettings, begin, fit, max_length, outputs, read_split, settings_of
+from .encoding import EncoderSettings, begin, fit, max_length, outputs, read_split
 from .options import Data, ModelFolder, Split, Texts
 from .run import (
     Run,
@@ -27,7 +27,7 @@ from .run import (
     read_lines,
     show_progress,
 )
-from .settings import SAMPLE, option
+from .settings import SAMPLE, option, settings_of
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from .settings import (
     Schedule,
     choose_split,
     option,
-    read_settings,
     sample_folder,
 )
 
@@ -52,16 +51,6 @@ class EncoderSettings(RunSettings):
     freeze: str | None = option(None, "Freeze weights whose path matches.", metavar="REGEX")
     epochs: int = 10
     patience: int | None = 3
-
-
-def settings_of(run, settings, data=""):
-    """The settings of a run; the defaults for a model that is not of a run, if it has ``data``."""
-    try:
-        return read_settings(run)
-    except FileNotFoundError:
-        if data is None:
-            raise ValueError(f"{run} is not a run, which has data: pass --data") from None
-        return settings()
 
 
 def read_split(reader, sample, data, split=None, other=None):

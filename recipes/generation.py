@@ -9,15 +9,14 @@ of 1.766 after 63 seconds; nanoGPT reports 1.88 for this configuration.
 """
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Unpack
 
 from typer import Argument, Option
 
-from .options import Data, ExportFolder, Format, MaxNewTokens, ModelFolder, RunFolder, Search, Split
-from .run import Run, averaging, draw_curve, load, lock_folder, show_progress
+from .options import Data, ExportFolder, Format, MaxNewTokens, ModelFolder, Search, Split
+from .run import Run, averaging, draw_curve, load, lock_folder, read_input, show_progress
 from .settings import (
     SAMPLE,
     RunSettings,
@@ -25,8 +24,8 @@ from .settings import (
     choose_split,
     option,
     plain_text,
-    read_settings,
     sample_folder,
+    settings_of,
 )
 
 
@@ -93,6 +92,10 @@ def train(settings, out, restart=False, say=print):
     with run.devices.scope():
         model = begin(settings, run, texts)
     length = settings.length or model.config.max_length
+    if length > model.config.max_length:
+        raise ValueError(
+            f"length must be at most the model's: {length} > {model.config.max_length}"
+        )
     streams = {split: token_stream(texts[split], model.tokenizer) for split in texts}
 
     def batches(split, **options):
@@ -183,7 +186,7 @@ def documents(data, split):
     return read_text(Path(data), split)
 
 
-def evaluate(run: RunFolder, data: Data = None, split: Split = None, batch_size=8, say=print):
+def evaluate(run: ModelFolder, data: Data = None, split: Split = None, batch_size=8, say=print):
     """Evaluates a run's best model on a split of its data, "val" by default.
 
     Returns:
@@ -192,7 +195,7 @@ def evaluate(run: RunFolder, data: Data = None, split: Split = None, batch_size=
     """
     from ..data import text_batches, token_stream
 
-    (split, name), settings = choose_split(split, data), read_settings(run)
+    (split, name), settings = choose_split(split, data), settings_of(run, Settings, data)
     texts = documents(data or settings.data, split)
     model = load(run)
     stream = token_stream(texts, model.tokenizer)
@@ -241,8 +244,9 @@ def generate(
     Default of the settings of search and sampling: the model's own.
     """
     model = load(run)
-    for prompt in inputs or [sys.stdin.read()]:
-        if num_return_sequences is None and decoding.get("num_beams", 1) == 1:
+    for prompt in inputs or [read_input()]:
+        beams = decoding.get("num_beams", model.config.search.num_beams)
+        if num_return_sequences is None and beams == 1:
             print(prompt, end="", flush=True)
             for text in model.stream(prompt, seed=seed, stop=stop, **decoding):
                 print(text, end="", flush=True)

@@ -21,7 +21,6 @@ from .encoding import (
     compile_encoder,
     cross_entropy,
     max_length,
-    settings_of,
 )
 from .generation import documents, say_sizes
 from .options import Data, ModelFolder, Split
@@ -36,7 +35,7 @@ from .run import (
     read_lines,
     show_progress,
 )
-from .settings import SAMPLE, choose_split, option, plain_text
+from .settings import SAMPLE, choose_split, option, plain_text, settings_of
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     texts = read(data or settings.data, split)
     stream = document_tokens(texts, model.tokenizer, settings.whole_words)
     batches = mask(masked_batches, model, settings, data or settings.data, stream, shuffle=False)
-    compute = model._compiled("outputs", model, "evaluation", xla=False)
+    compute = model._compiled("evaluation", model, "evaluation", model.xla)
     loss = hits = count = 0.0
     for inputs, labels, weight in show_progress("evaluating")(batches):
         logits = np.asarray(compute(inputs), "float64")

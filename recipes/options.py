@@ -53,7 +53,11 @@ MaxPixels = Annotated[
     Option(help="Refuse encoded images with more pixels. Default: 60 million."),
 ]
 MaxNewTokens = Annotated[
-    int, Option(help="Maximum number of new tokens. Default: the model's own.")
+    int,
+    Option(
+        help="Maximum number of new tokens. Default: the model's own; in the export of a GPT, at "
+        "most half of the context."
+    ),
 ]
 
 
@@ -63,7 +67,8 @@ class Search(TypedDict, total=False):
     num_beams: Annotated[
         int,
         Option(
-            help="Beam width; 1 is greedy. Default: the model's own; in an export, 4 if that is 1."
+            help="Beam width; 1 is greedy. Default: the model's own; in an export that translates "
+            "or summarizes, 4 if that is 1."
         ),
     ]
     length_penalty: Annotated[
@@ -132,6 +137,7 @@ def join(options):
     if len(groups) == 1:
         return first
     same, texts = len({default for _, default in groups}) == 1, []
+    metavars = [option.annotation.__metadata__[0].metavar for option in options.values()]
     for (help, default), kinds in groups.items():
         shown = "" if same or default is None or default is False else f" (default {default})"
         texts.append((help, f"{join_words(kinds)}{shown}"))
@@ -141,6 +147,8 @@ def join(options):
         help = " ".join(f"For {kind}: {help}" for help, kind in texts)
     info = copy.copy(first.annotation.__metadata__[0])
     info.help = help
+    if None not in metavars:
+        info.metavar = "|".join(dict.fromkeys("|".join(metavars).split("|")))
     kind = first.annotation.__origin__
     if same:
         return first.replace(annotation=Annotated[kind, info])

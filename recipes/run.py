@@ -293,9 +293,11 @@ def save_average(run, last, evaluate, say=print, finish=None):
     Then ``evaluate`` scores it and the best model on the validation data.
 
     Args:
-        finish: a function of the folder that adds what training chose for the best model.
+        finish: a function of the model and the settings that adds what training chooses on the
+            validation data.
     """
     from ..training import locked, mean_weights
+    from ..training.states import assign, by_path
 
     settings = read_settings(run)  # an error if it is not a run
     weights, updates = mean_weights(run, last)
@@ -306,9 +308,10 @@ def save_average(run, last, evaluate, say=print, finish=None):
         model = load(run)
         if getattr(settings, "lora", None) is not None:  # the checkpoints have the adapters
             model.enable_lora(settings.lora)
-        model.save_pretrained(folder, weights=weights)
+        assign(by_path(model.weights), weights, run)
         if finish is not None:
-            finish(folder)
+            finish(model, settings)
+        model.save_pretrained(folder)
     mean = f"the mean of updates {updates[0]} to {updates[-1]}"
     for model, name in ((folder, mean), (run, "the best model")):
         evaluate(model, split="val", say=lambda line, name=name: say(f"{name}: {line}"))
@@ -334,9 +337,16 @@ def read_lines(inputs, unit="text"):
     """The inputs of a verb or, if there are none, the lines of standard input."""
     if inputs:
         return inputs
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         print(f"one {unit} per line; end with Ctrl-D", file=sys.stderr)
-    return [line.rstrip("\n") for line in sys.stdin]
+    return [line.rstrip("\n") for line in io.StringIO(read_input())]
+
+
+def read_input():
+    """The text on standard input, without a byte order mark."""
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: pass the texts as arguments")
+    return sys.stdin.read().removeprefix("\ufeff")
 
 
 def one_line(text):
@@ -363,6 +373,8 @@ def task_of(run):
     if issubclass(kind, TextEncoder):
         return task_of_head(json.loads((folder / "config.json").read_text("utf-8")))
     if hasattr(kind, "TASKS"):
+        if not kind.TASKS:
+            raise ValueError(f"the command has nothing for {kind.__name__}: use it in Python")
         return kind.TASKS[0]
     return next(task for task, verb in VERBS.items() if hasattr(kind, verb))
 

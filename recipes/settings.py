@@ -217,12 +217,22 @@ def read_settings(run):
     return load_settings(run / "settings.json")
 
 
+def settings_of(run, settings, data=""):
+    """The settings of a run; the defaults for a model that is not of a run, if it has ``data``."""
+    try:
+        return read_settings(run)
+    except FileNotFoundError:
+        if data is None:
+            raise ValueError(f"{run} is not a run, which has data: pass --data") from None
+        return settings()
+
+
 def load_settings(file):
     """Reads the settings in a run's ``settings.json``. Raises a ValueError if it is invalid."""
     if file.exists() and not file.is_file():
         raise ValueError(f"{file} is not a regular file")
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text("utf-8-sig"))
         task = content.pop("task", "translation")
         if task not in VERBS:
             raise ValueError(f"unknown task {task!r}")

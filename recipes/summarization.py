@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Unpack
 
 from typer import Option
 
-from .encoding import read_split, settings_of
+from .encoding import read_split
 from .options import (
     Data,
     ExportFolder,
@@ -33,7 +33,7 @@ from .run import (
     save_average,
     show_progress,
 )
-from .settings import SAMPLE, RunSettings, Schedule, option
+from .settings import SAMPLE, RunSettings, Schedule, option, settings_of
 
 Metric = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
@@ -111,6 +111,7 @@ def train(settings, out, restart=False, say=print):
     """
     from ..data import summary_batches
     from ..training import SmoothedCrossEntropy, ValidationScores
+    from ..zoo import BART
 
     run = Run(settings, out, restart, say)
     settings = run.settings
@@ -124,6 +125,11 @@ def train(settings, out, restart=False, say=print):
     say(f"{len(texts):,} texts with {count:,} {kind}")
     with run.devices.scope():
         model = begin(settings, run, words)
+    longest, positions = settings.max_target_length, model.config.max_length
+    if isinstance(model, BART) and longest > positions:
+        raise ValueError(
+            f"max_target_length must be at most BART's max_length: {longest} > {positions}"
+        )
 
     def batches(texts, **options):
         return summary_batches(

@@ -19,7 +19,6 @@ from .encoding import (
     max_length,
     outputs,
     read_split,
-    settings_of,
 )
 from .options import Data, ModelFolder, Split, Texts
 from .run import (
@@ -32,7 +31,7 @@ from .run import (
     read_lines,
     show_progress,
 )
-from .settings import SAMPLE, option
+from .settings import SAMPLE, option, settings_of
 
 Metric = Literal["f1", "accuracy"]  # of entities; of words
 
@@ -78,7 +77,8 @@ def train(settings, out, restart=False, say=print):
     if len(classes) < 2:
         raise ValueError(f"{settings.data}: words must have at least 2 tags: {classes}")
     with run.devices.scope():
-        texts = {"train": map(" ".join, sentences.words), "val": map(" ".join, val.words)}
+        texts = {"train": sentences.words, "val": val.words}
+        texts = {split: [" ".join(words) for words in texts[split]] for split in texts}
         model = begin(settings, run, texts, "tags", classes)
     length = max_length(settings, model)
 

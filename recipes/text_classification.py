@@ -20,11 +20,10 @@ from .encoding import (
     max_length,
     outputs,
     read_split,
-    settings_of,
 )
 from .options import Data, ExportFolder, Format, ModelFolder, Split, Texts
-from .run import Run, averaging, load, lock_folder, read_lines, show_progress
-from .settings import SAMPLE_TEXT, option
+from .run import Run, averaging, load, lock_folder, one_line, read_lines, show_progress
+from .settings import SAMPLE_TEXT, option, settings_of
 
 Metric = Literal["accuracy", "macro_f1", "matthews"]
 
@@ -173,7 +172,7 @@ def classify(
     texts = [tuple(text.split("\t", 1)) if "\t" in text else text for text in read_lines(inputs)]
     found = model.classify(texts, top=top, progress=show_progress("classifying"))
     for text, classes in zip(texts, found, strict=True):
-        shown = text if isinstance(text, str) else "\t".join(text)
+        shown = "\t".join(map(one_line, [text] if isinstance(text, str) else text))
         for label, probability in classes:
             print(f"{shown}\t{label}\t{probability:.4f}")
 

@@ -51,7 +51,7 @@ from .run import (
     save_average,
     show_progress,
 )
-from .settings import SAMPLE, RunSettings, choose_split, option, read_settings, sample_folder
+from .settings import SAMPLE, RunSettings, choose_split, option, sample_folder, settings_of
 
 VOCAB_SIZE = 8000  # the maximum, if the settings give no size
 
@@ -193,7 +193,7 @@ def begin(settings, run, pairs):
 
 
 def evaluate(
-    run: RunFolder,
+    run: ModelFolder,
     data: Data = None,
     split: Split = None,
     variant: Annotated[str | None, Option(help="Variant of the files. Default: the run's.")] = None,
@@ -213,7 +213,7 @@ def evaluate(
     """
     from ..training import bleu
 
-    settings = read_settings(run)
+    settings = settings_of(run, Settings, data)
     one_file = data is None and Path(settings.data).is_file()
     split, name = choose_split(split, data, "val" if one_file else "test")
     pairs = read(settings, split, data, variant)

@@ -136,6 +136,7 @@ class AlphaFold(FoldingModel):
     Config = AlphaFoldConfig
     PRESETS = PRESETS
     FAMILIES = {".npz": ".published.alphafold"}
+    TASKS = ()  # the command has none
 
     def __init__(
         self, config: AlphaFoldConfig, tokenizer: Any = None, initialize: bool = True, **kwargs: Any

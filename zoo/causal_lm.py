@@ -488,7 +488,7 @@ class CausalLM(Pretrained):
             return follow(text, search, Sampler(*rows))
 
         def generate(text, max_new_tokens, temperature, top_k, top_p, min_p, seed):
-            # What Python refuses: one request must not fail the others of its batch.
+            # Python refuses other values; here a request must not fail the others of its batch.
             top_p, min_p = ops.maximum(top_p, 1e-6), ops.minimum(min_p, 1.0)
             penalty = sampling.repetition_penalty
             penalty = None if penalty == 1 else ops.full_like(temperature, penalty)

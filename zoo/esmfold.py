@@ -711,7 +711,8 @@ def set_places(rows, places):
         if not row["kept"].all():
             raise ValueError(f"places are for single chains, and sequence {i} has several")
         sound = given.shape == (count,) and given.dtype.kind in "iu"
-        if not sound or (given[1:] <= given[:-1]).any() or not (abs(given) < 2**31).all():
+        limited = sound and (given >= -(2**30)).all() and (given <= 2**30).all()
+        if not limited or (given[1:] <= given[:-1]).any():
             raise ValueError(f"the places of sequence {i} must be {count} rising integers")
         row["positions"] = given
 

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from os import PathLike
@@ -61,6 +62,8 @@ class Pretrained(Model):
     # Fields whose change by `from_pretrained` gives some weights of a head new values; the
     # classmethod ``change_head(config, **changes)`` returns a configuration and their pattern.
     HEAD: ClassVar[tuple] = ()
+    # Fields that no compiled function reads.
+    UNCOMPILED: ClassVar[tuple] = ()
     # {family: module of `published`}; the family is the ``model_type`` of a config.json, or "timm".
     FAMILIES: ClassVar[dict] = {}
 
@@ -102,13 +105,17 @@ class Pretrained(Model):
 
     @property
     def config(self) -> Any:
-        """The configuration. A new one must be for the same weights; call `compile` afterwards."""
+        """The configuration. A new one must be for the same weights."""
         return self._configuration
 
     @config.setter
     def config(self, config):
+        before = getattr(self, "_configuration", None)
         self._configuration = config
-        self._searches.clear()  # compiled for another configuration
+        fixed = {name: getattr(config, name) for name in self.UNCOMPILED}
+        if before is not None and dataclasses.replace(before, **fixed) != config:
+            self._searches.clear()
+            self.train_function = self.test_function = self.predict_function = None
 
     @property
     def tokenizer(self) -> Any:
@@ -250,9 +257,14 @@ class Pretrained(Model):
             raise ValueError("quantize supports Keras's default quantizers only: leave out config")
         if self.compute_dtype == "float16":
             raise ValueError(f"quantize does not support the dtype policy {self.dtype_policy.name}")
+        if unknown := sorted(kwargs.keys() - {"type_check"}):
+            raise TypeError(f"not arguments of quantize: {unknown}")
         patterns = [filters] if isinstance(filters, str) else filters
-        for pattern in patterns if isinstance(patterns, list | tuple) else ():
-            compile_pattern(pattern)
+        if isinstance(patterns, list | tuple):
+            for pattern in patterns:
+                compile_pattern(pattern)
+        elif filters is not None and not callable(filters):
+            raise ValueError(f"filters must be regular expressions or a function: {filters!r:.100}")
         with warnings.catch_warnings(), cheap_collections():
             # Keras warns about each layer without a matrix: dropout, normalization.
             warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method")
@@ -293,8 +305,8 @@ class Pretrained(Model):
         ):
             self._searches.clear()
             self._compiled_for.variables = variables
-        if (result := self._searches.get(key)) is None:
-            result = self._searches[key] = compiled(self, function, name, xla)
+        if (result := self._searches.get((key, xla))) is None:
+            result = self._searches[key, xla] = compiled(self, function, name, xla)
         return result
 
     def make_train_function(self, force: bool = False) -> None:
@@ -674,10 +686,18 @@ def pad_rows(rows: list, shape: tuple[int, int], value: int) -> np.ndarray:
 def progress_bar(title: str) -> Callable:
     """Returns a function that iterates over batches, with a progress bar on a terminal."""
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
     console = Console(stderr=True)
-    return lambda batches: track(batches, title, console=console, disable=not console.is_terminal)
+    # Lines that are printed meanwhile appear above the bar, unless they go to a file or a pipe.
+    above = sys.stdout is not None and sys.stdout.isatty()
+    settings = dict(disable=not console.is_terminal, redirect_stdout=above)
+
+    def iterate(batches):
+        with Progress(console=console, **settings) as progress:
+            yield from progress.track(batches, description=title)
+
+    return iterate
 
 
 def check_count(value: Any, name: str = "num_return_sequences") -> int:

@@ -107,14 +107,16 @@ class TextEncoder(Classifier):
     PosixPath('exported/1')
 
     Attributes:
-        xla: whether XLA compiles the methods, once for each size of a batch: short texts are then
-            processed faster. JAX always uses XLA, exports never do.
+        xla: whether XLA compiles the methods, once for each number and length of texts in a batch:
+            short texts are then processed faster. It is not saved. JAX always uses XLA, exports
+            never do.
     """
 
     xla: bool = False
     SERVED: ClassVar[str] = "text"  # the name of an export in the server
     VOCABULARY = ("vocab_size", "pad_id")
     HEAD = ("head", "num_classes", "class_names")
+    UNCOMPILED = ("no_answer",)
 
     @classmethod
     def change_head(cls, config: Any, **changes: Any) -> tuple[Any, str]:
@@ -740,7 +742,7 @@ class TextEncoder(Classifier):
         A row has arrays by name, as `call` takes them. Returns a list of arrays, one per row, which
         may be longer than the row.
         """
-        function = self._compiled((verb, self.xla, *key), function, verb, self.xla)
+        function = self._compiled((verb, *key), function, verb, self.xla)
         size = min(check_count(batch_size, "batch_size"), bucket(len(rows), start=1))
         any_shape = keras.config.backend() == "tensorflow" and not self.xla
 

@@ -78,6 +78,9 @@ def test_files_and_folders_are_read(tmp_path):
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "test.txt").write_text("alone")
     assert read_text(tmp_path / "only", "test") == ["alone"]
+    (tmp_path / "only" / "train.txt.gz").write_bytes(gzip.compress(b"0123456789"))
+    assert read_text(tmp_path / "only") == ["012345678"]
+    assert read_text(tmp_path / "only", "val") == ["9"]
     (tmp_path / "book.txt.gz").write_bytes(gzip.compress(b"one\r\ntwo"))
     assert read_text(tmp_path / "book.txt.gz", None) == ["one\ntwo"]
 

@@ -245,16 +245,19 @@ def test_recomputation_covers_all_dropouts_and_the_bias():
 
 
 @pytest.mark.parametrize("kind", ["folding", pytest.param("evoformer", marks=pytest.mark.slow)])
-def test_blocks_of_pairs_can_be_recomputed(kind):
-    random = np.random.default_rng(0)
-    n, rows = 4, (3,) if kind == "evoformer" else ()
-    x, z = random.normal(size=(2, *rows, n, 16)), random.normal(size=(2, n, n, 8))
-    masks = [np.ones([2, *rows, n], "bool"), np.ones([2, n], "bool")][0 if rows else 1 :]
+def test_blocks_of_pairs_can_be_recomputed(kind, monkeypatch):
+    random, n, masks = np.random.default_rng(0), 4, [np.ones([2, 4], "bool")]
+    x, options = random.normal(size=(2, n, 16)), {}
+    if kind == "evoformer":
+        x, options = random.normal(size=(2, 3, n, 16)), dict(pair_dropout=0.2)
+        masks = [np.ones([2, 3, n], "bool"), *masks]
+    z, remat, calls = random.normal(size=(2, n, n, 8)), keras.remat, []
+    monkeypatch.setattr(keras, "remat", lambda f: calls.append(f) or remat(f))
 
     def trained(remat):
         keras.utils.set_random_seed(3)
         make = FoldingBlock if kind == "folding" else EvoformerBlock
-        block = make(2, num_pair_heads=2, dropout=0.2)
+        block = make(2, num_pair_heads=2, dropout=0.2, **options)
         inputs = [keras.Input(v.shape[1:], dtype=v.dtype.name) for v in (x, z, *masks)]
         model = keras.Model(inputs, [2 * y for y in block(*inputs)])
         for i, v in enumerate(block.weights):  # many are zero at first
@@ -265,8 +268,11 @@ def test_blocks_of_pairs_can_be_recomputed(kind):
             model.train_on_batch([x, z, *masks], [x, z])
         return model.get_weights() + [v for v in model.variables if "seed" in v.path]
 
-    for a, b in zip(trained(False), trained(True), strict=True):
+    expected = trained(False)
+    assert not calls
+    for a, b in zip(expected, trained(True), strict=True):
         np.testing.assert_allclose(array(a), array(b), rtol=1e-5, atol=1e-6)
+    assert calls
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import functools
+import io
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from typer import Exit
 from polyhead.data import read_split
 from polyhead.recipes.command import main
 from polyhead.recipes.options import resumable
-from polyhead.recipes.run import Run, check_run, learning_rate, load, write_run
+from polyhead.recipes.run import Run, check_run, learning_rate, load, read_lines, write_run
 from polyhead.recipes.settings import read_settings
 from polyhead.recipes.translation import Settings, train
 from polyhead.training import InverseSquareRoot, locked, read_tensors
@@ -331,6 +332,16 @@ def test_a_restart_keeps_the_lock_and_what_it_reads(trained, data, tmp_path, cap
         with pytest.raises(Exit), resumable("the last checkpoint", command):
             raise KeyboardInterrupt
         assert f"run {command} to resume from the last checkpoint" in capfd.readouterr().err
+
+
+def test_standard_input_may_begin_with_a_byte_order_mark(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffA dog.\n\nTwo.\n"))
+    assert read_lines(None) == ["A dog.", "", "Two."]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert read_lines(None) == []
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="standard input is closed"):
+        read_lines(None)
 
 
 def test_a_run_killed_while_its_tokenizer_was_written_begins_again(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from polyhead.data import text_batches
 from polyhead.recipes.generation import Settings, evaluate, train
 from polyhead.training import read_tensors
 from polyhead.zoo import GPT
@@ -67,11 +68,31 @@ def test_a_vocabulary_has_the_characters_of_validation(text, tmp_path, monkeypat
     assert {*"$5%@"} <= {*error.value.args[0].characters}
 
 
-def test_evaluation_has_the_length_of_the_run(trained, tmp_path):
-    run = shutil.copytree(trained, tmp_path / "run")
+def test_evaluation_has_the_length_of_the_run(trained, text, tmp_path, monkeypatch):
+    run, lengths = shutil.copytree(trained, tmp_path / "run"), []
     settings = json.loads((run / "settings.json").read_text())
     (run / "settings.json").write_text(json.dumps(settings | {"length": 4}))
-    assert evaluate(run)["loss"] > evaluate(trained)["loss"]  # less context
+
+    def record(stream, tokenizer, length, *rest, **options):
+        lengths.append(length)
+        return text_batches(stream, tokenizer, length, *rest, **options)
+
+    monkeypatch.setattr("polyhead.data.text_batches", record)
+    evaluate(run, split="val")
+    evaluate(run / "best", text, "val")
+    shutil.copytree(run / "best", tmp_path / "model")
+    evaluate(tmp_path / "model", text, "val")
+    assert lengths == [4, 4, 32]
+    with pytest.raises(ValueError, match="model is not a run, which has data: pass --data"):
+        evaluate(tmp_path / "model")
+
+
+def test_a_length_beyond_the_context_is_refused_before_a_run_is_deleted(trained, text, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    given = Settings(data=str(text), pretrained=str(trained), **{**SMALL, "length": 64})
+    with pytest.raises(ValueError, match="length must be at most the model's: 64 > 32"):
+        train(given, run, restart=True, say=lambda line: None)
+    assert list(run.glob("checkpoint-*"))
 
 
 @pytest.mark.slow

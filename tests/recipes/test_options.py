@@ -103,9 +103,7 @@ def test_help_that_differs_between_tasks_is_that_of_all():
     assert help["classify"]["top"].default == 1
     assert "--max-target-length" in help["evaluate"]["max_new_tokens"].help
     [run] = [x for x in COMMANDS["evaluate"].params if x.name == "run"]
-    assert run.required and "For translation, generation and classification: Folder of a run. " in (
-        run.help
-    )
+    assert run.required and run.help == "Folder of a run or of a saved model."
 
 
 @pytest.fixture

@@ -254,6 +254,13 @@ def test_places_are_those_of_residues_in_their_chain():
             model.fold(text, places=places)
 
 
+def test_the_blocks_of_the_trunk_can_be_recomputed():
+    model = small()
+    for remat in (True, False):
+        model.compile("sgd", "mse", remat=remat)
+        assert [block.remat for block in model.blocks] == [remat] * len(model.blocks)
+
+
 def test_counts_are_positive():
     model = small()
     with pytest.raises(ValueError, match="length must be a positive integer: 0"):

@@ -14,7 +14,7 @@ from keras import ops
 import polyhead
 from polyhead.training import CheckpointError, read_tensors, write_tensors
 from polyhead.zoo import GPT, GPTConfig, Transformer, ViT, ViTConfig
-from polyhead.zoo.model import Pretrained
+from polyhead.zoo.model import Pretrained, progress_bar
 from tests.conftest import TENSORFLOW, small
 
 INPUTS = {"source": np.array([[5, 6, 2]]), "target": np.array([[1, 7, 8, 9]])}
@@ -337,6 +337,11 @@ def test_adapters_survive_arguments_that_are_refused():
     for alpha in (float("nan"), 0, "2", float("inf")):
         with pytest.raises(ValueError, match="alpha must be a positive number"):
             model.enable_lora(2, alpha)
+    model.enable_lora(2)
+    for given in (dict(typo=1), dict(filters=3)):
+        with pytest.raises((TypeError, ValueError), match="arguments of quantize|filters must be"):
+            model.quantize("int8", **given)
+        assert model._has_lora()
     half = ViT.from_config({**model.get_config(), "dtype": "mixed_float16"})
     for adapted, filters, message in (
         (model, "(", r"not a regular expression: '\('"),
@@ -659,6 +664,14 @@ def test_a_full_disk_names_the_file_and_leaves_no_part_of_a_model(saved, monkeyp
         model.save_pretrained(saved)
     assert sorted(saved.iterdir()) == before
     assert [p.name for p in saved.parent.iterdir()] == ["saved"]
+
+
+def test_lines_for_a_pipe_do_not_go_to_the_progress_bar(monkeypatch, capfd):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes standard error for a terminal
+    for i in progress_bar("counting")(range(2)):
+        print(f"{i}\tone", flush=True)
+    out, err = capfd.readouterr()
+    assert out == "0\tone\n1\tone\n" and "counting" in err
 
 
 def test_a_folder_with_a_pipe_for_its_configuration_is_not_replaced(tmp_path):

@@ -73,6 +73,8 @@ def test_xla_gives_what_tensorflow_gives(case, tokenizer, monkeypatch):
 QUESTIONS = [f"{'the dog ' * n}?" for n in (1, 2, 3, 4, 2)]
 ENCODERS = {
     None: lambda m: m.embed(QUESTIONS, batch_size=2),
+    "classes": lambda m: [c.probability for c in m.classify(QUESTIONS)],
+    "tags": lambda m: [span.score for row in m.tag(QUESTIONS) for span in row],
     "score": lambda m: [match.score for match in m.rerank("a dog", QUESTIONS)],
     "tokens": lambda m: [
         token.probability for row in m.fill_mask(["a [MASK]", "[MASK] the dog"]) for token in row
@@ -90,6 +92,7 @@ def test_text_encoders_use_xla_on_request(head, monkeypatch):
     pieces, ask = WordPieces.train(["the dog ran home. a dog?"] * 3, vocab_size=60), ENCODERS[head]
     keras.utils.set_random_seed(11)
     sizes = dict(num_layers=1, dim=16, num_heads=2, intermediate_dim=24)
+    sizes |= dict(num_classes=3) if head in ("classes", "tags") else {}
     model = BERT.preset("bert-tiny", pieces, head=head, **sizes)
     before, model.xla, shapes = ask(model), True, []
     network = type(model).features

@@ -62,9 +62,9 @@ def check_files(folder):
 
 
 def reason(error):
-    """The first line of an error's message, at most 400 characters."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= 400 else f"{lines[0][:400]} ..."
+    """An error's message as one line of at most 400 characters."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= 400 else f"{line[:400]} ..."
 
 
 @contextlib.contextmanager
