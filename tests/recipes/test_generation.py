@@ -119,6 +119,12 @@ def test_the_command_continues_text(trained, monkeypatch, capfd, tmp_path):
     assert status == 0 and several.count("The dog") >= 2
     status, out, _ = polyhead(monkeypatch, capfd, "evaluate", trained)
     assert status == 0 and "perplexity" in out and "bits per byte" in out
+    beams = shutil.copytree(trained, tmp_path / "beams")  # a model whose own search has beams
+    config = json.loads((beams / "best" / "config.json").read_text())
+    config["search"] |= {"num_beams": 2}
+    (beams / "best" / "config.json").write_text(json.dumps(config))
+    status, out, err = polyhead(monkeypatch, capfd, "generate", beams, "The dog")
+    assert status == 0 and out.startswith("The dog"), err
     new = ("train", "generation", "--out", tmp_path / "r")
     for arguments, message in (
         (("predict", trained, "a", "--attention", "x.png"), "--attention: for translation only"),

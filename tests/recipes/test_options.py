@@ -201,6 +201,7 @@ def test_options_of_some_tasks_are_listed_under_their_names(monkeypatch, capfd):
 
 def test_models_are_listed_with_their_parameters(monkeypatch, capfd):
     status, out, _ = polyhead(monkeypatch, capfd, "models")
+    assert "AlphaFold for Python only; loads polyhead, .npz" in out
     assert status == 0
     for line in (
         "Transformer for translation; loads polyhead, marian",

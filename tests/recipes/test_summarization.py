@@ -83,6 +83,14 @@ def test_evaluation_gives_the_scores_of_the_best_checkpoint(trained, data):
     assert load(trained).config.prefix == "" and (trained / "curve.png").exists()
 
 
+def test_summaries_longer_than_the_positions_of_bart_are_refused(data, tmp_path):
+    message = "max_target_length must be at most BART's max_length: 49 > 48"
+    lengths = dict(max_length=48, max_target_length=49)
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "run", data=str(data), preset="bart-tiny", **lengths)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_sample_is_read():
     for split, size in (("train", 1600), ("val", 160), ("test", 160)):
         texts, named = summarization.read("sample", split)
