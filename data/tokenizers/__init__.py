@@ -40,7 +40,13 @@ def load(folder, end=None):
             both.
     """
     folder = Path(folder)
+    tokenizer = load_files(folder, end)
+    if tokenizer is not None and not any((folder / x).is_file() for x in (JSON, *MARIAN)):
+        check_added(folder, tokenizer)
+    return tokenizer
 
+
+def load_files(folder, end):
     def has(*names):
         return any((folder / name).is_file() for name in names)
 
@@ -66,6 +72,32 @@ def load(folder, end=None):
 
         return BytePairs.load(folder, end, content)
     return None
+
+
+def check_added(folder, tokenizer):
+    """Checks that a tokenizer without ``tokenizer.json`` has the added tokens of its other files.
+
+    Raises:
+        ValueError: it lacks one, which would be cut into pieces.
+    """
+
+    def text(entry):
+        return entry.get("content") if isinstance(entry, dict) else entry
+
+    found, roles = set(), set()
+    for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"):
+        values = read_json(folder / name) if (folder / name).is_file() else {}
+        found |= values.keys() if name == "added_tokens.json" else set()
+        found |= set(map(text, values.get("additional_special_tokens") or ()))
+        found |= set(map(text, (values.get("added_tokens_decoder") or {}).values()))
+        roles |= {text(x) for key, x in values.items() if key.endswith("_token") and x}
+    known = {*getattr(tokenizer, "special", ()), *getattr(tokenizer, "added", ())}
+    known |= set(tokenizer.pieces(sorted(tokenizer.special_ids)))
+    if unknown := sorted(map(str, found - roles - known)):
+        raise ValueError(
+            f"{folder} adds the tokens {', '.join(unknown)[:200]}, which are read from {JSON} "
+            "only: save the tokenizer again with a new version of its library"
+        )
 
 
 def is_sentencepiece(content):

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ..files import read, read_json, write
+from ..files import FAULTS, explain, read, read_json, write
 from .hugging_face import Template, list_steps, read_added, read_template, read_trim
 from .normalization import normalize
 from .ragged import begin_rows, merge_rows
@@ -36,6 +36,8 @@ from .tokenizer import (
 )
 
 FILE = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+ANY = "PreTrainedTokenizerFast"  # Hugging Face's class that reads all of tokenizer.json
 END = "<|endoftext|>"
 PADS = ("<pad>", "[PAD]")  # of RoBERTa and of ModernBERT
 NONE = 2**62  # the rank of a pair that is not merged
@@ -263,7 +265,8 @@ class BytePairs(ByteTokenizer):
         The number of merging rounds grows with the length of a word, so a long word is merged in
         windows that overlap by half. Where two consecutive windows share a token, the second one
         continues the first from there: then all neighbours are neighbours in some window, and the
-        tokens are those of the whole word. Windows that share no token are joined and merged again.
+        tokens are those of the whole word. Windows that share no token are joined and merged again,
+        with as many bytes after them: so the number of rounds grows with the logarithm of the word.
         """
         whole = tf.cast(self._whole.lookup(words), tf.int32)
         plain = tf.where(whole < 0, words, "-")  # a whole word is one token, without pairs
@@ -310,6 +313,17 @@ class BytePairs(ByteTokenizer):
             row = tf.gather(of_word, tf.boolean_mask(window, kept))
             group = tf.cumsum(tf.cast(~apart, tf.int32)) - 1
             start, of_word = tf.boolean_mask(start, ~apart), tf.boolean_mask(of_word, ~apart)
+            stop = tf.math.unsorted_segment_max(stop, group, tf.size(start))
+            size = tf.math.unsorted_segment_sum(tf.ones_like(group), group, tf.size(start))
+            reach = tf.minimum(2 * stop - start, tf.gather(tf.cumsum(length), of_word))
+            reach = tf.searchsorted(start, tf.where(size > 1, reach, 0))
+            places = tf.range(1, tf.size(start) + 1)
+            change = tf.where(reach > places, 1, 0)
+            opened = tf.scatter_nd(places[:, None], change, [tf.size(start) + 1])
+            closed = tf.scatter_nd(reach[:, None], change, [tf.size(start) + 1])
+            alone = tf.cumsum(opened - closed)[:-1] == 0
+            group = tf.cumsum(tf.cast(alone, tf.int32)) - 1
+            start, of_word = tf.boolean_mask(start, alone), tf.boolean_mask(of_word, alone)
             stop = tf.math.unsorted_segment_max(stop, group, tf.size(start))
             return start, stop, of_word, tokens, row, tf.reduce_any(apart)
 
@@ -376,12 +390,22 @@ class BytePairs(ByteTokenizer):
         return self.read({**content, "added_tokens": added, "model": model}, self.end_id)
 
     def save(self, folder: str | PathLike[str]) -> None:
-        """Writes ``tokenizer.json``, which Hugging Face's library reads too."""
+        """Writes ``tokenizer.json`` and ``tokenizer_config.json``, as Hugging Face's library."""
+        names = {"pad": self.pad_id, "eos": self.end_id, "mask": self.mask_id}
+        names |= {"cls": self.cls_id, "sep": self.sep_id}
+        special = {
+            f"{name}_token": self.pieces([token])[0]
+            for name, token in names.items()
+            if token is not None
+        }
+        # Other classes than this one do not read all of tokenizer.json.
+        config = json.dumps({"tokenizer_class": ANY, **special}, ensure_ascii=False)
+        write(Path(folder) / CONFIG, f"{config}\n".encode())
         if self._content is not None:
             text = json.dumps(self._content, ensure_ascii=False) + "\n"
             return write(Path(folder) / FILE, text.encode())
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-        byte_level["use_regex"] = True
+        byte_level = {"type": "ByteLevel", "add_prefix_space": self._prefix_space}
+        byte_level |= {"trim_offsets": True, "use_regex": True}
         whole = {**self.added, **self.special}
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         content = {
@@ -420,6 +444,8 @@ class BytePairs(ByteTokenizer):
     ) -> "BytePairs":
         """Reads ``tokenizer.json`` or, if there is none, ``vocab.json`` and ``merges.txt``.
 
+        ``tokenizer_config.json`` may add a space before each text.
+
         Args:
             folder: the folder of the files.
             end: the id of the token that ends a document. Default: that of ``<|endoftext|>`` or,
@@ -434,17 +460,32 @@ class BytePairs(ByteTokenizer):
         folder = Path(folder)
         path = folder / FILE if (folder / FILE).is_file() else folder / "vocab.json"
         content = content or read_json(path)
+        config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+        config = {} if config.get("tokenizer_class") in (ANY, "TokenizersBackend") else config
+        space = config.get("add_prefix_space")
         try:
             if path.name == FILE:
-                return cls.read(content, end)
-            if END not in content and content.keys() >= set(ROBERTA):
-                return cls.read(roberta(content, read_merges(folder / "merges.txt")), end)
-            special = {k: v for k, v in content.items() if v == end or k == END}
-            name = name_of(special, end)
-            path = folder / "merges.txt"
-            return cls(content, read_merges(path), special, name)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from None
+                tokenizer = cls.read(content, end)
+                if space is not None and bool(space) != tokenizer._prefix_space:
+                    path = folder / CONFIG
+                    raise ValueError(
+                        f"add_prefix_space is {space}, but {tokenizer._prefix_space} in {FILE}: "
+                        "remove the wrong one"
+                    )
+            elif END not in content and content.keys() >= set(ROBERTA):
+                merges = read_merges(folder / "merges.txt")
+                tokenizer = cls.read(roberta(content, merges, bool(space)), end)
+            else:
+                special = {k: v for k, v in content.items() if v == end or k == END}
+                name = name_of(special, end)
+                path = folder / "merges.txt"
+                tokenizer = cls(content, read_merges(path), special, name, prefix_space=bool(space))
+            if config.get("add_bos_token") and not tokenizer.prefix:
+                path = folder / CONFIG
+                raise ValueError(f"add_bos_token is supported as a post_processor of {FILE} only")
+            return tokenizer
+        except FAULTS as error:
+            raise ValueError(f"{path}: {explain(error)}") from None
 
     @classmethod
     def read(cls, content: dict[str, Any], end: int | None = None) -> "BytePairs":
@@ -555,9 +596,9 @@ def read_merges(path):
 ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
-def roberta(vocabulary, merges):
+def roberta(vocabulary, merges, space):
     """The content of a ``tokenizer.json`` for RoBERTa's ``vocab.json`` and ``merges.txt``."""
-    step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    step = {"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": True}
     ends = {"cls": ["<s>", vocabulary["<s>"]], "sep": ["</s>", vocabulary["</s>"]]}
     flags = dict.fromkeys(("single_word", "rstrip", "normalized"), False)
     return {

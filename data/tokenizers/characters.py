@@ -31,6 +31,7 @@ class Characters(ByteTokenizer):
         ValueError: ``characters`` is empty or has duplicates.
     """
 
+    portable = False
     eager_calls = math.inf  # a traced graph could not name unknown characters
 
     def __init__(self, characters: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import sentencepiece
 import tensorflow as tf
 
-from ..files import read, read_json, write
+from ..files import FAULTS, explain, read, read_json, write
 from .merges import Merges
 from .pieces import SENTINELS, SPACE, PieceTokenizer, Rules, read_pieces, read_rules, rebuild
 from .ragged import begin_rows, merge_rows
@@ -52,6 +52,7 @@ class Subwords(PieceTokenizer):
         self.model = model
         self._pieces = read_pieces(model)
         self._file = file or (FILE, model)
+        self.portable = self._file[0] != FILE  # the library expects a Unigram model in this file
         self._merges = None  # created at the first call of `sampled`
         self.vocab_size = self._pieces.get_piece_size()
         self.pad_id, self.start_id, self.end_id = rules.pad_id, rules.start_id, rules.end_id
@@ -221,8 +222,8 @@ class Subwords(PieceTokenizer):
             if isinstance(found, dict):
                 return cls.read(found, end)
             return cls(found, file=(path.name, found))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        except FAULTS as error:
+            raise ValueError(f"{path}: {explain(error)}") from None
 
     @classmethod
     def read(cls, content: dict[str, Any], end: int | None = None) -> "Subwords":

@@ -32,6 +32,7 @@ class Tokenizer(tf.Module):
         eager_calls: the number of calls from Python before the operations are traced.
         mask_token, mask_id: the token that stands for a hidden one, and its id; None without one.
         token_is_word: whether each token is a word of its own, as a residue of a protein is.
+        portable: whether Hugging Face's library reads the files.
     """
 
     source_vocab_size: int | None = None
@@ -43,6 +44,7 @@ class Tokenizer(tf.Module):
     mask_token: str | None = None
     mask_id: int | None = None
     token_is_word: bool = False
+    portable: bool = True
     eager_calls: float = EAGER
 
     @property

@@ -34,7 +34,7 @@ class Search:
         forced_end: force the end token at ``max_new_tokens``.
         no_repeat_ngram_size: n-grams of this size occur at most once in prompt and continuation; 0
             disables the rule.
-        banned: sequences of tokens that are never generated.
+        banned: sequences of tokens that are never generated; a prompt may have their beginning.
         renormalized: renormalize the probabilities after removing banned tokens.
         stop_tokens: tokens that end a sequence, beside the end token.
 
@@ -314,23 +314,22 @@ def advance(
             lost.append(ops.logsumexp(rest, axis=-1, keepdims=True))
             return ops.where(forbidden, IMPOSSIBLE, logits)
 
+        whole = tokens
+        if prompt is not None and (search.no_repeat_ngram_size or search.banned):
+            whole = ops.repeat(prompt[:, None], beams, axis=1)
+            whole = ops.concatenate([whole, tokens], axis=-1)
+        count = ops.shape(whole)[-1] - length + index
         if search.no_repeat_ngram_size:
-            before = tokens
-            if prompt is not None:
-                before = ops.repeat(prompt[:, None], beams, axis=1)
-                before = ops.concatenate([before, tokens], axis=-1)
-            count = ops.shape(before)[-1] - length + index
-            logits = forbid(
-                logits, find_repeats(before, count, search.no_repeat_ngram_size, logits)
-            )
+            logits = forbid(logits, find_repeats(whole, count, search.no_repeat_ngram_size, logits))
         if search.min_new_tokens or least is not None:
             early = index < (search.min_new_tokens if least is None else least[:, None, None])
             logits = forbid(logits, ops.logical_and(is_end(token), early))
         for *before, banned in search.banned:
             matched = ops.full((1, 1), True)
             for back, expected in enumerate(reversed(before), start=1):
-                at = ops.sum(ops.where(position == index - back, tokens, 0), axis=-1)
-                matched = ops.logical_and(matched, ops.logical_and(at == expected, index >= back))
+                place = ops.arange(ops.shape(whole)[-1])
+                at = ops.sum(ops.where(place == count - back, whole, 0), axis=-1)
+                matched = ops.logical_and(matched, ops.logical_and(at == expected, count >= back))
             matched = matched[..., None]
             lost.append(ops.where(matched, logits[..., banned : banned + 1], IMPOSSIBLE))
             logits = ops.where(ops.logical_and(matched, token == banned), IMPOSSIBLE, logits)

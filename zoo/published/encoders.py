@@ -72,7 +72,7 @@ def read_encoder(s, name, fields, length, classes=None):
         kind = s.get("problem_type", None)
         if kind == "multi_label_classification" or kind == "regression" and count != 1:
             raise s.error("problem_type", kind, "of one label per text")
-        if names == tuple(f"LABEL_{i}" for i in range(count)):
+        if names and all(name == f"LABEL_{i}" for i, name in enumerate(names)):
             names = None
         if head == "classes" and count == 1:
             head = "score"
@@ -115,7 +115,8 @@ def read_sentences(folder, fields):
         raise Settings(folder / MODULES, {}).error(
             "types", kinds, "Transformer, Pooling[, Normalize]"
         )
-    if (file := folder / LENGTH).is_file():
+    # Older folders name it by their model.
+    if file := next(iter(sorted(folder.glob("sentence_*_config.json"))), None):
         s = Settings(file, read_json(file))
         if s.flag("do_lower_case", False) and not lowers_case(folder):
             raise s.error("do_lower_case", True, "False, as the tokenizer keeps capital letters")
@@ -126,7 +127,13 @@ def read_sentences(folder, fields):
     if (file := folder / PROMPTS).is_file():
         prompts = Settings(file, read_json(file))
         prompts.must("default_prompt_name", None)  # it would be put before each text
-        prompts.ignore("__version__", "prompts", "similarity_fn_name", "model_type")
+        prompts.ignore("__version__", "model_type")
+        given = prompts.get("prompts", {})
+        if isinstance(given, dict) and any(given.values()):
+            warnings.warn(f"{file}: the prompts are not added to texts: {given}", stacklevel=6)
+        if (kind := prompts.get("similarity_fn_name", None)) not in (None, "cosine"):
+            if kind != "dot" or not found["normalize"]:
+                raise prompts.error("similarity_fn_name", kind, "'cosine'")
         prompts.all_read()
     return found
 

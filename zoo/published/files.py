@@ -215,6 +215,8 @@ class Archive:
         self.path, self.headers = path, {}
         with self._open() as archive:
             for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+                    raise ValueError(f"{entry.filename} is compressed or encrypted")
                 with archive.open(entry) as file:
                     shape, dtype = read_header(file)
                     size = file.tell() + math.prod(shape) * dtype.itemsize

@@ -30,6 +30,7 @@ NEUTRAL = {
 UNSAMPLED = {
     "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0,
 }  # fmt: skip
+NO_PENALTY = {"repetition_penalty": 1.0}
 IGNORED = (
     "_from_model_config", "bos_token_id", "output_attentions", "output_hidden_states",
     "output_logits", "output_scores", "pad_token_id", "return_dict_in_generate",
@@ -82,10 +83,17 @@ def read_generation(s, g, ends, start_id=None):
         longest = longest - 1 if counted and longest is not None else longest
         search["max_new_tokens"] = g.get("max_new_tokens", longest)
         shortest = max(g.get("min_length", 0) - counted, 0)
+        if shortest and not counted:
+            s.warnings.append(
+                f"{g.file}: min_length, {shortest}, is ignored: it includes the prompt; "
+                "min_new_tokens does not"
+            )
+            shortest = 0
         search["min_new_tokens"] = max(g.get("min_new_tokens", 0), shortest)
         search["forced_end"] = forced is not None
-        # Hugging Face's library does not ban the end token, even if it is listed.
-        search["banned"] = [tokens for tokens in g.get("bad_words_ids", []) if tokens != [end]]
+        # Hugging Face's library does not ban end tokens, even if they are listed.
+        ends = [[token] for token in found]
+        search["banned"] = [x for x in g.get("bad_words_ids", []) if x not in ends]
         search["stop_tokens"] = [token for token in found if token != end]
         sampling = g.read(SAMPLING)
         penalty = {"repetition_penalty": g.get("repetition_penalty", 1.0)}
@@ -93,6 +101,8 @@ def read_generation(s, g, ends, start_id=None):
         if counted:
             g.must("stop_strings", None)  # translation has no stop strings
         g.all_read()
+        if not counted and search["num_beams"] > 1 and (sampled or penalty != NO_PENALTY):
+            raise g.error("num_beams", search["num_beams"], "1 with sampling or a penalty")
         sampling = Sampling(**(sampling if sampled else {"temperature": 0}), **penalty)
         return {"search": Search(**search), "sampling": sampling, "stop_strings": stop}
 
@@ -106,6 +116,9 @@ def write_generation(config, start_id=None):
     search, sampling = config.search, getattr(config, "sampling", None)
     if search.penalty != "power" and search.num_beams > 1 and search.length_penalty:
         raise ValueError(f"penalty must be 'power' in this format: {search.penalty!r}")
+    penalized = sampling is not None and sampling.repetition_penalty != 1
+    if search.num_beams > 1 and sampling is not None and (sampling.temperature > 0 or penalized):
+        raise ValueError("with num_beams, this format has no sampling and no repetition penalty")
     written = {"eos_token_id": write_ends(config)}
     if start_id is None and search.forced_begin is not None:
         raise ValueError(f"forced_begin must be None in this format: {search.forced_begin!r}")
@@ -124,7 +137,7 @@ def write_generation(config, start_id=None):
     if sampling is not None and sampling.temperature > 0:
         values |= write_settings(SAMPLING, sampling)
         values |= {"do_sample": True, "top_k": sampling.top_k or 0}
-    if sampling is not None and sampling.repetition_penalty != 1:
+    if penalized:
         values["repetition_penalty"] = sampling.repetition_penalty
     if stop := getattr(config, "stop_strings", ()):
         values["stop_strings"] = list(stop)

@@ -70,7 +70,7 @@ def read(s, g, fields):
         raise s.error("feed_forward_proj", kind, f"one of {sorted(ACTIVATIONS)}")
     activation, gated = ACTIVATIONS[kind]
     s.must("is_gated_act", gated)
-    s.ignore("dense_act_fn")
+    s.must("dense_act_fn", "gelu_new" if kind == "gated-gelu" else kind.split("-")[-1])
     # T5 1.1 says "not tied" where it means "not scaled"; what is tied, the tensors say.
     scaled = s.flag("scale_decoder_outputs", s.flag("tie_word_embeddings", True))
     layers, ends = s.get("num_decoder_layers", None), read_ends(s, [1])

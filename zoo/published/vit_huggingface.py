@@ -53,9 +53,11 @@ def rows(config, settings):
 
 def read(s, pixels, fields):
     s.flag("qkv_bias", True)
-    count, labels = read_labels(s, 2)
+    (count, labels), kind = read_labels(s, 2), s.get("problem_type", None)
     if KIND not in s.get("architectures", [KIND]):
         count, labels = 0, None
+    elif kind not in (None, "single_label_classification") or count == 1:
+        raise s.error("problem_type", kind, "of one of several classes per image")
     patch = s.get("patch_size", 16)
     if isinstance(patch, list):
         if len(set(patch)) != 1:

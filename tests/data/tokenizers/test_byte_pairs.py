@@ -185,6 +185,16 @@ def test_merging_long_words_in_windows_equals_hugging_face(tmp_path, monkeypatch
     assert long.encode([word]).to_list() == [peer.encode(word).ids]
     assert max(sizes) <= 2 * 128 and len(sizes) <= 3  # for words of any length
 
+    # Windows that never agree with the first: the rounds grow with the logarithm of the word.
+    dashes = BytePairs.train(["-" * 64] * 3, 270)
+    dashes.save(tmp_path)
+    peer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    rounds, merge = [], dashes._merge
+    monkeypatch.setattr(dashes, "_merge", lambda *x: rounds.append(1) or merge(*x))
+    texts = [")" + "-" * 20_000, f"a{')' + '-' * 3000} {'-' * 900})", ")" + "-" * 129]
+    assert dashes.encode(texts).to_list() == [peer.encode(text).ids for text in texts]
+    assert len(rounds) <= 12
+
 
 def test_unsupported_settings_are_refused(pairs, tmp_path, monkeypatch):
     pairs.save(tmp_path)

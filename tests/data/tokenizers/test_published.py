@@ -307,6 +307,48 @@ def test_the_tokenizer_is_selected_by_file_content(sample, tokenizer, learned, t
     assert isinstance(load(marian), WordPieces)
 
 
+def test_added_tokens_beside_files_without_tokenizer_json_are_refused(sample, tmp_path):
+    pairs = BytePairs.train(sample.sources, 300)
+    vocabulary = {**pairs.vocabulary, **pairs.special}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("\n".join(map(" ".join, pairs.merges)))
+    config = {"eos_token": "<|endoftext|>", "additional_special_tokens": ["<|endoftext|>"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load(tmp_path).encode(["A dog."]).to_list() == pairs.encode(["A dog."]).to_list()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": True}))
+    assert load(tmp_path).encode(["A dog."]).to_list() == pairs.encode([" A dog."]).to_list()
+    for file, content in (
+        ("added_tokens.json", {"<|user|>": 300}),
+        ("special_tokens_map.json", {"additional_special_tokens": [{"content": "<|user|>"}]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"300": {"content": "<|user|>"}}}),
+    ):
+        (tmp_path / file).write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"adds the tokens <\|user\|>, which are read from"):
+            load(tmp_path)
+        (tmp_path / file).unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True}))
+    with pytest.raises(ValueError, match="add_bos_token is supported as a post_processor"):
+        load(tmp_path)
+    pairs.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": True}))
+    with pytest.raises(ValueError, match="add_prefix_space is True, but False in tokenizer.json"):
+        load(tmp_path)
+
+
+def test_saved_byte_pairs_are_read_by_the_library(sample, learned, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    text = "A dog 12345 isn't   here é😀"
+    spaced = BytePairs.train(sample.sources, 300)
+    spaced = BytePairs(spaced.vocabulary, spaced.merges, spaced.special, prefix_space=True)
+    for name, ours in (("plain", BytePairs.train(sample.sources, 300)), ("spaced", spaced)):
+        (tmp_path / name).mkdir()
+        ours.save(tmp_path / name)
+        assert load(tmp_path / name).encode([text]).to_list() == ours.encode([text]).to_list()
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
+        assert theirs(text)["input_ids"] == ours.encode([text]).to_list()[0]
+        assert theirs.eos_token_id == ours.end_id and len(theirs) == ours.vocab_size
+
+
 def test_a_model_of_another_kind_is_refused_by_name(sample, tmp_path):
     albert = trained(sample.sources, model_type="unigram", vocab_size=150, pad_id=-1)
     (tmp_path / "tokenizer.model").write_bytes(albert)

@@ -152,11 +152,14 @@ def test_impossible_hypotheses_are_never_returned():
     assert (score[0, :3] > -100).all() and (score[0, 3:] == -1e9).all()
 
 
-def test_the_default_length_limit_applies_without_a_length():
+def test_the_default_length_limit_is_that_of_the_source():
     model, source = confident(), random_tokens(4, 6)
-    usual = run_search(model, source, None)
-    longer = run_search(model, source, max_new_tokens=500)
-    np.testing.assert_array_equal(longer[0], usual[0])
+    usual, longer = (run_search(model, source, most) for most in (None, 60))
+    assert usual[0].shape[-1] == 2 * 6 + 10 and longer[0].shape[-1] == 60
+    ended = (usual[0] == END).any(-1)
+    assert ended.any()
+    for a, b in zip(usual[0][ended], longer[0][ended], strict=True):
+        np.testing.assert_array_equal(a, b[: len(a)])
 
 
 def test_banned_tokens_are_never_generated():
@@ -244,6 +247,19 @@ def test_a_search_is_limited_by_the_model():
         assert Search(**options).within(41, 16) == Search(**options)
     with pytest.raises(ValueError, match="at most the vocabulary's size, 40: 41"):
         small(search=Search(num_beams=41))
+
+
+def test_a_banned_sequence_may_begin_in_the_prompt():
+    model, source = small(), random_tokens(2, 5)
+    for beams in (1, 3):
+        settings = dict(num_beams=beams, max_new_tokens=6)
+        first = int(array(model.find(source, Search(**settings)).tokens)[0, 0, 0])
+        banned = [[model.config.start_id, first]]  # the prompt is the start token
+        tokens = array(model.find(source, Search(**settings, banned=banned)).tokens)
+        assert (tokens[:, :, 0] != first).all()
+        other = [[(model.config.start_id + 1) % 40, first]]
+        tokens = array(model.find(source, Search(**settings, banned=other)).tokens)
+        assert tokens[0, 0, 0] == first
 
 
 def test_numpy_scalars_are_accepted_as_settings():

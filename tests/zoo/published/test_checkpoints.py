@@ -105,7 +105,8 @@ GENERATION = dict(
     "name", ["transformers-gpt2", "transformers-marian-shared", "huggingface-vit"]
 )
 def test_settings_that_change_no_logits_are_ignored(name, tmp_path):
-    bookkeeping = BOOKKEEPING if "vit" not in name else {**BOOKKEEPING, "architectures": None}
+    vit = dict(architectures=None, problem_type=None)
+    bookkeeping = BOOKKEEPING if "vit" not in name else {**BOOKKEEPING, **vit}
     folder = copy_folder(name, tmp_path, **bookkeeping)
     for setting, value in (("pruned_heads", {"0": [1]}), ("quantization_config", {"bits": 4})):
         with pytest.raises(CheckpointError, match=setting):
@@ -190,8 +191,8 @@ def test_timms_format_is_limited_to_its_sizes_and_pooling(tmp_path):
 
 def test_generation_settings_are_written_and_read(tmp_path):
     model = GPT.from_pretrained(CHECKPOINTS / "polyhead-gpt")
-    search = Search(num_beams=3, length_penalty=0.5, early_stopping="never", max_new_tokens=8,
-                    min_new_tokens=2, forced_end=True, no_repeat_ngram_size=3, banned=((3, 4),),
+    search = Search(length_penalty=0.5, early_stopping="never", max_new_tokens=8, min_new_tokens=2,
+                    forced_end=True, no_repeat_ngram_size=3, banned=((3, 4),),
                     renormalized=True, stop_tokens=(5, 6))  # fmt: skip
     sampling = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.2)
     model.config = dataclasses.replace(model.config, search=search, sampling=sampling,
@@ -199,13 +200,35 @@ def test_generation_settings_are_written_and_read(tmp_path):
     model.save_pretrained(tmp_path / "one", format="huggingface")
     assert GPT.from_pretrained(tmp_path / "one").config == model.config
     for changes, message in (
-        (dict(penalty="gnmt"), "penalty must be 'power' in this format: 'gnmt'"),
+        (dict(penalty="gnmt", num_beams=3), "penalty must be 'power' in this format: 'gnmt'"),
+        (
+            dict(num_beams=3),
+            "with num_beams, this format has no sampling and no repetition penalty",
+        ),
         (dict(forced_begin=5), "forced_begin must be None in this format: 5"),
     ):
         other = dataclasses.replace(search, **changes)
         model.config = dataclasses.replace(model.config, search=other)
         with pytest.raises(ValueError, match=message):
             model.save_pretrained(tmp_path / "two", format="huggingface")
+
+
+def test_settings_that_change_the_text_are_refused_or_a_warning(tmp_path):
+    name, file = "transformers-gpt2", "generation_config.json"
+    for change in (dict(do_sample=True), dict(repetition_penalty=2.0)):
+        folder = copy_folder(name, tmp_path, file, num_beams=3, **change)
+        with pytest.raises(CheckpointError, match="num_beams must be 1 with sampling"):
+            GPT.from_pretrained(folder)
+        (folder / file).unlink()
+    folder = copy_folder(name, tmp_path, file, min_length=6)
+    with pytest.warns(UserWarning, match="min_length, 6, is ignored: it includes the prompt"):
+        assert GPT.from_pretrained(folder).config.search.min_new_tokens == 0
+
+
+@pytest.mark.parametrize("change", [{"problem_type": "multi_label_classification"}])
+def test_several_labels_per_image_are_refused(change, tmp_path):
+    with pytest.raises(CheckpointError, match="problem_type must be of one of several classes"):
+        ViT.from_pretrained(copy_folder("huggingface-vit", tmp_path, **change))
 
 
 def test_older_names_of_our_own_fields_are_read():
