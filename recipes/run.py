@@ -300,7 +300,6 @@ def save_average(run, last, evaluate, say=print, finish=None):
     from ..training.states import assign, by_path
 
     settings = read_settings(run)  # an error if it is not a run
-    weights, updates = mean_weights(run, last)
     folder = Path(run) / "average"
     with locked(run, "average"):  # not the run's own lock: it may be training
         for left in Path(run).glob(".average.*/"):  # left by a killed process
@@ -308,6 +307,8 @@ def save_average(run, last, evaluate, say=print, finish=None):
         model = load(run)
         if getattr(settings, "lora", None) is not None:  # the checkpoints have the adapters
             model.enable_lora(settings.lora)
+        weights, updates = mean_weights(run, last, model._merge_lora)
+        model = model._without_lora()
         assign(by_path(model.weights), weights, run)
         if finish is not None:
             finish(model, settings)
@@ -466,13 +467,12 @@ def keep_adapted(settings, old):
 def write_run(settings, out, tokenizer, restart):
     """Writes a run's folder; the settings last, because they mark the folder as a run."""
     from ..training import write_file
+    from ..training.checkpoints import remove
 
     out.mkdir(parents=True, exist_ok=True)
     for path in out.iterdir() if restart else ():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "settings.json" and not path.name.endswith(".lock"):  # still locked
-            path.unlink()
+        if path.name != "settings.json" and not path.name.endswith(".lock"):  # still locked
+            remove(path)
     if tokenizer is not None:
         tokenizer.save(out)
     content = json.dumps({"task": settings.task, **dataclasses.asdict(settings)}, indent=2) + "\n"

@@ -6,7 +6,7 @@ import io
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
@@ -168,7 +168,7 @@ class Checkpoints(keras.callbacks.Callback):
             if not (self.folder / "best").exists():
                 old.rename(self.folder / "best")
         for left in self.folder.glob(".best.*"):
-            shutil.rmtree(left)
+            remove(left)
         for left in self.folder.glob(".checkpoint-*"):
             left.unlink()
 
@@ -307,11 +307,17 @@ class Checkpoints(keras.callbacks.Callback):
 
 
 def mean_weights(
-    folder: str | PathLike[str], last: int | None = None
+    folder: str | PathLike[str],
+    last: int | None = None,
+    convert: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = dict,
 ) -> tuple[dict[str, np.ndarray], list[int]]:
     """Averages the weights of the ``last`` checkpoints in a folder (Vaswani et al. 2017, 6.1).
 
     Default: of all that are kept there.
+
+    Args:
+        convert: is applied to the ``{path: array}`` of each checkpoint before; it merges adapters,
+            for example, whose mean is another model.
 
     >>> for i in (1, 2):
     ...     tensors = {"model/bias": np.array([i, 2 * i])}
@@ -334,12 +340,21 @@ def mean_weights(
     sums = {}
     for path in saved[-last:]:
         weights = {k[6:]: v for k, v in read_tensors(path)[0].items() if k.startswith("model/")}
+        weights = convert(weights)
         if sums and sums.keys() != weights.keys():
             raise CheckpointError(f"{path} and {saved[-last]} are of different models")
         for name, value in weights.items():
             sums[name] = sums.get(name, 0) + value.astype("float64")
     means = {name: np.asarray(value / last, "float32") for name, value in sums.items()}
     return means, [updates_of(path) for path in saved[-last:]]
+
+
+def remove(path):
+    """Removes a file, a folder or a link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def updates_of(path):

@@ -44,6 +44,13 @@ def apply_class_weights(class_weight, x, y=None, sample_weight=None):
         classes = y if each or y.shape.rank == 1 else tf.squeeze(y, -1)
         weight = weights(tf.cast(tf.round(tf.cast(classes, "float32")), "int32"))
     else:
+        if y.dtype.is_integer:  # not (B, T) class indices, which are not one-hot
+            tf.debugging.assert_equal(
+                tf.reduce_sum(y, -1),
+                tf.ones_like(tf.reduce_sum(y, -1)),
+                "class_weight needs class indices (B,), class indices with a sample weight for "
+                "each, or class probabilities",
+            )
         classes = tf.range(tf.shape(y)[-1])
         weight = tf.reduce_sum(tf.cast(y, "float32") * weights(classes), -1)
     if own is None:

@@ -5,14 +5,16 @@ from typing import Any
 
 import keras
 
+BLOCK = re.compile(r"(?:.*/)?block_(\d+)/")
+
 
 @keras.saving.register_keras_serializable("polyhead")
 class LayerwiseAdamW(keras.optimizers.AdamW):
     """AdamW whose learning rate is multiplied by ``decay`` for each block below the head.
 
     (Clark et al. 2020, arXiv 2003.10555, appendix B.) With N blocks, the rate of the weights
-    of ``block_i`` is multiplied by decay^(N - i), that of the head by 1, and that of all other
-    weights, the embeddings, by decay^(N + 1). So is their weight decay.
+    of ``block_i`` is multiplied by decay^(N - i), that of the head and of the norm before it by 1,
+    and that of all other weights, the embeddings, by decay^(N + 1). So is their weight decay.
 
     >>> optimizer = polyhead.training.LayerwiseAdamW(1e-4, num_blocks=6, decay=0.8)
 
@@ -22,7 +24,8 @@ class LayerwiseAdamW(keras.optimizers.AdamW):
         kwargs: other arguments of Keras's AdamW.
 
     Raises:
-        ValueError: ``decay`` is out of range.
+        ValueError: ``decay`` is out of range; or, when the optimizer is built, the model has more
+            than ``num_blocks`` blocks.
     """
 
     def __init__(
@@ -45,14 +48,17 @@ class LayerwiseAdamW(keras.optimizers.AdamW):
         >>> [optimizer.factor(p) for p in ("head/output/kernel", "block_5/a", "block_4/a")]
         [1.0, 0.5, 0.25]
         """
-        if re.match(r"(.*/)?head/", path):
+        if re.match(r"(.*/)?head/|norm/", path):
             return 1.0
-        block = re.match(r"(?:.*/)?block_(\d+)/", path)
+        block = BLOCK.match(path)
         below = self.num_blocks - int(block[1]) if block else self.num_blocks + 1
         return self.decay**below
 
     def build(self, variables):
         super().build(variables)
+        last = max((int(b[1]) for v in variables if (b := BLOCK.match(v.path))), default=-1)
+        if last >= self.num_blocks:
+            raise ValueError(f"num_blocks must be above that of block_{last}: {self.num_blocks}")
         self._factors = [self.factor(v.path) for v in variables]
 
     def update_step(self, gradient, variable, learning_rate):

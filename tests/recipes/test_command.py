@@ -325,6 +325,10 @@ def test_a_restart_keeps_the_lock_and_what_it_reads(trained, data, tmp_path, cap
     with locked(run):
         write_run(read_settings(run), run, None, True)
         assert sorted(path.name for path in run.iterdir()) == [".lock", "settings.json"]
+    (tmp_path / "disk").mkdir()
+    (run / "logs").symlink_to(tmp_path / "disk")
+    write_run(read_settings(run), run, None, True)
+    assert not (run / "logs").exists() and (tmp_path / "disk").is_dir()
     inside = shutil.copytree(data, run / "data")
     with pytest.raises(ValueError, match="--restart would delete the data"):
         Run(Settings(data=str(inside)), run, restart=True)

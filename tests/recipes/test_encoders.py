@@ -116,6 +116,15 @@ def test_a_run_with_adapters_is_averaged(trained, tmp_path):
     changed = [path for path, v in kernels[0].items() if np.any(v != kernels[1][path])]
     assert any("query/kernel" in path for path in changed)
     assert any("head/" in path for path in changed) and len(lines) == 3
+    model = load(run)
+    model.enable_lora(2)
+    merged = [
+        model._merge_lora({k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
+        for tensors, _ in map(read_tensors, sorted(run.glob("checkpoint-*.safetensors")))
+    ]
+    for path, v in kernels[1].items():
+        mean = np.mean([weights[path] for weights in merged], axis=0)
+        np.testing.assert_allclose(v, mean, atol=1e-6)
 
 
 def test_bad_letters_are_found_before_training():

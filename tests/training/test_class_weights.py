@@ -31,6 +31,12 @@ def test_labels_can_be_indices_one_hot_mixed_or_tokens():
     np.testing.assert_allclose(each, [[0.25, 3], [10, 10]])  # a weight per example
 
 
+def test_tokens_without_sample_weights_are_not_taken_for_probabilities():
+    for labels in ([[0, 2, 2], [1, 1, 0]], [[7, 9]]):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="class_weight needs class ind"):
+            apply_class_weights(WEIGHTS, None, np.array(labels), None)
+
+
 def linear(devices=1):
     keras.utils.set_random_seed(5)
     with strategy(devices).scope():

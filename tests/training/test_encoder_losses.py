@@ -85,6 +85,16 @@ def test_lower_blocks_have_smaller_rates(decay):
     assert config["decay"] == decay and LayerwiseAdamW.from_config(config).num_blocks == 2
 
 
+def test_the_last_norm_has_the_rate_of_the_head():
+    optimizer = LayerwiseAdamW(num_blocks=6, decay=0.5)
+    paths = {"norm/gamma": 1, "head/kernel": 1, "block_5/norm/gamma": 0.5, "tokens/a": 0.5**7}
+    paths |= {"embeddings_norm/gamma": 0.5**7}
+    assert {path: optimizer.factor(path) for path in paths} == paths
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(2, name="block_3")])
+    with pytest.raises(ValueError, match="num_blocks must be above that of block_3: 3"):
+        LayerwiseAdamW(num_blocks=3, decay=0.5).build(model.trainable_variables)
+
+
 def test_weight_decay_has_the_factor_of_the_rate():
     model = keras.Sequential([keras.Input([2]), keras.layers.Dense(2, name="block_0")])
     optimizer = LayerwiseAdamW(0.1, num_blocks=2, decay=0.5, weight_decay=0.4)

@@ -556,14 +556,13 @@ def test_each_replica_has_a_different_dropout_mask_determined_by_the_seed(jit_co
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "policy, tolerance",
-    [("mixed_float16", 2e-3), pytest.param("mixed_bfloat16", 2e-2, marks=pytest.mark.slow)],
+    "policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
 )
-def test_mixed_precision_trains_like_float32_within(devices, policy, tolerance):
+def test_mixed_precision_trains_like_float32(devices, policy):
     expected, _ = trained(1, translator, sgd(global_clipnorm=None), BATCHES[:3])
     keras.config.set_dtype_policy(policy)
     mixed, _ = trained(devices, translator, sgd(global_clipnorm=None), BATCHES[:3])
-    assert largest_difference(expected, mixed) < tolerance
+    assert largest_difference(expected, mixed) < 2e-3  # weights move by up to 0.05
 
 
 @pytest.mark.parametrize("devices", [1, 2, FOUR])
