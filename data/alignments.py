@@ -35,12 +35,12 @@ def read_a3m(path: str | PathLike[str]) -> list[str]:
     for number, line in enumerate(read_lines(path), 1):
         line = line.strip()
         if line.startswith(">"):
-            rows.append("")
+            rows.append([])
         elif line and not line.startswith("#"):
             if not rows:
                 raise ValueError(f"{path}, line {number}: a row must follow its name: {line!r:.80}")
-            rows[-1] += line
-    return rows
+            rows[-1].append(line)
+    return list(map("".join, rows))
 
 
 def read_alignment(rows: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ FORMATS = "JPEG, PNG, GIF, BMP or WebP"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 MAX_PIXELS = 60_000_000
 MAX_SIDE = 65_535  # JPEG's limit; resizing a longer row or column would need much more memory
+SCANS = 100  # of a progressive JPEG; files have about ten
 MAX_STEPS = 1024  # maximum steps over the blocks of a file; limits the work for a malicious one
 RUN = 1024  # maximum blocks of a GIF per step
 EXIF = b"Exif\0\0"
@@ -94,7 +95,12 @@ def as_function(function):
 def decode_jpeg(content, channels, max_pixels, plain):
     """Decodes a JPEG file; ``plain`` means that it has no Exif block."""
     shape = tf.io.extract_jpeg_shape(content)
-    with tf.control_dependencies([check_size(shape[:2], max_pixels)]):
+    # Each scan decodes all pixels again. The bytes FF DA begin one; other data do not have them.
+    content_bytes = tf.io.decode_raw(content, tf.uint8)
+    begins = (content_bytes[:-1] == 0xFF) & (content_bytes[1:] == 0xDA)
+    scans = tf.reduce_sum(tf.cast(begins, tf.int32))
+    few = check(scans <= SCANS, f"it has more than {SCANS} scans")
+    with tf.control_dependencies([check_size(shape[:2], max_pixels), few]):
         checked = tf.identity(content)
     if channels == 1:  # TensorFlow decodes CMYK to RGB only
         image = tf.cond(

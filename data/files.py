@@ -5,6 +5,8 @@ import json
 import os
 import zlib
 
+# Errors of reading content with other types or names than expected.
+FAULTS = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 GZIP = b"\x1f\x8b"  # the first bytes of every gzip file
 
 
@@ -30,15 +32,23 @@ def ends_with(name, suffixes):
 
 
 def read(path):
-    """Reads the bytes of a file, decompressed if it is a gzip file.
+    """Reads the bytes of a file.
 
     Raises:
-        ValueError: the path is not a regular file (a pipe or a device might block forever), or not
-            a complete gzip file.
+        ValueError: the path is not a regular file; a pipe or a device might block forever.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file")
-    content = path.read_bytes()
+    return path.read_bytes()
+
+
+def read_data(path):
+    """Reads the bytes of a file of data, decompressed if it is a gzip file.
+
+    Raises:
+        ValueError: the path is not a regular file, or not a complete gzip file.
+    """
+    content = read(path)
     if path.suffix.lower() != ".gz" and content[:2] != GZIP:
         return content
     try:
@@ -47,13 +57,18 @@ def read(path):
         raise ValueError(f"{path} is not a complete gzip file: {error}") from None
 
 
-def read_json(path):
-    """Reads the object in a JSON file.
+def explain(error):
+    """What is wrong with the content of a file, for errors of which some have only a name."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else error
+
+
+def read_json(path, reader=read):
+    """Reads the object in a JSON file, whose bytes are read by ``reader``.
 
     Raises:
         ValueError: the file is not JSON, not an object, or nested too deeply; the message names it.
     """
-    content = read(path)
+    content = reader(path)
     try:
         content = json.loads(content.decode("utf-8-sig"))
     except RecursionError:

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from .batches import check_sizes, epochs
 from .decoding import FORMATS, MAX_PIXELS, SUFFIXES, convert_channels, decode
+from .labelled import SURROGATE
 from .parallel import read_lines
 
 SHARE = 0.9  # fraction of images for training, if there is no validation split
@@ -379,7 +380,7 @@ def read_folders(path, folder):
         if is_hidden(place.name):
             continue
         if place.is_dir():
-            found = find_files(place)
+            found = find_files(place, folder)
             files[place.name] = [str(f) for f in found if f.suffix.lower() in SUFFIXES]
             others += [f for f in found if f.suffix.lower() not in SUFFIXES]
         elif place.suffix.lower() in SUFFIXES:
@@ -393,6 +394,8 @@ def read_folders(path, folder):
                 stacklevel=3,
             )
     classes = tuple(name for name in files if files[name])
+    if broken := next(filter(SURROGATE.search, classes), None):
+        raise ValueError(f"{folder}: the name of the folder {broken!r} is not UTF-8")
     images = [file for name in classes for file in files[name]]
     labels = [label for label, name in enumerate(classes) for _ in files[name]]
     if not images:
@@ -400,12 +403,22 @@ def read_folders(path, folder):
     return LabelledImages(images, labels, classes)
 
 
-def find_files(folder):
-    """Lists the files below ``folder``, sorted; follows links, except to a folder above them."""
+def find_files(folder, whole):
+    """Lists the files below ``folder``, sorted; follows each link to a folder outside of ``whole``.
+
+    A second link to the same folder is not followed.
+    """
+    roots, seen = {Path(folder).resolve(), Path(whole).resolve()}, set()
 
     def walked(place, name):
-        target = Path(place, name).resolve()
-        return not is_hidden(name) and not Path(place).resolve().is_relative_to(target)
+        path = Path(place, name)
+        if is_hidden(name) or not path.is_symlink():
+            return not is_hidden(name)
+        target = path.resolve()
+        known = target in seen
+        known = known or any(target.is_relative_to(x) or x.is_relative_to(target) for x in roots)
+        seen.add(target)
+        return not known
 
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -527,7 +540,7 @@ def image_batches(
         target = tf.one_hot(tf.gather(labels, chosen), classes)
         if mix:
             made, target = tf.cond(
-                i % 2 == 0,
+                (number * count + tf.cast(i, tf.int64)) % 2 == 0,
                 lambda: mix_images(mixes[0], made, target, key),
                 lambda: mix_images(mixes[1], made, target, key),
             )

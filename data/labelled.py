@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .files import ends_with, read_json
+from .files import ends_with, read_data, read_json
 from .parallel import find_file, held_out, read_lines, read_rows
 
 # Names of a split's file, without its suffix, and of the columns in the first line of a table.
@@ -252,7 +252,8 @@ def read_questions(path: str | PathLike[str], split: str | None = "train") -> li
     """
     file, part = split_file(path, split, (".json",))
     try:
-        paragraphs = [p for article in read_json(file)["data"] for p in article["paragraphs"]]
+        articles = read_json(file, read_data)["data"]
+        paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
         contexts = [
             [read_question(file, entry, paragraph["context"]) for entry in paragraph["qas"]]
             for paragraph in paragraphs

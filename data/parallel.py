@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from .files import read
+from .files import read_data
 
 EVERY = 10  # in a file without splits, every tenth example is for validation
 # A field as spreadsheets write it, with or without quotes, and a line of such fields.
@@ -235,7 +235,7 @@ def find_file(folder, name):
 def read_lines(path):
     """Reads the lines of a UTF-8 file, plain or .gz."""
     path = Path(path)
-    content = read(path)
+    content = read_data(path)
     if not content.strip():
         raise ValueError(f"{path} is empty")
     text = content.rstrip(b"\r\n")

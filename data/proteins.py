@@ -52,9 +52,10 @@ def read_proteins(path: str | PathLike[str], split: str | None = "train") -> lis
     """
     file, part = split_file(path, split, SUFFIXES)
     proteins, number = [], 0
+    parts = []  # of the last protein's sequence
     for number, line in enumerate(read_lines(file), 1):
         if line.startswith(">"):
-            check_sequence(file, number, proteins)
+            join_sequence(file, number, proteins, parts)
             name, _, description = line[1:].strip().partition(" ")
             proteins.append(Protein(name, description.strip(), ""))
         elif line.strip() and not line.startswith(";"):  # a comment
@@ -64,16 +65,18 @@ def read_proteins(path: str | PathLike[str], split: str | None = "train") -> lis
                 check_letters(line, mask=False)
             except ValueError as error:
                 raise ValueError(f"{file}, line {number}: {error}") from None
-            sequence = proteins[-1].sequence + "".join(line.split()).upper()
-            proteins[-1] = proteins[-1]._replace(sequence=sequence)
-    check_sequence(file, number + 1, proteins)
+            parts.append("".join(line.split()).upper())
+    join_sequence(file, number + 1, proteins, parts)
     return held_out(file, proteins, part, "proteins")
 
 
-def check_sequence(file, number, proteins):
-    """Checks that the last of the proteins above a line has a sequence."""
-    if proteins and not proteins[-1].sequence:
+def join_sequence(file, number, proteins, parts):
+    """Gives the last of the proteins above a line its sequence, the ``parts``; clears them."""
+    if proteins and not any(parts):
         raise ValueError(f"{file}, line {number - 1}: {proteins[-1].name!r} has no sequence")
+    if proteins:
+        proteins[-1] = proteins[-1]._replace(sequence="".join(parts))
+    parts.clear()
 
 
 def has_proteins(path: str | PathLike[str]) -> bool:

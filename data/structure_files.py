@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from .files import read
+from .files import read_data
 from .residues import ATOM37, ATOM37_MASK, LETTERS, NAMES
 from .structures import Structure, chain_name
 
+FAR = 1e5  # angstroms; float32 is exact to 0.01 there
 BACKBONE = slice(0, 5)  # of `ATOM37`: N, CA, C, CB, O
 METRIC = ("id", "name", "type", "mode")
 LOCAL_METRIC = (
@@ -54,7 +55,7 @@ def read_structure(path: str | PathLike[str], chain: str | None = None) -> Struc
     """
     gemmi = import_gemmi()
     path = Path(path)
-    content = read(path)
+    content = read_data(path)
     try:
         chains = read_chains(gemmi, content)
     except (RuntimeError, ValueError, IndexError) as error:
@@ -64,6 +65,8 @@ def read_structure(path: str | PathLike[str], chain: str | None = None) -> Struc
     if chain is not None and chain not in chains:
         names = ", ".join(chains)
         raise ValueError(f"{path} has no protein chain {chain!r:.80}; its chains are {names:.200}")
+    if far := next((c for c, rows in chains.items() for x in rows if is_far(x[3])), None):
+        raise ValueError(f"{path}: coordinates of chain {far!r:.80} are not below {FAR:,.0f}")
     chosen = chains if chain is None else {chain: chains[chain]}
     rows = [row for residues in chosen.values() for row in residues]
     residues, numbers, insertions, positions, mask, factors = zip(*rows, strict=True)
@@ -80,6 +83,10 @@ def read_structure(path: str | PathLike[str], chain: str | None = None) -> Struc
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def is_far(positions):
+    return np.isfinite(positions).all() and np.abs(positions).max() >= FAR
 
 
 def read_chains(gemmi, content):

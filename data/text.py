@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from .batches import check_sizes, epochs, fill
-from .files import read as read_bytes
+from .files import read_data
 from .parallel import find_file
 from .tokenizers.ragged import unpack
 from .tokenizers.tokenizer import Tokenizer
@@ -69,7 +69,7 @@ def read_text(
 def read(path):
     """Reads the text of a file, without a byte order mark and with every line ending as newline."""
     try:
-        text = read_bytes(Path(path)).decode("utf-8-sig")
+        text = read_data(Path(path)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid UTF-8: {error}") from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")

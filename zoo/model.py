@@ -589,7 +589,9 @@ def replace_folder(new, folder):
         if old is not None:
             os.rename(old, folder)
         raise
-    if old is not None:
+    if old is not None and old.is_symlink():
+        old.unlink()
+    elif old is not None:
         shutil.rmtree(old, ignore_errors=True)
 
 

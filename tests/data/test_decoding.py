@@ -195,6 +195,15 @@ def test_the_size_is_checked_before_decoding():
         graph(tf.constant([bomb]))
 
 
+def test_the_number_of_scans_of_a_jpeg_is_limited():
+    file = encode(PHOTO, "JPEG", progressive=True)
+    last, end = file.rindex(b"\xff\xda"), file.rindex(b"\xff\xd9")
+    assert 1 < file.count(b"\xff\xda") < 20
+    decode(file[:end] + 50 * file[last:end] + file[end:], 3)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="it has more than 100 scans"):
+        decode(file[:end] + 150 * file[last:end] + file[end:], 3)
+
+
 PEAK = """
 import resource, sys
 import tensorflow as tf

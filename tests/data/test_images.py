@@ -87,6 +87,20 @@ def test_uppercase_names_webp_and_links_are_read(tmp_path):
         found.pixels((8, 8))
 
 
+def test_links_between_class_folders_are_not_followed(folder):
+    expected = read_images(folder).images
+    for name, other in (("cat", "dog"), ("dog", "cat")):
+        for i in range(2):
+            (folder / name / f"link{i}").symlink_to(folder / other)
+    assert read_images(folder).images == expected
+
+
+def test_class_folders_must_be_utf_8(folder):
+    write(folder / "\udcc4pfel" / "a.png", SQUARES[0])
+    with pytest.raises(ValueError, match=r"the name of the folder '\\udcc4pfel' is not UTF-8"):
+        read_images(folder)
+
+
 def test_greyscale_batches_fit_greyscale_models(folder):
     images = read_images(folder)
     grey = images.pixels((16, 16), channels=1)
@@ -201,8 +215,18 @@ def test_augmented_images_have_valid_pixels_and_labels():
     for pixels, labels, _ in batches:
         assert np.isfinite(pixels).all()
         np.testing.assert_allclose(np.sum(labels, 1), 1, atol=1e-5)
-    for _, labels, _ in batches[:2]:  # by MixUp and by CutMix
-        assert ((labels > 0.01) & (labels < 0.99)).numpy().any()
+    # Of black and white images, the share of white is the label: by MixUp and by CutMix.
+    images = np.zeros((10, 64, 64, 3), "uint8")  # boxes are rounded to pixels
+    images[1::2] = 255
+    black_and_white = LabelledImages(images, [0, 1] * 5, CLASSES)
+    for count in (10, 5):
+        batches = image_batches(black_and_white, (64, 64), count, mix=True, start=0)
+        kinds = []
+        for pixels, labels, _ in batches.take(4):
+            white = np.mean(pixels, (1, 2, 3)) / 255
+            np.testing.assert_allclose(white, labels[:, 1], atol=0.07)
+            kinds.append(bool(np.isin(pixels, [0, 255]).all()))
+        assert kinds == [False, True, False, True]
 
 
 def test_resizing_equals_pillow():

@@ -347,6 +347,7 @@ def test_bad_files_are_refused_by_name(tmp_path):
         ("water.pdb", good.replace(b"ALA", b"HOH"), "water.pdb has no protein"),
         ("alpha.pdb", good.split(b"\n")[1] + b"\n", "alpha.pdb has no protein"),
         ("end.pdb", b"END\n", "end.pdb is not a valid PDB or mmCIF file"),
+        ("far.pdb", good.replace(b"  11.104", b" 200000."), "chain 'A' are not below 100,000"),
         ("nan.pdb", good.replace(b"11.104", b"   nan"), "nan.pdb: positions must be finite"),
     ):
         (tmp_path / name).write_bytes(content)

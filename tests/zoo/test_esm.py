@@ -391,4 +391,4 @@ def test_an_export_answers_as_python_does(head, tmp_path):
     elif head == "tags":
         spans = [(s.label, s.start, s.end) for s in model.tag("mktayiakqr")]
         found = list(zip(own["labels"][0], own["starts"][0], own["ends"][0], strict=True))
-        assert found[: len(spans)] == spans
+        assert spans and [span for span in found if span[0]] == spans
