@@ -3062,7 +3062,8 @@ def train_pairs(triangles, epochs=1 if FAST else 8):
 def impossible(guess):
     """The share of impossible triangles, among those with an unknown side."""
     d, points = np.where(given, unseen, guess), range(unseen.shape[1])
-    i, j, k = np.array([(i, j, k) for k in points for j in range(k) for i in range(j)]).T
+    triples = [(i, j, k) for k in points for j in range(k) for i in range(j)]
+    i, j, k = np.array(triples).T
     sides = np.stack([d[:, i, j], d[:, i, k], d[:, j, k]])
     wrong = 2 * sides.max(0) > sides.sum(0)
     return wrong[~(given[:, i, j] & given[:, i, k] & given[:, j, k])].mean()

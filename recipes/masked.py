@@ -145,7 +145,7 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     texts = read(data or settings.data, split)
     stream = document_tokens(texts, model.tokenizer, settings.whole_words)
     batches = mask(masked_batches, model, settings, data or settings.data, stream, shuffle=False)
-    compute = model._compiled("evaluation", model, "evaluation", model.xla)
+    compute = model._compiled(("outputs", model.xla), model, "evaluation", model.xla)
     loss = hits = count = 0.0
     for inputs, labels, weight in show_progress("evaluating")(batches):
         logits = np.asarray(compute(inputs), "float64")

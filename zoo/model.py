@@ -305,8 +305,8 @@ class Pretrained(Model):
         ):
             self._searches.clear()
             self._compiled_for.variables = variables
-        if (result := self._searches.get((key, xla))) is None:
-            result = self._searches[key, xla] = compiled(self, function, name, xla)
+        if (result := self._searches.get(key)) is None:
+            result = self._searches[key] = compiled(self, function, name, xla)
         return result
 
     def make_train_function(self, force: bool = False) -> None:

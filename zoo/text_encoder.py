@@ -742,7 +742,7 @@ class TextEncoder(Classifier):
         A row has arrays by name, as `call` takes them. Returns a list of arrays, one per row, which
         may be longer than the row.
         """
-        function = self._compiled((verb, *key), function, verb, self.xla)
+        function = self._compiled((verb, self.xla, *key), function, verb, self.xla)
         size = min(check_count(batch_size, "batch_size"), bucket(len(rows), start=1))
         any_shape = keras.config.backend() == "tensorflow" and not self.xla
 

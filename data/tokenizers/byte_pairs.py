@@ -391,6 +391,9 @@ class BytePairs(ByteTokenizer):
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes ``tokenizer.json`` and ``tokenizer_config.json``, as Hugging Face's library."""
+        content = self._content or self._write_content()
+        text = json.dumps(content, ensure_ascii=False) + "\n"
+        write(Path(folder) / FILE, text.encode())
         names = {"pad": self.pad_id, "eos": self.end_id, "mask": self.mask_id}
         names |= {"cls": self.cls_id, "sep": self.sep_id}
         special = {
@@ -401,14 +404,13 @@ class BytePairs(ByteTokenizer):
         # Other classes than this one do not read all of tokenizer.json.
         config = json.dumps({"tokenizer_class": ANY, **special}, ensure_ascii=False)
         write(Path(folder) / CONFIG, f"{config}\n".encode())
-        if self._content is not None:
-            text = json.dumps(self._content, ensure_ascii=False) + "\n"
-            return write(Path(folder) / FILE, text.encode())
+
+    def _write_content(self):
         byte_level = {"type": "ByteLevel", "add_prefix_space": self._prefix_space}
         byte_level |= {"trim_offsets": True, "use_regex": True}
         whole = {**self.added, **self.special}
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        content = {
+        return {
             "version": "1.0",
             "truncation": None,
             "padding": None,
@@ -432,8 +434,6 @@ class BytePairs(ByteTokenizer):
                 "merges": [list(pair) for pair in self.merges],
             },
         }
-        text = json.dumps(content, ensure_ascii=False) + "\n"
-        write(Path(folder) / FILE, text.encode())
 
     @classmethod
     def load(

@@ -126,8 +126,12 @@ def test_the_folder_has_the_files_of_the_server(exported):
     assert "max_batch_size { value: 32 }" in batching
     allowed = tuple(map(int, re.findall(r"^allowed_batch_sizes: (\d+)$", batching, re.M)))
     assert allowed == BATCH_SIZES == (1, 4, 8, 16, 32)
-    assert (base / "monitoring.config").read_text() == (
-        'prometheus_config {\n  enable: true\n  path: "/monitoring/prometheus/metrics"\n}\n'
+    assert (
+        (base / "monitoring.config")
+        .read_text()
+        .startswith(
+            'prometheus_config {\n  enable: true\n  path: "/monitoring/prometheus/metrics"\n}\n# W'
+        )
     )
     text = (base / "README.md").read_text()
     for part in (

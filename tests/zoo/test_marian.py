@@ -361,7 +361,10 @@ def test_invalid_checkpoints_are_refused_and_named(vocabulary, tmp_path):
         check_refused(message)
     for settings, message in (
         (dict(do_sample=True), "generation_config.json: do_sample must be False: True"),
-        (dict(no_repeat_ngram_size=-3), "no_repeat_ngram_size must be a non-negative integer: -3"),
+        (
+            dict(no_repeat_ngram_size=-3),
+            "no_repeat_ngram_size must be an integer from 0 to 100: -3",
+        ),
         (dict(eos_token_id=[5]), r"generation_config.json: eos_token_id must be 0, or a list with"),
         (dict(mood="good"), r"generation_config.json has unknown settings \['mood'\]"),
         (dict(num_beams=-1), "num_beams must be a positive integer: -1"),

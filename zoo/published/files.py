@@ -216,7 +216,7 @@ class Archive:
         with self._open() as archive:
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-                    raise ValueError(f"{entry.filename} is compressed or encrypted")
+                    raise ValueError(f"{entry.filename} is not an uncompressed array of floats")
                 with archive.open(entry) as file:
                     shape, dtype = read_header(file)
                     size = file.tell() + math.prod(shape) * dtype.itemsize

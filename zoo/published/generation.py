@@ -101,10 +101,11 @@ def read_generation(s, g, ends, start_id=None):
         if counted:
             g.must("stop_strings", None)  # translation has no stop strings
         g.all_read()
-        if not counted and search["num_beams"] > 1 and (sampled or penalty != NO_PENALTY):
-            raise g.error("num_beams", search["num_beams"], "1 with sampling or a penalty")
         sampling = Sampling(**(sampling if sampled else {"temperature": 0}), **penalty)
-        return {"search": Search(**search), "sampling": sampling, "stop_strings": stop}
+        search = Search(**search)
+        if not counted and search.num_beams > 1 and (sampled or penalty != NO_PENALTY):
+            raise g.error("num_beams", search.num_beams, "1 with sampling or a penalty")
+        return {"search": search, "sampling": sampling, "stop_strings": stop}
 
 
 def write_generation(config, start_id=None):
