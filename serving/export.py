@@ -322,7 +322,9 @@ def write_server_files(beside, folder, name, version, signatures, notes):
     }
     for file, text in texts.items():
         if (kept := folder / file).is_file() and is_edited(kept.read_bytes()):
-            warnings.warn(f"{kept} was not replaced: an export has not written it", stacklevel=4)
+            warnings.warn(
+                f"{kept} was not replaced: it was edited, or is of an older version", stacklevel=4
+            )
             continue
         (beside / file).write_bytes(sign(text.encode(), file.endswith(".md")))
         os.replace(beside / file, kept)

@@ -117,9 +117,8 @@ def write_generation(config, start_id=None):
     search, sampling = config.search, getattr(config, "sampling", None)
     if search.penalty != "power" and search.num_beams > 1 and search.length_penalty:
         raise ValueError(f"penalty must be 'power' in this format: {search.penalty!r}")
-    penalized = sampling is not None and sampling.repetition_penalty != 1
-    if search.num_beams > 1 and sampling is not None and (sampling.temperature > 0 or penalized):
-        raise ValueError("with num_beams, this format has no sampling and no repetition penalty")
+    if search.num_beams > 1:  # then ours does not sample, and theirs would
+        sampling = None
     written = {"eos_token_id": write_ends(config)}
     if start_id is None and search.forced_begin is not None:
         raise ValueError(f"forced_begin must be None in this format: {search.forced_begin!r}")
@@ -138,7 +137,7 @@ def write_generation(config, start_id=None):
     if sampling is not None and sampling.temperature > 0:
         values |= write_settings(SAMPLING, sampling)
         values |= {"do_sample": True, "top_k": sampling.top_k or 0}
-    if penalized:
+    if sampling is not None and sampling.repetition_penalty != 1:
         values["repetition_penalty"] = sampling.repetition_penalty
     if stop := getattr(config, "stop_strings", ()):
         values["stop_strings"] = list(stop)

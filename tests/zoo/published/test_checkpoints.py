@@ -201,16 +201,17 @@ def test_generation_settings_are_written_and_read(tmp_path):
     assert GPT.from_pretrained(tmp_path / "one").config == model.config
     for changes, message in (
         (dict(penalty="gnmt", num_beams=3), "penalty must be 'power' in this format: 'gnmt'"),
-        (
-            dict(num_beams=3),
-            "with num_beams, this format has no sampling and no repetition penalty",
-        ),
         (dict(forced_begin=5), "forced_begin must be None in this format: 5"),
     ):
         other = dataclasses.replace(search, **changes)
         model.config = dataclasses.replace(model.config, search=other)
         with pytest.raises(ValueError, match=message):
             model.save_pretrained(tmp_path / "two", format="huggingface")
+    beams = dataclasses.replace(search, num_beams=3)  # which do not sample
+    model.config = dataclasses.replace(model.config, search=beams)
+    model.save_pretrained(tmp_path / "two", format="huggingface")
+    config = GPT.from_pretrained(tmp_path / "two").config
+    assert (config.search, config.sampling) == (beams, Sampling(temperature=0))
 
 
 def test_settings_that_change_the_text_are_refused_or_a_warning(tmp_path):
