@@ -190,10 +190,10 @@ class Pretrained(Model):
         >>> sorted({v.path.split("/")[0] for v in model.trainable_weights})
         ['block_1', 'norm']
         """
-        pattern = compile_pattern(pattern)
-        frozen = [v for v in self.weights if pattern.search(v.path)]
+        expression = compile_pattern(pattern)
+        frozen = [v for v in self.weights if expression.search(v.path)]
         if not frozen:
-            raise ValueError(f"no weight matches {pattern.pattern!r}")
+            raise ValueError(f"no weight matches {pattern!r}")
         for v in frozen:
             v.trainable = False
 
