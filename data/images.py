@@ -411,10 +411,11 @@ def find_files(folder, whole):
     roots, seen = {Path(folder).resolve(), Path(whole).resolve()}, set()
 
     def walked(place, name):
-        path = Path(place, name)
-        if is_hidden(name) or not path.is_symlink():
-            return not is_hidden(name)
-        target = path.resolve()
+        if is_hidden(name):
+            return False
+        if not Path(place, name).is_symlink():
+            return True
+        target = Path(place, name).resolve()
         known = target in seen
         known = known or any(target.is_relative_to(x) or x.is_relative_to(target) for x in roots)
         seen.add(target)

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import get_args
@@ -297,13 +296,14 @@ def save_average(run, last, evaluate, say=print, finish=None):
             validation data.
     """
     from ..training import locked, mean_weights
+    from ..training.checkpoints import remove
     from ..training.states import assign, by_path
 
     settings = read_settings(run)  # an error if it is not a run
     folder = Path(run) / "average"
     with locked(run, "average"):  # not the run's own lock: it may be training
         for left in Path(run).glob(".average.*/"):  # left by a killed process
-            shutil.rmtree(left)
+            remove(left)
         model = load(run)
         if getattr(settings, "lora", None) is not None:  # the checkpoints have the adapters
             model.enable_lora(settings.lora)

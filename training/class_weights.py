@@ -47,7 +47,7 @@ def apply_class_weights(class_weight, x, y=None, sample_weight=None):
         if y.dtype.is_integer:  # not (B, T) class indices, which are not one-hot
             tf.debugging.assert_equal(
                 tf.reduce_sum(y, -1),
-                tf.ones_like(tf.reduce_sum(y, -1)),
+                tf.ones([], y.dtype),
                 "class_weight needs class indices (B,), class indices with a sample weight for "
                 "each, or class probabilities",
             )

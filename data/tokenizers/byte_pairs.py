@@ -311,10 +311,8 @@ class BytePairs(ByteTokenizer):
             kept = tf.logical_and(at >= tf.gather(first, window), at < tf.gather(last, window))
             tokens = tf.boolean_mask(tokens, kept)
             row = tf.gather(of_word, tf.boolean_mask(window, kept))
-            group = tf.cumsum(tf.cast(~apart, tf.int32)) - 1
-            start, of_word = tf.boolean_mask(start, ~apart), tf.boolean_mask(of_word, ~apart)
-            stop = tf.math.unsorted_segment_max(stop, group, tf.size(start))
-            size = tf.math.unsorted_segment_sum(tf.ones_like(group), group, tf.size(start))
+            start, stop, of_word, size = join_windows(~apart, start, stop, of_word)
+            # A window that was joined takes those that begin within as many bytes after it.
             reach = tf.minimum(2 * stop - start, tf.gather(tf.cumsum(length), of_word))
             reach = tf.searchsorted(start, tf.where(size > 1, reach, 0))
             places = tf.range(1, tf.size(start) + 1)
@@ -322,9 +320,7 @@ class BytePairs(ByteTokenizer):
             opened = tf.scatter_nd(places[:, None], change, [tf.size(start) + 1])
             closed = tf.scatter_nd(reach[:, None], change, [tf.size(start) + 1])
             alone = tf.cumsum(opened - closed)[:-1] == 0
-            group = tf.cumsum(tf.cast(alone, tf.int32)) - 1
-            start, of_word = tf.boolean_mask(start, alone), tf.boolean_mask(of_word, alone)
-            stop = tf.math.unsorted_segment_max(stop, group, tf.size(start))
+            start, stop, of_word, _ = join_windows(alone, start, stop, of_word)
             return start, stop, of_word, tokens, row, tf.reduce_any(apart)
 
         empty = tf.zeros([0], tf.int32)
@@ -391,7 +387,7 @@ class BytePairs(ByteTokenizer):
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes ``tokenizer.json`` and ``tokenizer_config.json``, as Hugging Face's library."""
-        content = self._content or self._write_content()
+        content = self._content or self._new_content()
         text = json.dumps(content, ensure_ascii=False) + "\n"
         write(Path(folder) / FILE, text.encode())
         names = {"pad": self.pad_id, "eos": self.end_id, "mask": self.mask_id}
@@ -405,7 +401,8 @@ class BytePairs(ByteTokenizer):
         config = json.dumps({"tokenizer_class": ANY, **special}, ensure_ascii=False)
         write(Path(folder) / CONFIG, f"{config}\n".encode())
 
-    def _write_content(self):
+    def _new_content(self):
+        """The content of ``tokenizer.json`` for a tokenizer that was not read from one."""
         byte_level = {"type": "ByteLevel", "add_prefix_space": self._prefix_space}
         byte_level |= {"trim_offsets": True, "use_regex": True}
         whole = {**self.added, **self.special}
@@ -583,6 +580,15 @@ def to_nfc(texts):
         return hide_zeros(text_operations().normalize_utf8(show_zeros(texts), "NFC"))
 
     return normalize(texts, nfc)
+
+
+def join_windows(first, start, stop, of_word):
+    """Joins each window that is ``first`` (N,) with those up to the next; also returns how many."""
+    group = tf.cumsum(tf.cast(first, tf.int32)) - 1
+    start, of_word = tf.boolean_mask(start, first), tf.boolean_mask(of_word, first)
+    stop = tf.math.unsorted_segment_max(stop, group, tf.size(start))
+    size = tf.math.unsorted_segment_sum(tf.ones_like(group), group, tf.size(start))
+    return start, stop, of_word, size
 
 
 def read_merges(path):

@@ -319,6 +319,7 @@ def advance(
             whole = ops.repeat(prompt[:, None], beams, axis=1)
             whole = ops.concatenate([whole, tokens], axis=-1)
         count = ops.shape(whole)[-1] - length + index
+        place = ops.arange(ops.shape(whole)[-1])
         if search.no_repeat_ngram_size:
             logits = forbid(logits, find_repeats(whole, count, search.no_repeat_ngram_size, logits))
         if search.min_new_tokens or least is not None:
@@ -327,7 +328,6 @@ def advance(
         for *before, banned in search.banned:
             matched = ops.full((1, 1), True)
             for back, expected in enumerate(reversed(before), start=1):
-                place = ops.arange(ops.shape(whole)[-1])
                 at = ops.sum(ops.where(place == count - back, whole, 0), axis=-1)
                 matched = ops.logical_and(matched, ops.logical_and(at == expected, count >= back))
             matched = matched[..., None]

@@ -30,7 +30,6 @@ NEUTRAL = {
 UNSAMPLED = {
     "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0,
 }  # fmt: skip
-NO_PENALTY = {"repetition_penalty": 1.0}
 IGNORED = (
     "_from_model_config", "bos_token_id", "output_attentions", "output_hidden_states",
     "output_logits", "output_scores", "pad_token_id", "return_dict_in_generate",
@@ -103,7 +102,8 @@ def read_generation(s, g, ends, start_id=None):
         g.all_read()
         sampling = Sampling(**(sampling if sampled else {"temperature": 0}), **penalty)
         search = Search(**search)
-        if not counted and search.num_beams > 1 and (sampled or penalty != NO_PENALTY):
+        penalized = sampling.repetition_penalty != 1
+        if not counted and search.num_beams > 1 and (sampled or penalized):
             raise g.error("num_beams", search.num_beams, "1 with sampling or a penalty")
         return {"search": search, "sampling": sampling, "stop_strings": stop}
 
