@@ -10,13 +10,12 @@ import tensorflow as tf
 
 from ..files import FAULTS, explain, read, read_json, write
 from .hugging_face import Template, list_steps, read_added, read_template, read_trim
-from .normalization import normalize
+from .normalization import COMBINING, normalize
 from .ragged import begin_rows, merge_rows
 from .splits import (
     GPT2,
     PATTERNS,
     SPACE,
-    code_points,
     remove_marks,
     split,
     split_words,
@@ -562,13 +561,8 @@ def read_words(steps):
     return pattern, digits, space
 
 
-# A character and those that may join it: combining marks, except `ALONE`, and vowels and finals of
-# Hangul. `ALONE` are vowel signs that others join, and signs that become two.
-ALONE = code_points(
-    "9c7 b47 bc6-bc7 c46 cbf cc6 cca d46-d47 dd9 ddc f76 f78 f93 f9d fa2 fa7 fac fb9"
-    " 1b3a 1b3c 1b3e-1b3f 1b42 11131-11132 11347 114b9 115b8-115b9"
-)
-UNIT = rf"(?s).(?:[^\P{{M}}{ALONE}]|[\x{{1160}}-\x{{11ff}}])*"
+# A character and those that may join it: combining marks, vowels and finals of Hangul.
+UNIT = rf"(?s).(?:{COMBINING}|[\x{{1160}}-\x{{11ff}}])*"
 # The words are the matches of a pattern; all known patterns match every character.
 SPLITS = (("Isolated", False), ("Removed", True))
 

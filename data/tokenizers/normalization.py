@@ -81,6 +81,13 @@ NEWER = (
     "1611e 16121-16129 1612f 16d63 16d67-16d6a 16ff0-16ff1 1e08f 1e130-1e136 1e2ae 1e2ec-1e2ef "
     "1e4ec-1e4ef 1e5ee-1e5ef"
 )
+# Combining marks that may join the character before them. The others are vowel signs that others
+# join, and signs that become two.
+ALONE = (
+    "9c7 b47 bc6-bc7 c46 cbf cc6 cca d46-d47 dd9 ddc f76 f78 f93 f9d fa2 fa7 fac fb9 1b3a 1b3c "
+    "1b3e-1b3f 1b42 11131-11132 11347 114b9 115b8-115b9"
+)
+COMBINING = rf"[^\P{{M}}{code_points(ALONE)}]"
 # Upper-case letters that TensorFlow's tables lack: first, last, and the way to the lower case.
 UPPER = (
     (0x1C89, 0x1C89, 1), (0x2C2F, 0x2C2F, 48), (0xA7C0, 0xA7C0, 1), (0xA7CB, 0xA7CB, -42343),
@@ -112,16 +119,21 @@ def list_steps(lowercase, strip_accents, split_chinese):
 
 
 def normalize(texts, operation):
-    """Applies ``operation``, a normalization of Unicode, to ``texts`` (N,) as an older version."""
+    """Applies ``operation``, a normalization of Unicode, to ``texts`` (N,) as an older version.
+
+    It orders the marks of a character in a time that grows with the square of their number. So a
+    text is cut after 30 of them, as Unicode permits (Standard Annex 15, section 13).
+    """
     newer = f"[{code_points(NEWER)}]"
+    cuts = f"{newer}|{COMBINING}{{30}}"
 
     def between():
-        parts = split(texts, newer)
+        parts = split(texts, cuts)
         flat = parts.flat_values
         flat = tf.where(tf.strings.regex_full_match(flat, newer), flat, operation(flat))
         return tf.strings.reduce_join(parts.with_flat_values(flat), axis=-1)
 
-    found = tf.strings.regex_full_match(texts, f"(?s).*{newer}.*")
+    found = tf.strings.regex_full_match(texts, f"(?s).*(?:{cuts}).*")
     return tf.cond(tf.reduce_any(found), between, lambda: operation(texts))
 
 

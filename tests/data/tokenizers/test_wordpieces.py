@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import unicodedata
 
 import pytest
 import tensorflow as tf
@@ -168,6 +169,23 @@ def test_unicode_is_normalized_as_in_the_library(points, form):
     texts += ["".join(choose.choices(marks, k=choose.randint(1, 8))) for _ in range(5000)]
     found = normalization.normalize(tf.constant(texts), lambda texts: nfc(texts, form)).numpy()
     assert [text.decode() for text in found] == [reference(text) for text in texts]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_marks_are_ordered_in_a_time_that_grows_with_their_number(form):
+    operation = normalization.text_operations().normalize_utf8
+
+    def normalize(text):
+        return normalization.normalize(tf.constant([text]), lambda x: operation(x, form)).numpy()[0]
+
+    def reference(text):
+        return unicodedata.normalize(form, text)
+
+    marks = "\u0301\u0323\u05b4"
+    assert normalize("e" + 9 * marks).decode() == reference("e" + 9 * marks)
+    cut = reference("e") + 2 * reference(10 * marks) + reference(2 * marks + "é")
+    assert normalize("e" + 22 * marks + "é").decode() == cut
+    assert len(normalize("e" + 200_000 * marks)) == 1_200_001  # takes an hour if all are ordered
 
 
 def test_decoding_any_tokens_equals_hugging_face(learned, tmp_path):
