@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from ..files import ends_with
 from .batches import Buckets, check_sizes, fill
-from .files import ends_with
 from .labelled import SPLITS
 from .parallel import held_out
 from .residues import LETTERS

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .files import ends_with, read_data, read_json
+from ..files import ends_with, read_data, read_json
 from .parallel import find_file, held_out, read_lines, read_rows
 
 # Names of a split's file, without its suffix, and of the columns in the first line of a table.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from .files import read_data
+from ..files import read_data
 
 EVERY = 10  # in a file without splits, every tenth example is for validation
 # A field as spreadsheets write it, with or without quotes, and a line of such fields.

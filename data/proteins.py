@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from .files import ends_with
+from ..files import ends_with
 from .labelled import SPLITS, split_file
 from .parallel import find_file, held_out, read_lines
 from .tokenizers.residues import Residues, check_letters

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import read_data
+from ..files import read_data
 from .residues import ATOM37, ATOM37_MASK, LETTERS, NAMES
 from .structures import Structure, chain_name
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from .files import write
+from ..files import write_file
 from .residues import ATOM37, ATOM37_MASK, ATOM37_TO_ATOM14, LETTERS
 from .torsions import Torsions, torsion_angles
 
@@ -238,7 +238,9 @@ class Structure:
             content = (self.pdb() if suffix == ".pdb" else self.cif()).encode()
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        write(path, gzip.compress(content, mtime=0) if path.suffix.lower() == ".gz" else content)
+        if path.suffix.lower() == ".gz":
+            content = gzip.compress(content, mtime=0)
+        write_file(path, content)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Any:
         """Draws pLDDT along the chains, in the colors of AlphaFold's database, and the PAE.
@@ -277,7 +279,7 @@ class Structure:
         if path is not None:
             content = io.BytesIO()
             figure.savefig(content, format=Path(path).suffix[1:] or "png", dpi=120)
-            write(Path(path), content.getvalue())
+            write_file(Path(path), content.getvalue())
         return figure
 
     def view(self, path: str | PathLike[str] | None = None, color: str | None = None) -> "View":

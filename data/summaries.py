@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from .files import ends_with
+from ..files import ends_with
 from .labelled import SURROGATE, check_lengths, read_columns, split_file
 from .parallel import held_out, read_lines
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from ..files import read_data
 from .batches import check_sizes, epochs, fill
-from .files import read_data
 from .parallel import find_file
 from .tokenizers.ragged import unpack
 from .tokenizers.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import write
+from ..files import write_file
 from .residues import ATOM37, NAMES
 
 # Of chains, in this order, then again; they differ for the colour-blind (Okabe & Ito 2008).
@@ -52,7 +52,7 @@ class View:
         path = Path(path)
         if path.suffix.lower() not in (".html", ".htm"):
             raise ValueError(f"a view is written to *.html: {path}")
-        write(path, self.page.encode())
+        write_file(path, self.page.encode())
 
 
 def view_of(structure, color=None):

@@ -1,17 +1,24 @@
-"""Reads and writes small files, with errors that name them; does not import TensorFlow."""
+"""Reads and writes small files, with errors that name them. For all packages; imports neither Keras
+nor TensorFlow."""
 
 import gzip
 import json
 import os
 import zlib
+from os import PathLike
+from pathlib import Path
 
 # Errors of reading content with other types or names than expected.
 FAULTS = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 GZIP = b"\x1f\x8b"  # the first bytes of every gzip file
 
 
-def write(path, content):
-    """Writes bytes atomically. An `OSError`, for example for a full disk, names the file."""
+def write_file(path: str | PathLike[str], content: bytes) -> None:
+    """Writes bytes atomically. An `OSError`, for example for a full disk, names the file.
+
+    >>> polyhead.training.write_file("notes.txt", b"All of it, or nothing.")
+    """
+    path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(beside, "wb") as file:

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "package": set(),
     "layers": set(),
-    "data": set(),
-    "training": set(),
+    "data": {"files"},
+    "training": {"files"},
     "serving": {"quiet"},  # the C++ loader filters TensorFlow's log lines itself
     "zoo": {"layers", "data", "training", "serving"},
     "recipes": {"zoo", "data", "training", "serving"},

@@ -1,5 +1,6 @@
 """Training: models, callbacks, checkpoints, losses and optimizers for one or more devices."""
 
+from ..files import write_file
 from .averages import EvaluateAverages, averaged
 from .callbacks import Curves, Progress, ValidationBleu, ValidationScores
 from .checkpoints import Checkpoints, mean_weights
@@ -30,7 +31,7 @@ from .metrics import (
 from .model import Model, build_optimizer, compiled, trace_once
 from .muon import Muon
 from .schedules import InverseSquareRoot, Linear
-from .states import CheckpointError, read_tensors, write_file, write_tensors
+from .states import CheckpointError, read_tensors, write_tensors
 from .structure_losses import (
     StructureLoss,
     aligned_error_loss,

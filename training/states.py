@@ -1,7 +1,6 @@
 """Named tensors in safetensors files: weights, and the state of training runs."""
 
 import json
-import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -11,6 +10,8 @@ import keras
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+
+from ..files import write_file
 
 
 class CheckpointError(ValueError):
@@ -27,26 +28,6 @@ def write_tensors(
     arrays = {name: np.array(value, order="C") for name, value in tensors.items()}
     # Other libraries require a format; PyTorch's has the same bytes.
     write_file(path, save(arrays, metadata={"format": "pt", "polyhead": json.dumps(about)}))
-
-
-def write_file(path: str | PathLike[str], content: bytes) -> None:
-    """Writes bytes atomically. An `OSError`, for example for a full disk, names the file.
-
-    >>> polyhead.training.write_file("notes.txt", b"All of it, or nothing.")
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read_tensors(path: str | PathLike[str]) -> tuple[dict[str, np.ndarray], Any]:

@@ -13,7 +13,7 @@ All have one interface (`tokenizer.Tokenizer`):
 
 from pathlib import Path
 
-from ..files import read_json
+from ...files import read_json
 
 CHARACTERS = "characters.txt"
 MARIAN = ("source.spm", "target.spm")

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ..files import FAULTS, explain, read, read_json, write
+from ...files import FAULTS, explain, read, read_json, write_file
 from .hugging_face import Template, list_steps, read_added, read_template, read_trim
 from .normalization import COMBINING, normalize
 from .ragged import begin_rows, merge_rows
@@ -388,7 +388,7 @@ class BytePairs(ByteTokenizer):
         """Writes ``tokenizer.json`` and ``tokenizer_config.json``, as Hugging Face's library."""
         content = self._content or self._new_content()
         text = json.dumps(content, ensure_ascii=False) + "\n"
-        write(Path(folder) / FILE, text.encode())
+        write_file(Path(folder) / FILE, text.encode())
         names = {"pad": self.pad_id, "eos": self.end_id, "mask": self.mask_id}
         names |= {"cls": self.cls_id, "sep": self.sep_id}
         special = {
@@ -398,7 +398,7 @@ class BytePairs(ByteTokenizer):
         }
         # Other classes than this one do not read all of tokenizer.json.
         config = json.dumps({"tokenizer_class": ANY, **special}, ensure_ascii=False)
-        write(Path(folder) / CONFIG, f"{config}\n".encode())
+        write_file(Path(folder) / CONFIG, f"{config}\n".encode())
 
     def _new_content(self):
         """The content of ``tokenizer.json`` for a tokenizer that was not read from one."""

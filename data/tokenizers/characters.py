@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from ..files import read, write
+from ...files import read, write_file
 from .tokenizer import ByteTokenizer, replace_invalid
 
 FILE = "characters.txt"
@@ -66,7 +66,7 @@ class Characters(ByteTokenizer):
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes ``characters.txt``."""
-        write(Path(folder) / FILE, self.characters.encode())
+        write_file(Path(folder) / FILE, self.characters.encode())
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "Characters":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from ..files import read, read_json, write
+from ...files import read, read_json, write_file
 from .pieces import SPACE, PieceTokenizer, read_pieces
 from .ragged import begin_rows
 from .tokenizer import set_untracked
@@ -92,9 +92,9 @@ class MarianPieces(PieceTokenizer):
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes ``source.spm``, ``target.spm``, ``vocab.json`` and maybe ``target_vocab.json``."""
         for name, model in self.models.items():
-            write(Path(folder) / name, model)
+            write_file(Path(folder) / name, model)
         for name, table in self.vocabularies.items():
-            write(Path(folder) / name, json.dumps(table, indent=0).encode())
+            write_file(Path(folder) / name, json.dumps(table, indent=0).encode())
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "MarianPieces":

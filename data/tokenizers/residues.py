@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ..files import read, write
+from ...files import read, write_file
 from ..residues import ESM_LETTERS as LETTERS
 from ..residues import ESM_TOKENS as TOKENS
 from .splits import SPACE
@@ -87,7 +87,7 @@ class Residues(Tokenizer):
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes ``vocab.txt``, as Hugging Face's library does."""
-        write(Path(folder) / FILE, "\n".join(TOKENS).encode())
+        write_file(Path(folder) / FILE, "\n".join(TOKENS).encode())
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "Residues":

@@ -13,7 +13,7 @@ from typing import Any
 import sentencepiece
 import tensorflow as tf
 
-from ..files import FAULTS, explain, read, read_json, write
+from ...files import FAULTS, explain, read, read_json, write_file
 from .merges import Merges
 from .pieces import SENTINELS, SPACE, PieceTokenizer, Rules, read_pieces, read_rules, rebuild
 from .ragged import begin_rows, merge_rows
@@ -195,7 +195,7 @@ class Subwords(PieceTokenizer):
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes the SentencePiece model, or the ``tokenizer.json`` that it was rebuilt from."""
         name, content = self._file
-        write(Path(folder) / name, content)
+        write_file(Path(folder) / name, content)
 
     @classmethod
     def load(

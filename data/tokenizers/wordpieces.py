@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ..files import read, read_json, write
+from ...files import read, read_json, write_file
 from . import hugging_face
 from .hugging_face import Template, read_added, read_template
 from .normalization import WORDS, list_steps
@@ -321,9 +321,10 @@ class WordPieces(Tokenizer):
             **{name: text for name, text in names.items() if text},
         }
         for name, value in ((JSON, content), (CONFIG, config)):
-            write(folder / name, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
+            text = json.dumps(value, ensure_ascii=False, indent=1)
+            write_file(folder / name, f"{text}\n".encode())
         lines = [piece or f"[unused {i}]" for i, piece in enumerate(self.vocabulary)]
-        write(folder / TEXT, ("\n".join(lines) + "\n").encode())
+        write_file(folder / TEXT, ("\n".join(lines) + "\n").encode())
 
     def _list_added(self):
         flags = self._settings["flags"]

@@ -14,7 +14,7 @@ def run(code):
 def test_names_are_imported_on_first_use():
     run(
         "import sys\n"
-        "import polyhead.data.files, polyhead.data.tokenizers as tokenizers\n"
+        "import polyhead.files, polyhead.data.tokenizers as tokenizers\n"
         "assert tokenizers.load('nowhere') is None\n"
         "heavy = {'tensorflow', 'tensorflow_text', 'sentencepiece', 'tokenizers', 'numpy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"

@@ -160,9 +160,9 @@ def test_a_non_finite_loss_stops_training_and_names_the_update(tmp_path):
 
 
 def test_a_full_disk_names_the_last_good_checkpoint(tmp_path, monkeypatch):
-    import polyhead.training.states as states
+    from polyhead import files
 
-    fsync, calls = states.os.fsync, []
+    fsync, calls = files.os.fsync, []
 
     def full(fd):
         calls.append(fd)
@@ -170,7 +170,7 @@ def test_a_full_disk_names_the_last_good_checkpoint(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         fsync(fd)
 
-    monkeypatch.setattr(states.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     message = "No space left on device: '/.*'; the last good one is checkpoint-"
     with pytest.raises(OSError, match=message):
         fit(tmp_path, 6)
