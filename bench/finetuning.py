@@ -300,9 +300,10 @@ def main(
         "",
         f"`python bench/finetuning.py MINILM DATA`; {os.cpu_count()} cores, float32. Epochs: "
         f"{epochs}. Scores are in percent: the mean of the seeds ± half the distance between the "
-        "lowest and the highest. Seconds and their ratios are medians; the two sides of a seed ran "
-        "on processors of the same name, some on different days. all-MiniLM-L6-v2 was trained on "
-        "the questions of SQuAD and of other sets, as sentence pairs.",
+        "lowest and the highest. Seconds and their ratios are medians; ratios are of seeds "
+        "whose two sides ran on processors of the same name, some on different days. "
+        "all-MiniLM-L6-v2 was trained on the questions of SQuAD and of other sets, as sentence "
+        "pairs.",
         "",
         *table(results),
     ]

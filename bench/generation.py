@@ -258,8 +258,8 @@ def main():
         f"`make bench`; {machine()}. Measured in the same run: a matrix product "
         f"{products[0]:.0f} GFLOP/s in float32, {products[1]:.0f} in bfloat16; reading memory "
         f"{bandwidth:.0f} GB/s. KerasHub with or without XLA, whichever is faster. Memory is the "
-        f"peak of the process; only importing polyhead takes {idle[0]:,.0f} MB, transformers "
-        f"{idle[1]:,.0f}.",
+        f"peak of the process; importing Keras and TensorFlow takes {idle[0]:,.0f} MB, "
+        f"transformers and PyTorch {idle[1]:,.0f}.",
         "",
         f"A training step, {BLOCKS} blocks, {T} tokens, AdamW. Ratios of time, ours to theirs:",
         "",

@@ -13,6 +13,8 @@ from .spans import read_contexts
 from .tokenizers.ragged import join_rows
 from .tokenizers.tokenizer import Tokenizer
 
+PART = 256  # number of texts whose tokens are located at once
+
 
 def classification_batches(
     texts: LabelledTexts,
@@ -133,26 +135,41 @@ def tagging_batches(
 def encode_words(sentences, tokenizer, max_length):
     """Tokenizes lists of words: ragged tokens (B, None), and words (B, None).
 
-    Words are the indices of the words that begin at each token; -1 for other tokens. A token
-    belongs to the word of its last character: with the space before it, it may begin earlier.
+    Words are the indices of the words that begin at each token; -1 for other tokens. The space
+    before a word belongs to it, as in `TextEncoder.tag`.
     """
     check_room(tokenizer, max_length)
     # A space before the first word too: byte pairs of words begin with one.
     texts = ["".join(f" {word}" for word in words) for words in sentences]
-    ids, _, ends = tokenizer.offsets(texts)
+    ids, starts, _ = locate(tokenizer, texts)
     room = max_length - len(tokenizer.prefix) - len(tokenizer.suffix)
-    ids, ends = ids[:, : max(room, 0)], ends[:, : max(room, 0)]
-    lengths, place = ids.row_lengths().numpy(), ends.flat_values.numpy()
+    ids, starts = ids[:, : max(room, 0)], starts[:, : max(room, 0)]
+    lengths, place = ids.row_lengths().numpy(), starts.flat_values.numpy()
     found, at = [], 0
     for words, length in zip(sentences, lengths, strict=True):
-        starts = np.cumsum([1, *(len(word) + 1 for word in words)])[:-1]
-        word = np.searchsorted(starts, place[at : at + length] - 1, side="right") - 1
+        first = np.cumsum([0, *(len(word) + 1 for word in words)])[:-1]
+        word = np.searchsorted(first, place[at : at + length], side="right") - 1
         found.append(np.where(np.diff(word, prepend=-1) != 0, word, -1))
         at += length
     words = ids.with_flat_values(tf.constant(np.concatenate(found), tf.int32))
     before, after = tokenizer.prefix, tokenizer.suffix
     ids = join_rows(before, tf.cast(ids, tf.int32), after)
     return ids, join_rows([-1] * len(before), words, [-1] * len(after))
+
+
+def locate(tokenizer, texts):
+    """`Tokenizer.offsets` of many strings: of equal ones once, and in parts, to save memory."""
+    index, different = number(texts)
+    parts = [
+        tokenizer.offsets(different[i : i + PART]) for i in range(0, max(len(different), 1), PART)
+    ]
+    return [tf.gather(tf.concat(rows, axis=0), index) for rows in zip(*parts, strict=True)]
+
+
+def number(items):
+    """The number of each item, where equal ones have the same, and the different items."""
+    numbers = {}
+    return [numbers.setdefault(item, len(numbers)) for item in items], list(numbers)
 
 
 def question_batches(
@@ -189,6 +206,7 @@ def question_batches(
         [q.context for q in questions],
         max_length,
         min(overlap, max_length),
+        locate,
     )
     labels = answer_tokens(questions, reading)
     rows = Rows(reading.tokens, tokenizer.pad_id, labels, reading.types)
@@ -255,7 +273,7 @@ def pair_batches(
     texts = [text for pair in zip(pairs.firsts, pairs.seconds, strict=True) for text in pair]
     tokens = tf.cast(tokenizer.encode(texts, max_length), tf.int32)
     if pairs.scores is None:
-        labels = np.unique(texts, return_inverse=True)[1].astype("float32")
+        labels = np.array(number(texts)[0], "float32")
     else:
         labels = np.repeat(np.array(pairs.scores, "float32") / scale, 2)
     rows = Rows(tokens, tokenizer.pad_id, labels, group=2, no_label=-1)

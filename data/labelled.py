@@ -19,7 +19,7 @@ TEXT = ("text", "sentence", "text1", "sentence1", "premise", "question1", "revie
 SECOND = ("text_pair", "text2", "sentence2", "hypothesis", "question2")
 LABEL = ("label", "category", "class", "intent", "sentiment")
 SCORE = ("score", "similarity", "label")
-IDS = "id", "idx", "index"  # columns of no interest
+IDS = "id", "idx", "index", ""  # columns of no interest; pandas gives its index no name
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character
 TAG, NAME = re.compile(r"O|[BI]-\S+"), re.compile(r"(?![A-Z]-)\S+")
 

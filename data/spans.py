@@ -160,12 +160,20 @@ class Reading(NamedTuple):
 
 
 def read_contexts(
-    tokenizer: Any, questions: Any, contexts: Any, length: int, overlap: int
+    tokenizer: Any,
+    questions: Any,
+    contexts: Any,
+    length: int,
+    overlap: int,
+    locate: Callable = lambda tokenizer, texts: tokenizer.offsets(texts),
 ) -> Reading:
     """Tokenizes ``questions`` (B,) and ``contexts`` (B,) to windows of up to ``length`` tokens.
 
     A question is truncated to half of a window without its special tokens, so that there is always
     room for the context.
+
+    Args:
+        locate: finds the tokens of the contexts and their places, as `Tokenizer.offsets`.
 
     Raises:
         ValueError: ``length`` leaves no room for a context, or the tokenizer has no pairs.
@@ -174,7 +182,7 @@ def read_contexts(
     if free < 2:
         raise ValueError(f"a window must have room for a question and a context: {length} tokens")
     asked = tokenizer.encode(questions, add_special_tokens=False)
-    return join_windows(tokenizer, asked, *tokenizer.offsets(contexts), free, overlap)
+    return join_windows(tokenizer, asked, *locate(tokenizer, contexts), free, overlap)
 
 
 @in_graph
@@ -292,7 +300,8 @@ def begins_word(
 
     Unless each token is a word (see `Tokenizer`), two tokens belong to one word if the text has
     only letters, digits, combining marks and characters of formatting from the end of the first to
-    the beginning of the second, or if they share a character. A Chinese character is a word.
+    the beginning of the second, or if they share a character. A Chinese character is a word. A
+    space that is a token belongs to the word after it.
 
     Args:
         points: the code points (B, None) of the texts.
@@ -313,11 +322,17 @@ def begins_letters(points, row, starts, ends):
     apart = tf.cumsum(tf.cast(~tf.gather(joins, index), tf.int32))
     apart = tf.concat([[0], apart], axis=0)
     first = tf.concat([[True], row[1:] != row[:-1]], axis=0)[: tf.size(row)]
-    stop = tf.where(first, 0, tf.concat([[0], ends[:-1]], axis=0)[: tf.size(ends)])
+    begin, stop = (
+        tf.where(first, 0, tf.concat([[0], x[:-1]], axis=0)[: tf.size(x)]) for x in (starts, ends)
+    )
     base = tf.cast(tf.gather(points.row_starts(), row), tf.int32)
     upto = tf.minimum(base + starts + 1, tf.size(apart) - 1)
     between = tf.gather(apart, upto) - tf.gather(apart, base + tf.maximum(stop - 1, 0))
-    return first | ((between > 0) & (starts >= stop))
+    # Byte pairs have such a space before letters that do not merge with it; it may be trimmed to 0.
+    spaces = tf.concat([[0], tf.cumsum(tf.cast(points.flat_values == ord(" "), tf.int32))], axis=0)
+    blank = tf.gather(spaces, base + stop) - tf.gather(spaces, base + begin) == stop - begin
+    letter = tf.gather(spaces, upto) == tf.gather(spaces, base + starts)
+    return first | ((between > 0) & (starts >= stop) & ~(blank & letter & (starts == stop)))
 
 
 class Tags(NamedTuple):

@@ -3748,7 +3748,7 @@ assert_equal(vectors, encoder.embed(texts), atol=1e-4)
 # %% [markdown]
 # The server itself runs in Docker (`docs/serving.md` has the commands) and is queried by HTTP:
 #
-#     POST /v1/models/shapes:predict
+#     POST /v1/models/classification:predict
 #     {"instances": [{"image_bytes": {"b64": "iVBORw0KGgo..."}}]}
 #
 # ## 25. What it cost, and what next

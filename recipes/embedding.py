@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar
 
 from typer import Option
 
-from .encoding import EncoderSettings, begin, fit, max_length, outputs, read_split
+from .encoding import EncoderSettings, begin, fit, max_length, open_run, outputs, read_split
 from .options import Data, ModelFolder, Split, Texts
 from .run import (
     Run,
@@ -27,7 +27,7 @@ from .run import (
     read_lines,
     show_progress,
 )
-from .settings import SAMPLE, option, settings_of
+from .settings import SAMPLE, option
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     Returns:
         a dict: ``spearman`` and ``pearson``, or ``accuracy``; and the number of ``pairs``.
     """
-    settings, model = settings_of(run, Settings, data), load(run)
+    settings, model = open_run(run, Settings, data)
     pairs, split = read(settings.data, split, data)
     found = score(model, pairs, max_length(settings, model), show_progress("evaluating"))
     line = f"retrieval accuracy {found.get('accuracy', 0):.2%}"
@@ -181,9 +181,12 @@ def embed(
     import numpy as np
 
     from ..training import write_file
+    from ..zoo import ESM
 
     check_writable(save)
-    vectors = load(run).embed(list(read_lines(inputs)), progress=show_progress("embedding"))
+    model, texts = load(run), list(read_lines(inputs))
+    of_texts = {"pooled": True} if isinstance(model, ESM) else {}  # not of residues
+    vectors = model.embed(texts, progress=show_progress("embedding"), **of_texts)
     if save is not None:
         content = io.BytesIO()
         np.save(content, vectors)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from .run import class_of_preset, draw_curve
+from .run import class_of_preset, draw_curve, load
 from .settings import (
     SAMPLE,
     SAMPLE_TEXT,
@@ -14,6 +14,7 @@ from .settings import (
     choose_split,
     option,
     sample_folder,
+    settings_of,
 )
 
 LENGTH = 128  # tokens of a text, if neither the settings nor the model allow fewer or more
@@ -64,6 +65,22 @@ def read_split(reader, sample, data, split=None, other=None):
     (split, name), data = choose_split(split, other), other or data
     folder = sample_folder(sample) if data in (SAMPLE, SAMPLE_TEXT) else Path(data)
     return reader(folder, split), name
+
+
+def open_run(run, kind, data):
+    """The settings and the best model of a run.
+
+    A model that is not of a run has the defaults, but reads as much of a text as it can.
+    """
+    settings, model = settings_of(run, lambda: None, data), load(run)
+    return settings or kind(max_length=model.config.max_length), model
+
+
+def labels_of(model):
+    """The names of a model's classes, or their numbers."""
+    if model.config.head not in ("classes", "tags"):
+        raise ValueError(f"a model with the head {model.config.head!r} has no classes")
+    return [model.label(i) for i in range(model.config.num_classes)]
 
 
 def check_known(kind, found, known, data):

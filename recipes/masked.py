@@ -29,6 +29,7 @@ from .run import (
     averaging,
     class_of_preset,
     draw_curve,
+    escape,
     export_model,
     load,
     lock_folder,
@@ -193,4 +194,4 @@ def fill_mask(
         masks = [found] if isinstance(found[0][0], str) else found
         for j, tokens in enumerate(masks):
             for token, probability in tokens:
-                print(f"{i}\t{j}\t{token}\t{probability:.4f}")
+                print(f"{i}\t{j}\t{escape(token)}\t{probability:.4f}")

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import get_args
 
@@ -137,9 +138,6 @@ class Run:
 
         from ..training import InverseSquareRoot
 
-        if not model.trainable_weights:
-            raise ValueError("no weight is left to train: freeze fewer of them")
-
         with self.devices.scope():
             optimizer = self.optimizer(
                 kind or keras.optimizers.AdamW,
@@ -177,6 +175,8 @@ class Run:
         """
         from ..training import Checkpoints, Curves, EvaluateAverages, Progress
 
+        if not model.trainable_weights:
+            raise ValueError("no weight is left to train: freeze fewer of them")
         s, say = self.settings, self.say
         interval, limit = s.interval or per_epoch, self.limit(per_epoch)
         say(
@@ -355,6 +355,11 @@ def one_line(text):
     return " ".join(text.splitlines())
 
 
+def escape(text):
+    """A text whose control characters are written as in Python, as \\n for a new line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def load(run):
     """Loads the best model of a run, or the model in a folder."""
     from ..zoo import load as load_model
@@ -372,7 +377,7 @@ def task_of(run):
         return read_settings(folder).task
     kind = model_class(folder)
     if issubclass(kind, TextEncoder):
-        return task_of_head(json.loads((folder / "config.json").read_text("utf-8")))
+        return task_of_encoder(folder, kind)
     if hasattr(kind, "TASKS"):
         if not kind.TASKS:
             raise ValueError(f"the command has nothing for {kind.__name__}: use it in Python")
@@ -388,17 +393,19 @@ def task_of_run(run):
 
 
 TASKS_OF_HEADS = {
-    "classes": "text_classification", "tags": "tagging", "spans": "answering", "tokens": "masked",
+    "classes": "text_classification", "score": "text_classification", "tags": "tagging",
+    "spans": "answering", "tokens": "masked", None: "embedding",
 }  # fmt: skip
 
 
-def task_of_head(config):
-    """The task of a text encoder, by its config.json or a published one."""
-    from ..zoo.published.encoders import HEADS
+def task_of_encoder(folder, kind):
+    """The task of the text encoder of the class ``kind`` in a folder, by its head."""
+    from ..zoo.published import open_checkpoint
 
-    [name, *_] = config.get("architectures") or [""]
-    published = next((head for kind, head in HEADS.items() if name.endswith(kind)), None)
-    return TASKS_OF_HEADS.get(config.get("head", published), "embedding")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same ones come when the model is loaded
+        head = open_checkpoint(folder, kind).config({}).head
+    return TASKS_OF_HEADS[head]
 
 
 def model_folder(run):

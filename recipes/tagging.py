@@ -16,7 +16,9 @@ from .encoding import (
     check_known,
     cross_entropy,
     fit,
+    labels_of,
     max_length,
+    open_run,
     outputs,
     read_split,
 )
@@ -31,7 +33,7 @@ from .run import (
     read_lines,
     show_progress,
 )
-from .settings import SAMPLE, option, settings_of
+from .settings import SAMPLE, option
 
 Metric = Literal["f1", "accuracy"]  # of entities; of words
 
@@ -124,7 +126,7 @@ def score(model, sentences, length, progress=False):
     from ..data.tokenizers.ragged import unpack
     from ..training import entity_scores
 
-    names = model.config.class_names
+    names = labels_of(model)
     tokens, words = encode_words(sentences.words, model.tokenizer, length)
     firsts = unpack(words)
     found, logits, labels = [], [], []
@@ -151,11 +153,10 @@ def evaluate(run: ModelFolder, data: Data = None, split: Split = None, say=print
     Raises:
         ValueError: the data have other tags.
     """
-    settings, model = settings_of(run, Settings, data), load(run)
+    settings, model = open_run(run, Settings, data)
     sentences, split = read(settings.data, split, data)
-    check_known(
-        "tag", itertools.chain(*sentences.tags), model.config.class_names, data or settings.data
-    )
+    tags = itertools.chain(*sentences.tags)
+    check_known("tag", tags, labels_of(model), data or settings.data)
     length, progress = max_length(settings, model), show_progress("evaluating")
     found = score(model, sentences, length, progress) | {"sentences": len(sentences)}
     say(

@@ -17,13 +17,15 @@ from .encoding import (
     check_known,
     cross_entropy,
     fit,
+    labels_of,
     max_length,
+    open_run,
     outputs,
     read_split,
 )
 from .options import Data, ExportFolder, Format, ModelFolder, Split, Texts
 from .run import Run, averaging, load, lock_folder, one_line, read_lines, show_progress
-from .settings import SAMPLE_TEXT, option, settings_of
+from .settings import SAMPLE_TEXT, option
 
 Metric = Literal["accuracy", "macro_f1", "matthews"]
 
@@ -121,7 +123,7 @@ def score(model, texts, length, progress=False):
     from ..data.encoder_batches import class_indices, encode_texts
     from ..training import classification_scores
 
-    names = model.config.class_names
+    names = labels_of(model)
     labels = class_indices(texts.labels, names)
     logits = np.stack(
         outputs(model, *encode_texts(texts, model.tokenizer, length), progress=progress)
@@ -144,9 +146,9 @@ def evaluate(
     Raises:
         ValueError: the texts have other classes.
     """
-    settings, model = settings_of(run, Settings, data), load(run)
+    settings, model = open_run(run, Settings, data)
     texts, split = read(settings.data, split, data)
-    check_known("class", texts.classes, model.config.class_names, data or settings.data)
+    check_known("class", texts.classes, labels_of(model), data or settings.data)
     length = max_length(settings, model)
     found = score(model, texts, length, show_progress("evaluating")) | {"texts": len(texts)}
     say(

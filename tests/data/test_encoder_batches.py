@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from polyhead.data import (
+    BytePairs,
     Characters,
     LabelledTexts,
     Question,
@@ -11,12 +12,14 @@ from polyhead.data import (
     TextPairs,
     WordPieces,
     classification_batches,
+    encoder_batches,
     masked_batches,
     pair_batches,
     question_batches,
     tagging_batches,
 )
 from polyhead.data.masking import document_tokens
+from polyhead.data.spans import begins_word, code_points
 
 TEXTS = [
     f"{a} {b} sleeps in {c}" for a in ("Ada", "Boris") for b in "xyz" for c in ("Oslo", "Rome")
@@ -130,6 +133,22 @@ def test_the_first_token_of_each_word_has_its_label(tokenizer):
     assert weight.numpy().sum() == 3
 
 
+@pytest.mark.parametrize("trim", [False, True])
+def test_a_space_that_is_a_token_belongs_to_the_word_after_it(trim):
+    tokenizer = BytePairs.train(["ab ab ab"], 260)
+    tokenizer._trim = (trim, False)
+    ids, words = encoder_batches.encode_words([["ab", "가", "ab"]], tokenizer, 20)
+    pieces = tokenizer.pieces(ids[0].numpy())
+    assert pieces[:2] == [" ab", " "] and len(pieces) == 6
+    np.testing.assert_array_equal(words[0], [0, 1, -1, -1, -1, 2])
+    for text, count in (("ab 가나 ab", 3), ("ab 가 (가", 4), ("ab  가", 3), ("ab\n가", 3)):
+        ids, starts, ends = tokenizer.offsets([text])
+        row, places = ids.value_rowids(), (starts.flat_values, ends.flat_values)
+        places = [np.asarray(x, "int32") for x in places]
+        begins = begins_word(tokenizer, code_points([text]), np.asarray(row, "int32"), *places)
+        assert np.sum(begins) == count, text
+
+
 def test_batches_of_long_and_of_short_sentences_have_as_many_words(tokenizer):
     words = [["Ada"] * n for n in [6] * 128 + [30] * 64]
     sentences = TaggedWords(words, [["O"] * len(row) for row in words])
@@ -160,6 +179,18 @@ def test_labels_of_questions_are_the_tokens_of_the_answer(tokenizer):
                 assert not tokens.any()
     assert sorted(set(found)) == ["ada lovelace", "london"]
     assert 2 <= len(found) <= 4  # windows overlap
+
+
+def test_questions_are_tokenized_in_parts(kinds, monkeypatch):
+    whole = content(kinds["questions"](shuffle=False))
+    monkeypatch.setattr(encoder_batches, "PART", 1)
+    texts = ["Ada sleeps.", "Boris", "Ada sleeps."]
+    tokenizer = WordPieces.train(texts, 60)
+    for found, expected in zip(
+        encoder_batches.locate(tokenizer, texts), tokenizer.offsets(texts), strict=True
+    ):
+        assert found.to_list() == expected.to_list()
+    assert content(kinds["questions"](shuffle=False)) == whole
 
 
 def test_pairs_alternate_and_equal_texts_have_one_number(tokenizer):

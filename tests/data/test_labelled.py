@@ -96,6 +96,8 @@ def test_columns_that_are_not_read_are_named(tmp_path):
     file = write(tmp_path / "a.csv", "question,sentence,label\nWho?,Ada.,1\n")
     with pytest.warns(UserWarning, match="the columns sentence, label are read; question are not"):
         assert read_labelled_texts(file, None).texts == ["Ada."]
+    file = write(tmp_path / "a.csv", ",text,label\n0,Ada.,1\n")  # as pandas writes it
+    assert read_labelled_texts(file, None).texts == ["Ada."]
     file = write(tmp_path / "a.csv", "comment,mood\nGood.,1\nBad.,0\nFine.,1\nAwful.,0\n")
     with pytest.warns(UserWarning, match="line 1: only this line has the label 'mood'"):
         read_labelled_texts(file, None)

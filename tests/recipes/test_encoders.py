@@ -12,12 +12,12 @@ import tensorflow as tf
 
 from polyhead.data import read_labelled_texts
 from polyhead.recipes import answering, embedding, masked, tagging, text_classification
-from polyhead.recipes.encoding import check_sequences
-from polyhead.recipes.run import load
+from polyhead.recipes.encoding import check_sequences, open_run
+from polyhead.recipes.run import escape, load, task_of
 from polyhead.recipes.settings import sample_folder
 from polyhead.training import read_tensors
 from polyhead.training.states import by_path
-from polyhead.zoo import BERT
+from polyhead.zoo import BERT, ESM
 from tests.conftest import without_xla
 from tests.recipes.test_command import polyhead
 
@@ -178,6 +178,15 @@ def test_verbs_print_lines(trained, monkeypatch, capfd, task, arguments, lines):
     assert status == 1 and f"is for {task.replace('_', ' ')}, not for" in err
 
 
+def test_embeddings_of_proteins_are_a_line_each(monkeypatch, capfd, tmp_path):
+    model = ESM.preset("esm2-t6-8m", num_layers=1, head=None)
+    model.save_pretrained(tmp_path / "model")
+    status, out, _ = polyhead(monkeypatch, capfd, "embed", tmp_path / "model", "MKV", "MK")
+    found = [[float(number) for number in line.split()] for line in out.splitlines()]
+    assert status == 0
+    np.testing.assert_allclose(found, model.embed(["MKV", "MK"], pooled=True), atol=1e-5)
+
+
 def test_embeddings_are_saved_as_an_array(trained, monkeypatch, capfd, tmp_path):
     file = tmp_path / "vectors"
     ask = ("embed", trained("embedding"), "a text", "another", "--save")
@@ -319,6 +328,51 @@ def test_a_file_is_evaluated_as_a_whole(trained, tmp_path, monkeypatch, capfd):
     (tmp_path / "a.csv").write_text("text,label\nwhere is it?,praise\n")
     status, _, err = polyhead(monkeypatch, capfd, *ask)
     assert status == 1 and "the class 'praise' is not one of the model's" in err
+
+
+def test_models_without_names_of_classes_are_evaluated_by_number(tmp_path, trained):
+    def nameless(task, folder):
+        model = load(trained(task))
+        model.save_pretrained(folder)
+        content = json.loads((folder / "config.json").read_text()) | {"class_names": None}
+        (folder / "config.json").write_text(json.dumps(content))
+        return model
+
+    model = nameless("text_classification", tmp_path / "model")
+    (tmp_path / "a.csv").write_text("text,label\nwhere is it?,0\nthanks!,1\n")
+    data = str(tmp_path / "a.csv")
+    found = text_classification.evaluate(tmp_path / "model", data, say=quiet)
+    assert found["texts"] == 2 and found["loss"] > 0
+    settings, _ = open_run(tmp_path / "model", text_classification.Settings, data)
+    assert settings.max_length == model.config.max_length  # not the 128 of a run
+    run = trained("text_classification")
+    assert open_run(run, text_classification.Settings, data)[0].max_length is None
+    nameless("tagging", tmp_path / "tags")
+    (tmp_path / "a.conll").write_text("Ada\t0\nsleeps\t1\n")
+    found = tagging.evaluate(tmp_path / "tags", str(tmp_path / "a.conll"), say=quiet)
+    assert found["sentences"] == 1
+    model.adapt("score").save_pretrained(tmp_path / "score")
+    with pytest.raises(ValueError, match="a model with the head 'score' has no classes"):
+        text_classification.evaluate(tmp_path / "score", data, say=quiet)
+
+
+def test_the_task_of_a_published_model_is_that_of_its_weights(trained, tmp_path):
+    model = load(trained("masked"))
+    model.save_pretrained(tmp_path / "masked", format="huggingface")
+    file = tmp_path / "masked" / "config.json"
+    content = json.loads(file.read_text())
+    del content["architectures"]
+    file.write_text(json.dumps(content))
+    assert task_of(tmp_path / "masked") == "masked"
+    load(trained("embedding")).save_pretrained(tmp_path / "vectors", format="huggingface")
+    file = tmp_path / "vectors" / "config.json"
+    content = json.loads(file.read_text()) | {"architectures": ["BertForMaskedLM"]}
+    file.write_text(json.dumps(content))
+    assert task_of(tmp_path / "vectors") == "embedding"
+
+
+def test_control_characters_of_a_token_are_escaped():
+    assert escape("a\n\t é日\x00\u200b") == "a\\n\\t é日\\x00\\u200b"
 
 
 def test_the_data_decide_what_is_classified(trained, monkeypatch, capfd, tmp_path):

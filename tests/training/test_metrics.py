@@ -116,7 +116,9 @@ def test_correlations_are_those_of_hand_and_of_scipy():
     assert correlations([1, 2, 3], [3, 2, 1]) == dict(pearson=-1, spearman=-1)
     scores = correlations([1, 2, 2, 4], [1, 3, 2, 4])  # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4
     assert scores["spearman"] == pytest.approx(4.5 / np.sqrt(4.5 * 5))
-    assert np.isnan(correlations([1, 1], [1, 2])["pearson"])
+    for equal in ([1, 1, 1], [0.1, 0.1, 0.1]):  # the mean of the latter is not 0.1
+        assert np.isnan(correlations(equal, [1, 2, 4])["pearson"])
+        assert np.isnan(correlations([1, 2, 4], equal)["spearman"])
     stats = pytest.importorskip("scipy.stats")
     x, y = np.random.default_rng(0).integers(0, 9, (2, 40))
     scores = correlations(x, y)

@@ -62,7 +62,7 @@ FORMAT = Format(
     older={**OLDER, "is_decoder": False, "add_cross_attention": False},
     write=lambda config: write_encoder(config, "DistilBert"), fixed={"model_type": "distilbert"},
     others=lambda config: write_sentences(config, config.num_positions),
-    # Dropout of heads (ours is that of the network); how the saved positions were computed.
+    # Dropout of heads (see docs/checkpoints.md); how the saved positions were computed.
     unused=(*UNUSED, "qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds"),
     renamed=((r"^(?!distilbert\.|vocab_|pre_classifier\.|classifier\.|qa_outputs\.)",
               "distilbert."), *RENAMED),
