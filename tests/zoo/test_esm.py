@@ -289,6 +289,22 @@ def test_outputs_match_the_reference_both_ways(head, dropout, tmp_path):
     np.testing.assert_allclose(run(back.eval(), tokens)[name], expected[name], atol=1e-5)
 
 
+def test_files_of_sentence_transformers_pool_more_tokens(tmp_path):
+    make(tmp_path / "theirs", None)
+    names = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    modules = [{"idx": i, "path": path, "type": kind} for i, (path, kind) in enumerate(names)]
+    (tmp_path / "theirs" / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "theirs" / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+    (tmp_path / "theirs" / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    with pytest.warns(UserWarning, match="whose mean includes <cls> and <eos>"):
+        model = polyhead.load(tmp_path / "theirs")
+    model.save_pretrained(tmp_path / "ours", format="huggingface")
+    assert not (tmp_path / "ours" / "modules.json").exists()
+    with pytest.raises(ValueError, match=r"in this format: \('max', False\)"):
+        model.adapt(pooling="max").save_pretrained(tmp_path / "ours", format="huggingface")
+
+
 def test_contacts_match_the_reference(tmp_path):
     torch, _ = peers()
     theirs = make(tmp_path)

@@ -7,7 +7,7 @@ import numpy as np
 from ..esm import make_rotary
 from . import roberta
 from .bert import RENAMED, body
-from .encoders import read_encoder, write_encoder, write_sentences
+from .encoders import MODULES, TOKENIZER, read_encoder, write_encoder
 from .format import Format
 from .table import dense, norm
 
@@ -98,12 +98,19 @@ def read(s, _, fields):
     found = read_encoder(s, "Esm", fields, fields["max_length"])
     if found["head"] in ("score", "spans"):
         raise s.error("architectures", s.get("architectures"), "of several classes or residues")
+    if (file := s.file.parent / MODULES).is_file():
+        s.warnings.append(
+            f"{file}: embeddings differ from sentence-transformers', whose mean includes <cls> and "
+            "<eos>"
+        )
     return found
 
 
 def write(config):
     if config.activation != "gelu":
         raise ValueError(f"activation must be 'gelu' in this format: {config.activation!r}")
+    if (pooling := (config.pooling, config.normalize)) != ("mean", False):
+        raise ValueError(f"pooling must be the mean, not normalized, in this format: {pooling}")
     return write_encoder(config, "Esm") | POSITIONS
 
 
@@ -111,7 +118,8 @@ FORMAT = Format(
     "huggingface", rows, SETTINGS, read=read, write=write, copies=copies,
     fixed={**FIXED, "is_folding_model": False},
     older={"hidden_act": "gelu"},
-    others=lambda config: write_sentences(config, config.max_length),
+    # No files of sentence-transformers, which pools <cls> and <eos> too.
+    others=lambda config: {TOKENIZER: {"model_max_length": config.max_length}},
     constants=constants,
     adjust=adjust,
     renamed=((r"^(?!esm\.|lm_head\.|classifier\.)", "esm."), *RENAMED),
