@@ -169,7 +169,7 @@ def decode_gif(content, channels, max_pixels):
         10,
         lambda b: b[0] == 0x21,
         lambda at, b: skip_blocks(content, at + 2),
-        most=256,
+        most=16,
     )
     largest = tf.maximum(
         sides(screen[8:10], screen[6:8], True), sides(frame[7:9], frame[5:7], True)

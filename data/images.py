@@ -124,7 +124,8 @@ class LabelledImages:
         """
         if broken not in BROKEN:
             raise ValueError(f"broken must be one of {BROKEN}: {broken!r}")
-        if getattr(self.images, "shape", ())[1:] == (*size, channels):
+        whole = fit.get("crop", 1) == 1
+        if whole and getattr(self.images, "shape", ())[1:] == (*size, channels):
             return self
         array, kept = np.zeros((len(self), *size, channels), "uint8"), []
         kind = tf.TensorSpec([], tf.string)
@@ -476,7 +477,8 @@ def image_batches(
         channels: C, 3 for RGB or 1 for greyscale; images are converted.
         max_pixels: an image with more pixels is refused.
         fit: how images that are not augmented are resized: ``interpolation``, ``squash`` and
-            ``crop``; pass ``**model.preprocessor.fit`` for the model's own.
+            ``crop``; pass ``**model.preprocessor.fit`` for the model's own. An array of this size
+            is taken as resized and cropped.
 
     Raises:
         ValueError: an argument is out of range.

@@ -49,7 +49,8 @@ def masked_batches(
         texts: documents, or their tokens by `document_tokens`.
         length: T.
         batch_size: B.
-        whole_words: choose all tokens of a word or none.
+        whole_words: choose all tokens of a word or none. (Of tokens by `document_tokens`, it is
+            that function's.)
         pack: False: a row has tokens of one document only, a protein for example, and padding.
         shuffle: each epoch has a new order and other masks, reproducible from ``seed``; without,
             each iteration has the masks of ``seed``.

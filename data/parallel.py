@@ -82,6 +82,8 @@ def read_tsv(
     """
     rows = read_rows(path)
     named = find_columns(rows[0][1], source, target) if rows else None
+    if rows and not named:
+        warn_of_header(path, *rows[0], source, target)
     columns = named or (0, 1)
     rows = rows[1:] if named else rows
     for number, row in rows:
@@ -91,6 +93,17 @@ def read_tsv(
     if not rows:
         raise ValueError(f"{path} is empty")
     return ParallelText(*([row[column] for _, row in rows] for column in columns))
+
+
+def warn_of_header(path, number, row, source, target):
+    """Warns if the first line, which does not name both languages, may be a header."""
+    wanted = {*map(language_code, (source, target)), "source", "target", "src", "tgt"}
+    if wanted & {*map(language_code, row)}:
+        warnings.warn(
+            f"{path}, line {number} is read as a pair of texts: {' '.join(row)[:80]!r}. If it is a "
+            f"header, name its columns {source} and {target}",
+            stacklevel=4,
+        )
 
 
 def read_rows(path):
@@ -122,6 +135,7 @@ def read_rows(path):
     if text or not (doubled or needed or all_quoted):
         return [(i, line.split("\t")) for i, line in lines]
     rows = []
+    csv.field_size_limit(2**31 - 1)  # its default refuses texts of more than 131,072 characters
     for number, line in lines:
         try:
             [row] = csv.reader([line], delimiter="\t", strict=True)

@@ -47,7 +47,7 @@ def read_text(
         whole = found["train"] and found["val"] or split == "test"
         if whole and found[split]:
             return [read(found[split])]
-        files = sorted(path.glob(f"*{suffix}"))
+        files = [file for file in sorted(path.glob(f"*{suffix}")) if file != found["test"]]
         if found["train"] or found["val"]:
             files = [found["train"] or path / f"train{suffix}"]
         if not files:

@@ -296,7 +296,7 @@ def classify(
             for label, probability in classes:
                 print(f"{name}\t{label}\t{probability:.4f}", flush=True)
     if explain is not None:
-        draw_rollout(model, inputs[0], explain)
+        draw_rollout(model, inputs[0], explain, max_pixels)
 
 
 def export(
@@ -333,12 +333,12 @@ def draw_confusion(confusion, classes, path):
     save(figure, path)
 
 
-def draw_rollout(model, image, path):
+def draw_rollout(model, image, path, max_pixels=None):
     """Draws an image, and beside it the image with its attention rollout."""
     from matplotlib.figure import Figure
 
-    pixels = model.pixels(image)
-    shares = model.attention(image)
+    pixels = model.pixels(image, max_pixels)
+    shares = model.attention(image, max_pixels)
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     first, second = figure.subplots(1, 2)
     for axes in (first, second):
@@ -348,7 +348,7 @@ def draw_rollout(model, image, path):
     second.imshow(
         shares, cmap="inferno", alpha=0.6, interpolation="bilinear", extent=(0, width, height, 0)
     )
-    [(label, probability)] = model.classify([image], top=1)[0]
+    [(label, probability)] = model.classify([image], top=1, max_pixels=max_pixels)[0]
     first.set_title(f"{label}, {probability:.2f}")
     second.set_title("attention rollout")
     save(figure, path)

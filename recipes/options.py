@@ -204,7 +204,7 @@ def add_verb(app, name, functions, task_of, doc, **override):
 
     Args:
         functions: ``{task: function}``; each takes ``run``.
-        task_of: a function that returns a run's task.
+        task_of: a function of a run and the tasks of ``functions`` that returns the run's task.
         override: types of arguments that the tasks describe differently.
     """
     tasks = {}
@@ -222,7 +222,7 @@ def add_verb(app, name, functions, task_of, doc, **override):
     others = [move_to_panel(p, join_words(map(title, tasks[p.name])).capitalize()) for p in others]
 
     def run(given):
-        task = task_of(given["run"])
+        task = task_of(given["run"], functions)
         if task not in functions:
             wanted = join_words(map(title, functions), "or")
             raise ValueError(f"{given['run']} is for {title(task)}, not for {wanted}")

@@ -367,8 +367,11 @@ def load(run):
     return load_model(model_folder(run))
 
 
-def task_of(run):
-    """The task of a run; for a model that is not of a run, the first task of its class or head."""
+def task_of(run, wanted=()):
+    """The task of a run; for a model that is not of a run, that of its head or class.
+
+    Of the tasks of a class, it is the first of those that are ``wanted``, if there is one.
+    """
     from ..zoo import TextEncoder
     from ..zoo.loading import model_class
 
@@ -381,14 +384,14 @@ def task_of(run):
     if hasattr(kind, "TASKS"):
         if not kind.TASKS:
             raise ValueError(f"the command has nothing for {kind.__name__}: use it in Python")
-        return kind.TASKS[0]
+        return next((task for task in kind.TASKS if task in wanted), kind.TASKS[0])
     return next(task for task, verb in VERBS.items() if hasattr(kind, verb))
 
 
-def task_of_run(run):
+def task_of_run(run, wanted=()):
     """The task of a run, or of a model that is not of a run, which is evaluated on other data."""
     if (run / "config.json").is_file() and run.name not in ("best", "average"):
-        return task_of(run)
+        return task_of(run, wanted)
     return read_settings(run).task
 
 

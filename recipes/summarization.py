@@ -260,9 +260,11 @@ def evaluate(
     """
     from ..training import lead, rouge
 
-    settings, model = settings_of(run, Settings, data), load(run)
+    of_run, model = settings_of(run, lambda: None, data), load(run)
+    settings = of_run or Settings()
+    if of_run or model.config.search.max_new_tokens is None:
+        search.setdefault("max_new_tokens", settings.max_target_length)
     texts, split = read(settings.data, split, data)
-    search.setdefault("max_new_tokens", settings.max_target_length)
     summaries = model.summarize(
         texts.texts, progress=show_progress("summarizing"), pieces=False, **search
     )

@@ -33,6 +33,7 @@ Raw text, greedy search, on 2 cores of an AMD EPYC with AVX2: 38.92 and 37.70 af
     polyhead evaluate RUN --split test
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,6 +198,12 @@ def evaluate(
     data: Data = None,
     split: Split = None,
     variant: Annotated[str | None, Option(help="Variant of the files. Default: the run's.")] = None,
+    source: Annotated[
+        str | None, Option(help="Language to translate from. Default: the run's.")
+    ] = None,
+    target: Annotated[
+        str | None, Option(help="Language to translate to. Default: the run's.")
+    ] = None,
     show: Annotated[int, Option(help="Number of examples to show.")] = 3,
     batch_size=64,
     say=print,
@@ -208,12 +215,20 @@ def evaluate(
         split: default: "test". If the run's data is a single file, "val"; if ``data`` is a file,
             all of it.
 
+    Raises:
+        ValueError: the model is not of a run, and its languages are not given.
+
     Returns:
         the BLEU score, the split's name, its pairs, and the translations.
     """
     from ..training import bleu
 
-    settings = settings_of(run, Settings, data)
+    settings = settings_of(run, lambda: None, data)
+    if settings is None and None in (source, target):
+        raise ValueError(f"{run} is not a run, which has languages: pass --source and --target")
+    settings = settings or Settings()
+    languages = {"source": source or settings.source, "target": target or settings.target}
+    settings = dataclasses.replace(settings, **languages)
     one_file = data is None and Path(settings.data).is_file()
     split, name = choose_split(split, data, "val" if one_file else "test")
     pairs = read(settings, split, data, variant)

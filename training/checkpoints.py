@@ -164,7 +164,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def sweep(self) -> None:
         """Removes temporary files of killed processes; the folder must be locked."""
-        for old in self.folder.glob(".best.old.*"):
+        for old in (*self.folder.glob(".best.*/old"), *self.folder.glob(".best.old.*")):
             if not (self.folder / "best").exists():
                 old.rename(self.folder / "best")
         for left in self.folder.glob(".best.*"):

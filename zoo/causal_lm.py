@@ -155,7 +155,8 @@ class CausalLM(Pretrained):
                 ones.
             seed: the random seed, for reproducible samples: an integer (continuation i uses
                 ``seed + i``), or one integer per continuation.
-            stop: a string or several; generation stops at the first match, which is left out.
+            stop: a string or several; the text ends before the first match. The score, which also
+                ranks beams, is that of all generated tokens.
                 Default: the configuration's ``stop_strings``; () for none.
             truncate: keep only the last tokens of a prompt that does not fit in the context
                 together with ``max_new_tokens``. Otherwise a prompt as long as the context is an
@@ -300,8 +301,12 @@ class CausalLM(Pretrained):
     def _prompts(self, prompts, max_new_tokens, truncate):
         """Tokenizes ``prompts`` to lists that leave room for new tokens."""
         context = self.config.max_length
-        rows = self.tokenizer.encode(prompts).to_list() if prompts else []
-        rows = [row or [self.config.end_id] for row in rows]
+
+        def tokenize(prompts, longest):
+            ids, count = self.tokenizer.prompts(prompts, longest)
+            return [row[-n:].tolist() for row, n in zip(ids.numpy(), count.numpy(), strict=True)]
+
+        rows = tokenize(prompts, 2**31 - 1) if prompts else []
         longest = max(context - max_new_tokens, 1) if truncate else context - 1
         long = [i for i, row in enumerate(rows) if len(row) > longest]
         if long and not truncate:
@@ -314,7 +319,8 @@ class CausalLM(Pretrained):
                 f"{len(long)} of {len(rows)} prompts were truncated to their last {longest} tokens",
                 stacklevel=3,
             )
-        return [row[-longest:] for row in rows]
+            rows = tokenize(prompts, longest)
+        return rows
 
     def _batch(self, rows, search, size):
         """The arguments prompt, count and limit of `find`, padded to one of a few shapes."""

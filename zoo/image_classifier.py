@@ -119,13 +119,15 @@ class ImageClassifier(Classifier):
         """
         return self._reader(max_pixels).read(image)
 
-    def attention(self, image: Any) -> np.ndarray:
+    def attention(self, image: Any, max_pixels: int | None = None) -> np.ndarray:
         """The attention map of an image: shares (Y / P, X / P) that sum to 1; see `rollout`.
+
+        The arguments are those of `pixels`.
 
         >>> model.attention("cat.jpg").shape  # doctest: +SKIP
         (14, 14)
         """
-        shares = self.rollout(self.pixels(image)[None])
+        shares = self.rollout(self.pixels(image, max_pixels)[None])
         return np.asarray(ops.convert_to_numpy(shares))[0]
 
     @property

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -415,7 +414,9 @@ class Pretrained(Model):
         if folder.exists() and not self.is_replaceable(folder):
             raise FileExistsError(f"{folder} holds something other than a {type(self).__name__}")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(folder.parent, folder.name) as beside:
+        with temporary_folder(folder.parent, folder.name) as around:
+            beside = around / "new"
+            beside.mkdir()
             try:
                 if self.tokenizer is not None:
                     self.tokenizer.save(beside)
@@ -428,8 +429,7 @@ class Pretrained(Model):
                     if path.exists():  # the tokenizer's own
                         content = read_json(path) | content
                     write_file(path, f"{json.dumps(content, indent=2)}\n".encode())
-                beside.chmod(0o755)  # mkdtemp's folders are private
-                replace_folder(beside, folder)
+                replace_folder(beside, folder, around / "old")
             except OSError as error:  # for example, the disk is full
                 if isinstance(error.filename, str):
                     error.filename = error.filename.replace(str(beside), str(folder))
@@ -577,22 +577,17 @@ def cheap_collections():
         gc.collect()  # frees the old weights
 
 
-def replace_folder(new, folder):
-    """Renames ``new`` to ``folder``; deletes the old folder once that has succeeded."""
-    old = None
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+def replace_folder(new, folder, old):
+    """Renames ``folder`` to ``old``, if it exists, and ``new`` to ``folder``; or neither."""
+    replaced = folder.exists()
+    if replaced:
         os.rename(folder, old)
     try:
         os.rename(new, folder)
     except BaseException:
-        if old is not None:
+        if replaced:
             os.rename(old, folder)
         raise
-    if old is not None and old.is_symlink():
-        old.unlink()
-    elif old is not None:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 class ScoredText(str):

@@ -295,6 +295,8 @@ class AddedTokens(tf.Module):
         self._patterns = [pattern_of(texts, lstrip, rstrip) for texts in (raw, late)]
         strips = [rf"^[{SPACE}]*({pattern_of(lstrip)})" if lstrip else ""]
         strips.append(rf"({pattern_of(rstrip)})[{SPACE}]*$" if rstrip else "")
+        both = {*lstrip} & {*rstrip}
+        strips.append(rf"^[{SPACE}]*({pattern_of(sorted(both))})[{SPACE}]*$" if both else "")
         self._strips = tuple(filter(None, strips))
 
     def split(self, texts, normalize=None):

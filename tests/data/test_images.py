@@ -314,3 +314,11 @@ def test_preprocessing_is_created_from_a_configuration():
     assert pixels.read(np.zeros((8, 8, 1), "uint8")).shape == (4, 6, 1)
     with pytest.raises(ValueError, match="max_pixels must be a positive integer: 0"):
         Pixels.from_config(config, max_pixels=0)
+
+
+def test_arrays_of_the_models_size_are_cropped_too():
+    array = np.zeros((1, 20, 20, 3), "uint8")
+    array[:, 5:15, 5:15] = 200
+    images = LabelledImages(array, [0], ("a",))
+    assert images.pixels((20, 20)) is images
+    assert (images.pixels((20, 20), crop=0.5).images == 200).all()

@@ -130,6 +130,16 @@ def test_a_header_selects_the_columns(tmp_path):
         read_tsv(write(path, "source\ttarget\n"))
 
 
+def test_a_line_that_may_be_a_header_is_reported(tmp_path):
+    for names in ("en\tde", "Klingon\tEnglish", "id\ten\tde", "text\tTarget"):
+        path = write(tmp_path / "pairs.tsv", f"{names}\nA dog.\tUn chien.\tc\n")
+        with pytest.warns(UserWarning, match="line 1 is read as a pair .*its columns en and fr"):
+            assert len(read_tsv(path, "en", "fr")) == 2
+    long = "x" * 200_000
+    path = write(tmp_path / "pairs.tsv", f'"{long}"\t"b"\n"a, ""b"""\t"c"\n')
+    assert read_tsv(path).sources == [long, 'a, "b"']
+
+
 def test_every_tenth_pair_of_a_single_file_is_for_validation(tmp_path):
     path = write(tmp_path / "pairs.tsv", "".join(f"s{i}\tt{i}\n" for i in range(25)))
     train, val = (read_split(path, split, "en", "de") for split in ("train", "val"))

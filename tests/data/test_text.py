@@ -69,11 +69,12 @@ def test_files_and_folders_are_read(tmp_path):
     (tmp_path / "two.txt").write_text("abcdefghij" * 2)
     assert read_text(tmp_path) == ["0123456789" * 2, "abcdefghijabcdef"]
     assert read_text(tmp_path, "val") == ["ghij"]
+    (tmp_path / "test.txt").write_text("last")  # not a part of the other splits
+    assert read_text(tmp_path, "val") == ["ghij"]
     (tmp_path / "train.txt").write_text("x" * 10)
     assert read_text(tmp_path, "val") == ["x"]
     (tmp_path / "val.txt").write_text("mine")
     assert read_text(tmp_path, "val") == ["mine"] and read_text(tmp_path) == ["x" * 10]
-    (tmp_path / "test.txt").write_text("last")
     assert read_text(tmp_path, "test") == ["last"]
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "test.txt").write_text("alone")

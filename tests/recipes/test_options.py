@@ -35,7 +35,8 @@ OPTIONS = {
     "buckets weight-decay label-smoothing lora sentences metric",
     "train denoising": TRAINING + "vocab-size length batch-size rate mean-span weight-decay lora",
     "train folding": TRAINING + "crop batch-size buckets mask-rate weight-decay metric",
-    "evaluate": LENGTHS + "data variant split show confusion broken references passes",
+    "evaluate": LENGTHS
+    + "data variant source target split show confusion broken references passes",
     "average": LENGTHS + "last",
     "diversify": "out data num-beams length-penalty batch-size",
     "predict": SAMPLING + LENGTHS + "num-return-sequences attention stop seed top explain "
@@ -162,6 +163,10 @@ def test_an_option_or_a_verb_of_another_task_is_refused(monkeypatch, capfd, tmp_
     ):
         status, _, err = polyhead(monkeypatch, capfd, *arguments)
         assert (status, err) == (1, f"error: {message}\n")
+    (tmp_path / "config.json").write_text('{"model": "T5"}')  # has two tasks
+    for arguments in (("generate", tmp_path, "a"), ("summarize", tmp_path, "a")):
+        status, _, err = polyhead(monkeypatch, capfd, *arguments)
+        assert status == 1 and "is for" not in err
     (tmp_path / "config.json").write_text('{"model": "ViT"}')
     searching = "translation, generation, summarization and denoising"
     status, _, err = polyhead(monkeypatch, capfd, "predict", tmp_path, "a", "--num-beams", 2)

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from polyhead.data import ParallelText
 from polyhead.recipes import translation
 from polyhead.recipes.translation import Settings, evaluate, read
@@ -23,6 +25,11 @@ def test_a_file_is_evaluated_whole_and_the_runs_data_on_validation(tmp_path, mon
     (other := tmp_path / "other.tsv").write_text("s1 s2\tt1 t2\ns3\tt3\n")
     settings = {"task": "translation", "data": str(path)}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
+    (model := tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match="model is not a run, .* pass --source and --target"):
+        evaluate(model, str(other), source="en")
+    (path := tmp_path / "named.tsv").write_text("de\ten\nt1\ts1\n")
+    assert evaluate(model, str(path), source="en", target="de")[2].sources == ["s1"]
     for data, split, count in ((None, "val", 1), (other, "other.tsv", 2)):
         _, named, pairs, translations = evaluate(tmp_path, data)
         assert (named, len(pairs), translations) == (split, count, pairs.targets)

@@ -277,3 +277,12 @@ def test_a_checkpoint_has_kernels_without_lora_adapters(tmp_path):
     tensors, _ = read_tensors(checkpoints.saved()[-1])
     for v in model.weights:
         np.testing.assert_array_equal(tensors[f"model/{v.path}"], v)
+
+
+def test_a_best_model_that_was_just_being_replaced_is_restored(tmp_path):
+    old = tmp_path / ".best.99.abcdefgh" / "old"
+    old.mkdir(parents=True)
+    (old / "config.json").write_text("{}")
+    Checkpoints(tmp_path, monitor="val_loss", mode="min").sweep()
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (tmp_path / "best" / "config.json").is_file()

@@ -221,9 +221,10 @@ def advance(
 ):
     """Continues a `State` until all sequences are done, or have ``until`` tokens.
 
-    Beam search as in Hugging Face's library: each step ranks the 2 K most likely continuations of
-    K hypotheses. Those of the first K that end are set aside; the K best that do not end are
-    continued. With one beam this is greedy search or, with a ``sampler``, sampling.
+    Beam search as in Hugging Face's library: each step ranks the (1 + E) K most likely
+    continuations of K hypotheses, where E tokens end a sequence. Those of the first K that end are
+    set aside; the K best that do not end are continued. With one beam this is greedy search or,
+    with a ``sampler``, sampling.
 
     Args:
         step: ``(tokens (B K, 1), caches) -> (logits (B K, 1, V), caches)``; it reads and extends
@@ -250,6 +251,9 @@ def advance(
             for x in tensors
         ]
 
+    # As many that all beams can continue, even if each of these has all end tokens as its best.
+    wide = (1 + len({end_id, *search.stop_tokens})) * beams
+
     def is_end(token):
         return functools.reduce(
             ops.logical_or, [token == end for end in (end_id, *search.stop_tokens)]
@@ -266,7 +270,7 @@ def advance(
         # V is large: log-probabilities are computed for the candidates only, and their normalizer,
         # a logsumexp, reuses the largest logit.
         if sampler is None:
-            gain, token = ops.top_k(logits, min(2 * beams, logits.shape[-1]))
+            gain, token = ops.top_k(logits, min(wide, logits.shape[-1]))
             most = ops.max(gain, axis=-1, keepdims=True)  # a slice would hide the top_k from XLA
         else:
             token = sampler(logits[:, 0], tokens[:, 0], index)[:, None, None]
@@ -275,7 +279,7 @@ def advance(
         rest = most + ops.log(ops.sum(ops.exp(logits - most), axis=-1, keepdims=True))
         normalizer = ops.logsumexp(ops.concatenate([rest, *lost], axis=-1), -1, keepdims=True)
         total = score[..., None] + (gain - normalizer)
-        total, candidate = ops.top_k(flatten(total), min(2 * beams, beams * gain.shape[-1]))
+        total, candidate = ops.top_k(flatten(total), min(wide, beams * gain.shape[-1]))
         parent = candidate // gain.shape[-1]
         token = ops.take_along_axis(flatten(token), candidate, axis=1)
         longer = ops.take_along_axis(tokens, parent[..., None], axis=1)

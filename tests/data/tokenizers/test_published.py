@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -15,6 +16,7 @@ from polyhead.data import BytePairs, Characters, MarianPieces, Subwords, WordPie
 from polyhead.data.tokenizers import load
 from polyhead.data.tokenizers.byte_pairs import END
 from polyhead.data.tokenizers.splits import PATTERNS
+from polyhead.zoo import CausalLM
 from tests.data.tokenizers.test_splits import POINTS
 
 PARTS = [
@@ -83,6 +85,10 @@ def test_llama_3_is_read(learned, tmp_path):
     assert rows[0] == rows[1] == ours.encode(["ab"]).to_list()[0]
     assert rows[2] == [*ours.prefix]
     assert rows[3] == [*ours.prefix, *ours.encode(["c" * 50]).to_list()[0][-4:]]
+    model = SimpleNamespace(tokenizer=ours, config=SimpleNamespace(max_length=6))
+    with pytest.warns(UserWarning, match="1 of 4 prompts were truncated to their last 5 tokens"):
+        texts = [f"{begin}ab", "ab", "", "c" * 50]
+        assert CausalLM._prompts(model, texts, 1, truncate=True) == rows
 
 
 def test_qwen_2_is_read(learned, tmp_path):
@@ -102,9 +108,10 @@ def test_smollm_2_splits_digits(learned, tmp_path):
 def test_roberta_adds_tokens_and_its_mask_includes_white_space(learned, tmp_path):
     peer = byte_level(learned)
     peer.add_special_tokens(["<s>", "</s>", AddedToken("<mask>", lstrip=True, normalized=False)])
+    peer.add_special_tokens([AddedToken("<x>", lstrip=True, rstrip=True, normalized=False)])
     around = [(name, peer.token_to_id(name)) for name in ("</s>", "<s>")]
     peer.post_processor = processors.RobertaProcessing(*around, add_prefix_space=False)
-    texts = random_texts(500, [*PARTS, "<mask>", " <mask>", "\n<mask>", "</s>"])
+    texts = random_texts(500, [*PARTS, "<mask>", " <mask>", "\n<mask>", "</s>", " <x> ", "<x>"])
     ours = check(tmp_path, peer, texts, end=around[0][1])
     assert (ours.prefix, ours.suffix) == ((around[1][1],), (around[0][1],))
     assert ours.tokens("a") == ["<s>", "a", "</s>"]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from polyhead.zoo.decoding import Search
+from polyhead.zoo.decoding.search import advance, begin
 from tests.conftest import small
 
 END = 2
@@ -81,6 +82,24 @@ def test_an_exhaustive_beam_finds_the_best_sequences(penalty, alpha, stop):
     for i in range(20):
         assert list(tokens[0, i]) == pad(best[i][0], tokens.shape[2])
         assert score[0, i] == pytest.approx(worth(best[i]), abs=1e-4)
+
+
+def test_a_beam_continues_although_many_ends_are_likelier():
+    logits = keras.ops.convert_to_tensor([-9.0, -9.0, 2.5, 4.0, 5.0, 3.0, 2.0])
+
+    def step(tokens, caches):
+        return keras.ops.broadcast_to(logits, (2, 1, 7)), caches
+
+    settings = dict(num_beams=2, length_penalty=2.0, early_stopping="never")
+    limit = keras.ops.convert_to_tensor([3])
+    state = begin(np.array([1]), [], limit, 3, 0, beams=2)
+    # Four tokens end a sequence: the best one that goes on, 6, is the fifth.
+    search = Search(stop_tokens=(3, 4, 5), **settings)
+    tokens, score, _ = advance(step, state, limit, END, search).found
+    assert array(tokens).tolist() == [[[4, 0, 0], [6, 6, 4]]]
+    gains = array(keras.ops.log_softmax(logits))
+    expected = [gains[4], (2 * gains[6] + gains[4]) / 9]
+    np.testing.assert_allclose(array(score)[0], expected, rtol=1e-5)
 
 
 def test_one_beam_takes_the_most_likely_token_at_each_step():
