@@ -169,7 +169,7 @@ def decode_gif(content, channels, max_pixels):
         10,
         lambda b: b[0] == 0x21,
         lambda at, b: skip_blocks(content, at + 2),
-        most=16,
+        most=16,  # each may have as many steps as a file; few have more than 3
     )
     largest = tf.maximum(
         sides(screen[8:10], screen[6:8], True), sides(frame[7:9], frame[5:7], True)
@@ -178,7 +178,7 @@ def decode_gif(content, channels, max_pixels):
     length = tf.cast(tf.strings.length(content), tf.int64)
     whole = (end <= length) & (read_bytes(content, end - 1, 1)[0] == 0)
     checks = [
-        check(frame[0] == 0x2C, "the GIF has no image"),
+        check(frame[0] == 0x2C, "the GIF has no image, or too many blocks before it"),
         check(whole, "the GIF is truncated, or has too many small blocks"),
         check_size(largest, max_pixels),
     ]

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from .batches import Buckets, check_integer, check_sizes, fill
 from .labelled import LabelledTexts, Question, TaggedWords, TextPairs
-from .spans import read_contexts
+from .spans import join_words, read_contexts, word_of
 from .tokenizers.ragged import join_rows
 from .tokenizers.tokenizer import Tokenizer
 
@@ -135,23 +135,19 @@ def tagging_batches(
 def encode_words(sentences, tokenizer, max_length):
     """Tokenizes lists of words: ragged tokens (B, None), and words (B, None).
 
-    Words are the indices of the words that begin at each token; -1 for other tokens. The space
-    before a word belongs to it, as in `TextEncoder.tag`.
+    Words are the indices of the words that begin at each token; -1 for other tokens.
     """
     check_room(tokenizer, max_length)
-    # A space before the first word too: byte pairs of words begin with one.
-    texts = ["".join(f" {word}" for word in words) for words in sentences]
-    ids, starts, _ = locate(tokenizer, texts)
+    ids, starts, _ = locate(tokenizer, list(map(join_words, sentences)))
     room = max_length - len(tokenizer.prefix) - len(tokenizer.suffix)
     ids, starts = ids[:, : max(room, 0)], starts[:, : max(room, 0)]
     lengths, place = ids.row_lengths().numpy(), starts.flat_values.numpy()
     found, at = [], 0
     for words, length in zip(sentences, lengths, strict=True):
-        first = np.cumsum([0, *(len(word) + 1 for word in words)])[:-1]
-        word = np.searchsorted(first, place[at : at + length], side="right") - 1
+        word = word_of(words, place[at : at + length])
         found.append(np.where(np.diff(word, prepend=-1) != 0, word, -1))
         at += length
-    words = ids.with_flat_values(tf.constant(np.concatenate(found), tf.int32))
+    words = ids.with_flat_values(tf.constant(np.concatenate([[], *found]), tf.int32))
     before, after = tokenizer.prefix, tokenizer.suffix
     ids = join_rows(before, tf.cast(ids, tf.int32), after)
     return ids, join_rows([-1] * len(before), words, [-1] * len(after))
@@ -163,6 +159,7 @@ def locate(tokenizer, texts):
     parts = [
         tokenizer.offsets(different[i : i + PART]) for i in range(0, max(len(different), 1), PART)
     ]
+    index = tf.constant(index, tf.int32)
     return [tf.gather(tf.concat(rows, axis=0), index) for rows in zip(*parts, strict=True)]
 
 

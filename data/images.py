@@ -111,6 +111,8 @@ class LabelledImages:
     ) -> "LabelledImages":
         """Decodes the images to an array (N, Y, X, C), for data sets that fit in memory.
 
+        An array of this size stays as it is, unless ``crop`` is below 1.
+
         Args:
             size: height and width.
             broken: "refuse" an image that cannot be decoded, or "skip" it with a warning.

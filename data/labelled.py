@@ -416,7 +416,6 @@ def read_table(file):
 def parse_csv(file, lines, delimiter):
     """Parses CSV to (line, fields) without blank lines; a quoted field may have several lines."""
     rows, start = [], 1
-    csv.field_size_limit(2**31 - 1)  # its default refuses texts of more than 131,072 characters
     reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, strict=True)
     try:
         for row in reader:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ..files import read_data
 
+csv.field_size_limit(2**31 - 1)  # its default refuses fields of more than 131,072 characters
+
 EVERY = 10  # in a file without splits, every tenth example is for validation
 # A field as spreadsheets write it, with or without quotes, and a line of such fields.
 FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
@@ -68,8 +70,8 @@ def read_tsv(
 
     The first line may be a header with the languages ``source`` and ``target`` ("en", "English") or
     the words "source" and "target"; it selects the columns. Other columns and blank lines are
-    ignored. Fields may be quoted as in spreadsheets, if every line does so; otherwise quotes are
-    part of the text.
+    ignored. Another first line that may be a header is read as a pair, with a warning. Fields may
+    be quoted as in spreadsheets, if every line does so; otherwise quotes are part of the text.
 
     >>> polyhead.training.write_file("pairs.tsv", b"Ein Hund.\tA dog.\n")
     >>> polyhead.data.read_tsv("pairs.tsv")
@@ -98,7 +100,7 @@ def read_tsv(
 def warn_of_header(path, number, row, source, target):
     """Warns if the first line, which does not name both languages, may be a header."""
     wanted = {*map(language_code, (source, target)), "source", "target", "src", "tgt"}
-    if wanted & {*map(language_code, row)}:
+    if wanted & {language_code(name) for name in row if " " not in name.strip()}:
         warnings.warn(
             f"{path}, line {number} is read as a pair of texts: {' '.join(row)[:80]!r}. If it is a "
             f"header, name its columns {source} and {target}",
@@ -135,7 +137,6 @@ def read_rows(path):
     if text or not (doubled or needed or all_quoted):
         return [(i, line.split("\t")) for i, line in lines]
     rows = []
-    csv.field_size_limit(2**31 - 1)  # its default refuses texts of more than 131,072 characters
     for number, line in lines:
         try:
             [row] = csv.reader([line], delimiter="\t", strict=True)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from .batches import fill
@@ -287,6 +288,20 @@ def substrings(points: tf.RaggedTensor, row: Any, starts: Any, ends: Any) -> tf.
 def code_points(texts: Any) -> tf.RaggedTensor:
     """The code points (B, None) of ``texts`` (B,); invalid UTF-8 becomes U+FFFD."""
     return tf.strings.unicode_decode(texts, "UTF-8")
+
+
+def join_words(words: Sequence[str]) -> str:
+    """The text of words. A space before the first one too: byte pairs of words begin with it."""
+    return "".join(f" {word}" for word in words)
+
+
+def word_of(words: Sequence[str], starts: Any) -> np.ndarray:
+    """The index of the word of tokens that begin at ``starts`` (N,) in the text of `join_words`.
+
+    The space before a word belongs to it.
+    """
+    first = np.cumsum([0, *(len(word) + 1 for word in words)])[:-1]
+    return np.searchsorted(first, starts, side="right") - 1
 
 
 def begins_word(

@@ -25,9 +25,9 @@ def read_text(
     """Reads the documents of a file or a folder.
 
     From a folder it reads the file ``<split>.txt``, or ``.txt.gz``. A folder with neither
-    ``train.txt`` nor ``val.txt`` is read as one document per ``*.txt`` file, in the order of names.
-    Without separate files, the split "train" is the first 90% of all characters, and "val" the
-    rest. The split None is all of a file.
+    ``train.txt`` nor ``val.txt`` is read as one document per ``*.txt`` file but ``test.txt``, in
+    the order of names. Without separate files, the split "train" is the first 90% of all
+    characters, and "val" the rest. The split None is all of a file.
 
     >>> polyhead.training.write_file("digits.txt", b"0123456789")
     >>> polyhead.data.read_text("digits.txt", "val")

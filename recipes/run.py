@@ -356,8 +356,12 @@ def one_line(text):
 
 
 def escape(text):
-    """A text whose control characters are written as in Python, as \\n for a new line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """A text whose backslashes and unprintable characters are written as in Python, such as \\n."""
+
+    def shown(c):
+        return c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode()
+
+    return "".join(map(shown, text))
 
 
 def load(run):

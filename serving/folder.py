@@ -24,6 +24,8 @@ def temporary_folder(parent, name):
     for path in parent.iterdir():
         found = re.fullmatch(rf"\.{re.escape(name)}\.([0-9]+)\.[a-z0-9_]{{8}}", path.name)
         if found and not is_running(int(found[1])) and is_old(path):
+            if (path / "old").exists() and not (parent / name).exists():  # killed between renames
+                os.rename(path / "old", parent / name)
             shutil.rmtree(path, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{name}.{os.getpid()}.", dir=parent))
     try:

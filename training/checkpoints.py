@@ -15,6 +15,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from ..files import write_file
 from .averages import averages, inner
 from .devices import from_chief, is_chief
 from .lock import acquire, release
@@ -25,7 +26,6 @@ from .states import (
     by_path,
     random_states,
     read_tensors,
-    write_file,
     write_tensors,
 )
 

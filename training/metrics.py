@@ -360,9 +360,10 @@ def correlations(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
     check_same_size(x, y)
 
     def pearson(x, y):
+        x, y = (np.asarray(values, float) for values in (x, y))
         if not np.ptp(x) or not np.ptp(y):
             return float("nan")
-        x, y = (np.asarray(values, float) - np.mean(values) for values in (x, y))
+        x, y = x - x.mean(), y - y.mean()
         return float(x @ y / np.sqrt((x @ x) * (y @ y)))
 
     def ranks(values):

@@ -158,7 +158,7 @@ class CausalLM(Pretrained):
             stop: a string or several; the text ends before the first match. The score, which also
                 ranks beams, is that of all generated tokens.
                 Default: the configuration's ``stop_strings``; () for none.
-            truncate: keep only the last tokens of a prompt that does not fit in the context
+            truncate: keep only the end of a prompt that does not fit in the context
                 together with ``max_new_tokens``. Otherwise a prompt as long as the context is an
                 error.
             progress: True shows a progress bar; or a function that wraps the batches.
@@ -301,12 +301,8 @@ class CausalLM(Pretrained):
     def _prompts(self, prompts, max_new_tokens, truncate):
         """Tokenizes ``prompts`` to lists that leave room for new tokens."""
         context = self.config.max_length
-
-        def tokenize(prompts, longest):
-            ids, count = self.tokenizer.prompts(prompts, longest)
-            return [row[-n:].tolist() for row, n in zip(ids.numpy(), count.numpy(), strict=True)]
-
-        rows = tokenize(prompts, 2**31 - 1) if prompts else []
+        tokenize = self.tokenizer.prompt_rows
+        rows = tokenize(prompts, 2**31 - 1).to_list() if prompts else []
         longest = max(context - max_new_tokens, 1) if truncate else context - 1
         long = [i for i, row in enumerate(rows) if len(row) > longest]
         if long and not truncate:
@@ -319,7 +315,7 @@ class CausalLM(Pretrained):
                 f"{len(long)} of {len(rows)} prompts were truncated to their last {longest} tokens",
                 stacklevel=3,
             )
-            rows = tokenize(prompts, longest)
+            rows = tokenize(prompts, longest).to_list()
         return rows
 
     def _batch(self, rows, search, size):

@@ -325,8 +325,7 @@ class TextEncoder(Classifier):
 
         plans, rows = [], []
         for chosen in chunks(texts):
-            # A space before the first word too: byte pairs of words begin with one.
-            strings = [t if isinstance(t, str) else "".join(f" {w}" for w in t) for t in chosen]
+            strings = [t if isinstance(t, str) else spans.join_words(t) for t in chosen]
             ids, starts, ends = tokenizer.offsets(strings)
             windows, tokens = spans.text_windows(tokenizer, ids, self.context, OVERLAP)
             plans.append((chosen, strings, starts, ends, windows.kept()))
@@ -349,8 +348,7 @@ class TextEncoder(Classifier):
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 own = slice(*np.searchsorted(row, [i, i + 1]))
-                first = np.cumsum([0, *(len(w) + 1 for w in text)])[:-1]
-                word[own] = np.searchsorted(first, starts[own], "right") - 1
+                word[own] = spans.word_of(text, starts[own])
         tags = self._tags()
         found = spans.find_spans(
             tags, tagged[:, 0].astype("int32"), tagged[:, 1], row, word, starts, ends

@@ -87,7 +87,7 @@ ALONE = (
     "9c7 b47 bc6-bc7 c46 cbf cc6 cca d46-d47 dd9 ddc f76 f78 f93 f9d fa2 fa7 fac fb9 1b3a 1b3c "
     "1b3e-1b3f 1b42 11131-11132 11347 114b9 115b8-115b9"
 )
-COMBINING = rf"[^\P{{M}}{code_points(ALONE)}]"
+COMBINING = rf"[^\P{{M}}{code_points(ALONE)}{code_points(NEWER)}]"
 # Upper-case letters that TensorFlow's tables lack: first, last, and the way to the lower case.
 UPPER = (
     (0x1C89, 0x1C89, 1), (0x2C2F, 0x2C2F, 48), (0xA7C0, 0xA7C0, 1), (0xA7CB, 0xA7CB, -42343),
@@ -122,10 +122,11 @@ def normalize(texts, operation):
     """Applies ``operation``, a normalization of Unicode, to ``texts`` (N,) as an older version.
 
     It orders the marks of a character in a time that grows with the square of their number. So a
-    text is cut after 30 of them, as Unicode permits (Standard Annex 15, section 13).
+    text is cut after a character with 30 of them, as Unicode suggests (Standard Annex 15, section
+    13).
     """
     newer = f"[{code_points(NEWER)}]"
-    cuts = f"{newer}|{COMBINING}{{30}}"
+    cuts = f"{newer}|[^{code_points(NEWER)}]{COMBINING}{{30}}"
 
     def between():
         parts = split(texts, cuts)

@@ -205,6 +205,17 @@ class Tokenizer(tf.Module):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Tokenizes ``texts`` (B,) to ids (B, P), padded on the left, and their numbers (B,).
 
+        See `prompt_rows`.
+        """
+        rows = self.prompt_rows(texts, longest)
+        count = rows.row_lengths()
+        ids = tf.reverse_sequence(rows.to_tensor(self.end_id), count, seq_axis=1)
+        none = tf.cast(tf.shape(ids)[1] == 0, tf.int32)  # P is at least 1, also without texts
+        return tf.pad(tf.reverse(ids, [1]), [[0, 0], [none, 0]]), tf.cast(count, tf.int32)
+
+    def prompt_rows(self, texts: Sequence[str] | tf.Tensor, longest: int) -> tf.RaggedTensor:
+        """Tokenizes ``texts`` (B,) to ragged ids (B, None).
+
         A prompt starts with `prefix`, unless the text itself does. Prompts of more than ``longest``
         ids keep the end of the text. An empty prompt becomes the end token.
         """
@@ -215,17 +226,12 @@ class Tokenizer(tf.Module):
             rows = tf.gather(rows.flat_values, tf.ragged.range(starts, rows.row_limits()))
             kept = longest - len(self.prefix)
             rows = rows[:, -kept:] if kept > 0 else rows[:, :0]
-            rows = join_rows(self.prefix, rows)
-        else:
-            rows = rows[:, -longest:]
-            empty = tf.cast(rows.row_lengths() == 0, tf.int64)
-            ends = tf.fill([tf.reduce_sum(empty)], self.end_id)
-            ends = tf.RaggedTensor.from_row_lengths(ends, empty, validate=False)
-            rows = join_rows(rows, ends)
-        count = rows.row_lengths()
-        ids = tf.reverse_sequence(rows.to_tensor(self.end_id), count, seq_axis=1)
-        none = tf.cast(tf.shape(ids)[1] == 0, tf.int32)  # P is at least 1, also without texts
-        return tf.pad(tf.reverse(ids, [1]), [[0, 0], [none, 0]]), tf.cast(count, tf.int32)
+            return join_rows(self.prefix, rows)
+        rows = rows[:, -longest:]
+        empty = tf.cast(rows.row_lengths() == 0, tf.int64)
+        ends = tf.fill([tf.reduce_sum(empty)], self.end_id)
+        ends = tf.RaggedTensor.from_row_lengths(ends, empty, validate=False)
+        return join_rows(rows, ends)
 
     @staticmethod
     def prefixed(prefix: str, texts: tf.Tensor) -> tf.Tensor:

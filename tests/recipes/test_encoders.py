@@ -371,8 +371,8 @@ def test_the_task_of_a_published_model_is_that_of_its_weights(trained, tmp_path)
     assert task_of(tmp_path / "vectors") == "embedding"
 
 
-def test_control_characters_of_a_token_are_escaped():
-    assert escape("a\n\t é日\x00\u200b") == "a\\n\\t é日\\x00\\u200b"
+def test_unprintable_characters_of_a_token_are_escaped():
+    assert escape("a\n\t é日\x00\u200b\\n") == "a\\n\\t é日\\x00\\u200b\\\\n"
 
 
 def test_the_data_decide_what_is_classified(trained, monkeypatch, capfd, tmp_path):

@@ -297,7 +297,7 @@ def test_files_of_sentence_transformers_pool_more_tokens(tmp_path):
     (tmp_path / "theirs" / "1_Pooling").mkdir()
     pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
     (tmp_path / "theirs" / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    with pytest.warns(UserWarning, match="whose mean includes <cls> and <eos>"):
+    with pytest.warns(UserWarning, match="which pools <cls> and <eos> too"):
         model = polyhead.load(tmp_path / "theirs")
     model.save_pretrained(tmp_path / "ours", format="huggingface")
     assert not (tmp_path / "ours" / "modules.json").exists()

@@ -98,10 +98,11 @@ def read(s, _, fields):
     found = read_encoder(s, "Esm", fields, fields["max_length"])
     if found["head"] in ("score", "spans"):
         raise s.error("architectures", s.get("architectures"), "of several classes or residues")
-    if (file := s.file.parent / MODULES).is_file():
+    file = s.file.parent / MODULES
+    if file.is_file() and found.get("pooling") != "token":
         s.warnings.append(
-            f"{file}: embeddings differ from sentence-transformers', whose mean includes <cls> and "
-            "<eos>"
+            f"{file}: embeddings differ from those of sentence-transformers, which pools <cls> and "
+            "<eos> too"
         )
     return found
 
@@ -109,7 +110,8 @@ def read(s, _, fields):
 def write(config):
     if config.activation != "gelu":
         raise ValueError(f"activation must be 'gelu' in this format: {config.activation!r}")
-    if (pooling := (config.pooling, config.normalize)) != ("mean", False):
+    pooling = config.pooling, config.normalize
+    if config.head is None and pooling != ("mean", False):
         raise ValueError(f"pooling must be the mean, not normalized, in this format: {pooling}")
     return write_encoder(config, "Esm") | POSITIONS
 

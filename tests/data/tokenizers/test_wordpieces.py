@@ -182,9 +182,10 @@ def test_marks_are_ordered_in_a_time_that_grows_with_their_number(form):
         return unicodedata.normalize(form, text)
 
     marks = "\u0301\u0323\u05b4"
-    assert normalize("e" + 9 * marks).decode() == reference("e" + 9 * marks)
-    cut = reference("e") + 2 * reference(10 * marks) + reference(2 * marks + "é")
-    assert normalize("e" + 22 * marks + "é").decode() == cut
+    assert normalize("e" + 10 * marks).decode() == reference("e" + 10 * marks)
+    text = "e" + 22 * marks + "é"
+    cut = reference(text[:31]) + reference(text[31:62]) + reference(text[62:])
+    assert normalize(text).decode() == cut
     assert len(normalize("e" + 200_000 * marks)) == 1_200_001  # takes an hour if all are ordered
 
 
