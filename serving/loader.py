@@ -25,7 +25,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..quiet import LOCK, filtered_stderr  # pyright: ignore  (in ../package)
+from ..quiet import LOCK, filtered_stderr
 
 FLOAT, INT32, STRING = 1, 3, 7  # tensorflow/core/framework/types.proto
 NUMBERS = {FLOAT: (ctypes.c_float, (int, float)), INT32: (ctypes.c_int32, (int,))}
