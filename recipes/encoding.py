@@ -72,7 +72,7 @@ def open_run(run, kind, data):
 
     A model that is not of a run has the defaults, but reads as much of a text as it can.
     """
-    settings, model = settings_of(run, lambda: None, data), load(run)
+    settings, model = settings_of(run, data=data), load(run)
     return settings or kind(max_length=model.config.max_length), model
 
 

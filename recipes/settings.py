@@ -217,14 +217,16 @@ def read_settings(run):
     return load_settings(run / "settings.json")
 
 
-def settings_of(run, settings, data=""):
-    """The settings of a run; the defaults for a model that is not of a run, if it has ``data``."""
+def settings_of(run, settings=None, data=""):
+    """The settings of a run. Of a model that is not of a run, if it has ``data``, the defaults of
+    the class ``settings``, or None.
+    """
     try:
         return read_settings(run)
     except FileNotFoundError:
         if data is None:
             raise ValueError(f"{run} is not a run, which has data: pass --data") from None
-        return settings()
+        return settings and settings()
 
 
 def load_settings(file):

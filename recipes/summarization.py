@@ -260,7 +260,7 @@ def evaluate(
     """
     from ..training import lead, rouge
 
-    of_run, model = settings_of(run, lambda: None, data), load(run)
+    of_run, model = settings_of(run, data=data), load(run)
     settings = of_run or Settings()
     if of_run or model.config.search.max_new_tokens is None:
         search.setdefault("max_new_tokens", settings.max_target_length)

@@ -223,7 +223,7 @@ def evaluate(
     """
     from ..training import bleu
 
-    settings = settings_of(run, lambda: None, data)
+    settings = settings_of(run, data=data)
     if settings is None and None in (source, target):
         raise ValueError(f"{run} is not a run, which has languages: pass --source and --target")
     settings = settings or Settings()

@@ -81,12 +81,13 @@ NEWER = (
     "1611e 16121-16129 1612f 16d63 16d67-16d6a 16ff0-16ff1 1e08f 1e130-1e136 1e2ae 1e2ec-1e2ef "
     "1e4ec-1e4ef 1e5ee-1e5ef"
 )
-# Combining marks that may join the character before them. The others are vowel signs that others
-# join, and signs that become two.
+# Combining marks that do not join the character before them: vowel signs that others join, and
+# signs that become two.
 ALONE = (
     "9c7 b47 bc6-bc7 c46 cbf cc6 cca d46-d47 dd9 ddc f76 f78 f93 f9d fa2 fa7 fac fb9 1b3a 1b3c "
     "1b3e-1b3f 1b42 11131-11132 11347 114b9 115b8-115b9"
 )
+# The combining marks that may join it.
 COMBINING = rf"[^\P{{M}}{code_points(ALONE)}{code_points(NEWER)}]"
 # Upper-case letters that TensorFlow's tables lack: first, last, and the way to the lower case.
 UPPER = (

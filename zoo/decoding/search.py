@@ -251,7 +251,7 @@ def advance(
             for x in tensors
         ]
 
-    # As many that all beams can continue, even if each of these has all end tokens as its best.
+    # Enough for all beams to continue, even if the best candidates are the end tokens of each.
     wide = (1 + len({end_id, *search.stop_tokens})) * beams
 
     def is_end(token):

@@ -93,7 +93,7 @@ def test_a_beam_continues_although_many_ends_are_likelier():
     settings = dict(num_beams=2, length_penalty=2.0, early_stopping="never")
     limit = keras.ops.convert_to_tensor([3])
     state = begin(np.array([1]), [], limit, 3, 0, beams=2)
-    # Four tokens end a sequence: the best one that goes on, 6, is the fifth.
+    # The four most likely tokens end a sequence, and the fifth, 6, does not.
     search = Search(stop_tokens=(3, 4, 5), **settings)
     tokens, score, _ = advance(step, state, limit, END, search).found
     assert array(tokens).tolist() == [[[4, 0, 0], [6, 6, 4]]]
